@@ -1,0 +1,213 @@
+"""Reading a request's body: one strict JSON parser, with limits around it."""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from likewise.errors import Fault, Invalid, Malformed, NotSupported, UnsupportedMediaType
+
+MAX_DEPTH = 32
+MAX_FAULTS = 20
+MAX_POINTER = 200
+# Parsing 1 MiB takes about 5 ms; what is larger must not hold up the other requests.
+PARSE_IN_THREAD = 2**20
+
+NDJSON = "application/x-ndjson"
+
+M = TypeVar("M", bound="RequestModel")
+
+
+class RequestModel(BaseModel):
+    """A request's body: types are taken as they are, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class JsonBody(Generic[M]):
+    """A FastAPI dependency: the request's JSON body as a checked model.
+
+    It reads the body itself, so that media type, size and depth are checked before anything is built, and so that
+    dependencies declared before it (who is calling) are settled before a byte is read.
+    """
+
+    def __init__(self, model: type[M]) -> None:
+        self.model = model
+
+    async def __call__(self, request: Request) -> M:
+        """Read, parse and check the body."""
+        return checked(self.model, await read_json(request))
+
+
+async def read_json(request: Request) -> Any:
+    """The request's JSON body; UnsupportedMediaType, Malformed or Invalid if it is not one."""
+    kind = media_type(request)
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise UnsupportedMediaType("Send JSON with the header Content-Type: application/json.")
+    return await parse(await read_bytes(request))
+
+
+async def read_bytes(request: Request) -> bytes:
+    """The body as it is; UnsupportedMediaType if it is encoded, or text in another charset than UTF-8."""
+    if any(coding != "identity" for coding in _list_of(request, "content-encoding")):
+        raise UnsupportedMediaType("Send the body without Content-Encoding.")
+    charset = _CHARSET.search(request.headers.get("content-type", ""))
+    if charset and charset[1].lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("Send the body in UTF-8.")
+    return await request.body()
+
+
+def media_type(request: Request) -> str:
+    """The body's media type in lower case without parameters, '' if none is given."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def parse(raw: bytes) -> Any:
+    """`parse_json`, off the event loop if the body is large."""
+    return parse_json(raw) if len(raw) < PARSE_IN_THREAD else await asyncio.to_thread(parse_json, raw)
+
+
+def parse_json(raw: bytes) -> Any:
+    """A JSON document in UTF-8 of at most 32 levels.
+
+    Refused are NaN, infinities, numbers beyond a double, and a byte order mark; of equal keys the last counts. Half of a
+    surrogate pair, which is no character, becomes U+FFFD.
+    """
+    try:
+        value = _loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(_why(raw, error)) from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
+        raise Invalid.at("", f"The body is nested more than {MAX_DEPTH} levels deep.", "too_deep")
+    return value
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested in each other more than `limit` times."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(limit):
+        level = [child for node in level for child in _children(node) if isinstance(child, list | dict)]
+        if not level:
+            return False
+    return bool(level)
+
+
+def checked(model: type[M], value: Any) -> M:
+    """`value` as a `model`, else Invalid with a pointer for each wrong place."""
+    if not isinstance(value, dict):
+        raise Invalid.at("", "The body must be a JSON object.", "wrong_type")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid(faults_of(error)) from None
+
+
+def invalid(faults: list[Fault]) -> Invalid:
+    """The error for these faults, of which the first twenty are listed."""
+    detail = faults[0].message if len(faults) == 1 else f"{len(faults)} places of the request are wrong."
+    if len(faults) > MAX_FAULTS:
+        detail = f"{len(faults)} places of the request are wrong; the first {MAX_FAULTS} are listed."
+    kind = NotSupported if all(fault.code == NotSupported.code for fault in faults) else Invalid
+    return kind(detail, faults=faults[:MAX_FAULTS])
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """The faults that pydantic found, in our words: a value is never repeated."""
+    return [fault_of(details) for details in error.errors(include_url=False, include_input=False)]
+
+
+def fault_of(details: ErrorDetails) -> Fault:
+    """One of pydantic's faults."""
+    code, message = _in_our_words(details["type"], details["msg"], details.get("ctx", {}))
+    return Fault(pointer(details["loc"]), code, message)
+
+
+def wrong(code: str, message: str) -> PydanticCustomError:
+    """What a validator of a field raises; the message must not hold the value."""
+    return PydanticCustomError(_OWN + code, message)  # type: ignore[arg-type]  # wants literals, for translators
+
+
+def pointer(parts: Iterable[object]) -> str:
+    """A JSON pointer (RFC 6901), cut where a caller's own key makes it long."""
+    escaped = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return escaped if len(escaped) <= MAX_POINTER else escaped[:MAX_POINTER] + "…"
+
+
+def _in_our_words(kind: str, message: str, context: dict[str, Any]) -> tuple[str, str]:
+    if kind in _WORDS:
+        code, template = _WORDS[kind]
+        return code, template.format(**context)
+    if kind.startswith(_OWN):
+        return kind.removeprefix(_OWN), message
+    if kind.endswith(("_type", "_parsing")):
+        return "wrong_type", f"This must be {_TYPES.get(kind.rpartition('_')[0], 'of another type')}."
+    return "invalid_value", "This value cannot be used here."
+
+
+# Marks the errors that our own validators raise (`fault`), whose words hold no value.
+_OWN = "likewise_"
+
+_TYPES = {
+    "string": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+}
+
+_WORDS = {
+    "missing": ("required", "This field is required."),
+    "extra_forbidden": ("unknown_field", "This request has no such field."),
+    "string_too_short": ("too_short", "This must have at least {min_length} characters."),
+    "string_too_long": ("too_long", "This must have at most {max_length} characters."),
+    "too_long": ("too_long", "This must have at most {max_length} items."),
+    "too_short": ("too_short", "This must have at least {min_length} items."),
+    "greater_than_equal": ("out_of_range", "This must be at least {ge}."),
+    "less_than_equal": ("out_of_range", "This must be at most {le}."),
+    "finite_number": ("out_of_range", "This must be a finite number."),
+    "literal_error": ("invalid_value", "This must be one of {expected}."),
+    "model_attributes_type": ("wrong_type", "This must be an object."),
+}
+
+_CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]*)", re.IGNORECASE)
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATES = re.compile(
+    rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+def _loads(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        # Half a surrogate pair is the one fault that we mend: everyday tools cut texts in the middle of an emoji.
+        if not _ESCAPED_SURROGATE.search(raw):
+            raise
+        return orjson.loads(_SURROGATES.sub(_mend, raw))
+
+
+def _mend(found: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if found[1] else found[0]
+
+
+def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    if not raw:
+        return "The body is empty; send a JSON document."
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[:3] == b"\xef\xbb\xbf":
+        return "The body starts with a byte order mark; send UTF-8 without one."
+    return f"The body is not valid JSON in UTF-8 (line {error.lineno}, column {error.colno})."
+
+
+def _list_of(request: Request, header: str) -> list[str]:
+    return [part.strip().lower() for line in request.headers.getlist(header) for part in line.split(",")]
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node

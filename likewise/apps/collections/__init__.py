@@ -1,0 +1,1 @@
+"""The general API: named collections of records, written and searched."""

@@ -1,0 +1,156 @@
+"""Batches of records as they arrive: a JSON array is stored whole or not at all, NDJSON line by line."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from likewise.apps.body import checked, faults_of, invalid, parse
+from likewise.apps.collections.schemas import RecordIn, RecordsIn
+from likewise.apps.collections.service import CollectionsService, WriteResult
+from likewise.errors import Fault, Invalid, LikewiseError, Malformed
+from likewise.kind import NewRecord
+
+BATCH = 500
+# A file that is not what its sender thinks must not fill the answer with a fault for each of millions of lines.
+MAX_BAD_LINES = 1_000
+
+# Per record id, the line it came from and the record; a later line with the same id replaces an earlier one.
+Batch = dict[str, tuple[int, NewRecord]]
+
+
+async def write_array(service: CollectionsService, tenant: int, name: str, body: Any) -> WriteResult:
+    """Store the records of `[...]` or `{"records": [...]}`, all of them or none."""
+    bare = isinstance(body, list)
+    try:
+        records = checked(RecordsIn, {"records": body} if bare else body).records
+        _refuse_twins(records)
+    except Invalid as error:
+        raise _shifted(error, _FIELD, "") if bare else error
+    try:
+        result = await service.write(tenant, name, [record.to_record() for record in records])
+    except Invalid as error:
+        raise error if bare else _shifted(error, "", _FIELD)
+    return result if bare else replace(result, failed=_shift(result.failed, "", _FIELD))
+
+
+async def write_lines(service: CollectionsService, tenant: int, name: str, body: bytes) -> WriteResult:
+    """Store the records of an NDJSON body in batches of 500."""
+    total, batch = WriteResult(0, 0, 0, []), Batch()
+    for number, line in _numbered(body):
+        if len(total.failed) >= MAX_BAD_LINES:
+            total.failed.append(_stopped(number))
+            break
+        try:
+            record = await _record(line)
+        except LikewiseError as error:
+            total.failed.extend(_on_line(number, error))
+            continue
+        if record.id in batch:
+            total = replace(total, changed=total.changed + 1)
+        batch[record.id] = (number, record)
+        if len(batch) == BATCH:
+            total, batch = _sum(total, await _write(service, tenant, name, batch)), Batch()
+    return _sum(total, await _write(service, tenant, name, batch)) if batch else total
+
+
+# Pointers start where the caller's own document does, and a bare list has no such field around it.
+_FIELD = "/records"
+
+
+def _refuse_twins(records: list[RecordIn]) -> None:
+    """Which of two records with one id counts would be a guess."""
+    seen: set[str] = set()
+    faults = []
+    for index, record in enumerate(records):
+        if record.id in seen:
+            faults.append(Fault(f"{_FIELD}/{index}/id", "duplicate_id", "An earlier record of this request has this id."))
+        seen.add(record.id)
+    if faults:
+        raise invalid(faults)
+
+
+def _shifted(error: Invalid, old: str, new: str) -> Invalid:
+    return type(error)(error.detail, code=error.code, faults=_shift(error.faults, old, new))
+
+
+def _shift(faults: Iterable[Fault], old: str, new: str) -> list[Fault]:
+    return [replace(fault, pointer=new + fault.pointer.removeprefix(old)) for fault in faults]
+
+
+async def _write(service: CollectionsService, tenant: int, name: str, batch: Batch) -> WriteResult:
+    """Store a batch; records that the service refuses are named by line, and the others stored without them."""
+    lines = [number for number, _ in batch.values()]
+    records = [record for _, record in batch.values()]
+    try:
+        result = await service.write(tenant, name, records)
+    except Invalid as error:
+        refused = {index for fault in error.faults if (index := _index(fault, len(lines))) is not None}
+        if not refused:
+            raise
+        named = [_moved(fault, lines) for fault in error.faults]
+        rest = {key: entry for index, (key, entry) in enumerate(batch.items()) if index not in refused}
+        return _sum(WriteResult(0, 0, 0, named), await _write(service, tenant, name, rest) if rest else _NOTHING)
+    return replace(result, failed=[_moved(fault, lines) for fault in result.failed])
+
+
+_NOTHING = WriteResult(0, 0, 0, [])
+
+
+async def _record(line: bytes) -> NewRecord:
+    value = await parse(line)
+    if not isinstance(value, dict):
+        raise Invalid.at("", "A line must be a JSON object.", "wrong_type")
+    try:
+        return RecordIn.model_validate(value).to_record()
+    except ValidationError as error:
+        raise Invalid(faults=faults_of(error)) from None
+
+
+def _numbered(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """Lines and their numbers from 0; blank ones are left out. One at a time: 16 MiB may be millions of them."""
+    start = number = 0
+    while start < len(body):
+        end = body.find(b"\n", start)
+        end = len(body) if end < 0 else end
+        if line := body[start:end].strip():
+            yield number, line
+        start, number = end + 1, number + 1
+
+
+def _on_line(number: int, error: LikewiseError) -> list[Fault]:
+    faults = error.faults or (Fault("", error.code, _line_words(error)),)
+    return [replace(fault, pointer=f"/{number}{fault.pointer}") for fault in faults]
+
+
+def _line_words(error: LikewiseError) -> str:
+    return "This line is not valid JSON in UTF-8." if isinstance(error, Malformed) else error.detail
+
+
+def _stopped(number: int) -> Fault:
+    message = f"More than {MAX_BAD_LINES} lines are bad; this line and those after it are not stored."
+    return Fault(f"/{number}", "stopped", message)
+
+
+def _index(fault: Fault, count: int) -> int | None:
+    first = fault.pointer.removeprefix("/").partition("/")[0]
+    return int(first) if first.isdecimal() and int(first) < count else None
+
+
+def _moved(fault: Fault, lines: list[int]) -> Fault:
+    """A fault at a place in a batch, as one on the line that this came from."""
+    index = _index(fault, len(lines))
+    if index is None:
+        return fault
+    _, _, rest = fault.pointer.removeprefix("/").partition("/")
+    return replace(fault, pointer=f"/{lines[index]}" + (f"/{rest}" if rest else ""))
+
+
+def _sum(one: WriteResult, other: WriteResult) -> WriteResult:
+    return WriteResult(
+        one.created + other.created,
+        one.changed + other.changed,
+        one.unchanged + other.unchanged,
+        one.failed + other.failed,
+    )

@@ -1,0 +1,141 @@
+"""The routes of the general API, `/api/v1/collections`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from likewise.apps.body import NDJSON, JsonBody, media_type, read_bytes, read_json
+from likewise.apps.collections.batches import write_array, write_lines
+from likewise.apps.collections.schemas import (
+    NAME_IN_PATH,
+    CollectionAnswer,
+    CollectionIn,
+    CollectionsAnswer,
+    PageQuery,
+    RecordAnswer,
+    RecordIn,
+    RecordsIn,
+    SearchAnswer,
+    SearchIn,
+    StatsAnswer,
+    WriteAnswer,
+)
+from likewise.apps.collections.service import SearchRequest
+from likewise.apps.deps import (
+    BODY_REFUSALS,
+    Answer,
+    Collections,
+    Tenant,
+    cursor_for,
+    documented_body,
+    position_of,
+    refusals,
+)
+from likewise.errors import NotFound
+
+router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
+
+
+def existing_name(name: Annotated[str, Path(description="A collection's name.")]) -> str:
+    """A name from the path; one that no collection can have is simply not there."""
+    if not NAME_IN_PATH.fullmatch(name):
+        raise NotFound("There is no such collection.")
+    return name
+
+
+Name = Annotated[str, Depends(existing_name)]
+
+
+@router.get("", response_model=CollectionsAnswer, responses=refusals(422))
+async def list_collections(tenant: Tenant, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
+    """The collections by name, a page at a time."""
+    after = position_of("collections", tenant, page.cursor) if page.cursor is not None else None
+    # One more than asked tells whether another page follows.
+    found = await service.list(tenant, page.limit + 1, after)
+    shown = found[: page.limit]
+    following = cursor_for("collections", tenant, shown[-1].name) if len(found) > page.limit else None
+    return Answer({"collections": shown, "cursor": following})
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=CollectionAnswer,
+    responses=refusals(*BODY_REFUSALS, 409),
+    openapi_extra=documented_body(CollectionIn),
+)
+async def create_collection(
+    tenant: Tenant, service: Collections, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
+) -> Answer:
+    """Make a collection; its model and policy are fixed from here on."""
+    policy = body.policy.to_policy() if body.policy else None
+    return Answer(await service.create(tenant, body.name, body.model, policy), status_code=201)
+
+
+@router.get("/{name}", response_model=CollectionAnswer, responses=refusals(404))
+async def get_collection(tenant: Tenant, service: Collections, name: Name) -> Answer:
+    """One collection."""
+    return Answer(await service.get(tenant, name))
+
+
+@router.delete("/{name}", status_code=204, responses=refusals(404, 409))
+async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> Response:
+    """Drop a collection with all it holds."""
+    await service.drop(tenant, name)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{name}/records",
+    response_model=WriteAnswer,
+    responses=refusals(*BODY_REFUSALS, 404),
+    openapi_extra=documented_body(RecordsIn, **{NDJSON: RecordIn.model_json_schema()}),
+)
+async def write_records(tenant: Tenant, service: Collections, name: Name, request: Request) -> Answer:
+    """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
+    if media_type(request) == NDJSON:
+        return Answer(await write_lines(service, tenant, name, await read_bytes(request)))
+    return Answer(await write_array(service, tenant, name, await read_json(request)))
+
+
+@router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(404))
+async def get_record(tenant: Tenant, service: Collections, name: Name, record_id: str) -> Answer:
+    """One record. Its id reaches to the end of the path and may hold `/`."""
+    return Answer(await service.record(tenant, name, record_id))
+
+
+@router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(404))
+async def delete_record(tenant: Tenant, service: Collections, name: Name, record_id: str) -> Response:
+    """Delete a record; it is gone from every table before the answer."""
+    await service.delete(tenant, name, record_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{name}/search",
+    response_model=SearchAnswer,
+    responses=refusals(*BODY_REFUSALS, 404),
+    openapi_extra=documented_body(SearchIn),
+)
+async def search_collection(
+    tenant: Tenant, service: Collections, name: Name, body: Annotated[SearchIn, Depends(JsonBody(SearchIn))]
+) -> Answer:
+    """The records nearest in meaning and words to a query, or to a record."""
+    request = SearchRequest(body.query, body.like, body.limit, body.filters, body.mode, body.threshold)
+    return Answer(await service.search(tenant, name, request))
+
+
+@router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(404))
+async def collection_stats(tenant: Tenant, service: Collections, name: Name) -> Answer:
+    """What the collection holds."""
+    return Answer(await service.stats(tenant, name))
+
+
+@router.api_route("/{name}/clusters", methods=["GET", "POST"], include_in_schema=False)
+@router.get("/{name}/clusters/{cluster}", include_in_schema=False)
+@router.post("/{name}/reembed", include_in_schema=False)
+@router.post("/{name}/switch", include_in_schema=False)
+@router.post("/{name}/rollback", include_in_schema=False)
+async def come_later(tenant: Tenant, name: Name) -> Response:
+    """Routes of the full API that this version knows by name only."""
+    raise NotFound("This version does not have this route yet.", code="not_supported")

@@ -1,0 +1,276 @@
+"""What the routes of `collections` take and answer."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from likewise.apps.body import RequestModel, deeper_than, faults_of, invalid, wrong
+from likewise.errors import Fault
+from likewise.kind import NewRecord, Policy
+
+MAX_ITEMS = 1_000
+MAX_TEXT = 200_000
+MAX_ID = 512
+MAX_LIMIT = 100
+MAX_PAYLOAD_BYTES = 64 * 2**10
+MAX_PAYLOAD_DEPTH = 16
+MAX_INDEXED = 32
+
+NAME = r"^[a-z][a-z0-9-]{0,62}$"
+# The apps' own collections are named `app:model`.
+NAME_IN_PATH = re.compile(r"[a-z][a-z0-9-]{0,62}(:[A-Za-z0-9._-]{1,128})?")
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _without_control(value: str) -> str:
+    if _CONTROL.search(value):
+        raise wrong("control_character", "This must not contain control characters.")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise wrong("blank", "This must not be blank.")
+    return value
+
+
+def _moment(value: object) -> object:
+    if value is None:
+        return value
+    try:
+        moment = datetime.fromisoformat(value.upper()) if isinstance(value, str) and _RFC_3339.fullmatch(value) else value
+        if isinstance(moment, datetime) and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise wrong("invalid_time", "This must be a time in RFC 3339 with its zone, as in 2026-01-31T12:00:00Z.")
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    if deeper_than(value, MAX_PAYLOAD_DEPTH):
+        raise wrong("too_deep", f"A payload may be nested {MAX_PAYLOAD_DEPTH} levels deep.")
+    if len(orjson.dumps(value)) > MAX_PAYLOAD_BYTES:
+        raise wrong("too_large", f"A payload may have {MAX_PAYLOAD_BYTES // 2**10} KiB as JSON.")
+    return value
+
+
+def _later(value: object) -> object:
+    if value is not None:
+        raise wrong("not_supported", "This version does not do that yet; leave the field out.")
+    return value
+
+
+Label = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_without_control)]
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_not_blank)]
+Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=str)]
+# A field of the full API that is known by name and refused.
+Later = Annotated[SkipJsonSchema[None], BeforeValidator(_later)]
+Payload = Annotated[dict[str, Any], AfterValidator(_bounded)]
+
+
+class RecordIn(RequestModel):
+    """One record: its id, the text that is searched, and what else is known about it."""
+
+    id: Label
+    text: Text
+    payload: Payload = Field(default_factory=dict)
+    parent: Label | None = None
+    status: Label | None = None
+    occurred_at: Moment | None = None
+
+    def to_record(self) -> NewRecord:
+        """The record for the service."""
+        return NewRecord(self.id, self.text, self.payload, self.parent, self.status, self.occurred_at)
+
+
+def checked_records(records: Iterable[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
+    """Records that a program gives: mappings are held to what a request is; Invalid names each wrong place."""
+    checked: list[NewRecord] = []
+    faults: list[Fault] = []
+    for place, record in enumerate(records):
+        try:
+            checked.append(record if isinstance(record, NewRecord) else RecordIn.model_validate(dict(record)).to_record())
+        except ValidationError as error:
+            faults.extend(replace(fault, pointer=f"/{place}{fault.pointer}") for fault in faults_of(error))
+    if faults:
+        raise invalid(faults)
+    return checked
+
+
+class RecordsIn(RequestModel):
+    """Records to store, all or none of them. A bare list is taken too."""
+
+    records: list[RecordIn] = Field(max_length=MAX_ITEMS)
+
+
+class PolicyIn(RequestModel):
+    """How the collection treats texts."""
+
+    keep_text: bool = True
+    keep_terms: bool = True
+    on_long: Literal["truncate", "refuse"] = "truncate"
+    indexed: list[str] = Field(default_factory=list, max_length=MAX_INDEXED)
+    retention_days: Later = None
+
+    @field_validator("keep_text")
+    @classmethod
+    def _kept(cls, value: bool) -> bool:
+        if not value:
+            raise wrong("not_supported", "This version always keeps texts.")
+        return value
+
+    @field_validator("on_long", mode="before")
+    @classmethod
+    def _not_split(cls, value: object) -> object:
+        if value == "split":
+            raise wrong("not_supported", "This version does not split long texts; use truncate or refuse.")
+        return value
+
+    @field_validator("indexed")
+    @classmethod
+    def _field_names(cls, value: list[str]) -> list[str]:
+        if not all(_FIELD.fullmatch(name) for name in value) or len(set(value)) < len(value):
+            raise wrong("invalid_value", "These must be different names of payload fields: letters, digits and _ . -")
+        return value
+
+    def to_policy(self) -> Policy:
+        """The policy for the service."""
+        return Policy(self.keep_text, self.keep_terms, self.on_long, tuple(self.indexed))
+
+
+class CollectionIn(RequestModel):
+    """A collection to make."""
+
+    name: str = Field(pattern=NAME)
+    model: str | None = Field(None, min_length=1, max_length=256)
+    policy: PolicyIn | None = None
+
+
+class SearchIn(RequestModel):
+    """What to look for: `query` in words, or `like` for the neighbours of a record."""
+
+    query: Text | None = None
+    like: Label | None = None
+    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    filters: dict[str, Any] | None = None
+    mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
+    threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")
+    cursor: Later = None
+    group_by: Later = None
+    rerank: Later = None
+    explain: Later = None
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "SearchIn":
+        if (self.query is None) == (self.like is None):
+            raise wrong("one_of", "Give either query or like.")
+        return self
+
+
+class PageQuery(BaseModel):
+    """Which part of a list to answer."""
+
+    model_config = {"extra": "forbid"}
+
+    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    cursor: str | None = Field(None, max_length=512, description="`cursor` of the page before.")
+
+
+class FaultOut(BaseModel):
+    """One wrong place: a JSON pointer, a stable code and a sentence."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+class WriteAnswer(BaseModel):
+    """What became of the records. In NDJSON a pointer's first part is the line, counted from 0."""
+
+    created: int
+    changed: int
+    unchanged: int
+    failed: list[FaultOut]
+
+
+class PolicyAnswer(BaseModel):
+    """How the collection treats texts."""
+
+    keep_text: bool
+    keep_terms: bool
+    on_long: Literal["truncate", "refuse"]
+    indexed: list[str]
+
+
+class CollectionAnswer(BaseModel):
+    """A collection."""
+
+    name: str
+    kind: str
+    model: str
+    dimension: int
+    policy: PolicyAnswer
+    created_at: datetime
+
+
+class CollectionsAnswer(BaseModel):
+    """A page of collections by name; `cursor` leads to the next and is null on the last."""
+
+    collections: list[CollectionAnswer]
+    cursor: str | None
+
+
+class RecordAnswer(BaseModel):
+    """A record; `vector` says how far its text is."""
+
+    id: str
+    text: str | None
+    payload: dict[str, Any]
+    parent: str | None
+    status: str | None
+    occurred_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    vector: Literal["ready", "waiting", "failed", "skipped"]
+
+
+class HitAnswer(BaseModel):
+    """A record that was found: its rank score, its cosine similarity and how it was found."""
+
+    id: str
+    score: float
+    similarity: float | None
+    lexical_score: float | None
+    found_by: list[Literal["dense", "lexical"]]
+    record: RecordAnswer
+
+
+class SearchAnswer(BaseModel):
+    """Hits, best first; `degraded` names the parts that were away, as `model` when only words were searched."""
+
+    hits: list[HitAnswer]
+    model: str
+    took_ms: float
+    degraded: list[str]
+
+
+class StatsAnswer(BaseModel):
+    """What the collection holds, counted in rows."""
+
+    records: int
+    contents: int
+    vectors: int
+    waiting: int
+    failed: int
+    model: str
+    dimension: int
+    index: str | None

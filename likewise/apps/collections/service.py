@@ -1,0 +1,228 @@
+"""CollectionsService: what the general API does, for routes and for programs alike."""
+
+import builtins
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from psycopg.sql import SQL
+
+from likewise.db import collections, records, waiting
+from likewise.db.collections import Collection
+from likewise.db.pool import table
+from likewise.db.records import BULK, INTERACTIVE, StoredRecord
+from likewise.errors import Fault, Invalid, NotFound
+from likewise.kind import Kind, NewRecord, Policy
+from likewise.runtime import Runtime
+from likewise.search.analyzer import ANALYZER
+from likewise.search.searcher import Found, SearchRequest
+
+KIND = Kind(name="collection", text=lambda record: record.text or "")
+
+COUNTS = SQL("""
+    SELECT (SELECT count(*) FROM records WHERE collection = %(collection)s),
+           (SELECT count(*) FROM contents WHERE collection = %(collection)s),
+           (SELECT count(*) FROM contents WHERE collection = %(collection)s AND state = 'failed'),
+           (SELECT count(*) FROM {vectors})
+""")
+
+VectorState = Literal["ready", "waiting", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class CollectionView:
+    """A collection as callers see it."""
+
+    name: str
+    kind: str
+    model: str
+    dimension: int
+    policy: Policy
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class RecordView:
+    """A record as callers see it; `vector` says how far its text has come."""
+
+    id: str
+    text: str | None
+    payload: dict[str, Any]
+    parent: str | None
+    status: str | None
+    occurred_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    vector: VectorState
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What a batch did; `failed` names records of an NDJSON body that were not stored."""
+
+    created: int
+    changed: int
+    unchanged: int
+    failed: list[Fault] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One record that was found. `similarity` is a cosine; `found_by` says by what: `dense`, `lexical`."""
+
+    id: str
+    score: float
+    similarity: float | None
+    lexical_score: float | None
+    found_by: tuple[str, ...]
+    record: RecordView
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Hits, best first; `degraded` names parts that were away."""
+
+    hits: list[Hit]
+    model: str
+    took_ms: float
+    degraded: tuple[str, ...] = ()
+
+
+class CollectionsService:
+    """Named collections of records: made, written, read and searched."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def list(self, tenant: int, limit: int, after: str | None) -> builtins.list[CollectionView]:
+        """Collections by name, those after the name `after`."""
+        async with self._runtime.pool.tenant(tenant) as tx:
+            found = await collections.listed(tx, after=after or "", limit=limit)
+        return [_collection_view(one) for one in found]
+
+    async def create(self, tenant: int, name: str, model: str | None = None, policy: Policy | None = None) -> CollectionView:
+        """Make a collection.
+
+        Raises:
+            Conflict: there is one of this name.
+            Invalid: the model is not one that the settings allow.
+        """
+        spec = self._runtime.embedder.spec(model)
+        await collections.make(
+            self._runtime.pool,
+            tenant,
+            name,
+            kind=KIND.name,
+            analyzer=ANALYZER,
+            policy=policy or KIND.policy,
+            model=spec.name,
+            dimension=spec.dimension or (await self._runtime.embedder.opened(model)).dimension,
+        )
+        return await self.get(tenant, name)
+
+    async def get(self, tenant: int, name: str) -> CollectionView:
+        """One collection; NotFound if there is none."""
+        return _collection_view(await self._named(tenant, name))
+
+    async def drop(self, tenant: int, name: str) -> None:
+        """Remove a collection with everything in it."""
+        collection = await self._named(tenant, name)
+        if not await collections.drop(self._runtime.pool, tenant, collection.id):
+            raise NotFound("There is no collection of this name.", code="collection_not_found")
+
+    async def write(self, tenant: int, name: str, batch: Sequence[NewRecord], *, wait: bool = False) -> WriteResult:
+        """Store a batch, all or nothing; with `wait`, its vectors too.
+
+        Raises:
+            Invalid: two records with one id, or a text over the model's limit where the policy refuses those.
+            ModelUnavailable: with `wait`, the records are stored and the model is away.
+        """
+        collection = await self._named(tenant, name)
+        _refuse_repeats(batch)
+        if collection.policy.on_long == "refuse":
+            await self._refuse_long(collection, batch)
+        lane = INTERACTIVE if wait else BULK
+        written = await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane)
+        if wait and written.contents:
+            await self._runtime.worker.embed_now(tenant, collection.active.id, written.contents)
+        return WriteResult(written.created, written.changed, written.unchanged)
+
+    async def record(self, tenant: int, name: str, id: str) -> RecordView:
+        """One record; NotFound if there is none."""
+        async with self._runtime.pool.tenant(tenant) as tx:
+            collection = await collections.named(tx, name)
+            found = await records.one(tx, collection.id, collection.active.id, id)
+        if found is None:
+            raise NotFound("There is no record of this id.", code="record_not_found")
+        return _record_view(found)
+
+    async def delete(self, tenant: int, name: str, id: str) -> None:
+        """Remove a record; NotFound if there is none."""
+        collection = await self._named(tenant, name)
+        if not await self._runtime.writer.delete(tenant, collection, id):
+            raise NotFound("There is no record of this id.", code="record_not_found")
+
+    async def search(self, tenant: int, name: str, request: SearchRequest) -> SearchResult:
+        """The records that fit best; see Searcher.search."""
+        found = await self._runtime.searcher.search(tenant, name, KIND, request)
+        return SearchResult([_hit(one) for one in found.hits], found.model, found.took_ms, found.degraded)
+
+    async def stats(self, tenant: int, name: str) -> dict[str, Any]:
+        """Counts of a collection, and the state of its vectors and their index."""
+        async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
+            collection = await collections.named(tx, name)
+            vectors = table("vec", collection.active.id)
+            counts = await tx.row(COUNTS.format(vectors=vectors), {"collection": collection.id}) or (0, 0, 0, 0)
+            left, _ = await waiting.count(tx, collection.active.id)
+        return {
+            "records": counts[0],
+            "contents": counts[1],
+            "vectors": counts[3],
+            "waiting": left,
+            "failed": counts[2],
+            "model": collection.active.model,
+            "dimension": collection.active.dimension,
+            "index": {"none": "exact", "building": "building", "ready": "hnsw"}[collection.active.index_state],
+        }
+
+    async def _named(self, tenant: int, name: str) -> Collection:
+        async with self._runtime.pool.tenant(tenant) as tx:
+            return await collections.named(tx, name)
+
+    async def _refuse_long(self, collection: Collection, batch: Sequence[NewRecord]) -> None:
+        embedder = self._runtime.embedder
+        model = await embedder.opened(collection.active.model)
+        lengths = await embedder.lengths([KIND.text(record) for record in batch], collection.active.model)
+        message = f"This collection refuses texts that its model would cut off: at most {model.max_tokens} tokens."
+        faults = [
+            Fault(f"/{place}/text", "text_too_long", message)
+            for place, length in enumerate(lengths)
+            if length > model.max_tokens
+        ]
+        if faults:
+            raise Invalid(message, code="text_too_long", faults=faults)
+
+
+def _refuse_repeats(batch: Sequence[NewRecord]) -> None:
+    seen = Counter(record.id for record in batch)
+    repeated = [place for place, record in enumerate(batch) if seen[record.id] > 1]
+    if repeated:
+        message = "Two records of one batch have the same id."
+        raise Invalid(message, faults=[Fault(f"/{place}/id", "duplicate_id", message) for place in repeated])
+
+
+def _collection_view(one: Collection) -> CollectionView:
+    return CollectionView(one.name, one.kind, one.active.model, one.active.dimension, one.policy, one.created_at)
+
+
+def _record_view(one: StoredRecord) -> RecordView:
+    state: VectorState = "ready" if one.has_vector else "failed" if one.state == "failed" else "waiting"
+    return RecordView(
+        one.id, one.text, one.payload, one.parent, one.status, one.occurred_at, one.created_at, one.updated_at, state
+    )
+
+
+def _hit(one: Found) -> Hit:
+    return Hit(one.record.id, one.score, one.similarity, one.lexical_score, one.found_by, _record_view(one.record))

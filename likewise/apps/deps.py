@@ -1,0 +1,120 @@
+"""What the routes of every app share: who is calling, the services, answers, documented refusals, cursors."""
+
+import base64
+import binascii
+import hashlib
+from typing import Annotated, Any, Protocol
+
+import orjson
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel
+
+from likewise.apps.collections.service import CollectionsService
+from likewise.errors import Invalid
+
+PROBLEM_JSON = "application/problem+json"
+
+
+class Services(Protocol):
+    """What routes need of `library.Likewise`, which knows the apps and so cannot be known by them."""
+
+    @property
+    def collections(self) -> CollectionsService:
+        """The service of the general API."""
+        ...
+
+    async def tenant(self) -> int:
+        """The one tenant of `LIKEWISE_AUTH=none`."""
+        ...
+
+
+def services(request: Request) -> Services:
+    """The open library, put there by the server when it started."""
+    opened: Services = request.app.state.likewise
+    return opened
+
+
+async def caller(request: Request) -> int:
+    """The tenant that this request acts for. With `LIKEWISE_AUTH=none` an Authorization header is ignored."""
+    return await services(request).tenant()
+
+
+def collections(request: Request) -> CollectionsService:
+    """The service of the general API."""
+    return services(request).collections
+
+
+# First in a route's signature, so that it is known who calls before the body is read.
+Tenant = Annotated[int, Depends(caller)]
+Collections = Annotated[CollectionsService, Depends(collections)]
+
+
+class Answer(Response):
+    """A JSON answer. Dataclasses are written as objects and times as RFC 3339 in UTC."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The content as JSON."""
+        return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
+
+
+REFUSALS = {
+    400: "The body cannot be read.",
+    401: "No or bad credentials.",
+    403: "The credentials do not allow this.",
+    404: "There is nothing at this address.",
+    409: "The request does not fit the present state.",
+    413: "The body is too large.",
+    415: "Wrong media type.",
+    422: "A field is wrong; `errors` names each by a JSON pointer.",
+    429: "This caller's quota is used up; `Retry-After` says when to come back.",
+    500: "The server failed; its log has the reason under `request_id`.",
+    503: "A part of the server is away; `Retry-After` says when to come back.",
+}
+BODY_REFUSALS = (400, 413, 415, 422)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documented error answers of a route; 500 and 503 belong to every one."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": REFUSALS[status], "content": {PROBLEM_JSON: schema}}
+        for status in sorted({*statuses, 500, 503})
+    }
+
+
+def documented_body(model: type[BaseModel], **others: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI entry of a route that reads its body itself; `others` are further media types and schemas."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    content = {"application/json": {"schema": schema}} | {kind: {"schema": other} for kind, other in others.items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def cursor_for(listing: str, tenant: int, after: str) -> str:
+    """An opaque cursor: where the next page of one listing of one tenant begins."""
+    return base64.urlsafe_b64encode(_seal(listing, tenant, after) + after.encode()).rstrip(b"=").decode()
+
+
+def position_of(listing: str, tenant: int, cursor: str) -> str:
+    """Where a cursor of ours points; Invalid for any other, another tenant's and another listing's included."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        after = raw[_SEAL:].decode()
+    except (binascii.Error, ValueError):
+        raise _forged() from None
+    if cursor != cursor_for(listing, tenant, after):
+        raise _forged()
+    return after
+
+
+# The seal tells cursors apart; it is no secret, because a position gives nothing that the tenant may not read.
+_SEAL = 8
+
+
+def _seal(listing: str, tenant: int, after: str) -> bytes:
+    return hashlib.blake2b(f"{listing}\0{tenant}\0{after}".encode(), digest_size=_SEAL).digest()
+
+
+def _forged() -> Invalid:
+    return Invalid.at("/cursor", "This is not a cursor of this list; start without one.", "invalid_cursor")

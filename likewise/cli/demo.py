@@ -1,0 +1,108 @@
+"""`likewise demo`: the whole of it on this machine, over text that every Python brings along."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from likewise.cli.running import OK, Interruption, opened, run, settings_of_verb
+from likewise.cli.serve import AsJson, Host, Port, listen, serve_open
+from likewise.cli.terminal import first_line, note, progress, say, say_json
+from likewise.errors import NotFound
+
+if TYPE_CHECKING:
+    from likewise.apps.collections.service import SearchResult
+    from likewise.kind import NewRecord
+    from likewise.library import Likewise
+
+COLLECTION = "python-docs"
+QUESTIONS = (
+    "run a shell command and get its output",
+    "remove duplicates but keep the order",
+    "wait until several things running at the same time are done",
+)
+BATCH = 500
+SHOWN = 5
+
+
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the answers instead of serving.")] = False,
+    host: Host = None,
+    port: Port = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed the documentation of this machine's Python, ask it three questions, then serve it."""
+
+    async def verb(interruption: Interruption) -> int:
+        settings = settings_of_verb(host=host, port=port)
+        listener = None if once else listen(settings)
+        async with opened(settings, worker=True) as likewise:
+            await fill(likewise, quiet=as_json)
+            await ask(likewise, as_json=as_json)
+            if listener is not None:
+                suggest(settings.host, listener.getsockname()[1], quiet=as_json)
+                await serve_open(likewise, settings, listener, interruption, as_json=as_json)
+        return OK
+
+    run(verb)
+
+
+async def fill(likewise: "Likewise", *, quiet: bool) -> None:
+    """Store the docstrings and wait until each has its vector; a second time there is next to nothing to do."""
+    from likewise.cli.docstrings import standard_library  # noqa: PLC0415
+
+    records = await asyncio.to_thread(standard_library)
+    if not quiet:
+        note(f"{len(records)} docstrings of Python's standard library.")
+    await store(likewise, records, quiet=quiet)
+    with progress("Embedding", quiet=quiet) as report:
+        await likewise.wait_until_embedded(COLLECTION, report)
+
+
+async def store(likewise: "Likewise", records: Sequence["NewRecord"], *, quiet: bool) -> None:
+    """Write the records in batches."""
+    tenant = await likewise.tenant()
+    try:
+        await likewise.collections.get(tenant, COLLECTION)
+    except NotFound:
+        await likewise.collections.create(tenant, COLLECTION, None, None)
+    with progress("Storing", quiet=quiet) as report:
+        for start in range(0, len(records), BATCH):
+            await likewise.collections.write(tenant, COLLECTION, records[start : start + BATCH])
+            report(min(start + BATCH, len(records)), len(records))
+
+
+async def ask(likewise: "Likewise", *, as_json: bool) -> None:
+    """Print the answers to the three questions."""
+    from likewise.apps.collections.service import SearchRequest  # noqa: PLC0415
+
+    tenant = await likewise.tenant()
+    for question in QUESTIONS:
+        result = await likewise.collections.search(tenant, COLLECTION, SearchRequest(query=question, like=None, limit=SHOWN))
+        if as_json:
+            say_json({"query": question, "hits": result.hits, "took_ms": result.took_ms})
+        else:
+            show(question, result)
+
+
+def show(question: str, result: "SearchResult") -> None:
+    """One question and its answers, for reading."""
+    say(f"\n{question}  ({result.took_ms:.1f} ms)")
+    for hit in result.hits:
+        similarity = "  -  " if hit.similarity is None else f"{hit.similarity:.3f}"
+        # The first line of a text is the name and the signature, which the id tells already.
+        _, _, docstring = (hit.record.text or "").partition("\n")
+        say(f"  {similarity}  {hit.id}: {first_line(docstring, 80)}")
+
+
+def suggest(host: str, port: int, *, quiet: bool) -> None:
+    """What to try while the server runs."""
+    if quiet:
+        return
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1/collections/{COLLECTION}/search"
+    say("\nTry:")
+    for question in QUESTIONS:
+        say(f"""  likewise search "{question}" --collection {COLLECTION}""")
+        say(f"""  curl -s {address} -H 'Content-Type: application/json' -d '{{"query": "{question}"}}'""")
+    say()

@@ -1,0 +1,182 @@
+"""Files as records: folders, text, Markdown and JSON lines."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from likewise.apps.body import faults_of, parse_json
+from likewise.apps.collections.schemas import RecordIn
+from likewise.errors import LikewiseError
+from likewise.kind import NewRecord
+
+TEXT = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
+MARKDOWN = frozenset({".md", ".markdown"})
+LINES = frozenset({".jsonl", ".ndjson"})
+# The default model reads 256 tokens, about 1,200 characters; what is longer is cut between paragraphs.
+PART_CHARS = 1_200
+MAX_BYTES = 64 * 2**20
+
+_HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$")
+_BLANK_LINE = re.compile(r"\n\s*\n")
+
+
+class Unreadable(Exception):
+    """A file or line that cannot be read, and why."""
+
+
+@dataclass
+class Source:
+    """One file: its records, and whether it was cut in parts that a shorter text leaves behind."""
+
+    name: str
+    records: list[NewRecord] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    cut: bool = False
+
+
+def sources(path: Path) -> Iterator[Source]:
+    """The files of a folder by name, or one file; what cannot be read comes with its faults.
+
+    In a folder hidden entries and other kinds of files are passed over; a file that is named is read whatever its name.
+    """
+    if path.is_dir():
+        yield from _of_folder(path)
+    else:
+        yield source(path, path.name)
+
+
+def of_lines(lines: Iterable[bytes], name: str) -> Source:
+    """JSON lines as records; a line without an id is known by its number."""
+    found = Source(name)
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.records.append(_of_line(line, f"{name}#{number}"))
+            except Unreadable as error:
+                found.faults.append(f"{name}, line {number}: {error}")
+    return found
+
+
+def source(path: Path, name: str) -> Source:
+    """One file."""
+    try:
+        with _open(path) as file:
+            if path.suffix.lower() in LINES:
+                return of_lines(file, name)
+            text = _text(file)
+        _check_name(name)
+    except Unreadable as error:
+        return Source(name, faults=[f"{_shown(name)}: {error}"])
+    except OSError as error:
+        return Source(name, faults=[f"{_shown(name)}: {(error.strerror or 'cannot be read').lower()}"])
+    pieces = _sections(text) if path.suffix.lower() in MARKDOWN else [("", piece) for piece in _pieces(text)]
+    return Source(name, list(_records(name, pieces)), cut=True)
+
+
+def _of_folder(folder: Path) -> Iterator[Source]:
+    failed: list[OSError] = []
+    for place, folders, files in os.walk(folder, onerror=failed.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            path = Path(place, file)
+            if not file.startswith(".") and path.suffix.lower() in TEXT | LINES:
+                yield source(path, path.relative_to(folder).as_posix())
+    for error in failed:
+        name = Path(error.filename).relative_to(folder).as_posix()
+        yield Source(name, faults=[f"{_shown(name)}: {(error.strerror or 'cannot be read').lower()}"])
+
+
+def _open(path: Path) -> BinaryIO:
+    # A FIFO would be waited on for ever, so it is not opened before we know what it is.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise Unreadable("is not a regular file")
+    return path.open("rb")
+
+
+def _text(file: BinaryIO) -> str:
+    raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise Unreadable(f"is larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unreadable("is not text in UTF-8") from None
+    if "\0" in text:
+        raise Unreadable("is not text: it has NUL bytes")
+    return text
+
+
+def _check_name(name: str) -> None:
+    try:
+        RecordIn(id=f"{name}#9999999", text="x")
+    except ValidationError:
+        raise Unreadable("its name cannot be an id: 500 characters at most, none of them control characters") from None
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "replace").decode()
+
+
+def _records(name: str, pieces: list[tuple[str, str]]) -> Iterator[NewRecord]:
+    for number, (heading, text) in enumerate(pieces, 1):
+        payload = {"path": name, "part": number} | ({"heading": heading} if heading else {})
+        yield NewRecord(name if len(pieces) == 1 else f"{name}#{number}", text, payload, parent=name)
+
+
+def _sections(text: str) -> list[tuple[str, str]]:
+    """Markdown by its headings, each in pieces; every piece begins with its heading, which says what it is about."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    fenced = False
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith(("```", "~~~"))
+        heading = None if fenced else _HEADING.match(line)
+        if heading:
+            found.append((heading[1], []))
+        else:
+            found[-1][1].append(line)
+    return [
+        (heading, f"{heading}\n\n{piece}" if heading else piece)
+        for heading, lines in found
+        for piece in _pieces("\n".join(lines))
+    ]
+
+
+def _pieces(text: str) -> list[str]:
+    """Paragraphs, joined while they fit, cut at spaces where one alone does not."""
+    pieces: list[str] = []
+    for paragraph in (part for whole in _BLANK_LINE.split(text) for part in _cut(whole.strip())):
+        if pieces and len(pieces[-1]) + 2 + len(paragraph) <= PART_CHARS:
+            pieces[-1] += "\n\n" + paragraph
+        else:
+            pieces.append(paragraph)
+    return pieces
+
+
+def _cut(paragraph: str) -> Iterator[str]:
+    start = 0
+    while len(paragraph) - start > PART_CHARS:
+        space = max(paragraph.rfind(mark, start + 1, start + PART_CHARS) for mark in " \n\t")
+        end = space if space > 0 else start + PART_CHARS
+        yield paragraph[start:end].strip()
+        start = end
+    if rest := paragraph[start:].strip():
+        yield rest
+
+
+def _of_line(line: bytes, otherwise: str) -> NewRecord:
+    try:
+        value = parse_json(line)
+        if not isinstance(value, dict):
+            raise Unreadable("is not a JSON object")
+        return RecordIn.model_validate({"id": otherwise} | value).to_record()
+    except ValidationError as error:
+        fault = faults_of(error)[0]
+        raise Unreadable(f"{fault.pointer or 'the line'}: {fault.message}") from None
+    except LikewiseError:
+        raise Unreadable("is not valid JSON in UTF-8") from None

@@ -1,0 +1,88 @@
+"""The work of `likewise index`: files into a collection, only what changed."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from likewise.apps.collections.service import WriteResult
+from likewise.cli.files import Source, of_lines, sources
+from likewise.cli.terminal import Report
+from likewise.errors import Conflict, Invalid, NotFound
+from likewise.kind import NewRecord
+from likewise.library import Likewise
+
+BATCH = 500
+MAX_SHOWN = 20
+
+
+@dataclass
+class Indexed:
+    """What became of the files."""
+
+    collection: str
+    files: int = 0
+    created: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def stored(self) -> int:
+        """Records that are in the collection now, changed or not."""
+        return self.created + self.changed + self.unchanged
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a program."""
+        return asdict(self)
+
+
+async def index(likewise: Likewise, path: str, collection: str, model: str | None, report: Report) -> Indexed:
+    """Read what there is, store it in batches, and remove parts of files that became shorter."""
+    done = Indexed(collection)
+    tenant = await likewise.tenant()
+    await _ensure(likewise, tenant, collection, model)
+    files = _files(path)
+    while batch := await asyncio.to_thread(_next_batch, files):
+        done.files += len(batch)
+        done.faults += [fault for file in batch for fault in file.faults]
+        records = [record for file in batch for record in file.records]
+        for start in range(0, len(records), BATCH):
+            await _write(likewise, tenant, records[start : start + BATCH], done)
+        for file in batch:
+            if file.cut:
+                done.removed += await _remove_old_parts(likewise, tenant, collection, file)
+        report(done.stored, done.stored)
+    return done
+
+
+def _files(path: str) -> Iterator[Source]:
+    if path == "-":
+        return iter([of_lines(sys.stdin.buffer, "stdin")])
+    return sources(Path(path))
+
+
+def _next_batch(files: Iterator[Source]) -> list[Source]:
+    """Files with about 500 records together."""
+    batch: list[Source] = []
+    size = 0
+    for file in files:
+        batch.append(file)
+        size += len(file.records)
+        if size >= BATCH:
+            break
+    return batch
+
+
+async def _ensure(likewise: Likewise, tenant: int, collection: str, model: str | None) -> None:
+    try:
+        await likewise.collections.get(tenant, collection)
+    except NotFound:
+        await likewise.collections.create(tenant, collection, model, None)
+
+
+async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done: Indexed) -> None:
+    """Store a batch; what is refused is told and left out."""

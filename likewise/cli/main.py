@@ -1,0 +1,98 @@
+"""`likewise`: the list of verbs, and how a failure reads."""
+
+import os
+import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from likewise.cli import admin, data, demo, serve
+from likewise.cli.running import FAILED, NOT_STARTED
+from likewise.errors import LikewiseError, StartError
+from likewise.observe.errors import describe
+
+app = typer.Typer(
+    name="likewise",
+    help="Turn text and records into vectors, keep them, and find what is alike.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(demo.demo)
+app.command()(serve.serve)
+app.command()(serve.worker)
+app.command()(data.embed)
+app.command()(data.index)
+app.command()(data.search)
+app.command()(data.similar)
+app.add_typer(admin.models, name="models")
+app.add_typer(admin.db, name="db")
+app.command()(admin.doctor)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        print(program_version())
+        raise typer.Exit
+
+
+@app.callback()
+def likewise(
+    version_only: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Turn text and records into vectors, keep them, and find what is alike."""
+
+
+def program_version() -> str:
+    """The installed version."""
+    try:
+        return version("likewise")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def run() -> None:
+    """The program. Exit codes: 0 ok, 1 failure, 2 usage, 3 could not start, 4 partly done."""
+    code = main()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        # Whoever read our output has left; at its end Python would complain about that.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.exit(code)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; a failure is one line on stderr."""
+    try:
+        app(arguments, prog_name="likewise")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except LikewiseError as error:
+        _tell(f"likewise: {error.detail}", error)
+        for fault in error.faults[1:]:
+            _tell(f"  {fault.pointer}: {fault.message}")
+        return NOT_STARTED if isinstance(error, StartError) else FAILED
+    except OSError as error:
+        _tell(f"likewise: {(error.strerror or 'a file or connection failed').lower()}.", error)
+        return FAILED
+    except Exception as error:
+        described = describe(error)
+        place = f" at {described['at']}" if "at" in described else ""
+        _tell(f"likewise: failed with {described['error']}{place}. LIKEWISE_LOG_LEVEL=debug shows more.", error)
+        return FAILED
+    return 0
+
+
+def _tell(line: str, error: Exception | None = None) -> None:
+    print(line, file=sys.stderr)
+    if error is not None and os.environ.get("LIKEWISE_LOG_LEVEL", "").lower() == "debug":
+        traceback.print_exception(error)

@@ -1,0 +1,93 @@
+"""Running a verb to its end: the event loop, the first Ctrl-C and those after it, the exit code."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+import typer
+
+from likewise.observe import logs
+from likewise.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from likewise.library import Likewise
+
+OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
+# Closing what is open takes a moment; who insists this often wants the process gone.
+INSISTING = 4
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """SIGINT and SIGTERM: the first one does `act`, which cancels the verb unless the verb says otherwise.
+
+    The next ones do nothing, so that a second Ctrl-C cannot cut short the closing of the embedded Postgres.
+    """
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act = act
+        self.signal: int | None = None
+        self._times = 0
+
+    def receive(self, number: int) -> None:
+        """A signal came."""
+        self._times += 1
+        if self._times >= INSISTING:
+            os._exit(128 + number)
+        if self.signal is None:
+            self.signal = number
+            self.act()
+
+
+Verb = Callable[[Interruption], Awaitable[int]]
+
+
+def run(verb: Verb) -> None:
+    """Run a verb and leave with the exit code that it returns, or with 128 + the signal that stopped it."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        code = runner.run(_interruptible(verb))
+    raise typer.Exit(code)
+
+
+def settings_of_verb(*, serving: bool = False, **overrides: object) -> Settings:
+    """The settings, with logging set up: a verb at a terminal says only what is wrong."""
+    settings = load_settings(**overrides)
+    level = "warning" if settings.log_level == "info" and not serving else settings.log_level
+    logs.configure(level)
+    return settings
+
+
+def opened(settings: Settings, *, worker: bool) -> "AbstractAsyncContextManager[Likewise]":
+    """The library, open while the context lasts."""
+    # Imported here and in the verbs, not above: it brings the model runtime, and `likewise --help` need not wait for it.
+    from likewise import library  # noqa: PLC0415
+
+    return library.open(settings, worker=worker)
+
+
+async def _interruptible(verb: Verb) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    interruption = Interruption(task.cancel)
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, interruption.receive, number)
+    try:
+        return await verb(interruption)
+    except asyncio.CancelledError:
+        if interruption.signal is None:
+            raise
+        return 128 + interruption.signal
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        # Not made for Windows; asyncio's own loop does the same, slower.
+        return None
+    return uvloop.new_event_loop

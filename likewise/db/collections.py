@@ -1,0 +1,161 @@
+"""Collections and their generations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from psycopg import Error
+from psycopg.sql import SQL
+
+from likewise.db.failures import TOO_MANY, UNIQUE
+from likewise.db.pool import Pool, Tx
+from likewise.errors import Conflict, NotFound
+from likewise.kind import Policy
+
+# Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
+MOST_COLLECTIONS = 100
+
+GenerationState = Literal["building", "active", "retired"]
+
+TENANT_NAMED = SQL("SELECT tenant_named(%s)")
+MAKE = SQL("SELECT make_collection(%s, %s, %s, %s, %s, %s, %s)")
+DROP = SQL("SELECT drop_collection(%s)")
+MAKE_GENERATION = SQL("SELECT make_generation(%s, %s, %s, %s)")
+
+COLUMNS = SQL("""
+    c.id, c.tenant, c.name, c.kind, c.analyzer, c.policy, c.terms_total, c.contents_total, c.created_at,
+    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state
+""")
+BY_NAME = SQL("""
+    SELECT {columns} FROM collections c JOIN generations g ON g.id = c.active_generation WHERE c.name = %s
+""").format(columns=COLUMNS)
+LIST = SQL("""
+    SELECT {columns} FROM collections c JOIN generations g ON g.id = c.active_generation
+    WHERE c.name > %s ORDER BY c.name LIMIT %s
+""").format(columns=COLUMNS)
+GENERATION = SQL("""
+    SELECT g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state, g.collection
+    FROM generations g WHERE g.id = %s
+""")
+LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
+ADOPT = SQL("UPDATE generations SET space = %s, numerics = %s, probe = %s WHERE id = %s AND space IS NULL")
+ADD_TERMS = SQL("""
+    UPDATE collections SET terms_total = greatest(0, terms_total + %s), contents_total = greatest(0, contents_total + %s)
+    WHERE id = %s
+""")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One vector space of a collection. `space`, `numerics` and `probe` are None until its first vector."""
+
+    id: int
+    model: str
+    dimension: int
+    space: str | None
+    numerics: str | None
+    probe: NDArray[np.float32] | None
+    background: float
+    state: GenerationState
+    index_state: Literal["none", "building", "ready"]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One collection, with the generation that answers for it."""
+
+    id: int
+    tenant: int
+    name: str
+    kind: str
+    analyzer: str
+    policy: Policy
+    terms_total: int
+    contents_total: int
+    created_at: datetime
+    active: Generation
+
+
+async def tenant_named(pool: Pool, name: str) -> int:
+    """The id of a tenant; it appears when it is first named."""
+    async with pool.nobody() as tx:
+        row = await tx.row(TENANT_NAMED, [name])
+    return int(row[0]) if row else 0
+
+
+async def make(pool: Pool, tenant: int, name: str, *, kind: str, analyzer: str, policy: Policy, model: str, dimension: int) -> None:
+    """Make a collection with its tables and its first generation.
+
+    Raises:
+        Conflict: it exists, or the tenant has as many as it may have.
+    """
+    values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MOST_COLLECTIONS]
+    async with pool.tenant(tenant) as tx:
+        try:
+            await tx.execute(MAKE, values)
+        except Error as error:
+            if error.sqlstate == UNIQUE:
+                raise Conflict("There is a collection of this name already.", code="collection_exists") from None
+            if error.sqlstate == TOO_MANY:
+                raise Conflict(
+                    f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
+                ) from None
+            raise
+
+
+async def drop(pool: Pool, tenant: int, collection: int) -> bool:
+    """Remove a collection with everything in it; False if it was not there."""
+    async with pool.tenant(tenant) as tx:
+        row = await tx.row(DROP, [collection])
+    return bool(row and row[0])
+
+
+async def named(tx: Tx, name: str) -> Collection:
+    """The collection of this name; NotFound if this tenant has none."""
+    row = await tx.row(BY_NAME, [name])
+    if row is None:
+        raise NotFound("There is no collection of this name.", code="collection_not_found")
+    return _collection(row)
+
+
+async def listed(tx: Tx, *, after: str, limit: int) -> list[Collection]:
+    """Collections by name, from the first after `after`."""
+    return [_collection(row) for row in await tx.rows(LIST, [after, limit])]
+
+
+async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
+    """A generation and the collection it belongs to; None if it is gone."""
+    row = await tx.row(GENERATION, [wanted])
+    return None if row is None else (_generation(row), int(row[9]))
+
+
+async def live_generations(tx: Tx, collection: int) -> list[int]:
+    """The generations that new contents must get a vector in."""
+    return [int(row[0]) for row in await tx.rows(LIVE_GENERATIONS, [collection])]
+
+
+async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
+    """Record what a generation's vectors are made with, unless another process did so first."""
+    await tx.execute(ADOPT, [space, numerics, probe.ravel().tolist(), wanted])
+
+
+async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int) -> None:
+    """Keep the running average of a text's length in terms."""
+    await tx.execute(ADD_TERMS, [terms, contents, collection])
+
+
+def _collection(row: Sequence[Any]) -> Collection:
+    return Collection(*row[:5], _policy(row[5]), *row[6:9], active=_generation(row[9:]))
+
+
+def _generation(row: Sequence[Any]) -> Generation:
+    probe = None if row[5] is None else np.asarray(row[5], np.float32).reshape(-1, row[2])
+    return Generation(*row[:5], probe, *row[6:9])
+
+
+def _policy(stored: Mapping[str, Any]) -> Policy:
+    return Policy(**{**stored, "indexed": tuple(stored.get("indexed", ()))})

@@ -1,0 +1,55 @@
+"""What Postgres says when it fails, without what it quotes.
+
+Messages and details of Postgres repeat values of rows and statements, so only SQLSTATE, table and constraint go on.
+"""
+
+import psycopg
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from likewise.errors import DatabaseUnavailable, Internal, LikewiseError
+
+# Deadlock, serialisation failure, a referenced row that has just gone: the whole transaction can be tried again.
+RETRYABLE = frozenset({"40P01", "40001", "23503"})
+TABLE_GONE = "42P01"
+TOO_MANY = "54000"
+UNIQUE = "23505"
+
+# Connection exceptions, operator intervention, out of resources, system errors.
+_AWAY = ("08", "57", "53", "58")
+
+
+class DatabaseFailure(Internal):
+    """The database refused a statement."""
+
+    code = "database"
+
+    def __init__(self, sqlstate: str | None, table: str | None = None, constraint: str | None = None) -> None:
+        named = ", ".join(
+            f"{name} {value}" for name, value in (("SQLSTATE", sqlstate), ("table", table), ("constraint", constraint)) if value
+        )
+        super().__init__(f"The database refused a statement ({named or 'no SQLSTATE'}).")
+        self.sqlstate = sqlstate
+        self.table = table
+        self.constraint = constraint
+
+
+class Contended(DatabaseFailure):
+    """Another transaction was in the way; the same one can be tried again."""
+
+
+def scrubbed(error: Exception) -> LikewiseError:
+    """The error to raise in place of one from psycopg; it never carries a value."""
+    if isinstance(error, PoolTimeout | TooManyRequests):
+        return DatabaseUnavailable("All database connections are busy.", code="database_busy")
+    if isinstance(error, PoolClosed):
+        return DatabaseUnavailable("The server is stopping.", code="stopping")
+    if not isinstance(error, psycopg.Error):
+        return Internal()
+    state = error.sqlstate
+    if state in RETRYABLE:
+        return Contended(state, error.diag.table_name, error.diag.constraint_name)
+    if state is not None and state.startswith(_AWAY):
+        return DatabaseUnavailable(f"The database cannot do this now (SQLSTATE {state}).")
+    if state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return DatabaseUnavailable()
+    return DatabaseFailure(state, error.diag.table_name, error.diag.constraint_name)

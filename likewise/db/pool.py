@@ -1,0 +1,189 @@
+"""Connections to Postgres, and a transaction as a tenant."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeVar
+
+import psycopg
+from pgvector.psycopg import register_vector_async
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.sql import SQL, Composed, Identifier
+from psycopg_pool import AsyncConnectionPool
+from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
+
+from likewise.db.failures import Contended, scrubbed
+from likewise.errors import SettingsError
+
+T = TypeVar("T")
+Statement = SQL | Composed
+Row = tuple[Any, ...]
+
+BEGIN = SQL("BEGIN")
+# Every statement of a search sees the same rows, so a hit cannot lose its text half-way.
+BEGIN_SNAPSHOT = SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+SET_TENANT = SQL("SELECT set_config('likewise.tenant', %s, true)")
+
+WHO_AM_I = SQL("""
+    SELECT rolsuper OR rolbypassrls, has_schema_privilege(current_user, 'likewise', 'CREATE')
+    FROM pg_roles WHERE rolname = current_user
+""")
+
+# Ours first, then where pgvector lives. The plan for one array of ids is wrong for another, and planning costs less.
+SETTLE = SQL("""
+    SELECT set_config('search_path', concat_ws(', ', 'likewise', (
+               SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+               WHERE e.extname = 'vector')), false),
+           set_config('plan_cache_mode', 'force_custom_plan', false)
+""")
+
+# A connection is waited for this long before the caller hears that all are busy.
+POOL_TIMEOUT_SECONDS = 10.0
+TRIES = 8
+
+
+class Tx:
+    """One transaction of one tenant. The first statement takes BEGIN and the tenant along in its round trip."""
+
+    def __init__(self, connection: AsyncConnection[Row], tenant: int | None, begin: SQL) -> None:
+        self.connection = connection
+        self.tenant = tenant
+        self._begin = begin
+        self._begun = False
+
+    async def execute(self, statement: Statement, parameters: Sequence[Any] | None = None) -> AsyncCursor[Row]:
+        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs."""
+        if self._begun:
+            return await self.connection.execute(statement, parameters)
+        self._begun = True
+        async with self.connection.pipeline():
+            await self.connection.execute(self._begin)
+            if self.tenant is not None:
+                await self.connection.execute(SET_TENANT, [str(self.tenant)])
+            return await self.connection.execute(statement, parameters)
+
+    async def rows(self, statement: Statement, parameters: Sequence[Any] | None = None) -> list[Row]:
+        """All rows that the statement gives."""
+        return await (await self.execute(statement, parameters)).fetchall()
+
+    async def row(self, statement: Statement, parameters: Sequence[Any] | None = None) -> Row | None:
+        """The first row, or None."""
+        return await (await self.execute(statement, parameters)).fetchone()
+
+    async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Bulk rows into a table without row-level security, in the binary format."""
+        if not self._begun:
+            await self.execute(SQL("SELECT 1"))
+        async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(types)
+            for row in rows:
+                await copy.write_row(row)
+
+    async def finish(self, *, commit: bool) -> None:
+        """End the transaction, if one has begun."""
+        if self._begun and not self.connection.closed:
+            await self.connection.execute(SQL("COMMIT") if commit else SQL("ROLLBACK"))
+
+
+class Pool:
+    """The connections of one role."""
+
+    def __init__(self, url: str, *, most: int, name: str = "likewise") -> None:
+        self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=most,
+            open=False,
+            timeout=POOL_TIMEOUT_SECONDS,
+            configure=settle,
+            # A server that was killed and started again leaves dead connections here; they are found before use.
+            check=AsyncConnectionPool.check_connection,
+            kwargs={"autocommit": True, "application_name": name},
+            name=name,
+        )
+        self.url = url
+
+    async def open(self) -> Self:
+        """Connect; DatabaseUnavailable if nothing answers in time."""
+        try:
+            await self._pool.open(wait=True, timeout=POOL_TIMEOUT_SECONDS)
+        except PoolTimeout as error:
+            await self._pool.close()
+            raise scrubbed(error) from None
+        return self
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def tenant(self, tenant: int, *, snapshot: bool = False) -> AsyncIterator[Tx]:
+        """A transaction that sees this tenant's rows only; it commits at the end of the block."""
+        async with self._transaction(tenant, BEGIN_SNAPSHOT if snapshot else BEGIN) as tx:
+            yield tx
+
+    @asynccontextmanager
+    async def nobody(self) -> AsyncIterator[Tx]:
+        """A transaction without a tenant, for the functions that reach across them."""
+        async with self._transaction(None, BEGIN) as tx:
+            yield tx
+
+    @asynccontextmanager
+    async def _transaction(self, tenant: int | None, begin: SQL) -> AsyncIterator[Tx]:
+        try:
+            async with self._pool.connection() as connection:
+                tx = Tx(connection, tenant, begin)
+                try:
+                    yield tx
+                except BaseException:
+                    await _quietly_roll_back(tx)
+                    raise
+                await tx.finish(commit=True)
+        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as error:
+            raise scrubbed(error) from None
+
+    async def refuse_power(self) -> None:
+        """Refuse to serve as a role that row-level security does not bind, or that may make things."""
+        async with self.nobody() as tx:
+            row = await tx.row(WHO_AM_I)
+        if row is None or row[0]:
+            raise SettingsError(
+                "The serving role is a superuser or bypasses row-level security, which would show every tenant's rows to all. "
+                "Set LIKEWISE_DATABASE_SERVING_URL to a plain role; `likewise db upgrade` makes one."
+            )
+        if row[1]:
+            raise SettingsError(
+                "The serving role may create objects in the schema `likewise`. "
+                "Set LIKEWISE_DATABASE_SERVING_URL to a plain role; `likewise db upgrade` makes one."
+            )
+
+
+async def retried(work: Callable[[], Awaitable[T]]) -> T:
+    """Run a transaction again while others are in its way (deadlock, serialisation, a row that has just gone)."""
+    for attempt in range(TRIES - 1):
+        try:
+            return await work()
+        except Contended:
+            # Jitter keeps writers that met once from meeting again.
+            await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+    return await work()
+
+
+def table(prefix: str, number: int) -> Identifier:
+    """The name of a collection's or generation's own table."""
+    return Identifier(f"{prefix}_{int(number)}")
+
+
+async def settle(connection: AsyncConnection[Row]) -> None:
+    """Make a new connection find our tables, and read and write vectors."""
+    await connection.execute(SETTLE)
+    await register_vector_async(connection)
+
+
+async def _quietly_roll_back(tx: Tx) -> None:
+    try:
+        await tx.finish(commit=False)
+    except psycopg.Error:
+        # The error that brought us here is the one to tell; the pool throws the broken connection away.
+        return

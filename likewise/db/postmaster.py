@@ -1,0 +1,258 @@
+"""The server process on a cluster, whoever started it: look at it, start it, stop it."""
+
+import enum
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from likewise.db.account import Account
+from likewise.db.binaries import Binaries
+from likewise.db.cluster import SOCKET_NAME, Cluster, disk_full, server_environment
+from likewise.db.filelock import FileLock
+from likewise.db.processes import is_postgres_on, postgres_processes
+from likewise.errors import ServerStartError
+from likewise.observe.logs import get_logger
+
+log = get_logger(__name__)
+
+POLL_SECONDS = 0.005
+START_SECONDS = 600.0  # recovery after a crash replays up to max_wal_size
+STOP_SECONDS = 60.0  # a fast shutdown writes all of shared_buffers
+KILL_SECONDS = 5.0
+LONGEST_LOG = 2**20
+# The folder of a core file is the data directory, and it would hold rows.
+WITHOUT_CORE_FILES = ("/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh")
+
+# Those that this process started; a dead one stays a zombie, which looks alive, until it is asked for.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+class State(enum.Enum):
+    """What there is of a server."""
+
+    ABSENT = enum.auto()
+    STARTING = enum.auto()
+    READY = enum.auto()
+    STOPPING = enum.auto()
+    ORPHANED = enum.auto()  # the postmaster is gone and other processes of it are not
+    DEAF = enum.auto()  # it lives, and its socket was removed
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What the starter of a server leaves in the `running` file for those who attach."""
+
+    binaries: Path
+    version: str
+    socket_folder: Path
+
+
+@dataclass(frozen=True)
+class _PidFile:
+    pid: int
+    status: str
+
+
+class Postmaster:
+    """The server process on a cluster.
+
+    Its processes inherit a lock on the `running` file from their starter, so the kernel says whether any of them lives:
+    no number of a process can mislead, and it holds across containers that share the folder. All methods but `look`
+    are called with the cluster's `lock` held.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._running = FileLock(cluster.running)
+
+    def look(self) -> State:
+        """What there is now; a few system calls."""
+        _reap()
+        if not self._running.held_by_another():
+            return State.ABSENT
+        noted = self._pid_file()
+        if noted is None:
+            return State.STARTING
+        if not is_postgres_on(noted.pid, self._cluster.data):
+            # Another container's processes have numbers that mean nothing here.
+            return State.READY if self._answers() else State.ORPHANED
+        if noted.status in ("ready", "standby"):
+            return State.READY if self._socket().exists() else State.DEAF
+        return State.STOPPING if noted.status == "stopping" else State.STARTING
+
+    def launched(self) -> Launched:
+        """What its starter noted."""
+        noted = json.loads(self._cluster.running.read_text())
+        return Launched(Path(noted["binaries"]), noted["version"], Path(noted["socket_folder"]))
+
+    def launch(self, binaries: Binaries, account: Account, socket_folder: Path) -> None:
+        """Start the process, in a session of its own so that no Ctrl-C for Likewise reaches it, and wait for it."""
+        self._remove_stale_files(socket_folder)
+        if (written := self._cluster.log.stat().st_size) > LONGEST_LOG:
+            os.truncate(self._cluster.log, written := 0)
+        child = self._spawn(binaries, account, socket_folder)
+        end = time.monotonic() + START_SECONDS
+        while (state := self.look()) is not State.READY:
+            if state is State.ABSENT or child.poll() is not None:
+                raise self._start_error(written)
+            if time.monotonic() > end:
+                raise ServerStartError(
+                    f"Postgres has not become ready in {START_SECONDS:.0f} s (log: {self._cluster.log})."
+                )
+            time.sleep(POLL_SECONDS)
+
+    def settle(self) -> State:
+        """Wait out a start or a stop that someone else began and end what a killed postmaster left; READY or ABSENT."""
+        end = time.monotonic() + START_SECONDS
+        while (state := self.look()) not in (State.READY, State.ABSENT):
+            if state is State.ORPHANED:
+                self._end_orphans()
+            elif state is State.DEAF:
+                self.stop()
+            elif time.monotonic() > end:
+                raise ServerStartError(
+                    f"The Postgres on {self._cluster.data} neither starts nor stops. End it by hand."
+                )
+            else:
+                time.sleep(POLL_SECONDS)
+        return state
+
+    def stop(self) -> None:
+        """End every session and shut down with a checkpoint; if that hangs, without one, which the next start mends."""
+        if self.look() is State.ORPHANED:
+            self._end_orphans()
+        for request, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, KILL_SECONDS)):
+            noted = self._pid_file()
+            if noted is None or not is_postgres_on(noted.pid, self._cluster.data):
+                break
+            with suppress(ProcessLookupError):
+                os.kill(noted.pid, request)
+            if self._gone_within(seconds):
+                return
+        if not self._gone_within(KILL_SECONDS):
+            log.warning("postgres_not_stopped")
+
+    def close(self) -> None:
+        """Forget the process without touching it."""
+        self._running.close()
+
+    def _spawn(self, binaries: Binaries, account: Account, socket_folder: Path) -> subprocess.Popen[bytes]:
+        lock = FileLock(self._cluster.running)
+        try:
+            if not lock.exclusive_within(KILL_SECONDS):
+                raise ServerStartError(f"Another process holds {self._cluster.running}. Stop it and try again.")
+            _note(lock, Launched(binaries.folder, binaries.version, socket_folder))
+            program, settings = binaries.folder / "postgres", f"config_file={self._cluster.configuration}"
+            with _open_log(self._cluster.log) as output:
+                child = subprocess.Popen(  # noqa: S603
+                    [*WITHOUT_CORE_FILES, program, "-D", self._cluster.data, "-c", settings],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    env=server_environment(),
+                    pass_fds=[lock.descriptor],
+                    start_new_session=True,
+                    umask=0o077,
+                    **account.spawn_options,
+                )
+        finally:
+            lock.close()
+        _children.append(child)
+        return child
+
+    def _remove_stale_files(self, socket_folder: Path) -> None:
+        """Remove locks of a dead server whose number a living process has now: Postgres would believe them."""
+        noted = self._pid_file()
+        if noted is not None and is_postgres_on(noted.pid, self._cluster.data):
+            raise ServerStartError(
+                f"A Postgres that Likewise did not start runs on {self._cluster.data} (process {noted.pid}). "
+                "Stop it first."
+            )
+        (socket_folder / SOCKET_NAME).unlink(missing_ok=True)
+        (socket_folder / f"{SOCKET_NAME}.lock").unlink(missing_ok=True)
+        if noted is None or _exists(noted.pid):
+            (self._cluster.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def _end_orphans(self) -> None:
+        """End what a killed postmaster left: idle ones go by themselves, busy ones do not notice."""
+        for request in (signal.SIGQUIT, signal.SIGKILL):
+            for pid in postgres_processes(self._cluster.data, self._cluster.running):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, request)
+            if self._gone_within(KILL_SECONDS):
+                return
+        raise ServerStartError(
+            f"Processes of an earlier Postgres still hold {self._cluster.data} and cannot be ended from here. "
+            "End them first."
+        )
+
+    def _gone_within(self, seconds: float) -> bool:
+        gone = self._running.exclusive_within(seconds)
+        self._running.release()
+        _reap()
+        return gone
+
+    def _pid_file(self) -> _PidFile | None:
+        """The first and the eighth line of postmaster.pid; None if it is absent or half written."""
+        try:
+            lines = (self._cluster.data / "postmaster.pid").read_text().splitlines()
+            return _PidFile(int(lines[0]), lines[7].strip() if len(lines) > 7 else "starting")
+        except (FileNotFoundError, ValueError, IndexError):
+            return None
+
+    def _socket(self) -> Path:
+        return self.launched().socket_folder / SOCKET_NAME
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as attempt, suppress(OSError, ValueError, KeyError):
+            attempt.settimeout(1)
+            attempt.connect(str(self._socket()))
+            return True
+        return False
+
+    def _start_error(self, written: int) -> ServerStartError:
+        """The last fatal line that the server wrote since; such lines carry no rows (see tuning.PRIVATE)."""
+        with self._cluster.log.open(errors="replace") as file:
+            file.seek(written)
+            lines = file.read(LONGEST_LOG).splitlines()
+        said = [line for line in lines if "FATAL:" in line or "PANIC:" in line] or lines or ["nothing was said"]
+        if "No space left on device" in said[-1]:
+            return disk_full(self._cluster.data)
+        reason = said[-1].partition(":  ")[2] or said[-1]
+        return ServerStartError(f"Postgres stopped while it started: {reason} (log: {self._cluster.log})")
+
+
+def _note(lock: FileLock, launched: Launched) -> None:
+    text = json.dumps({name: str(value) for name, value in vars(launched).items()})
+    os.ftruncate(lock.descriptor, 0)
+    os.pwrite(lock.descriptor, text.encode(), 0)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+    return os.fdopen(descriptor, "ab", buffering=0)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _reap() -> None:
+    for child in tuple(_children):
+        if child.poll() is not None:
+            with suppress(ValueError):  # another thread was first
+                _children.remove(child)

@@ -1,0 +1,135 @@
+"""The configuration of the embedded Postgres: what it must not log, who may log in, and sizes for this machine."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+MIB = 2**20
+GIB = 2**30
+ROLES = ("postgres", "likewise_owner", "likewise_server")
+
+# No statement, parameter or row reaches the log. Messages of level ERROR carry values (`invalid input syntax for type
+# integer: "..."`), those of level LOG can be made by any session (debug_print_plan, RAISE LOG) or show the statement
+# of a crashed backend, and DETAIL shows keys; so only what ends a session or the server is written, and tersely.
+PRIVATE = {
+    "log_min_messages": "fatal",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_transaction_sample_rate": "0",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+    "log_lock_waits": "off",
+    "log_temp_files": "-1",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "log_timezone": "UTC",
+    # Recycled segments would keep the bytes of deleted texts.
+    "wal_recycle": "off",
+    "wal_init_zero": "on",
+}
+FIXED = {
+    "listen_addresses": "",
+    "port": "5432",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    # A collection has several tables with several indexes; one transaction may touch hundreds of collections.
+    "max_locks_per_transaction": "1024",
+    # Compiling costs more than it saves on statements of milliseconds.
+    "jit": "off",
+    "timezone": "UTC",
+    "lc_messages": "C",
+    "random_page_cost": "1.1",
+    "max_wal_size": "2GB",
+}
+THROW_AWAY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+def server_settings(socket_folder: Path, *, durable: bool) -> dict[str, str]:
+    """Every setting of the server; `durable=False` gives up the data at a crash of the machine for speed."""
+    return {
+        **FIXED,
+        **sizes(memory_limit(), _processors()),
+        **({} if durable else THROW_AWAY),
+        **PRIVATE,
+        "unix_socket_directories": _quoted_folder(socket_folder),
+    }
+
+
+def sizes(memory: int, processors: int) -> dict[str, str]:
+    """Settings that follow the machine; models live in the same memory, so Postgres takes an eighth for itself."""
+    maintenance = _between(64 * MIB, memory // 16, 2 * GIB)
+    return {
+        "shared_buffers": _megabytes(_between(64 * MIB, memory // 8, 4 * GIB)),
+        "effective_cache_size": _megabytes(_between(128 * MIB, memory // 2, 64 * GIB)),
+        "maintenance_work_mem": _megabytes(maintenance),
+        "autovacuum_work_mem": _megabytes(_between(32 * MIB, memory // 64, 256 * MIB)),
+        "work_mem": _megabytes(_between(4 * MIB, memory // 1024, 32 * MIB)),
+        "max_parallel_workers": str(_between(2, processors, 8)),
+        "max_parallel_maintenance_workers": str(_between(1, processors - 1, 4)),
+        "dynamic_shared_memory_type": shared_memory_type(maintenance),
+    }
+
+
+def shared_memory_type(maintenance: int, shm: Path = Path("/dev/shm")) -> str:  # noqa: S108 - measured, not written
+    """How parallel work shares memory: an index built in parallel takes all of `maintenance_work_mem` from it.
+
+    Containers have 64 MB in /dev/shm. System V memory is not counted there, and Postgres cannot start without it.
+    """
+    if not sys.platform.startswith("linux"):
+        return "posix"
+    with suppress(OSError):
+        if shutil.disk_usage(shm).total >= 2 * maintenance + 128 * MIB:
+            return "posix"
+    return "sysv"
+
+
+def memory_limit() -> int:
+    """Bytes of memory of this machine, or of the container that it is."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
+
+
+def configuration(settings: Mapping[str, str]) -> str:
+    """Settings as the text of a configuration file."""
+    lines = (f"{name} = {_quoted(value)}" for name, value in settings.items())
+    return "\n".join(["# Written by Likewise at each start; changes here are lost.", *lines, ""])
+
+
+def host_based_authentication() -> str:
+    """Who may connect: users of this machine whom the map below lets in, by socket only."""
+    return "local all all peer map=likewise\n"
+
+
+def identity_map(user_names: Iterable[str]) -> str:
+    """Which operating-system users may be which roles."""
+    return "".join(f'likewise "{name}" {role}\n' for name in user_names for role in ROLES)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
+
+
+def _between(least: int, value: int, most: int) -> int:
+    return max(least, min(value, most))
+
+
+def _megabytes(size: int) -> str:
+    return f"{size // MIB}MB"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _quoted_folder(folder: Path) -> str:
+    # This setting is a list, in which quotes protect commas and spaces.
+    return '"' + str(folder).replace('"', '""') + '"'

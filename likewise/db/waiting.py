@@ -1,0 +1,124 @@
+"""The work queue: contents without a vector in a generation. Claimed, finished, released or failed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from psycopg.sql import SQL
+
+from likewise.db.pool import Pool, Tx
+
+# A text that failed by itself this often is failed for good.
+MOST_ATTEMPTS = 3
+
+CLAIM = SQL("SELECT * FROM claim_waiting(%s, %s, %s, %s, %s, %s)")
+SWEEP = SQL("SELECT sweep_waiting(%s)")
+MODELS = SQL("SELECT model, oldest FROM waiting_models()")
+CLAIM_THESE = SQL("""
+    UPDATE waiting w SET claim = %s, run_after = now() + %s
+    FROM (SELECT generation, content FROM waiting
+          WHERE generation = %s AND content = ANY (%s::bigint[]) AND NOT alone AND (claim IS NULL OR run_after <= now())
+          ORDER BY content FOR UPDATE SKIP LOCKED) free
+    WHERE w.generation = free.generation AND w.content = free.content RETURNING w.content
+""")
+STILL = SQL("SELECT content FROM waiting WHERE generation = %s AND content = ANY (%s::bigint[])")
+TEXTS = SQL("SELECT pk, text FROM contents WHERE pk = ANY (%s::bigint[])")
+RENEW = SQL("""
+    UPDATE waiting w SET run_after = now() + %s
+    FROM (SELECT generation, content FROM waiting WHERE claim = %s AND tenant = %s FOR UPDATE SKIP LOCKED) ours
+    WHERE w.generation = ours.generation AND w.content = ours.content
+""")
+# Against deletion, and in the same order: contents before waiting.
+HOLD = SQL("SELECT pk FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR NO KEY UPDATE")
+TAKE = SQL("""
+    DELETE FROM waiting WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s RETURNING content
+""")
+RELEASE = SQL("""
+    UPDATE waiting SET claim = NULL, run_after = now() + %s, attempts = greatest(0, attempts - CASE WHEN alone THEN 1 ELSE 0 END)
+    WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
+""")
+SET_ASIDE = SQL("""
+    UPDATE waiting SET claim = NULL, alone = true, error = %s, run_after = now() + %s,
+           attempts = attempts + CASE WHEN alone THEN 0 ELSE 1 END
+    WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
+""")
+COUNT = SQL("SELECT count(*), coalesce(max(extract(epoch FROM now() - entered_at)), 0)::float8 FROM waiting WHERE generation = %s")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One claimed entry of the queue."""
+
+    tenant: int
+    collection: int
+    generation: int
+    content: int
+    attempts: int
+    lane: int
+
+
+async def claim(
+    pool: Pool, models: Sequence[str], claim_id: UUID, *, lease: timedelta, most: int, after_tenant: int, alone: bool
+) -> list[Entry]:
+    """Lease up to `most` free entries for these models, tenants in turn; with `alone` one that must be tried by itself."""
+    async with pool.nobody() as tx:
+        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, most, after_tenant, alone])
+    return [Entry(*row) for row in rows]
+
+
+async def claim_these(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, lease: timedelta) -> list[int]:
+    """Lease just these contents, as far as they are free."""
+    return [int(row[0]) for row in await tx.rows(CLAIM_THESE, [claim_id, lease, generation, list(contents)])]
+
+
+async def still_waiting(tx: Tx, generation: int, contents: Sequence[int]) -> list[int]:
+    """Those of the contents that have no vector yet, and are not failed."""
+    return [int(row[0]) for row in await tx.rows(STILL, [generation, list(contents)])]
+
+
+async def sweep(pool: Pool) -> int:
+    """Set entries aside whose worker died; returns how many."""
+    async with pool.nobody() as tx:
+        row = await tx.row(SWEEP, [MOST_ATTEMPTS])
+    return int(row[0]) if row else 0
+
+
+async def models(pool: Pool) -> dict[str, float]:
+    """The models that anything waits for, and how many seconds the oldest entry of each has waited."""
+    async with pool.nobody() as tx:
+        return {str(model): float(oldest) for model, oldest in await tx.rows(MODELS)}
+
+
+async def texts(tx: Tx, contents: Sequence[int]) -> dict[int, str]:
+    """The texts of contents, as far as they are still there."""
+    return {int(pk): text for pk, text in await tx.rows(TEXTS, [list(contents)]) if text is not None}
+
+
+async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:
+    """Keep a claim for one lease more."""
+    await tx.execute(RENEW, [lease, claim_id, tx.tenant])
+
+
+async def take(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID) -> list[int]:
+    """Take entries out of the queue that are still ours; only for these may a vector be written."""
+    await tx.execute(HOLD, [list(contents)])
+    return sorted(int(row[0]) for row in await tx.rows(TAKE, [generation, list(contents), claim_id]))
+
+
+async def release(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, *, after: timedelta) -> None:
+    """Give entries back that failed through no fault of their texts; no attempt is counted."""
+    await tx.execute(RELEASE, [after, generation, list(contents), claim_id])
+
+
+async def set_aside(
+    tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, *, error: str, after: timedelta
+) -> None:
+    """Count a failed attempt of texts that failed by themselves; they are tried alone from now on."""
+    await tx.execute(SET_ASIDE, [error, after, generation, list(contents), claim_id])
+
+
+async def count(tx: Tx, generation: int) -> tuple[int, float]:
+    """How many contents wait in a generation, and how many seconds the oldest has."""
+    row = await tx.row(COUNT, [generation])
+    return (int(row[0]), float(row[1])) if row else (0, 0.0)

@@ -1,0 +1,175 @@
+"""Filter tree to SQL: conditions on `records r`, exact; and the part of them that an index answers.
+
+Every leaf is true or false, never null, so that `not` means what it says. Values are parameters always.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from psycopg.sql import SQL, Composable, Identifier, Placeholder
+
+from likewise.filters import TIMES, All, AnyOf, Compare, Field, Filter, Not
+
+# What record_fields keeps of a value; longer ones are told apart by the payload.
+INDEXED_CHARS = 256
+
+FALSE = SQL("false")
+TRUE = SQL("true")
+_SYMBOLS = {"$eq": SQL("="), "$gt": SQL(">"), "$gte": SQL(">="), "$lt": SQL("<"), "$lte": SQL("<=")}
+# The index holds numbers as float8, which may round: these bring everything that could match.
+_LOOSE = {"$eq": SQL("="), "$gt": SQL(">="), "$gte": SQL(">="), "$lt": SQL("<="), "$lte": SQL("<=")}
+_BY_INDEX = SQL("r.pk IN (SELECT f.record FROM record_fields f WHERE f.collection = {} AND f.field = {} AND {})")
+
+
+@dataclass
+class Where:
+    """A condition with its named parameters."""
+
+    sql: Composable = field(default_factory=lambda: TRUE)
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def bind(self, value: Any) -> Placeholder:
+        """The place of one more value."""
+        name = f"where_{len(self.parameters)}"
+        self.parameters[name] = value
+        return Placeholder(name)
+
+
+def condition(tree: Filter | None, collection: int, indexed: Collection[str]) -> Where:
+    """The condition for rows `r` of records: the whole filter, narrowed by what the indexes know."""
+    where = Where()
+    parts: list[Composable] = [SQL("r.collection = {}").format(where.bind(collection))]
+    if tree is not None:
+        parts += _narrowed(tree, collection, indexed, where)
+        parts.append(_sql(tree, where))
+    where.sql = SQL(" AND ").join(parts)
+    return where
+
+
+def _narrowed(tree: Filter, collection: int, indexed: Collection[str], where: Where) -> Iterator[Composable]:
+    for leaf in _must_hold(tree):
+        if leaf.field.column or leaf.field.name not in indexed:
+            continue
+        test = _index_test(leaf, where)
+        if test is not None:
+            yield _BY_INDEX.format(where.bind(collection), where.bind(leaf.field.name), test)
+
+
+def _must_hold(tree: Filter) -> Iterator[Compare]:
+    """The comparisons without which the filter is false."""
+    if isinstance(tree, Compare):
+        yield tree
+    elif isinstance(tree, All):
+        for part in tree.parts:
+            yield from _must_hold(part)
+
+
+def _index_test(leaf: Compare, where: Where) -> Composable | None:
+    """A condition on `record_fields f` that holds for everything the leaf holds for; None if there is none."""
+    value = leaf.value
+    if leaf.operator == "$in":
+        if value and all(isinstance(one, str) for one in value):
+            return SQL("f.value = ANY ({})").format(where.bind([one[:INDEXED_CHARS] for one in value]))
+        if value and all(_is_number(one) for one in value):
+            return SQL("f.number = ANY ({}::float8[])").format(where.bind([_rounded(one) for one in value]))
+    elif leaf.operator == "$eq" and isinstance(value, str):
+        return SQL("f.value = {}").format(where.bind(value[:INDEXED_CHARS]))
+    elif leaf.operator in _LOOSE and _is_number(value):
+        return SQL("f.number {} {}::float8").format(_LOOSE[leaf.operator], where.bind(_rounded(value)))
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rounded(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _sql(tree: Filter, where: Where) -> Composable:
+    if isinstance(tree, Compare):
+        return _column(tree, where) if tree.field.column else _payload(tree, where)
+    if isinstance(tree, Not):
+        return SQL("NOT {}").format(_sql(tree.part, where))
+    if not tree.parts:
+        return TRUE if isinstance(tree, All) else FALSE
+    word = SQL(" OR " if isinstance(tree, AnyOf) else " AND ")
+    return SQL("({})").format(word.join([_sql(part, where) for part in tree.parts]))
+
+
+def _column(leaf: Compare, where: Where) -> Composable:
+    """A leaf on a column; the names are those of filters.COLUMNS, never a caller's."""
+    column = SQL("r.{}").format(Identifier(leaf.field.name))
+    kind = datetime if leaf.field.name in TIMES else str
+    operator, value = leaf.operator, leaf.value
+    if operator == "$exists":
+        return SQL("({} IS {})").format(column, SQL("NOT NULL" if value else "NULL"))
+    if operator == "$in":
+        return _column_in(column, kind, value, where)
+    if value is None and operator == "$eq":
+        return SQL("({} IS NULL)").format(column)
+    if not isinstance(value, kind) or (operator == "$contains" and kind is not str):
+        return FALSE
+    if operator == "$contains":
+        return SQL("coalesce(position({} IN {}) > 0, false)").format(where.bind(value), column)
+    collated = SQL('{} COLLATE "C"').format(column) if kind is str and operator != "$eq" else column
+    return SQL("coalesce({} {} {}, false)").format(collated, _SYMBOLS[operator], where.bind(value))
+
+
+def _column_in(column: Composable, kind: type, values: tuple[Any, ...], where: Where) -> Composable:
+    fitting = [one for one in values if isinstance(one, kind)]
+    parts: list[Composable] = [SQL("{} IS NULL").format(column)] if None in values else []
+    if fitting:
+        parts.append(SQL("coalesce({} = ANY ({}), false)").format(column, where.bind(fitting)))
+    return SQL("({})").format(SQL(" OR ").join(parts)) if parts else FALSE
+
+
+def _payload(leaf: Compare, where: Where) -> Composable:
+    operator, value = leaf.operator, leaf.value
+    found = _value(leaf.field, where)
+    if operator == "$exists":
+        return SQL("({} IS {})").format(found, SQL("NOT NULL" if value else "NULL"))
+    # Where null is asked for, a field that is absent counts as null.
+    if operator == "$eq":
+        return SQL("(coalesce({}, 'null') = {}::jsonb)").format(found, where.bind(json.dumps(value)))
+    if operator == "$in":
+        values = where.bind([json.dumps(one) for one in value])
+        return SQL("(coalesce({}, 'null') = ANY ({}::text[]::jsonb[]))").format(found, values)
+    test = _contains(value, where) if operator == "$contains" else _ordering(operator, value, where)
+    return FALSE if test is None else SQL("(SELECT coalesce({}, false) FROM (SELECT {} AS v) field)").format(test, found)
+
+
+def _value(of: Field, where: Where) -> Composable:
+    """The value of a payload field: by its literal name first, then as a path."""
+    if "." not in of.name:
+        return SQL("(r.payload -> {}::text)").format(where.bind(of.name))
+    path = [part for part in of.name.split(".")]
+    return SQL("coalesce(r.payload -> {}::text, r.payload #> {}::text[])").format(where.bind(of.name), where.bind(path))
+
+
+def _contains(value: Any, where: Where) -> Composable:
+    """A list that has the value, or a string that has it as a part; `v` is the field."""
+    in_list = SQL("WHEN 'array' THEN v @> {}::jsonb").format(where.bind(json.dumps(value)))
+    in_text = SQL("")
+    if isinstance(value, str):
+        in_text = SQL("WHEN 'string' THEN position({} IN v #>> ARRAY[]::text[]) > 0").format(where.bind(value))
+    return SQL("CASE jsonb_typeof(v) {} {} END").format(in_list, in_text)
+
+
+def _ordering(operator: str, value: Any, where: Where) -> Composable | None:
+    """Numbers against numbers and strings, by code point, against strings; `v` is the field."""
+    symbol = _SYMBOLS[operator]
+    if isinstance(value, str):
+        text = SQL('(v #>> ARRAY[]::text[]) COLLATE "C"')
+        return SQL("CASE jsonb_typeof(v) WHEN 'string' THEN {} {} {} END").format(text, symbol, where.bind(value))
+    if _is_number(value):
+        number = where.bind(json.dumps(value))
+        return SQL("CASE jsonb_typeof(v) WHEN 'number' THEN v::numeric {} {}::numeric END").format(symbol, number)
+    return None

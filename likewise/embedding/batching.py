@@ -1,0 +1,264 @@
+"""Texts of many callers to batches of one model, in two lanes."""
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from likewise.embedding.cache import Cached
+from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
+from likewise.errors import Internal, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+
+log = logging.getLogger(__name__)
+
+CHARS_PER_TOKEN = 4  # English prose and WordPiece; an estimate is enough to bound a queue
+BATCH_TOKENS = 2_048  # about 70 ms on two cores: what one more caller may have to wait for
+BATCH_TEXTS = 256
+WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
+INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
+PROVIDER_SECONDS = 60.0
+NORM_TOLERANCE = 1e-3
+_HEALTH_TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+class QueueBudget:
+    """Tokens that may wait in one process, over all models."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+
+    def take(self, tokens: int) -> None:
+        """Hold so many, or Overloaded; who comes to an empty queue is never refused."""
+        if self._held and self._held + tokens > self._limit:
+            raise Overloaded("Too many texts wait for the model; send this again later.", retry_after=self._retry_after())
+        self._held += tokens
+
+    def give_back(self, tokens: int) -> None:
+        """Hold so many less."""
+        self._held -= tokens
+
+    def _retry_after(self) -> int:
+        return max(1, min(60, math.ceil(self._held / 20_000)))  # tokens a second on two cores
+
+
+@dataclass(eq=False)
+class Waiting:
+    """One text on its way through the model, and how many callers want it."""
+
+    text: str
+    role: Role
+    lane: Lane
+    future: asyncio.Future[Cached]
+    taken: bool = False
+    waiters: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens the text has."""
+        return estimated_tokens(self.text)
+
+    @property
+    def open(self) -> bool:
+        """Whether it still has to go to the model."""
+        return not self.taken and not self.future.done()
+
+    def leave(self) -> None:
+        """One caller less; a text that nobody wants any more leaves the queue."""
+        self.waiters -= 1
+        if self.waiters <= 0:
+            self.future.cancel()
+
+
+@dataclass
+class _Queue:
+    """The texts of one lane and role: those that came, in order, and a window of them sorted by length."""
+
+    lane: Lane
+    came: deque[Waiting] = field(default_factory=deque)
+    window: list[Waiting] = field(default_factory=list)
+    running: bool = False
+
+    def waits(self) -> bool:
+        """Whether any text still has to go to the model; forgets those that need not."""
+        while self.window and not self.window[-1].open:
+            self.window.pop()
+        while self.came and not self.came[0].open:
+            self.came.popleft()
+        return bool(self.window or self.came)
+
+    def take(self) -> list[Waiting]:
+        """The next batch: neighbours by length."""
+        batch: list[Waiting] = []
+        tokens = 0
+        while self.waits() and len(batch) < BATCH_TEXTS:
+            if not self.window:
+                self._fill_window()
+            if batch and tokens + self.window[-1].tokens > BATCH_TOKENS:
+                break
+            item = self.window.pop()
+            item.taken = True
+            tokens += item.tokens
+            batch.append(item)
+        return batch
+
+    def _fill_window(self) -> None:
+        count = min(len(self.came), WINDOW[self.lane])
+        texts = [item for item in (self.came.popleft() for _ in range(count)) if item.open]
+        self.window = sorted(texts, key=lambda item: len(item.text))
+
+
+class Batcher:
+    """Feeds one provider. One batch of each lane and role runs at a time; bulk waits while anything interactive is there."""
+
+    def __init__(self, provider: Provider, budget: QueueBudget) -> None:
+        self._provider = provider
+        self._budget = budget
+        self._queues: dict[tuple[Lane, Role], _Queue] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._interactive_run = 0
+        self._closed = False
+
+    def submit(self, texts: Sequence[str], role: Role, lane: Lane) -> list[Waiting]:
+        """Queue texts, all or none; Overloaded if they do not fit."""
+        if self._closed:
+            raise ModelUnavailable("The model is shutting down.")
+        tokens = sum(map(estimated_tokens, texts))
+        self._budget.take(tokens)
+        loop = asyncio.get_running_loop()
+        items = [Waiting(text, role, lane, loop.create_future()) for text in texts]
+        for item in items:
+            item.future.add_done_callback(lambda _, tokens=item.tokens: self._budget.give_back(tokens))
+        self._queue(lane, role).came.extend(items)
+        loop.call_soon(self._start_batches)
+        return items
+
+    def promote(self, item: Waiting) -> None:
+        """Let a text of the bulk lane go with the interactive ones, as somebody interactive wants it too."""
+        if item.lane == "bulk" and item.open:
+            item.lane = "interactive"
+            self._queue("interactive", item.role).came.append(item)
+            asyncio.get_running_loop().call_soon(self._start_batches)
+
+    async def close(self) -> None:
+        """Fail what waits, and end what runs."""
+        self._closed = True
+        for queue in self._queues.values():
+            _fail([*queue.came, *queue.window], ModelUnavailable("The model is shutting down."))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _queue(self, lane: Lane, role: Role) -> _Queue:
+        return self._queues.setdefault((lane, role), _Queue(lane))
+
+    def _start_batches(self) -> None:
+        interactive = [queue for queue in self._queues.values() if queue.lane == "interactive"]
+        bulk = [queue for queue in self._queues.values() if queue.lane == "bulk"]
+        bulk_waits = any([queue.waits() for queue in bulk])
+        bulk_turn = bulk_waits and self._interactive_run >= INTERACTIVE_RUN
+        for queue in interactive:
+            if not queue.running and queue.waits() and not bulk_turn:
+                self._interactive_run += 1
+                self._start(queue)
+        idle = not any([queue.running or queue.waits() for queue in interactive])
+        if bulk_waits and (idle or bulk_turn) and not any(queue.running for queue in bulk):
+            self._interactive_run = 0
+            self._start(next(queue for queue in bulk if queue.waits()))
+
+    def _start(self, queue: _Queue) -> None:
+        queue.running = True
+        task = asyncio.create_task(self._run(queue, queue.take()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, queue: _Queue, batch: list[Waiting]) -> None:
+        try:
+            await self._embed(batch)
+        finally:
+            _fail(batch, ModelUnavailable("The model is shutting down."))  # none is left unless we were cancelled
+            queue.running = False
+            if not self._closed:
+                self._start_batches()
+
+    async def _embed(self, batch: list[Waiting]) -> None:
+        try:
+            await self._call(batch)
+        except Unavailable as error:
+            _fail(batch, error)
+        except Exception as error:
+            # only the type: the message may repeat a text
+            log.warning("the model failed on a batch of %d: %s", len(batch), type(error).__name__)
+            if await self._healthy():
+                await self._split(batch)
+            else:
+                _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
+
+    async def _call(self, batch: list[Waiting]) -> None:
+        async with asyncio.timeout(PROVIDER_SECONDS):
+            result = await self._provider.embed([item.text for item in batch], batch[0].role)
+        check(result, len(batch), self._provider.dimension)
+        for item, row in zip(batch, _rows(result), strict=True):
+            if not item.future.done():
+                item.future.set_result(row)
+
+    async def _healthy(self) -> bool:
+        """Whether the model can do a plain text, so that the fault is one text's own."""
+        try:
+            async with asyncio.timeout(PROVIDER_SECONDS):
+                check(await self._provider.embed([_HEALTH_TEXT], "document"), 1, self._provider.dimension)
+        except Exception:
+            return False
+        return True
+
+    async def _split(self, batch: list[Waiting]) -> None:
+        """Embed the halves of a batch that failed, until the text that fails stands alone."""
+        if len(batch) == 1:
+            _fail(batch, Internal("The model could not embed this text.", code="text_failed"))
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            try:
+                await self._call(half)
+            except Unavailable as error:
+                _fail(half, error)
+            except Exception:
+                await self._split(half)
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has, without a tokenizer."""
+    return len(text) // CHARS_PER_TOKEN + 1
+
+
+def check(result: ProviderResult, count: int, dimension: int) -> None:
+    """ValueError unless there are so many finite vectors of unit length, and so many of each count."""
+    vectors = np.asarray(result.vectors)
+    if vectors.shape != (count, dimension):
+        raise ValueError("wrong shape")
+    if any(len(numbers) != count for numbers in (result.tokens, result.truncated, result.chars_read)):
+        raise ValueError("wrong number of counts")
+    norms = np.linalg.norm(vectors, axis=1)
+    if not np.all(np.abs(norms - 1) <= NORM_TOLERANCE):  # NaN and infinity fail this too
+        raise ValueError("not of unit length")
+
+
+def _rows(result: ProviderResult) -> list[Cached]:
+    vectors = np.asarray(result.vectors, np.float32)
+    return [
+        # a copy, so that keeping one vector does not keep its whole batch
+        Cached(vector.copy(), int(tokens), int(truncated), int(chars))
+        for vector, tokens, truncated, chars in zip(
+            vectors, result.tokens, result.truncated, result.chars_read, strict=True
+        )
+    ]
+
+
+def _fail(batch: Sequence[Waiting], error: LikewiseError) -> None:
+    for item in batch:
+        if not item.future.done():
+            item.future.set_exception(error)

@@ -1,0 +1,44 @@
+"""The contract of caches of vectors, and their keys."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from likewise.embedding.provider import Role, Vector
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One text's vector, float32 (d,), and its counts."""
+
+    vector: Vector
+    tokens: int
+    truncated: int
+    chars_read: int
+
+
+class Cache(Protocol):
+    """Remembers vectors by digest; it never sees a text. A cache that fails answers None, it does not raise."""
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[Cached | None]:
+        """What is known of each key, in order."""
+        ...
+
+    async def put_many(self, items: Mapping[bytes, Cached]) -> None:
+        """Remember these."""
+        ...
+
+    async def delete_many(self, keys: Sequence[bytes]) -> None:
+        """Forget these."""
+        ...
+
+
+def cache_key(tenant: int | None, space: str, numerics: str, role: Role, dimension: int, text: str) -> bytes:
+    """The key of one text: 32 bytes over everything that decides its vector, and whose it is (None: everybody's)."""
+    owner = "shared" if tenant is None else f"tenant {tenant}"
+    text_digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256()
+    for part in (owner.encode(), space.encode(), numerics.encode(), role.encode(), str(dimension).encode(), text_digest):
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""The caches, a file each; `likewise.embedding.cache` has their contract."""

@@ -1,0 +1,273 @@
+"""Embedder: text in, vectors out."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from likewise.embedding import weights
+from likewise.embedding.batching import Batcher, QueueBudget, Waiting
+from likewise.embedding.cache import Cache, Cached, cache_key
+from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.loading import ModelState, Slot
+from likewise.embedding.models import Catalogue, ModelSpec
+from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
+from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable
+from likewise.settings import Settings
+
+MAX_CHARS = 200_000
+
+# Varied in language, length and kind, so that a wrong tokenizer, pooling or weight shows in at least one of them.
+# They are part of every stored generation: never change one.
+PROBE_TEXTS: tuple[str, ...] = (
+    "The quick brown fox jumps over the lazy dog.",
+    "error",
+    "How do I reset my password if I no longer have access to my e-mail address?",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Der Zug nach Zürich fährt heute fünfzehn Minuten später ab.",
+    "2024-03-01T12:00:00Z WARN payment-service timeout after 3000 ms, retrying (attempt 2 of 5)",
+    "今日は天気がいいので、公園を散歩しました。",
+    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. "
+    "It takes place in the chloroplasts of plants and algae, and it is the source of nearly all energy in food chains.",
+)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What became of n texts, in their order.
+
+    `vectors` float32 (n, d) of unit length; `tokens` read (special ones included), `truncated` tokens cut off and
+    `chars_read` int32 (n,); `cached` bool (n,); `cost` in US dollars.
+    """
+
+    vectors: Matrix
+    tokens: Counts
+    truncated: Counts
+    chars_read: Counts
+    cached: npt.NDArray[np.bool_]
+    cost: float
+    model: str
+    space: str
+    numerics: str
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model in service."""
+
+    spec: ModelSpec
+    space: str
+    numerics: str
+    dimension: int
+    max_tokens: int
+
+
+class Embedder:
+    """The conductor: check, cache, merge, queue, embed.
+
+    Belongs to one event loop. `providers` replaces the local ones by model name, for tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        providers: Mapping[str, ProviderFactory] | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self._settings = settings
+        self._catalogue = Catalogue(settings)
+        self._providers = dict(providers or {})
+        self._cache = cache or MemoryCache(settings.cache_bytes)
+        self._budget = QueueBudget(settings.queue_tokens)
+        self._slots: dict[str, Slot] = {}
+        self._in_flight: dict[bytes, Waiting] = {}
+
+    async def start(self) -> None:
+        """Begin to load the default model in the background; absent weights are no error, they are waited for."""
+        self._slot(self._catalogue.resolve(None)).begin(fetch=True)
+
+    async def close(self) -> None:
+        """Fail what waits and let the models go."""
+        await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+
+    async def embed(
+        self,
+        tenant: int,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        role: Role = "document",
+        lane: Lane = "interactive",
+        use_cache: bool = True,
+    ) -> Embedded:
+        """The texts' vectors.
+
+        Invalid names the texts that are blank, longer than 200,000 characters, or (code `text_failed`) that the model
+        cannot embed; ModelUnavailable, Overloaded: try again later. Cancelling is safe at any time.
+        """
+        spec = self._catalogue.resolve(model)
+        refuse_unreadable(texts)
+        provider, batcher = await self._slot(spec).ready()
+        owner = tenant if self._settings.cache_scope == "tenant" else None
+        keys = [cache_key(owner, provider.space, provider.numerics, role, provider.dimension, text) for text in texts]
+        known = await self._known(keys) if use_cache else {}
+        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        made = await self._make(fresh, batcher, role, lane, keep=use_cache)
+        return self._answer(provider, spec, keys, known, _all_or_faults(keys, made))
+
+    async def opened(self, model: str | None = None) -> OpenModel:
+        """The model in service, loaded if need be; ModelUnavailable if it cannot be now."""
+        spec = self._catalogue.resolve(model)
+        provider, _ = await self._slot(spec).ready()
+        return OpenModel(
+            replace(spec, dimension=provider.dimension, max_tokens=provider.max_tokens),
+            provider.space, provider.numerics, provider.dimension, provider.max_tokens,
+        )  # fmt: skip
+
+    def spec(self, model: str | None = None) -> ModelSpec:
+        """What is known of a model without loading it; Invalid if it is not allowed."""
+        spec = self._catalogue.resolve(model)
+        slot = self._slots.get(spec.name)
+        if slot is not None and slot.provider is not None:
+            return replace(spec, dimension=slot.provider.dimension, max_tokens=slot.provider.max_tokens)
+        if not spec.dimension:
+            raise weights.absent(spec, self._settings)
+        return spec
+
+    def states(self) -> list[ModelState]:
+        """How it stands with each allowed model, the default first."""
+        return [self._state(spec) for spec in self._catalogue.specs()]
+
+    async def lengths(self, texts: Sequence[str], model: str | None = None) -> list[int]:
+        """Tokens of each text as a document, special ones included, to compare with `max_tokens`."""
+        refuse_unreadable(texts)
+        provider, _ = await self._slot(self._catalogue.resolve(model)).ready()
+        return await provider.lengths(texts)
+
+    async def probe(self, model: str | None = None) -> Matrix:
+        """The vectors of PROBE_TEXTS, float32 (8, d), made anew."""
+        _, batcher = await self._slot(self._catalogue.resolve(model)).ready()
+        items = batcher.submit(PROBE_TEXTS, "document", "interactive")
+        made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
+        return np.stack([row.vector for row in _all_or_faults(list(made), made).values()])
+
+    def _slot(self, spec: ModelSpec) -> Slot:
+        if spec.name not in self._slots:
+            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._providers.get(spec.name))
+        return self._slots[spec.name]
+
+    def _state(self, spec: ModelSpec) -> ModelState:
+        if spec.name in self._slots:
+            return self._slots[spec.name].state
+        if spec.architecture != "bert":
+            return ModelState(spec.name, "failed", f"This version does not run {spec.architecture} models yet.")
+        if spec.name in self._providers or weights.locate(spec, self._settings) is not None:
+            return ModelState(spec.name, "present")
+        return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
+
+    async def _known(self, keys: Sequence[bytes]) -> dict[bytes, Cached]:
+        found = await self._cache.get_many(keys)
+        return {key: row for key, row in zip(keys, found, strict=True) if row is not None}
+
+    async def _make(
+        self, fresh: Mapping[bytes, str], batcher: Batcher, role: Role, lane: Lane, *, keep: bool
+    ) -> dict[bytes, Cached | LikewiseError]:
+        """Embed what is new, once; what another request already embeds is waited for."""
+        items, ours = self._join(fresh, batcher, role, lane)
+        try:
+            made = await _outcomes(items)
+        finally:
+            for item in items.values():
+                item.leave()
+        if keep:
+            await self._cache.put_many({key: row for key in ours if isinstance(row := made[key], Cached)})
+        return made
+
+    def _join(
+        self, fresh: Mapping[bytes, str], batcher: Batcher, role: Role, lane: Lane
+    ) -> tuple[dict[bytes, Waiting], list[bytes]]:
+        """The texts' places in the queue, and the keys of those that were not there before."""
+        shared = {key: item for key in fresh if (item := self._in_flight.get(key)) and not item.future.done()}
+        ours = [key for key in fresh if key not in shared]
+        queued = batcher.submit([fresh[key] for key in ours], role, lane)
+        for key, item in zip(ours, queued, strict=True):
+            self._in_flight[key] = item
+            item.future.add_done_callback(lambda _, key=key, item=item: self._landed(key, item))
+        items = {**shared, **dict(zip(ours, queued, strict=True))}
+        for item in items.values():
+            item.waiters += 1
+            if lane == "interactive":
+                batcher.promote(item)
+        return items, ours
+
+    def _landed(self, key: bytes, item: Waiting) -> None:
+        if self._in_flight.get(key) is item:
+            del self._in_flight[key]
+
+    def _answer(
+        self,
+        provider: Provider,
+        spec: ModelSpec,
+        keys: Sequence[bytes],
+        known: Mapping[bytes, Cached],
+        made: Mapping[bytes, Cached],
+    ) -> Embedded:
+        rows = [known[key] if key in known else made[key] for key in keys]
+        vectors = np.stack([row.vector for row in rows]) if rows else np.empty((0, provider.dimension), np.float32)
+        return Embedded(
+            vectors=vectors,
+            tokens=np.array([row.tokens for row in rows], np.int32),
+            truncated=np.array([row.truncated for row in rows], np.int32),
+            chars_read=np.array([row.chars_read for row in rows], np.int32),
+            cached=np.array([key in known for key in keys], np.bool_),
+            cost=sum(row.tokens for row in made.values()) * spec.price_per_1k_tokens / 1000,
+            model=spec.name,
+            space=provider.space,
+            numerics=provider.numerics,
+        )
+
+
+def refuse_unreadable(texts: Sequence[str]) -> None:
+    """Invalid, with a fault for each text that is blank or too long."""
+    faults = [fault for place, text in enumerate(texts) if (fault := _fault(place, text))]
+    if faults:
+        raise Invalid(faults[0].message, faults=faults)
+
+
+def _fault(place: int, text: str) -> Fault | None:
+    if len(text) > MAX_CHARS:
+        message = f"This text has more than {MAX_CHARS:,} characters; split it into parts."
+        return Fault(f"/texts/{place}", "too_long", message)
+    if not text or text.isspace():
+        return Fault(f"/texts/{place}", "blank", "This text is blank; leave it out.")
+    return None
+
+
+async def _outcomes(items: Mapping[bytes, Waiting]) -> dict[bytes, Cached | LikewiseError]:
+    """What became of each text, once all are settled."""
+    if items:
+        await asyncio.wait([item.future for item in items.values()])
+    return {key: _outcome(item.future) for key, item in items.items()}
+
+
+def _outcome(future: asyncio.Future[Cached]) -> Cached | LikewiseError:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return error if isinstance(error, LikewiseError) else Internal()
+
+
+def _all_or_faults(keys: Sequence[bytes], made: Mapping[bytes, Cached | LikewiseError]) -> dict[bytes, Cached]:
+    """All rows; or the error: the model's, or a fault for each text that it could not embed."""
+    errors = {key: row for key, row in made.items() if isinstance(row, LikewiseError)}
+    for error in errors.values():
+        if error.code != "text_failed":
+            raise ModelUnavailable(error.detail, code=error.code, retry_after=error.retry_after or 1)
+    if errors:
+        message = "The model could not embed this text."
+        faults = [Fault(f"/texts/{place}", "text_failed", message) for place, key in enumerate(keys) if key in errors]
+        raise Invalid(message, code="text_failed", faults=faults)
+    return {key: row for key, row in made.items() if isinstance(row, Cached)}

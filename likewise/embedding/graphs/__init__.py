@@ -1,0 +1,1 @@
+"""Weights to OpenVINO graphs, a file per architecture."""

@@ -1,0 +1,70 @@
+"""Reads `.safetensors` files: a JSON header, then raw numbers. No code in such a file is ever run."""
+
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from likewise.errors import ModelUnavailable
+
+Float32 = npt.NDArray[np.float32]
+
+_HEADER_LIMIT = 100 * 2**20  # the format's own limit
+_DTYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
+
+
+class Tensors:
+    """The float tensors of one file, mapped into memory and read on demand.
+
+    `content` is the whole file, so that its checksum is of the very bytes that are read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._header, self._start = self._read_header()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._header
+
+    def names(self) -> list[str]:
+        """All tensors' names."""
+        return list(self._header)
+
+    def read(self, name: str) -> Float32:
+        """One tensor as float32; ModelUnavailable if it is not there or not of floats."""
+        entry = self._header.get(name)
+        dtype = _DTYPES.get(entry["dtype"]) if entry else None
+        if entry is None or dtype is None:
+            raise self._broken(f"has no float tensor `{name}`")
+        begin, end = entry["data_offsets"]
+        if not 0 <= begin <= end <= len(self.content) - self._start:
+            raise self._broken(f"is cut off at tensor `{name}`")
+        count = (end - begin) // np.dtype(dtype).itemsize
+        raw = np.frombuffer(self.content, dtype, count, self._start + begin).reshape(entry["shape"])
+        return _as_float32(raw, entry["dtype"])
+
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        length = int.from_bytes(self.content[:8], "little")
+        if len(self.content) < 8 or length > min(_HEADER_LIMIT, len(self.content) - 8):
+            raise self._broken("is not a safetensors file")
+        try:
+            header = json.loads(self.content[8 : 8 + length])
+        except ValueError:
+            raise self._broken("is not a safetensors file") from None
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def _broken(self, what: str) -> ModelUnavailable:
+        return ModelUnavailable(f"{self._path} {what}; replace it with the model's own file.", code="weights_broken")
+
+
+def _as_float32(raw: npt.NDArray[Any], dtype: str) -> Float32:
+    if dtype == "BF16":  # the upper half of a float32
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32, copy=False)

@@ -1,0 +1,193 @@
+"""Brings one model from its files to service, and keeps trying while it cannot."""
+
+import asyncio
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from likewise.embedding import weights
+from likewise.embedding.batching import Batcher, QueueBudget
+from likewise.embedding.models import ModelSpec
+from likewise.embedding.provider import Provider, ProviderFactory
+from likewise.errors import LikewiseError, ModelUnavailable
+from likewise.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOCAL_RETRY_SECONDS = 2.0
+NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
+PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
+
+LOCAL_PROVIDERS = {"bert": "likewise.embedding.providers.openvino"}  # imported when a model of that architecture is loaded
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """How it stands with one model, for health and lists. `present`: its files are here, and nobody asked for it yet."""
+
+    name: str
+    state: Literal["absent", "present", "loading", "ready", "failed"]
+    reason: str | None = None
+
+
+class Slot:
+    """One model's place in this process: empty, loading, or in service."""
+
+    def __init__(
+        self, spec: ModelSpec, settings: Settings, budget: QueueBudget, factory: ProviderFactory | None = None
+    ) -> None:
+        self.spec = spec
+        self.provider: Provider | None = None
+        self.batcher: Batcher | None = None
+        self._settings = settings
+        self._budget = budget
+        self._factory = factory
+        self._error: LikewiseError | None = None
+        self._failed_file: tuple[str, int, int] | None = None
+        self._fetch_allowed = False
+        self._fetch_at = 0.0
+        self._fetch_wait = NETWORK_RETRY_SECONDS[0]
+        self._settled = asyncio.Event()
+        self._stopping = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> ModelState:
+        """How it stands."""
+        if self.provider is not None:
+            return ModelState(self.spec.name, "ready")
+        if self._error is None:
+            return ModelState(self.spec.name, "loading" if self._task else "absent")
+        absent = isinstance(self._error, ModelUnavailable) and self._error.code in ("weights_absent", "model_unavailable")
+        return ModelState(self.spec.name, "absent" if absent else "failed", self._error.detail)
+
+    def begin(self, *, fetch: bool = False) -> None:
+        """Start loading in the background, and go on until it works; `fetch` allows the network."""
+        self._fetch_allowed = self._fetch_allowed or (fetch and not self._settings.offline)
+        if self._task is None:
+            self._task = asyncio.create_task(self._load_until_ready())
+
+    async def ready(self) -> tuple[Provider, Batcher]:
+        """The model in service. Waits while files on this machine are being loaded, and for nothing else."""
+        self.begin()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._settled.wait()
+        except TimeoutError:
+            raise ModelUnavailable(f"{self.spec.name} is still being loaded.", retry_after=2) from None
+        if self.provider is None or self.batcher is None:
+            raise _again(self._error)
+        return self.provider, self.batcher
+
+    async def close(self) -> None:
+        """Stop loading, fail what waits, let the model go."""
+        self._stopping.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self.batcher is not None:
+            await self.batcher.close()
+        if self.provider is not None:
+            await self.provider.close()
+
+    async def _load_until_ready(self) -> None:
+        while self.provider is None:
+            try:
+                provider = await self._open()
+                self.batcher = Batcher(provider, self._budget)
+                self.provider, self._error = provider, None
+            except LikewiseError as error:
+                self._note(error)
+            except Exception as error:
+                log.exception("loading %s failed", self.spec.name)
+                self._note(ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed"))
+            self._settled.set()
+            if self.provider is None:
+                await asyncio.sleep(LOCAL_RETRY_SECONDS)
+
+    async def _open(self) -> Provider:
+        if self._factory is not None:
+            return self._factory(self.spec)
+        folder = await asyncio.to_thread(weights.locate, self.spec, self._settings)
+        if folder is None:
+            folder = await self._fetch()
+        self._refuse_known_failure(folder)
+        self._settled.clear()
+        return await asyncio.to_thread(self._load, folder)
+
+    async def _fetch(self) -> Path:
+        missing = weights.absent(self.spec, self._settings)
+        if not self._fetch_allowed or self.spec.folder is not None or time.monotonic() < self._fetch_at:
+            raise self._error if self._error is not None else missing
+        self._error = ModelUnavailable(f"{self.spec.name} is being fetched.", retry_after=10)
+        self._settled.set()
+        try:
+            return await _in_thread(lambda: weights.obtain(self.spec, self._settings, self._watch))
+        finally:
+            self._fetch_at = time.monotonic() + self._fetch_wait
+            self._fetch_wait = min(2 * self._fetch_wait, NETWORK_RETRY_SECONDS[1])
+
+    def _load(self, folder: Path) -> Provider:
+        module = importlib.import_module(LOCAL_PROVIDERS[self.spec.architecture])
+        provider: Provider = module.load(self.spec, folder, self._settings)
+        return provider
+
+    def _refuse_known_failure(self, folder: Path) -> None:
+        """Do not read 90 MB every other second to find again that they are the wrong ones."""
+        signature = _signature(folder)
+        if self._error is not None and signature == self._failed_file:
+            raise self._error
+        self._failed_file = signature
+
+    def _note(self, error: LikewiseError) -> None:
+        if self._error is None or error.detail != self._error.detail:
+            log.warning("%s is not in service: %s", self.spec.name, error.detail)
+        self._error = error
+
+    def _watch(self, done: int, total: int | None) -> None:
+        if self._stopping.is_set():
+            raise ModelUnavailable("not wanted any more")
+
+
+def _again(error: LikewiseError | None) -> LikewiseError:
+    """A new error like that one: one exception is never raised for two callers."""
+    if error is None or isinstance(error, ModelUnavailable):
+        return ModelUnavailable(error.detail if error else None, code=error.code if error else None, retry_after=2)
+    return type(error)(error.detail)
+
+
+def _signature(folder: Path) -> tuple[str, int, int] | None:
+    for path in sorted(folder.rglob("model.safetensors")):
+        facts = path.stat()
+        return str(path), facts.st_size, facts.st_mtime_ns
+    return None
+
+
+async def _in_thread(work: Callable[[], Path]) -> Path:
+    """Run in a thread that nobody has to wait for when the process ends."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Path] = loop.create_future()
+
+    def settle(result: Path | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if result is not None:
+            future.set_result(result)
+        elif error is not None:
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            outcome: tuple[Path | None, BaseException | None] = (work(), None)
+        except Exception as error:
+            outcome = (None, error)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name="likewise-fetch", daemon=True).start()
+    return await future

@@ -1,0 +1,1 @@
+"""The providers, a file each; `likewise.embedding.provider` has their contract."""

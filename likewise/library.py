@@ -1,0 +1,207 @@
+"""Likewise for programs: the same services that the server's routes use."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from likewise.apps.body import checked
+from likewise.apps.collections.schemas import RecordIn
+from likewise.apps.collections.service import (
+    CollectionsService,
+    CollectionView,
+    RecordView,
+    SearchRequest,
+    SearchResult,
+    WriteResult,
+)
+from likewise.db import migrate, waiting
+from likewise.embedding.embedder import Embedded, Embedder
+from likewise.errors import Conflict, Invalid, LikewiseError, NotFound, StartError
+from likewise.kind import NewRecord, Policy
+from likewise.runtime import Runtime, open_runtime
+from likewise.search.searcher import Mode
+from likewise.settings import Settings, load_settings
+
+# One transaction holds this many records of a longer list.
+BATCH = 500
+PROGRESS_SECONDS = 0.2
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is wrong with each part, None where nothing is. `oldest_waiting` is in seconds."""
+
+    database: str | None
+    schema: str | None
+    model: str | None
+    oldest_waiting: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether storing works."""
+        return self.database is None and self.schema is None
+
+
+class Likewise:
+    """An open Likewise: its parts and the services of its apps."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.settings = runtime.settings
+        self.embedder: Embedder = runtime.embedder
+        self.collections = CollectionsService(runtime)
+        self._tenant: int | None = None
+
+    async def tenant(self) -> int:
+        """The one tenant of a Likewise without authentication."""
+        if self._tenant is None:
+            self._tenant = await self.runtime.tenant()
+        return self._tenant
+
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embedded:
+        """The vectors of texts, float32 (n, d) of unit length, with tokens read and cut off, cached or not, and cost."""
+        return await self.embedder.embed(await self.tenant(), texts, model=model)
+
+    def collection(self, name: str) -> "Collection":
+        """A collection by name; it is made when something is first added to it."""
+        return Collection(self, name)
+
+    async def health(self) -> Health:
+        """Ask each part how it is."""
+        database = schema = None
+        oldest = 0.0
+        try:
+            oldest = max((await waiting.models(self.runtime.pool)).values(), default=0.0)
+            await migrate.check(self.runtime.database.serving_url)
+        except StartError as error:
+            schema = error.detail
+        except LikewiseError as error:
+            database = error.detail
+        return Health(database, schema, self._model_fault(), oldest)
+
+    def _model_fault(self) -> str | None:
+        state = self.embedder.states()[0]
+        if state.state == "ready":
+            refused = self.runtime.admission.refused
+            return next(iter(refused.values()), None)
+        return f"The model {state.name} is {state.state}. {state.reason or ''}".strip()
+
+    async def wait_until_embedded(self, collection: str, on_progress: Progress | None = None) -> None:
+        """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
+        while True:
+            stats = await self.collections.stats(await self.tenant(), collection)
+            if on_progress is not None:
+                on_progress(stats["contents"] - stats["waiting"], stats["contents"])
+            if stats["waiting"] == 0:
+                return
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+
+class Collection:
+    """One collection of the only tenant."""
+
+    def __init__(self, likewise: Likewise, name: str) -> None:
+        self._likewise = likewise
+        self._service = likewise.collections
+        self.name = name
+
+    async def create(self, model: str | None = None, policy: Policy | None = None) -> CollectionView:
+        """Make it, with a model and a policy; Conflict if it is there."""
+        return await self._service.create(await self._likewise.tenant(), self.name, model, policy)
+
+    async def add(self, records: Sequence[Mapping[str, Any] | NewRecord], *, wait: bool = True) -> WriteResult:
+        """Store records: `{id, text, payload?, parent?, status?, occurred_at?}`, in batches of 500.
+
+        Args:
+            wait: whether to return only when they have their vectors.
+        """
+        incoming = [_record(one, place) for place, one in enumerate(records)]
+        await self._ensure()
+        tenant = await self._likewise.tenant()
+        total = WriteResult(0, 0, 0)
+        for start in range(0, len(incoming), BATCH):
+            part = await self._service.write(tenant, self.name, incoming[start : start + BATCH], wait=wait)
+            total = WriteResult(
+                total.created + part.created, total.changed + part.changed, total.unchanged + part.unchanged
+            )
+        return total
+
+    async def search(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        filters: Mapping[str, Any] | None = None,
+        mode: Mode = "hybrid",
+        threshold: float | None = None,
+    ) -> SearchResult:
+        """The records nearest to a query by words and meaning."""
+        request = SearchRequest(query, None, limit, filters, mode, threshold)
+        return await self._service.search(await self._likewise.tenant(), self.name, request)
+
+    async def similar(
+        self,
+        id: str,
+        *,
+        limit: int = 10,
+        filters: Mapping[str, Any] | None = None,
+        mode: Mode = "hybrid",
+        threshold: float | None = None,
+    ) -> SearchResult:
+        """The records most like one of the collection, itself left out."""
+        request = SearchRequest(None, id, limit, filters, mode, threshold)
+        return await self._service.search(await self._likewise.tenant(), self.name, request)
+
+    async def get(self, id: str) -> RecordView:
+        """One record."""
+        return await self._service.record(await self._likewise.tenant(), self.name, id)
+
+    async def delete(self, id: str) -> None:
+        """Remove one record."""
+        await self._service.delete(await self._likewise.tenant(), self.name, id)
+
+    async def stats(self) -> dict[str, Any]:
+        """Counts, and the state of the vectors and their index."""
+        return await self._service.stats(await self._likewise.tenant(), self.name)
+
+    async def drop(self) -> None:
+        """Remove the collection with everything in it."""
+        await self._service.drop(await self._likewise.tenant(), self.name)
+
+    async def _ensure(self) -> None:
+        tenant = await self._likewise.tenant()
+        try:
+            await self._service.get(tenant, self.name)
+        except NotFound:
+            with contextlib.suppress(Conflict):
+                await self._service.create(tenant, self.name)
+
+
+def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
+    """A record as the HTTP API would take it; Invalid with its place in the list if it is not one."""
+    if isinstance(one, NewRecord):
+        return one
+    try:
+        return checked(RecordIn, dict(one)).to_record()
+    except Invalid as error:
+        faults = [replace(fault, pointer=f"/{place}{fault.pointer}") for fault in error.faults]
+        raise Invalid(error.detail, code=error.code, faults=faults) from None
+
+
+@contextlib.asynccontextmanager
+async def open(  # noqa: A001 - `likewise.open()` is how it reads where it is used
+    settings: Settings | None = None, *, worker: bool = True, embedder: Embedder | None = None
+) -> AsyncIterator[Likewise]:
+    """Open Likewise: embedded Postgres unless the settings name a database.
+
+    Args:
+        settings: read from the environment if absent.
+        worker: whether this process embeds what waits.
+        embedder: one to use in place of the settings' own.
+    """
+    async with open_runtime(settings or load_settings(), worker=worker, embedder=embedder) as runtime:
+        yield Likewise(runtime)

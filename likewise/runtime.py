@@ -1,0 +1,201 @@
+"""Opens the parts in order, and closes them in reverse."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from likewise.db import collections, migrate, roles
+from likewise.db.maintenance import Maintenance
+from likewise.db.pool import Pool
+from likewise.db.server import EmbeddedServer
+from likewise.embedding.embedder import Embedder
+from likewise.errors import LikewiseError, ServerStartError, SettingsError, Unavailable
+from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.worker import Worker
+from likewise.ingest.writer import Writer
+from likewise.observe.logs import get_logger
+from likewise.search.searcher import Searcher
+from likewise.settings import Settings
+from likewise.vectors.admission import Admission
+from likewise.vectors.store import VectorStore
+from likewise.vectors.stores.pgvector import PgvectorStore
+
+# The tenant of a server that asks nobody who they are.
+ONLY_TENANT = "default"
+FLUSH_SECONDS = 2.0
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Database:
+    """Where the rows are: the owner's URL (None where only the serving one is known), and the one that serves."""
+
+    owner_url: str | None
+    serving_url: str
+    server: EmbeddedServer | None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The open parts of one process."""
+
+    settings: Settings
+    database: Database
+    pool: Pool
+    embedder: Embedder
+    admission: Admission
+    store: VectorStore
+    wakeups: Wakeups
+    writer: Writer
+    searcher: Searcher
+    worker: Worker
+
+    async def tenant(self) -> int:
+        """The one tenant of a server without authentication."""
+        return await collections.tenant_named(self.pool, ONLY_TENANT)
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The database with a fitting schema: the one that a URL names, or an embedded one, which is upgraded by itself.
+
+    Raises:
+        StartError: it cannot be started or reached, or its schema does not fit.
+    """
+    if settings.database_url or settings.database_serving_url:
+        database = named_database(settings)
+        await _reached(lambda: migrate.check(database.serving_url))
+        yield database
+        return
+    server = await EmbeddedServer.start(settings.data_dir, postgres_bin=settings.postgres_bin)
+    try:
+        owner = server.url("likewise_owner")
+        await _reached(lambda: migrate.upgrade(owner, server_role=roles.SERVER_ROLE))
+        yield Database(owner, server.url(roles.SERVER_ROLE), server)
+    finally:
+        await server.close()
+
+
+def named_database(settings: Settings) -> Database:
+    """The database that the settings name."""
+    serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
+    if serving is None:
+        raise SettingsError("There is no role to serve as yet. Run `likewise db upgrade`, or set LIKEWISE_DATABASE_SERVING_URL.")
+    return Database(settings.database_url, serving, None)
+
+
+async def upgrade_database(settings: Settings) -> list[str]:
+    """Bring the schema up to date; returns the names of the steps applied."""
+    if settings.database_url is None:
+        if settings.database_serving_url is not None:
+            raise SettingsError("Upgrading needs the owner of the schema. Set LIKEWISE_DATABASE_URL.")
+        server = await EmbeddedServer.start(settings.data_dir, postgres_bin=settings.postgres_bin)
+        try:
+            return await migrate.upgrade(server.url("likewise_owner"), server_role=roles.SERVER_ROLE)
+        finally:
+            await server.close()
+    owner = settings.database_url
+    serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
+    if serving is None:
+        serving = await _reached(lambda: roles.make_serving_role(owner, settings.data_dir))
+    role = roles.role_of(serving)
+    return await _reached(lambda: migrate.upgrade(owner, server_role=role))
+
+
+@contextlib.asynccontextmanager
+async def open_runtime(
+    settings: Settings, *, worker: bool = True, embedder: Embedder | None = None
+) -> AsyncIterator[Runtime]:
+    """All parts of one process, with its background work.
+
+    Args:
+        worker: whether this process also embeds what waits.
+        embedder: one to use in place of the settings' own.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
+        stack.push_async_callback(pool.close)
+        await pool.refuse_power()
+        runtime = _assemble(settings, database, pool, embedder or Embedder(settings))
+        await runtime.embedder.start()
+        stack.push_async_callback(runtime.embedder.close)
+        runtime.wakeups.start()
+        stack.push_async_callback(runtime.wakeups.close)
+        stack.push_async_callback(_flush_once, runtime)
+        await stack.enter_async_context(_background(_tasks(runtime, worker=worker)))
+        yield runtime
+
+
+def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder) -> Runtime:
+    store = PgvectorStore()
+    admission = Admission(pool, embedder)
+    wakeups = Wakeups(settings.database_direct_url or database.serving_url)
+    return Runtime(
+        settings=settings,
+        database=database,
+        pool=pool,
+        embedder=embedder,
+        admission=admission,
+        store=store,
+        wakeups=wakeups,
+        writer=Writer(pool, wakeups),
+        searcher=Searcher(pool, embedder, admission, store),
+        worker=Worker(pool, embedder, admission, store, wakeups),
+    )
+
+
+def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[None]]]:
+    tasks: list[Callable[[], Awaitable[None]]] = [lambda: _flush(runtime)]
+    if worker:
+        tasks.append(runtime.worker.run)
+    if runtime.database.owner_url is not None:
+        tasks.append(Maintenance(runtime.database.owner_url).run)
+    return tasks
+
+
+@contextlib.asynccontextmanager
+async def _background(work: list[Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
+    """Run work beside the block; what fails is logged and started again, so that one fault ends nothing else."""
+    tasks = [asyncio.ensure_future(_kept_up(one)) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - the last place that can keep the process's work going
+            log.error("background_failed", error=error)
+        await asyncio.sleep(1.0)
+
+
+async def _flush(runtime: Runtime) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_SECONDS)
+        await _flush_once(runtime)
+
+
+async def _flush_once(runtime: Runtime) -> None:
+    with contextlib.suppress(LikewiseError):
+        await runtime.writer.averages.flush(runtime.pool)
+
+
+async def _reached(work: Callable[[], Awaitable[T]]) -> T:
+    """A database that does not answer at the start is a reason not to start."""
+    try:
+        return await work()
+    except Unavailable as error:
+        raise ServerStartError(
+            f"{error.detail} See that Postgres runs and that LIKEWISE_DATABASE_URL is right."
+        ) from None

@@ -1,0 +1,1 @@
+"""Finding what is alike: words, meanings, and both together."""

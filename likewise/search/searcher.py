@@ -1,0 +1,276 @@
+"""Searcher, the conductor: a question in, hits out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from likewise import filters
+from likewise.db import collections, records, terms
+from likewise.db.collections import Collection
+from likewise.db.failures import TABLE_GONE, DatabaseFailure
+from likewise.db.pool import Pool, Tx
+from likewise.db.records import StoredRecord
+from likewise.db.where import Where, condition
+from likewise.embedding.embedder import Embedder
+from likewise.errors import Conflict, Invalid, NotFound, Unavailable
+from likewise.kind import Kind
+from likewise.search.analyzer import MOST_TERMS, analyze
+from likewise.search.frequencies import TermFrequencies
+from likewise.search.fusion import fuse
+from likewise.vectors.admission import Admission
+from likewise.vectors.store import Ranking, Vector, VectorStore
+
+Mode = Literal["hybrid", "dense", "lexical"]
+
+# What fusion was measured with; deeper brings little.
+DEPTH = 100
+# A text's own rarest terms, when records like it are asked for; more cost time and change little.
+MOST_LIKE_TERMS = 64
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What is asked: a query's text, or the id of a record to find others like."""
+
+    query: str | None = None
+    like: str | None = None
+    limit: int = 10
+    filters: object | None = None
+    mode: Mode = "hybrid"
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One record with how it was found. `similarity` is a cosine, None for a record without a vector."""
+
+    score: float
+    similarity: float | None
+    lexical_score: float | None
+    found_by: tuple[str, ...]
+    record: StoredRecord
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Hits, best first; `degraded` names what was away while they were looked for."""
+
+    hits: list[Found]
+    model: str
+    took_ms: float
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the rankings need to know."""
+
+    vector: Vector | None
+    terms: Sequence[int]
+    without: int | None
+    # The content that only the record in question has: it is no answer, and as the best it would dwarf all others.
+    own: int | None = None
+
+
+class Searcher:
+    """Finds records by words, by meaning, or by both."""
+
+    def __init__(self, pool: Pool, embedder: Embedder, admission: Admission, store: VectorStore) -> None:
+        self._pool = pool
+        self._embedder = embedder
+        self._admission = admission
+        self._store = store
+        self._frequencies = TermFrequencies()
+
+    async def search(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
+        """The best hits for a request. If as many records match as were asked for, that many come back.
+
+        Raises:
+            NotFound: the collection, or the record named by `like`.
+            Invalid: a wrong filter, or words asked for where none are kept.
+            ModelUnavailable: meaning was asked for (mode `dense`, or a threshold) and the model is away.
+        """
+        started = time.perf_counter()
+        tree = filters.parse(request.filters, kind.aliases)
+        async with self._pool.tenant(tenant) as tx:
+            collection = await collections.named(tx, name)
+        self._refuse(collection, request)
+        vector, degraded = await self._embed(tenant, collection, request)
+        try:
+            hits = await self._look(tenant, collection, kind, request, tree, vector)
+        except DatabaseFailure as error:
+            if error.sqlstate != TABLE_GONE:
+                raise
+            raise NotFound("The collection has just been dropped.", code="collection_not_found") from None
+        took = (time.perf_counter() - started) * 1000
+        return SearchResult(hits, collection.active.model, took, degraded)
+
+    @staticmethod
+    def _refuse(collection: Collection, request: SearchRequest) -> None:
+        if request.mode == "lexical" and not collection.policy.keep_terms:
+            raise Invalid.at(
+                "/mode", "This collection keeps no words (policy keep_terms is false); use mode dense.", "terms_not_kept"
+            )
+
+    async def _embed(
+        self, tenant: int, collection: Collection, request: SearchRequest
+    ) -> tuple[Vector | None, tuple[str, ...]]:
+        """The query's vector, where one is needed and can be had."""
+        needed = request.mode == "dense" or request.threshold is not None
+        if request.mode == "lexical" and not needed:
+            return None, ()
+        try:
+            await self._admission.admit(tenant, collection.active)
+            if request.query is None:
+                return None, ()
+            embedded = await self._embedder.embed(
+                tenant, [request.query], model=collection.active.model, role="query", lane="interactive"
+            )
+        except Unavailable:
+            # Words still find; only what cannot be answered without the meaning is refused.
+            if needed or not collection.policy.keep_terms:
+                raise
+            return None, ("model",)
+        return np.asarray(embedded.vectors)[0], ()
+
+    async def _look(
+        self,
+        tenant: int,
+        collection: Collection,
+        kind: Kind,
+        request: SearchRequest,
+        tree: filters.Filter | None,
+        vector: Vector | None,
+    ) -> list[Found]:
+        indexed = (*kind.indexed, *collection.policy.indexed)
+        where = condition(tree, collection.id, indexed)
+        async with self._pool.tenant(tenant, snapshot=True) as tx:
+            question = await self._question(tx, collection, request, vector)
+            among = None
+            if tree is not None:
+                among = await records.matching_contents(tx, where, without=question.without)
+                if not among:
+                    return []
+            dense, lexical = await self._rank(tx, collection, request, question, among)
+            return await self._load(tx, collection, request, question, where, dense, lexical)
+
+    async def _question(
+        self, tx: Tx, collection: Collection, request: SearchRequest, vector: Vector | None
+    ) -> _Question:
+        if request.like is None:
+            words = [] if request.mode == "dense" else list(analyze(request.query or ""))
+            return _Question(vector, words, None)
+        found = await records.one(tx, collection.id, collection.active.id, request.like)
+        if found is None:
+            raise NotFound("There is no record of this id.", code="record_not_found")
+        if request.mode != "lexical" or request.threshold is not None:
+            fetched = await self._store.fetch(tx, collection.active, [found.content])
+            vector = fetched.get(found.content)
+            if vector is None and (request.mode == "dense" or request.threshold is not None):
+                raise Conflict("This record has no vector yet. Try again soon.", code="waiting", retry_after=1)
+        words = [] if request.mode == "dense" else await self._like_terms(tx, collection, found.content)
+        shared = await records.shared(tx, found.content, found.pk)
+        return _Question(vector, words, found.pk, None if shared else found.content)
+
+    async def _like_terms(self, tx: Tx, collection: Collection, content: int) -> list[int]:
+        if not collection.policy.keep_terms:
+            return []
+        own = await terms.of_content(tx, collection.id, content)
+        if len(own) <= MOST_LIKE_TERMS:
+            return own
+        counted = await self._frequencies.of(tx, collection.id, own[:MOST_TERMS])
+        return sorted(own, key=lambda term: (counted.get(term, 0), term))[:MOST_LIKE_TERMS]
+
+    async def _rank(
+        self,
+        tx: Tx,
+        collection: Collection,
+        request: SearchRequest,
+        question: _Question,
+        among: Sequence[int] | None,
+    ) -> tuple[Ranking, list[tuple[int, float]]]:
+        depth = _depth(request)
+        dense, lexical = Ranking((), ()), []
+        if question.vector is not None and request.mode != "lexical":
+            dense = await self._store.search(tx, collection.active, question.vector, depth, among)
+        if question.terms and collection.policy.keep_terms:
+            counted = await self._frequencies.of(tx, collection.id, question.terms)
+            lexical = await terms.rank(tx, collection.id, counted, collection.contents_total, depth, among)
+        return dense.without(question.own), [item for item in lexical if item[0] != question.own]
+
+    async def _load(
+        self,
+        tx: Tx,
+        collection: Collection,
+        request: SearchRequest,
+        question: _Question,
+        where: Where,
+        dense: Ranking,
+        lexical: list[tuple[int, float]],
+    ) -> list[Found]:
+        ranked = _ranked(request, collection, dense, lexical)
+        similarities = dict(zip(dense.contents, dense.similarities, strict=True))
+        words = dict(lexical)
+        if request.threshold is None:
+            # Each content has a record at least.
+            ranked = ranked[: request.limit]
+        await self._complete(tx, collection, question, [one for one, _ in ranked], similarities)
+        if request.threshold is not None:
+            ranked = [item for item in ranked if similarities.get(item[0], -2.0) >= request.threshold]
+            ranked = ranked[: request.limit]
+        scores = dict(ranked)
+        loaded = await records.of_contents(
+            tx, collection.active.id, list(scores), where, most=request.limit, without=question.without
+        )
+        by_meaning = frozenset(dense.contents)
+        return [
+            Found(
+                scores[record.content],
+                similarities.get(record.content),
+                words.get(record.content),
+                _found_by(record.content in by_meaning, record.content in words),
+                record,
+            )
+            for record in loaded[: request.limit]
+        ]
+
+    async def _complete(
+        self,
+        tx: Tx,
+        collection: Collection,
+        question: _Question,
+        contents: Sequence[int],
+        similarities: dict[int, float],
+    ) -> None:
+        """The similarities of what only its words found."""
+        missing = [one for one in contents if one not in similarities]
+        if question.vector is None or not missing:
+            return
+        for content, vector in (await self._store.fetch(tx, collection.active, missing)).items():
+            norm = float(np.linalg.norm(vector)) or 1.0
+            similarities[content] = float(question.vector @ vector) / norm
+
+
+def _depth(request: SearchRequest) -> int:
+    # One more for a record in question, which is left out afterwards.
+    return max(DEPTH, request.limit) + (request.like is not None)
+
+
+def _ranked(
+    request: SearchRequest, collection: Collection, dense: Ranking, lexical: list[tuple[int, float]]
+) -> list[tuple[int, float]]:
+    by_meaning = list(zip(dense.contents, dense.similarities, strict=True))
+    if request.mode == "dense":
+        return by_meaning
+    if request.mode == "lexical":
+        return lexical
+    return fuse(by_meaning, lexical, depth=max(DEPTH, request.limit), background=collection.active.background)
+
+
+def _found_by(by_meaning: bool, by_words: bool) -> tuple[str, ...]:
+    return tuple(name for name, found in (("dense", by_meaning), ("lexical", by_words)) if found)
+
+

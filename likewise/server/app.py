@@ -1,0 +1,78 @@
+"""The application: which routers there are and what surrounds them."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Match
+
+from likewise.apps.collections import routes as collections
+from likewise.library import Likewise
+from likewise.server import health
+from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLog
+from likewise.server.openapi import describe
+from likewise.server.problems import answer, as_likewise_error
+from likewise.settings import Settings
+
+ROUTERS = (health.router, collections.router)
+
+Opener = Callable[[], AbstractAsyncContextManager[Likewise]]
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
+    """The application over an open library, or over one that it opens when it starts and closes when it ends."""
+    app = FastAPI(
+        title="Likewise",
+        version=health.program_version(),
+        summary="A self-hosted embedding and similarity engine.",
+        lifespan=_opening(source) if callable(source) else None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestLog),
+            Middleware(Errors),
+            Middleware(AddressGuard, loopback_only=settings.auth == "none"),
+            Middleware(BodyLimit, limit=settings.max_body_bytes),
+        ],
+        exception_handlers={HTTPException: _refusal, RequestValidationError: _refusal},
+    )
+    app.state.draining = False
+    if not callable(source):
+        app.state.likewise = source
+    for router in ROUTERS:
+        app.include_router(router)
+    describe(app)
+    return app
+
+
+def _opening(opener: Opener) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opener() as opened:
+            app.state.likewise = opened
+            yield
+
+    return lifespan
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    """The framework's own refusals in our shape."""
+    known = as_likewise_error(error)
+    headers = {"allow": ", ".join(_allowed(request))} if known.status == 405 else None
+    return answer(known, request.scope, headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that this address takes. The framework names those of the first route that fits, and no others."""
+    routes: list[Any] = request.app.routes
+    return [method for method in _METHODS if any(_takes(route, request, method) for route in routes)]
+
+
+def _takes(route: Any, request: Request, method: str) -> bool:
+    match, _ = route.matches({**request.scope, "method": method})
+    return bool(match is Match.FULL)

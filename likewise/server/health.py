@@ -1,0 +1,81 @@
+"""Whether the server lives and can work, and what it is."""
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from likewise.apps.deps import Answer, refusals
+from likewise.errors import Unavailable
+from likewise.server.problems import answer
+
+# A database that hangs must not make the probe hang.
+PROBE_SECONDS = 3.0
+
+router = APIRouter(tags=["operations"])
+
+
+class HealthAnswer(BaseModel):
+    """`ready`, or `degraded` with the parts that are away; null is a part that works."""
+
+    status: str
+    parts: dict[str, str | None]
+
+
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez", response_model=dict[str, str])
+async def alive() -> Answer:
+    """The process answers."""
+    return Answer({"status": "alive"})
+
+
+@router.head("/healthz", include_in_schema=False)
+@router.head("/readyz", include_in_schema=False)
+@router.get("/healthz", response_model=HealthAnswer, responses=refusals())
+@router.get("/readyz", response_model=HealthAnswer, responses=refusals())
+async def ready(request: Request, strict: bool = False) -> Response:
+    """Whether requests can be served: 503 without a usable database or while stopping; `strict` wants every part."""
+    if request.app.state.draining:
+        return answer(Unavailable("The server is stopping.", code="stopping", retry_after=5), request.scope)
+    parts = await _parts(request)
+    away = [name for name, reason in parts.items() if reason is not None]
+    if parts["database"] or parts["schema"] or (strict and away):
+        error = Unavailable(f"Not working: {', '.join(away)}.", code="not_ready", retry_after=5)
+        return answer(error, request.scope, parts=parts)
+    return Answer({"status": "degraded" if away else "ready", "parts": parts})
+
+
+@router.get("/", include_in_schema=False)
+async def what_is_here() -> Answer:
+    """A page for those who open the server's address."""
+    return Answer(
+        {
+            "name": "likewise",
+            "version": program_version(),
+            "links": {
+                "documentation": "/docs",
+                "openapi": "/openapi.json",
+                "collections": "/api/v1/collections",
+                "health": "/healthz",
+            },
+        }
+    )
+
+
+def program_version() -> str:
+    """The installed version."""
+    try:
+        return version("likewise")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+async def _parts(request: Request) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            health = await request.app.state.likewise.health()
+    except TimeoutError:
+        return {"database": "It does not answer.", "schema": None, "model": None}
+    return {"database": health.database, "schema": health.schema, "model": health.model}

@@ -1,0 +1,238 @@
+"""What surrounds every request, outermost first: its id and log line, errors, address, body size.
+
+Pure ASGI: Starlette's BaseHTTPMiddleware would copy bodies and hide a client that leaves.
+"""
+
+import asyncio
+import re
+import time
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from likewise.errors import Forbidden, Internal, Malformed, TooLarge, Unavailable
+from likewise.observe.logs import get_logger
+from likewise.observe.request_id import REQUEST_ID, request_id_for
+from likewise.server.problems import Refused, answer, as_likewise_error
+from likewise.settings import LOOPBACK
+
+MAX_HEADER_BYTES = 32 * 2**10
+MAX_TARGET_BYTES = 8 * 2**10
+# A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
+PAUSE_SECONDS = 15.0
+BODY_SECONDS = 120.0
+# How long a body that is refused is still read, so that its sender comes to read the answer.
+DRAIN_SECONDS = 2.0
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# nginx's number for a client that left before its answer; it appears in logs only.
+_CLIENT_LEFT = 499
+
+log = get_logger("likewise.server")
+
+
+class RequestLog:
+    """Gives each request an id, puts it on the answer, and writes one log line with the route's template."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = request_id_for(Headers(scope=scope).get("x-request-id"))
+        token = REQUEST_ID.set(request_id)
+        answered = _Answered(send, request_id)
+        started = time.perf_counter()
+        try:
+            await self.app(scope, receive, answered.send)
+        finally:
+            _log_request(scope, answered.status, time.perf_counter() - started)
+            REQUEST_ID.reset(token)
+
+
+class Errors:
+    """Turns every exception into an answer; the log has its type and place, never its message."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answered = _Answered(send)
+        try:
+            await self.app(scope, receive, answered.send)
+        except ClientDisconnect:
+            return
+        except asyncio.CancelledError:
+            # Only a server that stops cancels a request, after the time for draining.
+            if answered.status is not None:
+                raise
+            error = Unavailable("The server is stopping; ask again.", code="stopping", retry_after=5)
+            await answer(error, scope)(scope, receive, send)
+        except Exception as error:
+            if answered.status is not None:
+                raise
+            known = as_likewise_error(error)
+            if known.status >= Internal.status:
+                (log.error if known.status == Internal.status else log.warning)("request failed", error=error)
+            await answer(known, scope)(scope, receive, send)
+
+
+class AddressGuard:
+    """Refuses requests that a browser was tricked into sending, and lines too long to be meant.
+
+    Without authentication being on this machine is the credential. A page of another site can make a browser on this
+    machine send requests here, by a name of its own that it lets point to 127.0.0.1 (DNS rebinding) or across origins.
+    """
+
+    def __init__(self, app: ASGIApp, loopback_only: bool) -> None:
+        self.app = app
+        self.loopback_only = loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http":
+            _refuse_oversized(scope)
+            if self.loopback_only:
+                _refuse_foreign(scope["method"], Headers(scope=scope))
+        await self.app(scope, receive, send)
+
+
+class BodyLimit:
+    """Counts a body while it is read; what it says about its own length is believed only to refuse sooner."""
+
+    def __init__(
+        self, app: ASGIApp, limit: int, pause_seconds: float = PAUSE_SECONDS, body_seconds: float = BODY_SECONDS
+    ) -> None:
+        self.app = app
+        self.limit = limit
+        self.pause_seconds = pause_seconds
+        self.body_seconds = body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        body = _CountedBody(receive, self)
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self.limit):
+            # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
+            if "expect" not in headers:
+                await body.drain()
+            raise body.too_large()
+        await self.app(scope, body.receive, send)
+
+
+class _CountedBody:
+    def __init__(self, receive: Receive, bounds: BodyLimit) -> None:
+        self._receive = receive
+        self._bounds = bounds
+        self._read = 0
+        self._complete = False
+        self._deadline = time.monotonic() + bounds.body_seconds
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        message = await self._in_time()
+        self._count(message)
+        if self._read > self._bounds.limit:
+            await self.drain()
+            raise self.too_large()
+        return message
+
+    async def drain(self) -> None:
+        """Read on for a moment: closing on a caller that still sends would take the answer from it."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._complete:
+                    self._count(await self._receive())
+        except TimeoutError:
+            pass
+
+    def too_large(self) -> TooLarge:
+        return TooLarge(f"The body is larger than this server takes: at most {self._bounds.limit} bytes.")
+
+    async def _in_time(self) -> Message:
+        left = min(self._bounds.pause_seconds, self._deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(left):
+                return await self._receive()
+        except TimeoutError:
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
+
+    def _count(self, message: Message) -> None:
+        self._read += len(message.get("body", b""))
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+
+
+class _Answered:
+    """Passes messages on, remembers the status, and adds the request's id."""
+
+    def __init__(self, send: Send, request_id: str | None = None) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._request_id is not None:
+                MutableHeaders(scope=message)["x-request-id"] = self._request_id
+        await self._send(message)
+
+
+def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
+    log.info(
+        "request",
+        method=scope["method"],
+        # The template, because a path may hold somebody's ids.
+        route=getattr(scope.get("route"), "path", None),
+        status=_CLIENT_LEFT if status is None else status,
+        ms=round(seconds * 1000, 1),
+    )
+
+
+def _refuse_oversized(scope: Scope) -> None:
+    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_TARGET_BYTES:
+        raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"An address may have {MAX_TARGET_BYTES} bytes.")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"Headers may have {MAX_HEADER_BYTES} bytes.")
+    if _CONTROL.search(scope["path"]):
+        raise Malformed("The address contains control characters.")
+
+
+def _refuse_foreign(method: str, headers: Headers) -> None:
+    hosts = headers.getlist("host")
+    if len(hosts) != 1:
+        raise Malformed("The request needs exactly one Host header.")
+    host = _HOST.fullmatch(hosts[0].strip())
+    if host is None or not _is_loopback(host[1]):
+        raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "Call this server as localhost, 127.0.0.1 or [::1].")
+    origin = headers.get("origin")
+    if origin is not None and method not in _SAFE_METHODS and not _is_local_page(origin):
+        raise Forbidden("Without authentication no page of another site may write here.")
+
+
+def _is_loopback(name: str) -> bool:
+    return name.strip("[]").lower() in LOOPBACK
+
+
+def _is_local_page(origin: str) -> bool:
+    try:
+        return _is_loopback(urlsplit(origin).hostname or "")
+    except ValueError:
+        return False

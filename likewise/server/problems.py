@@ -1,0 +1,96 @@
+"""Errors as answers: RFC 9457 problems, or OpenAI's shape under `/v1/`."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from likewise.apps.body import fault_of, invalid
+from likewise.apps.collections.schemas import FaultOut
+from likewise.apps.deps import PROBLEM_JSON, Answer
+from likewise.errors import Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound
+from likewise.observe.request_id import REQUEST_ID
+
+OPENAI_PATHS = "/v1/"
+# The rest of such a request is not read, so nothing else can follow on its connection.
+_CLOSING = frozenset({408, 413, 414, 431})
+
+
+class Refused(LikewiseError):
+    """The request is refused before it reaches a route."""
+
+    def __init__(self, status: HTTPStatus, detail: str) -> None:
+        super().__init__(detail, code=status.name.lower())
+        self.status = status.value
+
+
+class Problem(BaseModel):
+    """Why a request was not done (RFC 9457). `detail` and `errors` never repeat a value that was sent."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str = Field(description="Stable, in snake_case.")
+    request_id: str
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    errors: list[FaultOut]
+
+
+def as_likewise_error(error: Exception) -> LikewiseError:
+    """The error of ours that an exception means; what we do not know is Internal and says nothing."""
+    if isinstance(error, LikewiseError):
+        return Internal() if error.status == Internal.status else error
+    if isinstance(error, RequestValidationError):
+        # `loc` begins with the part of the request, as in ("query", "limit").
+        return invalid([fault_of({**details, "loc": details["loc"][1:]}) for details in error.errors()])
+    if isinstance(error, HTTPException):
+        known = {404: NotFound, 405: MethodNotAllowed, 400: Malformed}.get(error.status_code)
+        return known() if known else Refused(HTTPStatus(error.status_code), HTTPStatus(error.status_code).phrase)
+    return Internal()
+
+
+def answer(error: LikewiseError, scope: Scope, headers: dict[str, str] | None = None, **members: Any) -> Answer:
+    """The answer for an error, in the shape of the family of routes that was asked; `members` extend a problem."""
+    status = error.status
+    if str(scope.get("path", "")).startswith(OPENAI_PATHS):
+        status = 400 if status == 422 else status
+        content, media_type = _openai(error, status), "application/json"
+    else:
+        content, media_type = _problem(error) | members, PROBLEM_JSON
+    return Answer(content, status, _headers(error) | (headers or {}), media_type)
+
+
+def _problem(error: LikewiseError) -> dict[str, Any]:
+    request_id = REQUEST_ID.get() or ""
+    return {
+        "type": f"urn:likewise:problem:{error.code}",
+        "title": (type(error).__doc__ or "").partition("\n")[0],
+        "status": error.status,
+        "detail": error.detail,
+        "instance": f"urn:likewise:request:{request_id}",
+        "code": error.code,
+        "request_id": request_id,
+        "retryable": error.retryable,
+        "errors": error.faults,
+    }
+
+
+def _openai(error: LikewiseError, status: int) -> dict[str, Any]:
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    parameter = error.faults[0].pointer.strip("/").replace("/", ".") if error.faults else ""
+    return {"error": {"message": error.detail, "type": kind, "param": parameter or None, "code": error.code}}
+
+
+def _headers(error: LikewiseError) -> dict[str, str]:
+    headers = {"cache-control": "no-store"}
+    if error.retry_after is not None or error.status in (429, 503):
+        # Callers must neither hammer nor give up: 1 to 120 seconds, whatever a part asks for.
+        headers["retry-after"] = str(min(max(error.retry_after or 1, 1), 120))
+    if error.status in _CLOSING:
+        headers["connection"] = "close"
+    return headers

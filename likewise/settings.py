@@ -1,0 +1,118 @@
+"""Every option, once: name, type, default and a sentence.
+
+The environment (prefix LIKEWISE_), a `.env` file, `--help` and docs/settings.md all come from this table.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from likewise.errors import SettingsError
+
+PREFIX = "LIKEWISE_"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def default_data_dir() -> Path:
+    """Where data lives unless told otherwise; root's must be readable by the user that runs Postgres."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/likewise")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "likewise"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "likewise"
+
+
+class Settings(BaseSettings):
+    """What can be set, from LIKEWISE_* variables or a `.env` file."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Folder for the embedded Postgres, the models and their compiled forms.",
+    )
+    database_url: str | None = Field(
+        None, description="Postgres 15 or newer with pgvector, as the owner that migrates; absent: an embedded Postgres."
+    )
+    database_serving_url: str | None = Field(
+        None, description="The same database as the role that serves; `likewise db upgrade` makes one if absent."
+    )
+    database_direct_url: str | None = Field(
+        None, description="The same as the serving role without a pooler between, for LISTEN."
+    )
+    database_connections: int = Field(10, ge=2, le=200, description="Connections that one process keeps at most.")
+    postgres_bin: Path | None = Field(
+        None, description="Folder with initdb and postgres for the embedded server; absent: those from pip, then the system's."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; other than loopback needs authentication.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    auth: Literal["none"] = Field("none", description="Who may call: `none` takes every caller on loopback as one tenant.")
+    model: str = Field("minilm-l6-v2", description="The model of new collections and of requests that name none.")
+    models_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models that requests may name, by comma, besides the default."
+    )
+    models_dir: Path | None = Field(None, description="Folder with model folders; absent: `models` in the data folder.")
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "auto", description="Arithmetic of local models; `auto` is bf16 where the processor has it, else f32."
+    )
+    threads: int = Field(0, ge=0, le=1024, description="Threads for local models; 0 takes all cores.")
+    offline: bool = Field(False, description="Never fetch a model's files from a network.")
+    cache_bytes: int = Field(
+        128 * 2**20, ge=0, description="Memory for vectors of texts embedded before, in bytes; 0 turns the cache off."
+    )
+    cache_scope: Literal["tenant", "shared"] = Field(
+        "tenant", description="Whether one tenant may be answered from what another embedded."
+    )
+    queue_tokens: int = Field(
+        2_000_000, ge=1_000, description="Tokens (4 characters each) that may wait for a model in one process before requests are refused."
+    )
+    embed_worker: bool = Field(True, description="Whether `serve` also embeds what waits; `false` leaves it to `likewise worker`.")
+    max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    shutdown_seconds: float = Field(20.0, ge=0, description="Time that running requests have to end after SIGTERM.")
+
+    @field_validator("models_allowed", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_dir", "models_dir", "postgres_bin")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @property
+    def models_folder(self) -> Path:
+        """Where model folders are looked for first."""
+        return self.models_dir or self.data_dir / "models"
+
+    def require_safe_address(self) -> None:
+        """Refuse to serve without authentication anywhere but on this machine's loopback."""
+        if self.auth == "none" and self.host not in LOOPBACK:
+            raise SettingsError(
+                "LIKEWISE_AUTH=none serves on loopback only, and LIKEWISE_HOST names another address. "
+                "Set LIKEWISE_HOST=127.0.0.1."
+            )
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings; a wrong or unknown one is a SettingsError that names it and never shows its value."""
+    _refuse_unknown(os.environ)
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise SettingsError(f"{name}: {first['msg']}.") from None
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"{unknown[0]} is not a setting. `likewise doctor --settings` lists those there are.")

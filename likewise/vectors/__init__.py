@@ -1,0 +1,1 @@
+"""Where vectors are kept and found; ids and numbers only."""

@@ -1,0 +1,90 @@
+"""No vector is compared with one of another space: what a generation was made with, against what this process has."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from likewise.db import collections
+from likewise.db.collections import Generation
+from likewise.db.pool import Pool
+from likewise.embedding.embedder import Embedder, OpenModel
+from likewise.errors import ModelUnavailable
+from likewise.observe.logs import get_logger
+
+# Between bf16 and f32 of the same weights the least cosine is 0.9998, between other poolings 0.9 and less.
+LEAST_PROBE_COSINE = 0.995
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A generation that this process may write to and search with its model."""
+
+    generation: Generation
+    model: OpenModel
+
+
+class Admission:
+    """Checks each generation once a process, and remembers the answer."""
+
+    def __init__(self, pool: Pool, embedder: Embedder) -> None:
+        self._pool = pool
+        self._embedder = embedder
+        self._admitted: set[tuple[int, str]] = set()
+        self._refused: dict[int, str] = {}
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """The generations that are closed in this process, and why."""
+        return dict(self._refused)
+
+    async def admit(self, tenant: int, generation: Generation) -> Admitted:
+        """The generation with its opened model.
+
+        Raises:
+            ModelUnavailable: the model is away, or it does not make this generation's vectors.
+        """
+        model = await self._embedder.opened(generation.model)
+        if (generation.id, model.space) in self._admitted:
+            return Admitted(generation, model)
+        if generation.space is None:
+            generation = await self._adopt(tenant, generation, model)
+        reason = await self._difference(generation, model)
+        if reason is not None:
+            if generation.id not in self._refused:
+                log.error("generation_refused", generation=generation.id, reason=reason)
+            self._refused[generation.id] = reason
+            raise ModelUnavailable(reason, code="model_differs")
+        self._refused.pop(generation.id, None)
+        self._admitted.add((generation.id, model.space))
+        return Admitted(generation, model)
+
+    async def _adopt(self, tenant: int, generation: Generation, model: OpenModel) -> Generation:
+        """The first process that makes vectors here says what they are made with."""
+        probe = await self._embedder.probe(generation.model)
+        async with self._pool.tenant(tenant) as tx:
+            await collections.adopt(tx, generation.id, space=model.space, numerics=model.numerics, probe=probe)
+            found = await collections.generation(tx, generation.id)
+        if found is None:
+            raise ModelUnavailable("The collection is being dropped.", code="collection_gone")
+        return found[0]
+
+    async def _difference(self, generation: Generation, model: OpenModel) -> str | None:
+        if model.dimension != generation.dimension:
+            return (
+                f"The model now makes {model.dimension}-dimensional vectors and the collection holds "
+                f"{generation.dimension}-dimensional ones. Bring the old model back."
+            )
+        if generation.space != model.space:
+            return (
+                "The model's weights, tokenizer or configuration are not those that this collection's vectors were made "
+                "with. Bring the old files back, or make a new collection."
+            )
+        if generation.probe is None:
+            return None
+        probe = await self._embedder.probe(generation.model)
+        least = float(np.min(np.sum(probe * generation.probe, axis=1)))
+        if least < LEAST_PROBE_COSINE:
+            return f"The model reads the probe texts otherwise than when this collection was made (cosine {least:.4f})."
+        return None

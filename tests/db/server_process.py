@@ -1,0 +1,165 @@
+"""A Likewise process of its own that uses an embedded Postgres, as a user of choice, for tests to talk to and to kill."""
+
+import os
+import pwd
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+IS_ROOT = os.geteuid() == 0
+# Everything is imported before the user changes: a plain user may not be able to read this Python's own files.
+PROGRAM = """
+import asyncio, concurrent.futures.thread, json, os, pathlib, stringprep, encodings.idna, sys
+import psycopg
+from likewise.db.server import EmbeddedServer
+from likewise.errors import ServerStartError
+
+folder, uid, gid, binaries = sys.argv[1:]
+if uid:
+    os.setgroups([]); os.setgid(int(gid)); os.setuid(int(uid))
+
+async def one(url, statement):
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        cursor = await connection.execute(statement)
+        return (await cursor.fetchone())[0] if cursor.description else None
+
+async def answer(server, words):
+    match words:
+        case ["facts"]:
+            return {"url": server.url(), "version": server.version, "binaries": str(server.binaries),
+                    "data": str(server.data_directory), "pid": int((server.data_directory / "postmaster.pid").read_text().split()[0])}
+        case ["sql", *statement]:
+            return await one(server.superuser_url("likewise"), " ".join(statement))
+        case ["block", seconds]:
+            import time; time.sleep(float(seconds))
+        case ["close"]:
+            await server.close()
+
+async def main():
+    try:
+        server = await EmbeddedServer.start(
+            pathlib.Path(folder), postgres_bin=pathlib.Path(binaries) if binaries else None, durable=False
+        )
+    except ServerStartError as error:
+        print(json.dumps({"error": error.detail}), flush=True)
+        return
+    print(json.dumps({"started": os.getpid()}), flush=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        try:
+            said = await answer(server, line.split())
+        except psycopg.Error as error:
+            said = {"error": type(error).__name__}
+        print(json.dumps(said), flush=True)
+    if "leave" not in os.environ:
+        await server.close()
+
+asyncio.run(main())
+"""
+
+
+class LikewiseProcess:
+    """One process with one EmbeddedServer; it closes it when its input ends, or only exits with `leave`."""
+
+    def __init__(
+        self, folder: Path, user: str | None = None, *, binaries: Path | None = None, leave: bool = False, uid: int | None = None
+    ) -> None:
+        entry = pwd.getpwnam(user) if user and IS_ROOT and user != "root" else None
+        identity = [str(entry.pw_uid), str(entry.pw_gid)] if entry else [str(uid or ""), str(uid or "")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(folder), *identity, str(binaries or "")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd(), **({"leave": "1"} if leave else {})},
+        )
+
+    def said(self, seconds: float = 30) -> object:
+        """The next thing that the process says."""
+        import json
+
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], seconds)
+        assert readable, "the process says nothing"
+        line = self.process.stdout.readline()
+        assert line, "the process has ended"
+        return json.loads(line)
+
+    def started(self) -> "LikewiseProcess":
+        """Wait until it has its server."""
+        said = self.said()
+        assert isinstance(said, dict) and "started" in said, said
+        return self
+
+    def ask(self, *words: object) -> object:
+        """Tell it something and take its answer."""
+        assert self.process.stdin is not None
+        print(*words, file=self.process.stdin, flush=True)
+        return self.said()
+
+    def facts(self) -> dict[str, object]:
+        """What its server says of itself."""
+        facts = self.ask("facts")
+        assert isinstance(facts, dict)
+        return facts
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to it alone and wait for its end."""
+        self.process.send_signal(number)
+        self.process.wait(30)
+
+    def end(self) -> None:
+        """Close its input and wait until it has left."""
+        if self.process.poll() is None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process.wait(30)
+
+
+@contextmanager
+def scratch_folder(user: str | None = None) -> Iterator[Path]:
+    """A folder that any user can reach, which pytest's own are not for root; `user` owns it."""
+    folder = Path(tempfile.mkdtemp(prefix="lw-", dir="/tmp")).resolve()
+    folder.chmod(0o755)
+    if user and user != "root" and IS_ROOT:
+        shutil.chown(folder, user)
+    try:
+        yield folder
+    finally:
+        end_servers(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_servers(folder: Path) -> None:
+    """Kill what a test left running on that folder; only processes of Postgres whose data lies there."""
+    from likewise.db.processes import postgres_processes
+
+    home = folder / "postgres"
+    for data in (home / "data", *folder.glob("**/postgres/data")):
+        for pid in postgres_processes(data, home / "running"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
+    """Whether something becomes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
