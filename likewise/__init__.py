@@ -1,5 +1,6 @@
 """Likewise turns texts and records into vectors, keeps them, and finds what is alike."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from likewise.errors import LikewiseError
@@ -17,6 +18,4 @@ def __getattr__(name: str) -> Any:
     # The library brings Postgres, OpenVINO and a web framework along, which `likewise --help` has no use for.
     if name not in _IN_LIBRARY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module("likewise.library"), name)

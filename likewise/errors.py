@@ -22,7 +22,7 @@ LikewiseError
     ├── ServerStartError         the embedded Postgres
     └── SchemaError              a schema that is missing, newer or changed
 
-A message says what is wrong and how to mend it. It never repeats a value that a caller sent, because that may be private.
+A message says what is wrong and how to mend it. It never repeats a value that a caller sent: that may be private.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@
 
 Every key of an object must hold (and). A plain value means `$eq`. A key is a column of the record (`id`, `parent`,
 `status`, `occurred_at`, `created_at`, `updated_at`), an app's own name for one, or else a field of the payload, taken
-literally first and then as a path; `payload.x` reaches a field that such a name hides. Types that do not compare are false.
+literally first and then as a path; `payload.x` reaches a field that such a name hides. Types that do not compare are
+false.
 """
 
 import math
@@ -79,7 +80,7 @@ def parse(raw: object, aliases: Mapping[str, str] | None = None) -> Filter | Non
     """
     if raw is None or raw == {}:
         return None
-    return _Parser(aliases or {}).object(raw, "/filters", 1)
+    return _Parser(aliases or {}).whole(raw, "/filters", 1)
 
 
 class _Parser:
@@ -87,7 +88,7 @@ class _Parser:
         self._aliases = aliases
         self._nodes = 0
 
-    def object(self, raw: object, at: str, depth: int) -> Filter:
+    def whole(self, raw: object, at: str, depth: int) -> Filter:
         if not isinstance(raw, dict):
             raise Invalid.at(at, "A filter is an object of fields and conditions.", "invalid_filter")
         if depth > MOST_DEPTH:
@@ -100,7 +101,7 @@ class _Parser:
             yield self._list(key, value, f"{at}/{key}", depth)
         elif key == "$not":
             self._count(at)
-            yield Not(self.object(value, f"{at}/$not", depth + 1))
+            yield Not(self.whole(value, f"{at}/$not", depth + 1))
         elif key.startswith("$"):
             raise Invalid.at(at, "Unknown operator here; $and, $or and $not join filters.", "unknown_operator")
         else:
@@ -110,7 +111,7 @@ class _Parser:
         self._count(at)
         if not isinstance(value, list) or not value:
             raise Invalid.at(at, f"{key} takes a list with at least one filter.", "invalid_filter")
-        parts = tuple(self.object(part, f"{at}/{place}", depth + 1) for place, part in enumerate(value))
+        parts = tuple(self.whole(part, f"{at}/{place}", depth + 1) for place, part in enumerate(value))
         return All(parts) if key == "$and" else AnyOf(parts)
 
     def _field(self, key: str, value: object, at: str, depth: int) -> Iterator[Filter]:
@@ -121,7 +122,7 @@ class _Parser:
             yield self._compare(field, "$eq", value, here)
             return
         if not value:
-            raise Invalid.at(here, "A condition names an operator, such as {\"$gte\": 1}.", "invalid_filter")
+            raise Invalid.at(here, 'A condition names an operator, such as {"$gte": 1}.', "invalid_filter")
         for operator, operand in value.items():
             if operator == "$not":
                 self._count(here)

@@ -12,7 +12,6 @@ from likewise.apps.collections.service import (
     CollectionsService,
     CollectionView,
     RecordView,
-    SearchRequest,
     SearchResult,
     WriteResult,
 )
@@ -21,7 +20,7 @@ from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Conflict, Invalid, LikewiseError, NotFound, StartError
 from likewise.kind import NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
-from likewise.search.searcher import Mode
+from likewise.search.searcher import Mode, SearchRequest
 from likewise.settings import Settings, load_settings
 
 # One transaction holds this many records of a longer list.
@@ -63,7 +62,7 @@ class Likewise:
         return self._tenant
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embedded:
-        """The vectors of texts, float32 (n, d) of unit length, with tokens read and cut off, cached or not, and cost."""
+        """The vectors of texts, float32 (n, d) of unit length, with tokens read and cut off, and cost."""
         return await self.embedder.embed(await self.tenant(), texts, model=model)
 
     def collection(self, name: str) -> "Collection":

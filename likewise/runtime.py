@@ -85,7 +85,9 @@ def named_database(settings: Settings) -> Database:
     """The database that the settings name."""
     serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
     if serving is None:
-        raise SettingsError("There is no role to serve as yet. Run `likewise db upgrade`, or set LIKEWISE_DATABASE_SERVING_URL.")
+        raise SettingsError(
+            "There is no role to serve as yet. Run `likewise db upgrade`, or set LIKEWISE_DATABASE_SERVING_URL."
+        )
     return Database(settings.database_url, serving, None)
 
 

@@ -37,7 +37,8 @@ class Settings(BaseSettings):
         description="Folder for the embedded Postgres, the models and their compiled forms.",
     )
     database_url: str | None = Field(
-        None, description="Postgres 15 or newer with pgvector, as the owner that migrates; absent: an embedded Postgres."
+        None,
+        description="Postgres 15 or newer with pgvector, as the owner that migrates; absent: an embedded Postgres.",
     )
     database_serving_url: str | None = Field(
         None, description="The same database as the role that serves; `likewise db upgrade` makes one if absent."
@@ -47,11 +48,14 @@ class Settings(BaseSettings):
     )
     database_connections: int = Field(10, ge=2, le=200, description="Connections that one process keeps at most.")
     postgres_bin: Path | None = Field(
-        None, description="Folder with initdb and postgres for the embedded server; absent: those from pip, then the system's."
+        None,
+        description="Folder with initdb and postgres for the embedded server; absent: from pip, else the system's.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback needs authentication.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    auth: Literal["none"] = Field("none", description="Who may call: `none` takes every caller on loopback as one tenant.")
+    auth: Literal["none"] = Field(
+        "none", description="Who may call: `none` takes every caller on loopback as one tenant."
+    )
     model: str = Field("minilm-l6-v2", description="The model of new collections and of requests that name none.")
     models_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Models that requests may name, by comma, besides the default."
@@ -69,9 +73,13 @@ class Settings(BaseSettings):
         "tenant", description="Whether one tenant may be answered from what another embedded."
     )
     queue_tokens: int = Field(
-        2_000_000, ge=1_000, description="Tokens (4 characters each) that may wait for a model in one process before requests are refused."
+        2_000_000,
+        ge=1_000,
+        description="Tokens (4 characters each) that may wait for a model in one process before requests are refused.",
     )
-    embed_worker: bool = Field(True, description="Whether `serve` also embeds what waits; `false` leaves it to `likewise worker`.")
+    embed_worker: bool = Field(
+        True, description="Whether `serve` also embeds what waits; `false` leaves it to `likewise worker`."
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     shutdown_seconds: float = Field(20.0, ge=0, description="Time that running requests have to end after SIGTERM.")

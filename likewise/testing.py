@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import os
 import re
 import shutil
 import tempfile
@@ -142,7 +141,9 @@ class ThrowawayPostgres:
     async def database(self) -> AsyncIterator[DatabaseUrls]:
         """An empty, migrated database, dropped at the end of the block."""
         name = f"test_{next(self._numbers)}"
-        await self._as_superuser(SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy OWNER likewise_owner"), name, _TEMPLATE)
+        await self._as_superuser(
+            SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy OWNER likewise_owner"), name, _TEMPLATE
+        )
         await self._as_superuser(SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO likewise_server"), name)
         try:
             yield DatabaseUrls(self.server.url("likewise_owner", name), self.server.url(roles.SERVER_ROLE, name))
@@ -154,12 +155,17 @@ class ThrowawayPostgres:
             await connection.execute(statement.format(*map(Identifier, names)))
 
 
+def _open_folder() -> Path:
+    """A temporary folder that others may enter: as root the server runs as another user."""
+    folder = Path(tempfile.mkdtemp(prefix="likewise-"))
+    folder.chmod(0o755)
+    return folder
+
+
 @contextlib.asynccontextmanager
 async def throwaway_postgres() -> AsyncIterator[ThrowawayPostgres]:
     """A Postgres for one run of tests: started in a moment, nothing flushed to disk, gone at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="likewise-"))
-    # As root the server runs as another user, who must get in.
-    os.chmod(folder, 0o755)  # noqa: S103
+    folder = _open_folder()
     server = await EmbeddedServer.start(folder, durable=False)
     try:
         postgres = ThrowawayPostgres(server)

@@ -2,10 +2,14 @@
 
 import re
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import likewise
+from likewise.library import Likewise
 from tools.settings_page import PAGE, settings_page
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +17,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 LISTED = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -55,6 +60,19 @@ def test_no_file_of_the_repository_names_a_package_index() -> None:
         if index.encode() in file.read_bytes()
     ]
     assert named == []
+
+
+async def test_the_example_of_the_readme_runs(
+    lw: Likewise, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = EXAMPLE.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert example is not None
+    names: dict[str, Any] = {}
+    # A loop runs already.
+    exec(example[1].replace("asyncio.run(main())", ""), names)
+    monkeypatch.setattr(likewise, "open", lambda: nullcontext(lw))
+    await names["main"]()
+    assert re.search(r"^1 ", capsys.readouterr().out, re.MULTILINE)
 
 
 def _resolves(page: Path, target: str) -> bool:

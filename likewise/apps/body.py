@@ -75,7 +75,7 @@ async def parse(raw: bytes) -> Any:
 def parse_json(raw: bytes) -> Any:
     """A JSON document in UTF-8 of at most 32 levels.
 
-    Refused are NaN, infinities, numbers beyond a double, and a byte order mark; of equal keys the last counts. Half of a
+    Refused are NaN, infinities, numbers beyond a double, and a byte order mark; of equal keys the last counts. Half a
     surrogate pair, which is no character, becomes U+FFFD.
     """
     try:
@@ -118,18 +118,18 @@ def invalid(faults: list[Fault]) -> Invalid:
 
 def faults_of(error: ValidationError) -> list[Fault]:
     """The faults that pydantic found, in our words: a value is never repeated."""
-    return [fault_of(details) for details in error.errors(include_url=False, include_input=False)]
+    return [fault_of(details, details["loc"]) for details in error.errors(include_url=False, include_input=False)]
 
 
-def fault_of(details: ErrorDetails) -> Fault:
-    """One of pydantic's faults."""
+def fault_of(details: ErrorDetails, place: Iterable[object]) -> Fault:
+    """One of pydantic's faults, at a place given as keys and indexes."""
     code, message = _in_our_words(details["type"], details["msg"], details.get("ctx", {}))
-    return Fault(pointer(details["loc"]), code, message)
+    return Fault(pointer(place), code, message)
 
 
 def wrong(code: str, message: str) -> PydanticCustomError:
     """What a validator of a field raises; the message must not hold the value."""
-    return PydanticCustomError(_OWN + code, message)  # type: ignore[arg-type]  # wants literals, for translators
+    return PydanticCustomError(_OWN + code, message)
 
 
 def pointer(parts: Iterable[object]) -> str:

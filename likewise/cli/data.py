@@ -1,18 +1,149 @@
 """Verbs that put data in and find it again: embed, index, search, similar."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, opened, run, settings_of_verb
 from likewise.cli.terminal import first_line, note, progress, say, say_json
-from likewise.errors import LikewiseError, NotFound
+from likewise.cli.waiting import tell_waiting, until_embedded
+from likewise.errors import ModelUnavailable, StartError
+from likewise.settings import Settings
 
 if TYPE_CHECKING:
-    from likewise.apps.collections.service import SearchRequest, SearchResult
-    from likewise.library import Likewise
+    from likewise.apps.collections.service import SearchResult
+    from likewise.cli.indexing import Indexed
+    from likewise.embedding.embedder import Embedded
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
+CollectionName = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="Most hits to show.")]
+Model = Annotated[str | None, typer.Option(help="Model, if not the default.")]
+
+EMBED_BATCH = 512
+MAX_FAULTS = 20
+
+
+def embed(
+    texts: Annotated[list[str], typer.Argument(help="Texts, or - for a text a line from standard input.")],
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn texts into vectors."""
+    from likewise.cli.weights import fetch  # noqa: PLC0415
+
+    settings = settings_of_verb()
+    fetch(settings, model, quiet=as_json)
+    run(partial(_embed, settings=settings, texts=texts, model=model, as_json=as_json))
+
+
+def index(
+    path: Annotated[str, typer.Argument(help="A folder, a text, Markdown or JSONL file, or - for JSON lines.")],
+    collection: CollectionName,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put files into a collection; what is there unchanged costs nothing."""
+    run(partial(_index, settings=settings_of_verb(), path=path, collection=collection, model=model, as_json=as_json))
+
+
+def search(query: str, collection: CollectionName, limit: Limit = 10, as_json: AsJson = False) -> None:
+    """Find the records nearest to a query in meaning and words."""
+    run(partial(_search, collection=collection, as_json=as_json, query=query, like=None, limit=limit))
+
+
+def similar(
+    id: Annotated[str, typer.Argument(help="Id of a record.")],
+    collection: CollectionName,
+    limit: Limit = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Find the records most like one of the collection."""
+    run(partial(_search, collection=collection, as_json=as_json, query=None, like=id, limit=limit))
+
+
+async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model: str | None, as_json: bool) -> int:
+    from likewise.embedding.embedder import Embedder  # noqa: PLC0415
+
+    wanted = [line.rstrip("\r\n") for line in sys.stdin] if texts == ["-"] else texts
+    embedder = Embedder(settings)
+    try:
+        with progress("Embedding", quiet=as_json or len(wanted) <= EMBED_BATCH) as report:
+            for start in range(0, len(wanted), EMBED_BATCH):
+                batch = wanted[start : start + EMBED_BATCH]
+                _tell_vectors(await embedder.embed(0, batch, model=model), as_json=as_json)
+                report(start + len(batch), len(wanted))
+    except ModelUnavailable as error:
+        raise StartError(error.detail) from None
+    finally:
+        await embedder.close()
+    return OK
+
+
+async def _index(
+    _: Interruption, *, settings: Settings, path: str, collection: str, model: str | None, as_json: bool
+) -> int:
+    from likewise.cli.indexing import index as index_files  # noqa: PLC0415
+
+    async with opened(settings, worker=True) as likewise:
+        with progress("Reading", quiet=as_json) as report:
+            done = await index_files(likewise, path, collection, model, report)
+        reason = await until_embedded(likewise, collection, quiet=as_json) if done.stored else None
+    _tell_indexed(done, reason, as_json=as_json)
+    if done.faults and not done.stored:
+        return FAILED
+    return PARTLY if done.faults or reason else OK
+
+
+async def _search(
+    _: Interruption, *, collection: str, as_json: bool, query: str | None, like: str | None, limit: int
+) -> int:
+    from likewise.search.searcher import SearchRequest  # noqa: PLC0415
+
+    async with opened(settings_of_verb(), worker=False) as likewise:
+        request = SearchRequest(query=query, like=like, limit=limit)
+        result = await likewise.collections.search(await likewise.tenant(), collection, request)
+    _tell_hits(result, as_json=as_json)
+    return OK
+
+
+def _tell_vectors(made: "Embedded", *, as_json: bool) -> None:
+    """A line for each text: JSON, or its numbers."""
+    for place, vector in enumerate(made.vectors.tolist()):
+        if as_json:
+            tokens, truncated = int(made.tokens[place]), int(made.truncated[place])
+            say_json({"embedding": vector, "model": made.model, "tokens": tokens, "truncated_tokens": truncated})
+        else:
+            say(" ".join(f"{number:.6f}" for number in vector))
+
+
+def _tell_indexed(done: "Indexed", reason: str | None, *, as_json: bool) -> None:
+    for fault in done.faults[:MAX_FAULTS]:
+        note(f"Left out: {fault}.")
+    if len(done.faults) > MAX_FAULTS:
+        note(f"Left out: {len(done.faults) - MAX_FAULTS} more.")
+    if as_json:
+        say_json(done.as_json() | {"waiting_for_model": reason})
+        return
+    say(
+        f"{done.collection}: {done.created} new, {done.changed} changed, {done.unchanged} unchanged, "
+        f"{done.removed} removed, from {done.files} files."
+    )
+    if reason:
+        tell_waiting(reason)
+
+
+def _tell_hits(result: "SearchResult", *, as_json: bool) -> None:
+    if as_json:
+        say_json(result)
+        return
+    if "model" in result.degraded:
+        note("The model is away: these are found by their words only.")
+    if not result.hits:
+        note("Nothing was found.")
+    for hit in result.hits:
+        similarity = "  -  " if hit.similarity is None else f"{hit.similarity:.3f}"
+        say(f"{similarity}  {first_line(hit.id)}")
+        say(f"       {first_line(hit.record.text or '')}")

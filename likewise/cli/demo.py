@@ -9,7 +9,8 @@ import typer
 from likewise.cli.running import OK, Interruption, opened, run, settings_of_verb
 from likewise.cli.serve import AsJson, Host, Port, listen, serve_open
 from likewise.cli.terminal import first_line, note, progress, say, say_json
-from likewise.errors import NotFound
+from likewise.cli.waiting import until_embedded
+from likewise.errors import ModelUnavailable, NotFound
 
 if TYPE_CHECKING:
     from likewise.apps.collections.service import SearchResult
@@ -34,9 +35,13 @@ def demo(
 ) -> None:
     """Embed the documentation of this machine's Python, ask it three questions, then serve it."""
 
+    from likewise.cli.weights import fetch  # noqa: PLC0415
+
+    settings = settings_of_verb(host=host, port=port)
+    listener = None if once else listen(settings)
+    fetch(settings, None, quiet=as_json)
+
     async def verb(interruption: Interruption) -> int:
-        settings = settings_of_verb(host=host, port=port)
-        listener = None if once else listen(settings)
         async with opened(settings, worker=True) as likewise:
             await fill(likewise, quiet=as_json)
             await ask(likewise, as_json=as_json)
@@ -56,8 +61,8 @@ async def fill(likewise: "Likewise", *, quiet: bool) -> None:
     if not quiet:
         note(f"{len(records)} docstrings of Python's standard library.")
     await store(likewise, records, quiet=quiet)
-    with progress("Embedding", quiet=quiet) as report:
-        await likewise.wait_until_embedded(COLLECTION, report)
+    if reason := await until_embedded(likewise, COLLECTION, quiet=quiet):
+        raise ModelUnavailable(reason)
 
 
 async def store(likewise: "Likewise", records: Sequence["NewRecord"], *, quiet: bool) -> None:
@@ -75,11 +80,12 @@ async def store(likewise: "Likewise", records: Sequence["NewRecord"], *, quiet: 
 
 async def ask(likewise: "Likewise", *, as_json: bool) -> None:
     """Print the answers to the three questions."""
-    from likewise.apps.collections.service import SearchRequest  # noqa: PLC0415
+    from likewise.search.searcher import SearchRequest  # noqa: PLC0415
 
     tenant = await likewise.tenant()
     for question in QUESTIONS:
-        result = await likewise.collections.search(tenant, COLLECTION, SearchRequest(query=question, like=None, limit=SHOWN))
+        request = SearchRequest(query=question, like=None, limit=SHOWN)
+        result = await likewise.collections.search(tenant, COLLECTION, request)
         if as_json:
             say_json({"query": question, "hits": result.hits, "took_ms": result.took_ms})
         else:

@@ -11,8 +11,10 @@ from types import ModuleType
 
 from likewise.kind import NewRecord
 
-# Tests, an editor, tables of codecs and what is only the inside of a package tell a reader nothing.
-_LEFT_OUT = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "__pycache__"})
+# Tests, an editor, and what newer Pythons no longer have tell a reader nothing.
+_LEFT_OUT = frozenset(
+    {"distutils", "test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
+)
 _MAX_TEXT = 8_000
 
 # The names that people import these by; without an entry `_io` is `io`.

@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from likewise.apps.collections.service import WriteResult
 from likewise.cli.files import Source, of_lines, sources
 from likewise.cli.terminal import Report
-from likewise.errors import Conflict, Invalid, NotFound
+from likewise.errors import Fault, Invalid, NotFound
 from likewise.kind import NewRecord
 from likewise.library import Likewise
 
 BATCH = 500
-MAX_SHOWN = 20
 
 
 @dataclass
@@ -85,4 +83,45 @@ async def _ensure(likewise: Likewise, tenant: int, collection: str, model: str |
 
 
 async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done: Indexed) -> None:
-    """Store a batch; what is refused is told and left out."""
+    """Store a batch; records that the collection refuses are told and left out."""
+    # JSON lines may name a record twice; what was written later is what they say.
+    batch = list({record.id: record for record in records}.values())
+    while batch:
+        try:
+            result = await likewise.collections.write(tenant, done.collection, batch)
+        except Invalid as error:
+            refused = {place for fault in error.faults if (place := _place(fault)) is not None and place < len(batch)}
+            if not refused:
+                raise
+            done.faults += [f"{batch[place].id}: {error.detail}" for place in sorted(refused)]
+            batch = [record for place, record in enumerate(batch) if place not in refused]
+            continue
+        done.created += result.created
+        done.changed += result.changed
+        done.unchanged += result.unchanged
+        return
+
+
+def _place(fault: Fault) -> int | None:
+    first = fault.pointer.removeprefix("/").partition("/")[0]
+    return int(first) if first.isdecimal() else None
+
+
+async def _remove_old_parts(likewise: Likewise, tenant: int, collection: str, file: Source) -> int:
+    """Remove what a longer text of this file left behind; returns how many."""
+    count = len(file.records)
+    removed = 0
+    if count != 1:
+        removed += await _remove(likewise, tenant, collection, file.name)
+    number = 1 if count == 1 else count + 1
+    while await _remove(likewise, tenant, collection, f"{file.name}#{number}"):
+        removed, number = removed + 1, number + 1
+    return removed
+
+
+async def _remove(likewise: Likewise, tenant: int, collection: str, id: str) -> bool:
+    try:
+        await likewise.collections.delete(tenant, collection, id)
+    except NotFound:
+        return False
+    return True

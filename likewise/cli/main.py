@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         _tell(f"likewise: {(error.strerror or 'a file or connection failed').lower()}.", error)
         return FAILED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, the terminal gets a line and not a traceback
         described = describe(error)
         place = f" at {described['at']}" if "at" in described else ""
         _tell(f"likewise: failed with {described['error']}{place}. LIKEWISE_LOG_LEVEL=debug shows more.", error)

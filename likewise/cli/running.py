@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,6 +12,8 @@ from likewise.observe import logs
 from likewise.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from likewise.library import Likewise
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
@@ -63,7 +64,7 @@ def settings_of_verb(*, serving: bool = False, **overrides: object) -> Settings:
 
 def opened(settings: Settings, *, worker: bool) -> "AbstractAsyncContextManager[Likewise]":
     """The library, open while the context lasts."""
-    # Imported here and in the verbs, not above: it brings the model runtime, and `likewise --help` need not wait for it.
+    # Imported here, and in the verbs, not above: it brings the model runtime, and `--help` need not wait for that.
     from likewise import library  # noqa: PLC0415
 
     return library.open(settings, worker=worker)

@@ -20,10 +20,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 def serve(host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
     """Serve the HTTP API until stopped."""
+    settings = settings_of_verb(serving=True, host=host, port=port)
+    listener = listen(settings)
 
     async def verb(interruption: Interruption) -> int:
-        settings = settings_of_verb(serving=True, host=host, port=port)
-        listener = listen(settings)
         async with opened(settings, worker=settings.embed_worker) as likewise:
             await serve_open(likewise, settings, listener, interruption, as_json=as_json)
         return OK
@@ -33,9 +33,9 @@ def serve(host: Host = None, port: Port = None, as_json: AsJson = False) -> None
 
 def worker(as_json: AsJson = False) -> None:
     """Embed what waits until stopped, beside servers on the same database."""
+    settings = settings_of_verb(serving=True)
 
     async def verb(interruption: Interruption) -> int:
-        settings = settings_of_verb(serving=True)
         stop = asyncio.Event()
         async with opened(settings, worker=True):
             interruption.act = stop.set

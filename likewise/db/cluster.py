@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -81,9 +82,10 @@ class Cluster:
 
     def make_data(self, binaries: Binaries, account: Account, *, durable: bool) -> None:
         """Make the data directory beside its place and move it there whole, so that a kill leaves none or all."""
-        scratch = self.home / "data.new"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(PRIVATE)
+        for left in self.home.glob("data.new-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        # A name of its own: the initdb of a process that was killed may still be at work in another.
+        scratch = Path(tempfile.mkdtemp(prefix="data.new-", dir=self.home))
         account.own(scratch)
         _initdb(binaries, account, scratch, durable=durable)
         scratch.rename(self.data)

@@ -44,7 +44,8 @@ GENERATION = SQL("""
 LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
 ADOPT = SQL("UPDATE generations SET space = %s, numerics = %s, probe = %s WHERE id = %s AND space IS NULL")
 ADD_TERMS = SQL("""
-    UPDATE collections SET terms_total = greatest(0, terms_total + %s), contents_total = greatest(0, contents_total + %s)
+    UPDATE collections
+    SET terms_total = greatest(0, terms_total + %s), contents_total = greatest(0, contents_total + %s)
     WHERE id = %s
 """)
 
@@ -87,7 +88,9 @@ async def tenant_named(pool: Pool, name: str) -> int:
     return int(row[0]) if row else 0
 
 
-async def make(pool: Pool, tenant: int, name: str, *, kind: str, analyzer: str, policy: Policy, model: str, dimension: int) -> None:
+async def make(
+    pool: Pool, tenant: int, name: str, *, kind: str, analyzer: str, policy: Policy, model: str, dimension: int
+) -> None:
     """Make a collection with its tables and its first generation.
 
     Raises:
@@ -149,12 +152,25 @@ async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int) -> No
 
 
 def _collection(row: Sequence[Any]) -> Collection:
-    return Collection(*row[:5], _policy(row[5]), *row[6:9], active=_generation(row[9:]))
+    number, tenant, name, kind, analyzer, policy, terms_total, contents_total, created_at = row[:9]
+    return Collection(
+        number,
+        tenant,
+        name,
+        kind,
+        analyzer,
+        _policy(policy),
+        terms_total,
+        contents_total,
+        created_at,
+        _generation(row[9:]),
+    )
 
 
 def _generation(row: Sequence[Any]) -> Generation:
-    probe = None if row[5] is None else np.asarray(row[5], np.float32).reshape(-1, row[2])
-    return Generation(*row[:5], probe, *row[6:9])
+    number, model, dimension, space, numerics, probe, background, state, index_state = row[:9]
+    vectors = None if probe is None else np.asarray(probe, np.float32).reshape(-1, dimension)
+    return Generation(number, model, dimension, space, numerics, vectors, background, state, index_state)
 
 
 def _policy(stored: Mapping[str, Any]) -> Policy:

@@ -25,7 +25,9 @@ class DatabaseFailure(Internal):
 
     def __init__(self, sqlstate: str | None, table: str | None = None, constraint: str | None = None) -> None:
         named = ", ".join(
-            f"{name} {value}" for name, value in (("SQLSTATE", sqlstate), ("table", table), ("constraint", constraint)) if value
+            f"{name} {value}"
+            for name, value in (("SQLSTATE", sqlstate), ("table", table), ("constraint", constraint))
+            if value
         )
         super().__init__(f"The database refused a statement ({named or 'no SQLSTATE'}).")
         self.sqlstate = sqlstate

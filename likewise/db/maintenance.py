@@ -29,7 +29,8 @@ GENERATIONS = SQL("""
 SET_INDEX_STATE = SQL("UPDATE generations SET index_state = %s WHERE id = %s")
 DROP_INDEX = SQL("DROP INDEX IF EXISTS {index}")
 BUILD_INDEX = SQL("""
-    CREATE INDEX CONCURRENTLY {index} ON {vectors} USING hnsw (embedding halfvec_cosine_ops) WITH (m = 16, ef_construction = 64)
+    CREATE INDEX CONCURRENTLY {index} ON {vectors} USING hnsw (embedding halfvec_cosine_ops)
+    WITH (m = 16, ef_construction = 64)
 """)
 SAMPLE = SQL("SELECT embedding FROM {vectors} TABLESAMPLE BERNOULLI (%s) LIMIT %s")
 SET_BACKGROUND = SQL("UPDATE generations SET background = %s, background_from = %s WHERE id = %s")

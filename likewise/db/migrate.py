@@ -13,7 +13,8 @@ from likewise.errors import SchemaError
 
 MIGRATIONS_TABLE = SQL("""
     CREATE TABLE IF NOT EXISTS likewise.schema_migrations (
-        number int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now()
+        number int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT now()
     )
 """)
 APPLIED = SQL("SELECT number, checksum FROM likewise.schema_migrations ORDER BY number")
@@ -21,7 +22,9 @@ HAS_TABLE = SQL("SELECT to_regclass('likewise.schema_migrations') IS NOT NULL")
 REMEMBER = SQL("INSERT INTO likewise.schema_migrations (number, name, checksum) VALUES (%s, %s, %s)")
 # One migrator at a time, whatever process it runs in.
 ONE_AT_A_TIME = SQL("SELECT pg_advisory_lock(7718)")
-VECTOR_SCHEMA = SQL("SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'vector'")
+VECTOR_SCHEMA = SQL(
+    "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'vector'"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ async def schema_state(connection: AsyncConnection[tuple[object, ...]]) -> Schem
                 f"The database has schema {number} and this program knows up to {max(known)}. Run a newer Likewise."
             )
         if known[number].checksum != checksum:
-            raise SchemaError(f"Schema step {number} is not the one that this database was made with. Run the Likewise that made it.")
+            raise SchemaError(
+                f"Schema step {number} is not the one that this database was made with. Run the Likewise that made it."
+            )
     applied = tuple(int(str(row[0])) for row in rows)
     return SchemaState(applied, tuple(step for number, step in known.items() if number not in applied))
 
@@ -114,7 +119,9 @@ async def _prepare(connection: AsyncConnection[tuple[object, ...]]) -> str:
     return str(found[0]) if found else "likewise"
 
 
-async def _apply(connection: AsyncConnection[tuple[object, ...]], step: Migration, server_role: str, schema: str) -> None:
+async def _apply(
+    connection: AsyncConnection[tuple[object, ...]], step: Migration, server_role: str, schema: str
+) -> None:
     owner = connection.info.user
     names = {"{server}": server_role, "{owner}": owner, "{vectors}": schema}
     text = step.sql

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -19,6 +19,7 @@ from likewise.errors import SettingsError
 T = TypeVar("T")
 Statement = SQL | Composed
 Row = tuple[Any, ...]
+Parameters = Sequence[Any] | Mapping[str, Any]
 
 BEGIN = SQL("BEGIN")
 # Every statement of a search sees the same rows, so a hit cannot lose its text half-way.
@@ -52,7 +53,7 @@ class Tx:
         self._begin = begin
         self._begun = False
 
-    async def execute(self, statement: Statement, parameters: Sequence[Any] | None = None) -> AsyncCursor[Row]:
+    async def execute(self, statement: Statement, parameters: Parameters | None = None) -> AsyncCursor[Row]:
         """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs."""
         if self._begun:
             return await self.connection.execute(statement, parameters)
@@ -63,11 +64,11 @@ class Tx:
                 await self.connection.execute(SET_TENANT, [str(self.tenant)])
             return await self.connection.execute(statement, parameters)
 
-    async def rows(self, statement: Statement, parameters: Sequence[Any] | None = None) -> list[Row]:
+    async def rows(self, statement: Statement, parameters: Parameters | None = None) -> list[Row]:
         """All rows that the statement gives."""
         return await (await self.execute(statement, parameters)).fetchall()
 
-    async def row(self, statement: Statement, parameters: Sequence[Any] | None = None) -> Row | None:
+    async def row(self, statement: Statement, parameters: Parameters | None = None) -> Row | None:
         """The first row, or None."""
         return await (await self.execute(statement, parameters)).fetchone()
 
@@ -149,7 +150,7 @@ class Pool:
             row = await tx.row(WHO_AM_I)
         if row is None or row[0]:
             raise SettingsError(
-                "The serving role is a superuser or bypasses row-level security, which would show every tenant's rows to all. "
+                "The serving role is a superuser or bypasses row-level security: all would see every tenant's rows. "
                 "Set LIKEWISE_DATABASE_SERVING_URL to a plain role; `likewise db upgrade` makes one."
             )
         if row[1]:

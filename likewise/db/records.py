@@ -38,7 +38,8 @@ COMPARE = SQL("""
 ADD_CONTENTS = SQL("""
     INSERT INTO contents (tenant, collection, text_hash, text, chars)
     SELECT %s, %s, i.text_hash, i.text, i.chars
-    FROM unnest(%s::bytea[], %s::text[], %s::int[]) WITH ORDINALITY AS i (text_hash, text, chars, place) ORDER BY i.place
+    FROM unnest(%s::bytea[], %s::text[], %s::int[]) WITH ORDINALITY AS i (text_hash, text, chars, place)
+    ORDER BY i.place
     ON CONFLICT (collection, text_hash) DO NOTHING RETURNING pk, text_hash
 """)
 # A key-share lock keeps the contents that we shall point at; an update lock those that we may leave empty.
@@ -69,7 +70,8 @@ DROP_FIELDS = SQL("DELETE FROM record_fields WHERE record = ANY (%s::bigint[])")
 ADD_FIELDS = SQL("""
     INSERT INTO record_fields (tenant, collection, field, value, number, record, content)
     SELECT %s, %s, i.field, i.value, i.number, i.record, i.content
-    FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[]) AS i (field, value, number, record, content)
+    FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[])
+         AS i (field, value, number, record, content)
 """)
 ADD_WAITING = SQL("""
     INSERT INTO waiting (tenant, generation, content, lane)
@@ -88,7 +90,10 @@ DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[])")
 # For every row that the matching records need, in every generation that is still there, retired ones included.
 ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
-VIEW = SQL("r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at, c.state, c.reason")
+VIEW = SQL("""
+    r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
+    c.state, c.reason
+""")
 ONE = SQL("""
     SELECT {view}, EXISTS (SELECT 1 FROM {vectors} v WHERE v.content = r.content)
     FROM records r JOIN contents c ON c.pk = r.content WHERE r.collection = %s AND r.id = %s
@@ -105,7 +110,9 @@ OF_CONTENTS = SQL("""
     ORDER BY wanted.place, r.pk
 """)
 SHARED = SQL("SELECT 1 FROM records WHERE content = %s AND pk <> %s LIMIT 1")
-MATCHING_CONTENTS = SQL("SELECT DISTINCT r.content FROM records r WHERE {condition} AND r.pk IS DISTINCT FROM %(without)s")
+MATCHING_CONTENTS = SQL(
+    "SELECT DISTINCT r.content FROM records r WHERE {condition} AND r.pk IS DISTINCT FROM %(without)s"
+)
 
 
 @dataclass(frozen=True)
@@ -272,7 +279,8 @@ async def _change(
     """Point records elsewhere; returns the contents that they left."""
     if not changed:
         return set()
-    locked = dict(await tx.rows(LOCK_RECORDS, [[old[record.id][0] for record in changed]]))
+    rows = await tx.rows(LOCK_RECORDS, [[old[record.id][0] for record in changed]])
+    locked = {int(pk): int(content) for pk, content in rows}
     if any(locked.get(old[record.id][0]) != old[record.id][1] for record in changed):
         raise Contended("40001", "records")
     columns = [[old[record.id][0] for record in changed], *_columns(changed, by_hash)]
@@ -280,9 +288,7 @@ async def _change(
     return {old[record.id][1] for record in changed if by_hash[record.text_hash] != old[record.id][1]}
 
 
-async def _add(
-    tx: Tx, collection: int, new: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]
-) -> dict[str, int]:
+async def _add(tx: Tx, collection: int, new: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) -> dict[str, int]:
     if not new:
         return {}
     columns = [[record.id for record in new], *_columns(new, by_hash)]
@@ -356,7 +362,9 @@ async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int]) -> None:
     generations = [int(row[0]) for row in await tx.rows(ALL_GENERATIONS, [collection])]
     await tx.execute(DROP_WAITING, [empty, generations])
     for generation in generations:
-        await tx.execute(SQL("DELETE FROM {} WHERE content = ANY (%s::bigint[])").format(table("vec", generation)), [empty])
+        await tx.execute(
+            SQL("DELETE FROM {} WHERE content = ANY (%s::bigint[])").format(table("vec", generation)), [empty]
+        )
     await terms.delete(tx, collection, empty)
     await tx.execute(DROP_CONTENTS, [empty])
 

@@ -116,4 +116,4 @@ def rarest(frequencies: Mapping[int, int]) -> list[int]:
 
 
 def _named(statement: str, collection: int) -> Composed:
-    return SQL(statement).format(terms=table("terms", collection))  # type: ignore[arg-type]
+    return SQL(statement).format(terms=table("terms", collection))

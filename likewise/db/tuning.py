@@ -51,7 +51,7 @@ THROW_AWAY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "
 
 
 def server_settings(socket_folder: Path, *, durable: bool) -> dict[str, str]:
-    """Every setting of the server; `durable=False` gives up the data at a crash of the machine for speed."""
+    """Every setting of the server; `durable=False` gives up what a crash would leave for speed."""
     return {
         **FIXED,
         **sizes(memory_limit(), _processors()),

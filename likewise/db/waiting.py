@@ -35,7 +35,8 @@ TAKE = SQL("""
     DELETE FROM waiting WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s RETURNING content
 """)
 RELEASE = SQL("""
-    UPDATE waiting SET claim = NULL, run_after = now() + %s, attempts = greatest(0, attempts - CASE WHEN alone THEN 1 ELSE 0 END)
+    UPDATE waiting SET claim = NULL, run_after = now() + %s,
+           attempts = greatest(0, attempts - CASE WHEN alone THEN 1 ELSE 0 END)
     WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
 """)
 SET_ASIDE = SQL("""
@@ -43,7 +44,9 @@ SET_ASIDE = SQL("""
            attempts = attempts + CASE WHEN alone THEN 0 ELSE 1 END
     WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
 """)
-COUNT = SQL("SELECT count(*), coalesce(max(extract(epoch FROM now() - entered_at)), 0)::float8 FROM waiting WHERE generation = %s")
+COUNT = SQL("""
+    SELECT count(*), coalesce(max(extract(epoch FROM now() - entered_at)), 0)::float8 FROM waiting WHERE generation = %s
+""")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Entry:
 async def claim(
     pool: Pool, models: Sequence[str], claim_id: UUID, *, lease: timedelta, most: int, after_tenant: int, alone: bool
 ) -> list[Entry]:
-    """Lease up to `most` free entries for these models, tenants in turn; with `alone` one that must be tried by itself."""
+    """Lease up to `most` free entries, tenants in turn; with `alone` one that must be tried by itself."""
     async with pool.nobody() as tx:
         rows = await tx.rows(CLAIM, [list(models), claim_id, lease, most, after_tenant, alone])
     return [Entry(*row) for row in rows]

@@ -143,21 +143,23 @@ def _payload(leaf: Compare, where: Where) -> Composable:
         values = where.bind([json.dumps(one) for one in value])
         return SQL("(coalesce({}, 'null') = ANY ({}::text[]::jsonb[]))").format(found, values)
     test = _contains(value, where) if operator == "$contains" else _ordering(operator, value, where)
-    return FALSE if test is None else SQL("(SELECT coalesce({}, false) FROM (SELECT {} AS v) field)").format(test, found)
+    return (
+        FALSE if test is None else SQL("(SELECT coalesce({}, false) FROM (SELECT {} AS v) field)").format(test, found)
+    )
 
 
 def _value(of: Field, where: Where) -> Composable:
     """The value of a payload field: by its literal name first, then as a path."""
     if "." not in of.name:
         return SQL("(r.payload -> {}::text)").format(where.bind(of.name))
-    path = [part for part in of.name.split(".")]
-    return SQL("coalesce(r.payload -> {}::text, r.payload #> {}::text[])").format(where.bind(of.name), where.bind(path))
+    name, path = where.bind(of.name), where.bind(of.name.split("."))
+    return SQL("coalesce(r.payload -> {}::text, r.payload #> {}::text[])").format(name, path)
 
 
 def _contains(value: Any, where: Where) -> Composable:
     """A list that has the value, or a string that has it as a part; `v` is the field."""
     in_list = SQL("WHEN 'array' THEN v @> {}::jsonb").format(where.bind(json.dumps(value)))
-    in_text = SQL("")
+    in_text: Composable = SQL("")
     if isinstance(value, str):
         in_text = SQL("WHEN 'string' THEN position({} IN v #>> ARRAY[]::text[]) > 0").format(where.bind(value))
     return SQL("CASE jsonb_typeof(v) {} {} END").format(in_list, in_text)

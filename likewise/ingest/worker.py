@@ -14,6 +14,7 @@ from likewise.db.failures import TABLE_GONE, DatabaseFailure
 from likewise.db.pool import Pool, retried
 from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
+from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
@@ -115,7 +116,9 @@ class Worker:
                 entries = [Entry(tenant, found[1], generation, content, 0, 0) for content in ours]
                 await self._work(entries, claim, interactive=True)
             if asyncio.get_running_loop().time() > deadline:
-                raise ModelUnavailable("The records are stored; their vectors did not come in time.", code="vectors_late")
+                raise ModelUnavailable(
+                    "The records are stored; their vectors did not come in time.", code="vectors_late"
+                )
             await self._check_model(found[0].model)
             await asyncio.sleep(pause)
             pause = min(0.2, pause * 2)
@@ -190,7 +193,7 @@ class Worker:
         await self._finish(tenant, admitted, contents, embedded, claim)
 
     async def _embed(self, tenant: int, admitted: Admitted, texts: Sequence[str], interactive: bool) -> Embedded:
-        lane = "interactive" if interactive else "bulk"
+        lane: Lane = "interactive" if interactive else "bulk"
         return await self._embedder.embed(
             tenant, texts, model=admitted.generation.model, role="document", lane=lane, use_cache=True
         )
@@ -246,9 +249,7 @@ class Worker:
     ) -> None:
         log.warning("text_failed", generation=admitted.generation.id, code=error.code)
         async with self._pool.tenant(tenant) as tx:
-            await waiting.set_aside(
-                tx, admitted.generation.id, contents, claim, error=error.code, after=RETRY_AFTER
-            )
+            await waiting.set_aside(tx, admitted.generation.id, contents, claim, error=error.code, after=RETRY_AFTER)
 
     @contextlib.asynccontextmanager
     async def _renewed(self, tenant: int, claim: UUID) -> AsyncIterator[None]:

@@ -50,4 +50,4 @@ def _place(error: BaseException) -> str | None:
     ours = [frame for frame in _frames(error) if frame.filename.startswith(_PACKAGE)]
     if not ours:
         return None
-    return f"likewise{ours[-1].filename[len(_PACKAGE):]}:{ours[-1].lineno}"
+    return f"likewise{ours[-1].filename[len(_PACKAGE) :]}:{ours[-1].lineno}"

@@ -62,7 +62,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=True, default=_type_only)
 
 
-def _hand_over(logger: WrappedLogger, method: str, event: EventDict) -> tuple[tuple[Any], dict[str, Any]]:
+def _hand_over(_logger: WrappedLogger, _method: str, event: EventDict) -> tuple[tuple[Any], dict[str, Any]]:
     passed_on = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
     return (event,), passed_on
 

@@ -112,7 +112,9 @@ class Searcher:
     def _refuse(collection: Collection, request: SearchRequest) -> None:
         if request.mode == "lexical" and not collection.policy.keep_terms:
             raise Invalid.at(
-                "/mode", "This collection keeps no words (policy keep_terms is false); use mode dense.", "terms_not_kept"
+                "/mode",
+                "This collection keeps no words (policy keep_terms is false); use mode dense.",
+                "terms_not_kept",
             )
 
     async def _embed(
@@ -272,5 +274,3 @@ def _ranked(
 
 def _found_by(by_meaning: bool, by_words: bool) -> tuple[str, ...]:
     return tuple(name for name, found in (("dense", by_meaning), ("lexical", by_words)) if found)
-
-

@@ -47,7 +47,7 @@ def as_likewise_error(error: Exception) -> LikewiseError:
         return Internal() if error.status == Internal.status else error
     if isinstance(error, RequestValidationError):
         # `loc` begins with the part of the request, as in ("query", "limit").
-        return invalid([fault_of({**details, "loc": details["loc"][1:]}) for details in error.errors()])
+        return invalid([fault_of(details, details["loc"][1:]) for details in error.errors()])
     if isinstance(error, HTTPException):
         known = {404: NotFound, 405: MethodNotAllowed, 400: Malformed}.get(error.status_code)
         return known() if known else Refused(HTTPStatus(error.status_code), HTTPStatus(error.status_code).phrase)

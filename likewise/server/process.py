@@ -108,17 +108,15 @@ class BoundedHeads(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    def __init__(
-        self, config: uvicorn.Config, app: FastAPI, stop: asyncio.Event, on_ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._app = app
         self._stop = stop
         self._on_ready = on_ready
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
-        """Signals are the process's own; uvicorn would raise them again at its end, and the exit code would not be 0."""
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the process's own; uvicorn would raise them again at its end, so that it could not end with 0."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

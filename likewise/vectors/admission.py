@@ -78,8 +78,8 @@ class Admission:
             )
         if generation.space != model.space:
             return (
-                "The model's weights, tokenizer or configuration are not those that this collection's vectors were made "
-                "with. Bring the old files back, or make a new collection."
+                "The model's weights, tokenizer or configuration are not those that this collection's vectors were "
+                "made with. Bring the old files back, or make a new collection."
             )
         if generation.probe is None:
             return None

@@ -1,13 +1,74 @@
-import tests.server.stub as stub  # noqa
-import httpx2, pytest
-from likewise.settings import Settings
+"""A server over one database for a whole file of tests: as an application, and on a socket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+import likewise
+from likewise.embedding.embedder import Embedder
+from likewise.library import Likewise
 from likewise.server.app import create_app
+from likewise.server.process import bind, serve, url_of
+from likewise.settings import Settings, load_settings
+from likewise.testing import FakeProvider, ThrowawayPostgres
 
-@pytest.fixture
-def likewise_app():
-    return create_app(stub.StubLikewise(), Settings())
+BASE = "http://127.0.0.1"
+# Small enough that a test may go one byte beyond it.
+MAX_BODY = 64 * 2**10
 
-@pytest.fixture
-async def client(likewise_app):
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(likewise_app), base_url="http://127.0.0.1") as c:
-        yield c
+
+@pytest.fixture(scope="module")
+async def shared_settings(
+    postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Settings]:
+    """Settings that name the file's database, with a small limit for bodies."""
+    async with postgres.database() as urls:
+        yield load_settings(
+            data_dir=tmp_path_factory.mktemp("data"),
+            database_url=urls.owner,
+            database_serving_url=urls.serving,
+            max_body_bytes=MAX_BODY,
+            shutdown_seconds=1.0,
+        )
+
+
+@pytest.fixture(scope="module")
+async def shared(shared_settings: Settings) -> AsyncIterator[Likewise]:
+    """A Likewise for all tests of a file, with the collection `notes`."""
+    embedder = Embedder(shared_settings, providers={shared_settings.model: lambda spec: FakeProvider()})
+    async with likewise.open(shared_settings, embedder=embedder) as opened:
+        await opened.collection("notes").create()
+        await opened.collection("notes").add([{"id": "a", "text": "the pump fails when it is cold"}])
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def app(shared: Likewise, shared_settings: Settings) -> FastAPI:
+    """The application over it."""
+    return create_app(shared, shared_settings)
+
+
+@pytest.fixture(scope="module")
+async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client that calls the application without a socket."""
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as calling:
+        yield calling
+
+
+@pytest.fixture(scope="module")
+async def address(app: FastAPI, shared_settings: Settings) -> AsyncIterator[str]:
+    """The URL of the application on a real socket."""
+    listener = bind("127.0.0.1", 0)
+    url = url_of(listener)
+    ready, stop = asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(serve(app, shared_settings, listener, stop, ready.set))
+    await ready.wait()
+    yield url
+    stop.set()
+    with suppress(asyncio.CancelledError):
+        await serving
+    app.state.draining = False

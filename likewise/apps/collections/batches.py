@@ -27,11 +27,11 @@ async def write_array(service: CollectionsService, tenant: int, name: str, body:
         records = checked(RecordsIn, {"records": body} if bare else body).records
         _refuse_twins(records)
     except Invalid as error:
-        raise _shifted(error, _FIELD, "") if bare else error
+        raise (_shifted(error, _FIELD, "") if bare else error) from None
     try:
         result = await service.write(tenant, name, [record.to_record() for record in records])
     except Invalid as error:
-        raise error if bare else _shifted(error, "", _FIELD)
+        raise (error if bare else _shifted(error, "", _FIELD)) from None
     return result if bare else replace(result, failed=_shift(result.failed, "", _FIELD))
 
 
@@ -65,7 +65,7 @@ def _refuse_twins(records: list[RecordIn]) -> None:
     faults = []
     for index, record in enumerate(records):
         if record.id in seen:
-            faults.append(Fault(f"{_FIELD}/{index}/id", "duplicate_id", "An earlier record of this request has this id."))
+            faults.append(Fault(f"{_FIELD}/{index}/id", "duplicate_id", "An earlier record has this id."))
         seen.add(record.id)
     if faults:
         raise invalid(faults)

@@ -20,7 +20,6 @@ from likewise.apps.collections.schemas import (
     StatsAnswer,
     WriteAnswer,
 )
-from likewise.apps.collections.service import SearchRequest
 from likewise.apps.deps import (
     BODY_REFUSALS,
     Answer,
@@ -32,6 +31,7 @@ from likewise.apps.deps import (
     refusals,
 )
 from likewise.errors import NotFound
+from likewise.search.searcher import SearchRequest
 
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
 
@@ -136,6 +136,6 @@ async def collection_stats(tenant: Tenant, service: Collections, name: Name) -> 
 @router.post("/{name}/reembed", include_in_schema=False)
 @router.post("/{name}/switch", include_in_schema=False)
 @router.post("/{name}/rollback", include_in_schema=False)
-async def come_later(tenant: Tenant, name: Name) -> Response:
+async def come_later() -> Response:
     """Routes of the full API that this version knows by name only."""
     raise NotFound("This version does not have this route yet.", code="not_supported")

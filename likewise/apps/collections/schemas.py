@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import RequestModel, deeper_than, faults_of, invalid, wrong
@@ -47,7 +55,10 @@ def _moment(value: object) -> object:
     if value is None:
         return value
     try:
-        moment = datetime.fromisoformat(value.upper()) if isinstance(value, str) and _RFC_3339.fullmatch(value) else value
+        if isinstance(value, str) and _RFC_3339.fullmatch(value):
+            moment: object = datetime.fromisoformat(value.upper())
+        else:
+            moment = value
         if isinstance(moment, datetime) and moment.tzinfo is not None:
             return moment.astimezone(UTC)
     except (ValueError, OverflowError):
@@ -94,16 +105,20 @@ class RecordIn(RequestModel):
 
 def checked_records(records: Iterable[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
     """Records that a program gives: mappings are held to what a request is; Invalid names each wrong place."""
-    checked: list[NewRecord] = []
-    faults: list[Fault] = []
+    checked = []
+    faults = list[Fault]()
     for place, record in enumerate(records):
         try:
-            checked.append(record if isinstance(record, NewRecord) else RecordIn.model_validate(dict(record)).to_record())
+            checked.append(_checked(record))
         except ValidationError as error:
             faults.extend(replace(fault, pointer=f"/{place}{fault.pointer}") for fault in faults_of(error))
     if faults:
         raise invalid(faults)
     return checked
+
+
+def _checked(record: Mapping[str, Any] | NewRecord) -> NewRecord:
+    return record if isinstance(record, NewRecord) else RecordIn.model_validate(dict(record)).to_record()
 
 
 class RecordsIn(RequestModel):

@@ -102,7 +102,9 @@ class CollectionsService:
             found = await collections.listed(tx, after=after or "", limit=limit)
         return [_collection_view(one) for one in found]
 
-    async def create(self, tenant: int, name: str, model: str | None = None, policy: Policy | None = None) -> CollectionView:
+    async def create(
+        self, tenant: int, name: str, model: str | None = None, policy: Policy | None = None
+    ) -> CollectionView:
         """Make a collection.
 
         Raises:

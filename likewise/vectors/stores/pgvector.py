@@ -81,4 +81,4 @@ class PgvectorStore:
 
 
 def _named(statement: str, generation: Generation) -> Composed:
-    return SQL(statement).format(vectors=table("vec", generation.id))  # type: ignore[arg-type]
+    return SQL(statement).format(vectors=table("vec", generation.id))

@@ -1,0 +1,38 @@
+"""The database as the command line sees it."""
+
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.sql import SQL
+
+from likewise.db import migrate
+from likewise.db.failures import scrubbed
+from likewise.runtime import named_database, open_database
+from likewise.settings import Settings
+
+PGVECTOR = SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+
+
+async def state_of(settings: Settings) -> dict[str, Any]:
+    """Which database, its versions and its schema; an embedded one is started for it, and upgraded by that."""
+    if settings.database_url or settings.database_serving_url:
+        return {"database": "named"} | await look(named_database(settings).serving_url)
+    async with open_database(settings) as database:
+        return {"database": "embedded"} | await look(database.serving_url)
+
+
+async def look(url: str) -> dict[str, Any]:
+    """Versions and schema steps of a database."""
+    try:
+        async with await AsyncConnection.connect(url, autocommit=True) as connection:
+            state = await migrate.schema_state(connection)
+            row = await (await connection.execute(PGVECTOR)).fetchone()
+            return {
+                "postgres": connection.info.parameter_status("server_version"),
+                "pgvector": row[0] if row else None,
+                "applied": list(state.applied),
+                "missing": [step.name for step in state.missing],
+            }
+    except psycopg.Error as error:
+        raise scrubbed(error) from None

@@ -1,0 +1,75 @@
+"""The models as the command line shows and tries them."""
+
+import time
+from typing import Any
+
+from likewise.embedding import weights
+from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.models import MODELS, Catalogue, ModelSpec
+from likewise.errors import NotFound
+from likewise.settings import Settings
+
+TRIED_TEXTS = 64
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """Every model, those that the settings allow first."""
+    catalogue = Catalogue(settings)
+    allowed = catalogue.specs()
+    specs = {spec.name: spec for spec in (*allowed, *MODELS)}
+    names = {spec.name for spec in allowed}
+    return [
+        {
+            "name": spec.name,
+            "hub_id": spec.hub_id,
+            "dimension": spec.dimension,
+            "max_tokens": spec.max_tokens,
+            "default": spec.name == allowed[0].name,
+            "allowed": spec.name in names,
+            "state": _state(spec, settings),
+        }
+        for spec in specs.values()
+    ]
+
+
+def named(settings: Settings, name: str | None) -> ModelSpec:
+    """A model by any of its names, allowed for requests or not; NotFound if there is none."""
+    allowed = Catalogue(settings).specs()
+    if name is None:
+        return allowed[0]
+    for spec in (*allowed, *MODELS):
+        if spec.answers_to(name):
+            return spec
+    raise NotFound("There is no such model; `likewise models list` shows those there are.")
+
+
+async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
+    """Load a model and let it embed; ModelUnavailable says what is wrong with it."""
+    spec = named(settings, name)
+    if weights.locate(spec, settings) is None:
+        raise weights.absent(spec, settings)
+    embedder = Embedder(settings.model_copy(update={"model": spec.name, "models_allowed": ()}))
+    try:
+        started = time.perf_counter()
+        model = await embedder.opened()
+        loaded = time.perf_counter()
+        await embedder.embed(0, (PROBE_TEXTS * TRIED_TEXTS)[:TRIED_TEXTS], use_cache=False)
+        done = time.perf_counter()
+    finally:
+        await embedder.close()
+    return {
+        "model": spec.name,
+        "folder": str(weights.locate(spec, settings)),
+        "dimension": model.dimension,
+        "max_tokens": model.max_tokens,
+        "numerics": model.numerics,
+        "space": model.space,
+        "load_seconds": round(loaded - started, 2),
+        "texts_per_second": round(TRIED_TEXTS / (done - loaded), 1),
+    }
+
+
+def _state(spec: ModelSpec, settings: Settings) -> str:
+    if spec.architecture != "bert":
+        return "not in this version"
+    return "here" if weights.locate(spec, settings) else "not here"

@@ -1,0 +1,25 @@
+"""A model's files, fetched with a progress bar before anything starts that needs them."""
+
+from likewise.cli.terminal import progress
+from likewise.embedding import weights
+from likewise.embedding.models import Catalogue, ModelSpec
+from likewise.errors import ModelUnavailable, StartError
+from likewise.settings import Settings
+
+MIB = 2**20
+
+
+def fetch(settings: Settings, model: str | None, *, quiet: bool) -> ModelSpec:
+    """Make sure that the files of a model that the settings allow are here; StartError if they cannot be had."""
+    spec = Catalogue(settings).resolve(model)
+    try:
+        obtain(spec, settings, quiet=quiet)
+    except ModelUnavailable as error:
+        raise StartError(error.detail) from None
+    return spec
+
+
+def obtain(spec: ModelSpec, settings: Settings, *, quiet: bool) -> str:
+    """Fetch a model's files if they are not here; returns their folder."""
+    with progress(f"Fetching {spec.name} (MiB)", quiet=quiet) as report:
+        return str(weights.obtain(spec, settings, lambda done, total: report(done // MIB, (total or 0) // MIB)))
