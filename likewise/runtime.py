@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from likewise.db import collections, migrate, roles
@@ -148,7 +149,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         wakeups=wakeups,
         writer=Writer(pool, wakeups),
         searcher=Searcher(pool, embedder, admission, store),
-        worker=Worker(pool, embedder, admission, store, wakeups),
+        worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
     )
 
 

@@ -1,12 +1,17 @@
 """One Postgres for the run, a database for each test, and a Likewise on it with a deterministic model."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 import likewise
+from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.models import Catalogue
+from likewise.errors import LikewiseError
 from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres, throwaway_postgres
@@ -60,3 +65,18 @@ async def lw(open_likewise: Opener) -> AsyncIterator[Likewise]:
     """A Likewise on an empty database, with its worker."""
     async with open_likewise() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """A folder with the default model's weights, fetched once and kept between runs; CI cannot do without it."""
+    default = Path.home() / ".cache" / "likewise-tests" / "models"
+    folder = Path(os.environ.get("LIKEWISE_TEST_MODELS", default))
+    settings = load_settings(models_dir=folder, data_dir=folder.parent)
+    try:
+        weights.obtain(Catalogue(settings).resolve(None), settings)
+    except LikewiseError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the default model's weights cannot be had: {error.detail}")
+    return folder

@@ -2,31 +2,41 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from likewise.errors import Fault, Invalid, Malformed, NotSupported, UnsupportedMediaType
 
 MAX_DEPTH = 32
+MAX_FIELDS = 64
 MAX_FAULTS = 20
 MAX_POINTER = 200
-# Parsing 1 MiB takes about 5 ms; what is larger must not hold up the other requests.
+# Parsing and checking 1 MiB takes up to 30 ms; what is larger must not hold up the other requests.
 PARSE_IN_THREAD = 2**20
 
 NDJSON = "application/x-ndjson"
 
 M = TypeVar("M", bound="RequestModel")
+T = TypeVar("T")
 
 
 class RequestModel(BaseModel):
     """A request's body: types are taken as they are, unknown fields refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        # Each unknown field would be a fault of its own, and a million of them take seconds to write down.
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise wrong("too_many_fields", f"This must have at most {MAX_FIELDS} fields.")
+        return value
 
 
 class JsonBody(Generic[M]):
@@ -41,15 +51,18 @@ class JsonBody(Generic[M]):
 
     async def __call__(self, request: Request) -> M:
         """Read, parse and check the body."""
-        return checked(self.model, await read_json(request))
+        return await read_json(request, lambda value: checked(self.model, value))
 
 
-async def read_json(request: Request) -> Any:
-    """The request's JSON body; UnsupportedMediaType, Malformed or Invalid if it is not one."""
+async def read_json(request: Request, check: Callable[[Any], T]) -> T:
+    """The request's JSON body as `check` makes it; UnsupportedMediaType, Malformed or Invalid if it is none."""
     kind = media_type(request)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType("Send JSON with the header Content-Type: application/json.")
-    return await parse(await read_bytes(request))
+    raw = await read_bytes(request)
+    if len(raw) < PARSE_IN_THREAD:
+        return check(parse_json(raw))
+    return await asyncio.to_thread(lambda: check(parse_json(raw)))
 
 
 async def read_bytes(request: Request) -> bytes:
@@ -65,11 +78,6 @@ async def read_bytes(request: Request) -> bytes:
 def media_type(request: Request) -> str:
     """The body's media type in lower case without parameters, '' if none is given."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def parse(raw: bytes) -> Any:
-    """`parse_json`, off the event loop if the body is large."""
-    return parse_json(raw) if len(raw) < PARSE_IN_THREAD else await asyncio.to_thread(parse_json, raw)
 
 
 def parse_json(raw: bytes) -> Any:
@@ -104,21 +112,23 @@ def checked(model: type[M], value: Any) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise invalid(faults_of(error)) from None
+        raise invalid(faults_of(error), error.error_count()) from None
 
 
-def invalid(faults: list[Fault]) -> Invalid:
-    """The error for these faults, of which the first twenty are listed."""
-    detail = faults[0].message if len(faults) == 1 else f"{len(faults)} places of the request are wrong."
-    if len(faults) > MAX_FAULTS:
-        detail = f"{len(faults)} places of the request are wrong; the first {MAX_FAULTS} are listed."
+def invalid(faults: list[Fault], count: int | None = None) -> Invalid:
+    """The error for `count` faults, of which the first twenty are listed."""
+    count = len(faults) if count is None else count
+    detail = faults[0].message if count == 1 else f"{count} places of the request are wrong."
+    if count > MAX_FAULTS:
+        detail = f"{count} places of the request are wrong; the first {MAX_FAULTS} are listed."
     kind = NotSupported if all(fault.code == NotSupported.code for fault in faults) else Invalid
     return kind(detail, faults=faults[:MAX_FAULTS])
 
 
 def faults_of(error: ValidationError) -> list[Fault]:
-    """The faults that pydantic found, in our words: a value is never repeated."""
-    return [fault_of(details, details["loc"]) for details in error.errors(include_url=False, include_input=False)]
+    """The first twenty faults that pydantic found, in our words: a value is never repeated."""
+    found = error.errors(include_url=False, include_input=False)[:MAX_FAULTS]
+    return [fault_of(details, details["loc"]) for details in found]
 
 
 def fault_of(details: ErrorDetails, place: Iterable[object]) -> Fault:

@@ -4,13 +4,15 @@ import enum
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
 
 from likewise.db.account import Account
 from likewise.db.binaries import Binaries
@@ -23,6 +25,7 @@ from likewise.observe.logs import get_logger
 log = get_logger(__name__)
 
 POLL_SECONDS = 0.005
+PING_SECONDS = 0.05  # each that is refused is a line in the log
 START_SECONDS = 600.0  # recovery after a crash replays up to max_wal_size
 STOP_SECONDS = 60.0  # a fast shutdown writes all of shared_buffers
 KILL_SECONDS = 5.0
@@ -84,7 +87,7 @@ class Postmaster:
             # Another container's processes have numbers that mean nothing here.
             return State.READY if self._answers() else State.ORPHANED
         if noted.status in ("ready", "standby"):
-            return State.READY if self._socket().exists() else State.DEAF
+            return State.READY if (self.launched().socket_folder / SOCKET_NAME).exists() else State.DEAF
         return State.STOPPING if noted.status == "stopping" else State.STARTING
 
     def launched(self) -> Launched:
@@ -99,7 +102,7 @@ class Postmaster:
             os.truncate(self._cluster.log, written := 0)
         child = self._spawn(binaries, account, socket_folder)
         end = time.monotonic() + START_SECONDS
-        while (state := self.look()) is not State.READY:
+        while (state := self.look()) is not State.READY or not self._answers():
             if state is State.ABSENT or child.poll() is not None:
                 raise self._start_error(written)
             if time.monotonic() > end:
@@ -111,11 +114,16 @@ class Postmaster:
     def settle(self) -> State:
         """Wait out a start or a stop that someone else began and end what a killed postmaster left; READY or ABSENT."""
         end = time.monotonic() + START_SECONDS
-        while (state := self.look()) not in (State.READY, State.ABSENT):
-            if state is State.ORPHANED:
+        while (state := self.look()) is not State.ABSENT:
+            if state is State.READY:
+                if self._answers_within(START_SECONDS):
+                    break
+            elif state is State.ORPHANED:
                 self._end_orphans()
             elif state is State.DEAF:
                 self.stop()
+            elif state is State.STOPPING and not self._gone_within(STOP_SECONDS):
+                self._stop_at_once()
             elif time.monotonic() > end:
                 raise ServerStartError(
                     f"The Postgres on {self._cluster.data} neither starts nor stops. End it by hand."
@@ -126,16 +134,16 @@ class Postmaster:
 
     def stop(self) -> None:
         """End every session and shut down with a checkpoint; if that hangs, without one, which the next start mends."""
-        if self.look() is State.ORPHANED:
+        state = self.look()
+        if state is State.ORPHANED:
             self._end_orphans()
-        for request, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, KILL_SECONDS)):
-            noted = self._pid_file()
-            if noted is None or not is_postgres_on(noted.pid, self._cluster.data):
-                break
-            with suppress(ProcessLookupError):
-                os.kill(noted.pid, request)
-            if self._gone_within(seconds):
-                return
+        # Postgres 18 never ends if it is asked to shut down fast while it recovers; there is nothing to write then.
+        asked = (state is State.DEAF or self._answers_within(KILL_SECONDS)) and self._signal(signal.SIGINT)
+        if not self._gone_within(STOP_SECONDS if asked else 0):
+            self._stop_at_once()
+
+    def _stop_at_once(self) -> None:
+        self._signal(signal.SIGQUIT)
         if not self._gone_within(KILL_SECONDS):
             log.warning("postgres_not_stopped")
 
@@ -208,15 +216,30 @@ class Postmaster:
         except (FileNotFoundError, ValueError, IndexError):
             return None
 
-    def _socket(self) -> Path:
-        return self.launched().socket_folder / SOCKET_NAME
-
     def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as attempt, suppress(OSError, ValueError, KeyError):
-            attempt.settimeout(1)
-            attempt.connect(str(self._socket()))
-            return True
-        return False
+        """Whether it takes connections; while it recovers from the crash of a session it does not."""
+        try:
+            folder = self.launched().socket_folder
+        except (OSError, ValueError, KeyError):
+            return False
+        # The user is one who may log in, so that nothing is written to the log.
+        where = make_conninfo(host=str(folder), port=5432, user="postgres", dbname="postgres", connect_timeout=5)
+        return PGconn.ping(where.encode()) == Ping.OK
+
+    def _answers_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not (answers := self._answers()) and self.look() is not State.ABSENT and time.monotonic() < end:
+            time.sleep(PING_SECONDS)
+        return answers
+
+    def _signal(self, number: signal.Signals) -> bool:
+        """Send a signal to the postmaster if it is one that is visible from here."""
+        noted = self._pid_file()
+        if noted is None or not is_postgres_on(noted.pid, self._cluster.data):
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(noted.pid, number)
+        return True
 
     def _start_error(self, written: int) -> ServerStartError:
         """The last fatal line that the server wrote since; such lines carry no rows (see tuning.PRIVATE)."""

@@ -54,7 +54,7 @@ class EmbeddedServer:
     async def start(cls, data_dir: Path, *, postgres_bin: Path | None = None, durable: bool = True) -> "EmbeddedServer":
         """Attach to the server of a data directory, or make and start it; the database `likewise` is there then.
 
-        `durable=False` is for throw-away servers: a kill of the server loses its last commits, a crash of the machine all.
+        `durable=False` is for throw-away servers: a kill loses the last commits, a crash of the machine all.
         Raises ServerStartError with what is wrong and how to mend it.
         """
         if sys.platform == "win32":

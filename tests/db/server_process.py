@@ -1,4 +1,4 @@
-"""A Likewise process of its own that uses an embedded Postgres, as a user of choice, for tests to talk to and to kill."""
+"""A Likewise process of its own with an embedded Postgres, as a user of choice, for tests to talk to and to kill."""
 
 import json
 import os
@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from likewise.db.processes import postgres_processes
 
 IS_ROOT = os.geteuid() == 0
 # Everything is imported before the user changes: a plain user may not be able to read this Python's own files.
@@ -35,7 +38,7 @@ async def answer(server, words):
     match words:
         case ["facts"]:
             return {"url": server.url(), "version": server.version, "binaries": str(server.binaries),
-                    "data": str(server.data_directory), "pid": int((server.data_directory / "postmaster.pid").read_text().split()[0])}
+                    "pid": int((server.data_directory / "postmaster.pid").read_text().split()[0])}
         case ["sql", *statement]:
             return await one(server.superuser_url("likewise"), " ".join(statement))
         case ["close"]:
@@ -67,7 +70,13 @@ class LikewiseProcess:
     """One process with one EmbeddedServer; it closes it when its input ends, or only exits with `leave`."""
 
     def __init__(
-        self, folder: Path, user: str | None = None, *, durable: bool = False, leave: bool = False, uid: int | None = None
+        self,
+        folder: Path,
+        user: str | None = None,
+        *,
+        durable: bool = False,
+        leave: bool = False,
+        uid: int | None = None,
     ) -> None:
         entry = pwd.getpwnam(user) if user and IS_ROOT and user != "root" else None
         identity = [str(entry.pw_uid), str(entry.pw_gid)] if entry else [str(uid or ""), str(uid or "")]
@@ -77,10 +86,10 @@ class LikewiseProcess:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.getcwd(), **({"leave": "1"} if leave else {})},
+            env={**os.environ, "PYTHONPATH": str(Path.cwd()), **({"leave": "1"} if leave else {})},
         )
 
-    def said(self, seconds: float = 30) -> object:
+    def said(self, seconds: float = 30) -> Any:
         """The next thing that the process says."""
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], seconds)
@@ -92,10 +101,10 @@ class LikewiseProcess:
     def started(self) -> "LikewiseProcess":
         """Wait until it has its server."""
         said = self.said()
-        assert isinstance(said, dict) and "started" in said, said
+        assert "started" in said, said
         return self
 
-    def ask(self, *words: object) -> object:
+    def ask(self, *words: object) -> Any:
         """Tell it something and take its answer."""
         assert self.process.stdin is not None
         print(*words, file=self.process.stdin, flush=True)
@@ -137,7 +146,7 @@ def scratch_folder(user: str | None = None) -> Iterator[Path]:
 def _fastest_place() -> str:
     """Memory, where programs may run from it; making a cluster takes 0.3 s there and up to 1.5 s on a slow disk."""
     place = "/dev/shm"
-    if not os.path.isdir(place):
+    if not Path(place).is_dir():
         return "/tmp"
     state = os.statvfs(place)
     return "/tmp" if state.f_flag & os.ST_NOEXEC or state.f_bavail * state.f_frsize < 2**31 else place
@@ -145,8 +154,6 @@ def _fastest_place() -> str:
 
 def end_servers(folder: Path) -> None:
     """Kill what a test left running on that folder; only processes of Postgres whose data lies there."""
-    from likewise.db.processes import postgres_processes
-
     home = folder / "postgres"
     for data in (home / "data", *folder.glob("**/postgres/data")):
         for pid in postgres_processes(data, home / "running"):

@@ -39,7 +39,8 @@ async def test_the_roles_may_do_no_more_than_they_must(server: EmbeddedServer) -
 
 
 async def test_the_owner_has_a_schema_with_vectors(server: EmbeddedServer) -> None:
-    assert await one(server.url(), "CREATE TABLE near (v vector(2)); SELECT current_schema()") is None
+    async with await psycopg.AsyncConnection.connect(server.url()) as connection:
+        await connection.execute("CREATE TABLE near (v vector(2))")
     assert await one(server.url(), "SELECT '[1,0]'::vector <=> '[0,1]'::vector") == 1
     assert await one(server.url(), "SELECT schemaname FROM pg_tables WHERE tablename = 'near'") == "likewise"
 

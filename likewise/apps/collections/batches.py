@@ -1,12 +1,13 @@
 """Batches of records as they arrive: a JSON array is stored whole or not at all, NDJSON line by line."""
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from likewise.apps.body import checked, faults_of, invalid, parse
+from likewise.apps.body import checked, faults_of, invalid, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
 from likewise.apps.collections.service import CollectionsService, WriteResult
 from likewise.errors import Fault, Invalid, LikewiseError, Malformed
@@ -20,30 +21,44 @@ MAX_BAD_LINES = 1_000
 Batch = dict[str, tuple[int, NewRecord]]
 
 
-async def write_array(service: CollectionsService, tenant: int, name: str, body: Any) -> WriteResult:
-    """Store the records of `[...]` or `{"records": [...]}`, all of them or none."""
+@dataclass(frozen=True)
+class Array:
+    """The records of `[...]` or of `{"records": [...]}`; `within` is where they lie in the caller's document."""
+
+    records: list[NewRecord]
+    within: str
+
+
+def checked_array(body: Any) -> Array:
+    """The records of a JSON document; Invalid with pointers into that document."""
     bare = isinstance(body, list)
     try:
         records = checked(RecordsIn, {"records": body} if bare else body).records
         _refuse_twins(records)
     except Invalid as error:
-        raise (_shifted(error, _FIELD, "") if bare else error) from None
+        raise (_moved_to(error, "/records", "") if bare else error) from None
+    return Array([record.to_record() for record in records], "" if bare else "/records")
+
+
+async def write_array(service: CollectionsService, tenant: int, name: str, array: Array) -> WriteResult:
+    """Store the records, all of them or none."""
     try:
-        result = await service.write(tenant, name, [record.to_record() for record in records])
+        result = await service.write(tenant, name, array.records)
     except Invalid as error:
-        raise (error if bare else _shifted(error, "", _FIELD)) from None
-    return result if bare else replace(result, failed=_shift(result.failed, "", _FIELD))
+        raise _moved_to(error, "", array.within) from None
+    return replace(result, failed=_moved(result.failed, "", array.within))
 
 
 async def write_lines(service: CollectionsService, tenant: int, name: str, body: bytes) -> WriteResult:
     """Store the records of an NDJSON body in batches of 500."""
+    await service.get(tenant, name)
     total, batch = WriteResult(0, 0, 0, []), Batch()
     for number, line in _numbered(body):
         if len(total.failed) >= MAX_BAD_LINES:
             total.failed.append(_stopped(number))
             break
         try:
-            record = await _record(line)
+            record = _record(line)
         except LikewiseError as error:
             total.failed.extend(_on_line(number, error))
             continue
@@ -55,27 +70,23 @@ async def write_lines(service: CollectionsService, tenant: int, name: str, body:
     return _sum(total, await _write(service, tenant, name, batch)) if batch else total
 
 
-# Pointers start where the caller's own document does, and a bare list has no such field around it.
-_FIELD = "/records"
-
-
 def _refuse_twins(records: list[RecordIn]) -> None:
     """Which of two records with one id counts would be a guess."""
     seen: set[str] = set()
     faults = []
     for index, record in enumerate(records):
         if record.id in seen:
-            faults.append(Fault(f"{_FIELD}/{index}/id", "duplicate_id", "An earlier record has this id."))
+            faults.append(Fault(f"/records/{index}/id", "duplicate_id", "An earlier record has this id."))
         seen.add(record.id)
     if faults:
         raise invalid(faults)
 
 
-def _shifted(error: Invalid, old: str, new: str) -> Invalid:
-    return type(error)(error.detail, code=error.code, faults=_shift(error.faults, old, new))
+def _moved_to(error: Invalid, old: str, new: str) -> Invalid:
+    return type(error)(error.detail, code=error.code, faults=_moved(error.faults, old, new))
 
 
-def _shift(faults: Iterable[Fault], old: str, new: str) -> list[Fault]:
+def _moved(faults: Iterable[Fault], old: str, new: str) -> list[Fault]:
     return [replace(fault, pointer=new + fault.pointer.removeprefix(old)) for fault in faults]
 
 
@@ -89,17 +100,17 @@ async def _write(service: CollectionsService, tenant: int, name: str, batch: Bat
         refused = {index for fault in error.faults if (index := _index(fault, len(lines))) is not None}
         if not refused:
             raise
-        named = [_moved(fault, lines) for fault in error.faults]
+        named = [_on_its_line(fault, lines) for fault in error.faults]
         rest = {key: entry for index, (key, entry) in enumerate(batch.items()) if index not in refused}
         return _sum(WriteResult(0, 0, 0, named), await _write(service, tenant, name, rest) if rest else _NOTHING)
-    return replace(result, failed=[_moved(fault, lines) for fault in result.failed])
+    return replace(result, failed=[_on_its_line(fault, lines) for fault in result.failed])
 
 
 _NOTHING = WriteResult(0, 0, 0, [])
 
 
-async def _record(line: bytes) -> NewRecord:
-    value = await parse(line)
+def _record(line: bytes) -> NewRecord:
+    value = parse_json(line)
     if not isinstance(value, dict):
         raise Invalid.at("", "A line must be a JSON object.", "wrong_type")
     try:
@@ -109,14 +120,16 @@ async def _record(line: bytes) -> NewRecord:
 
 
 def _numbered(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Lines and their numbers from 0; blank ones are left out. One at a time: 16 MiB may be millions of them."""
-    start = number = 0
-    while start < len(body):
-        end = body.find(b"\n", start)
-        end = len(body) if end < 0 else end
-        if line := body[start:end].strip():
-            yield number, line
-        start, number = end + 1, number + 1
+    """The lines that are not blank, one at a time, with their numbers from 0."""
+    number = reached = 0
+    for line in _LINE.finditer(body):
+        number += body.count(b"\n", reached, line.start())
+        reached = line.start()
+        yield number, line[0]
+
+
+# From its first character that is no space, so that millions of blank lines are passed over at once.
+_LINE = re.compile(rb"\S[^\n]*")
 
 
 def _on_line(number: int, error: LikewiseError) -> list[Fault]:
@@ -138,7 +151,7 @@ def _index(fault: Fault, count: int) -> int | None:
     return int(first) if first.isdecimal() and int(first) < count else None
 
 
-def _moved(fault: Fault, lines: list[int]) -> Fault:
+def _on_its_line(fault: Fault, lines: list[int]) -> Fault:
     """A fault at a place in a batch, as one on the line that this came from."""
     index = _index(fault, len(lines))
     if index is None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from likewise.apps.body import NDJSON, JsonBody, media_type, read_bytes, read_json
-from likewise.apps.collections.batches import write_array, write_lines
+from likewise.apps.collections.batches import checked_array, write_array, write_lines
 from likewise.apps.collections.schemas import (
     NAME_IN_PATH,
     CollectionAnswer,
@@ -95,7 +95,7 @@ async def write_records(tenant: Tenant, service: Collections, name: Name, reques
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     if media_type(request) == NDJSON:
         return Answer(await write_lines(service, tenant, name, await read_bytes(request)))
-    return Answer(await write_array(service, tenant, name, await read_json(request)))
+    return Answer(await write_array(service, tenant, name, await read_json(request, checked_array)))
 
 
 @router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(404))

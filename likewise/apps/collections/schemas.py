@@ -67,10 +67,10 @@ def _moment(value: object) -> object:
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
-    if deeper_than(value, MAX_PAYLOAD_DEPTH):
-        raise wrong("too_deep", f"A payload may be nested {MAX_PAYLOAD_DEPTH} levels deep.")
     if len(orjson.dumps(value)) > MAX_PAYLOAD_BYTES:
         raise wrong("too_large", f"A payload may have {MAX_PAYLOAD_BYTES // 2**10} KiB as JSON.")
+    if deeper_than(value, MAX_PAYLOAD_DEPTH):
+        raise wrong("too_deep", f"A payload may be nested {MAX_PAYLOAD_DEPTH} levels deep.")
     return value
 
 

@@ -1,0 +1,92 @@
+"""`likewise serve` in a process of its own, to be asked over HTTP and to be killed."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import orjson
+
+START_SECONDS = 60.0
+
+
+class LiveServer:
+    """A server on a free port of the loopback, with an embedded Postgres in `data_dir`.
+
+    Args:
+        data_dir: the data folder; a second start on it finds what the first one stored.
+        environment: more LIKEWISE_* variables.
+        log: where its log lines go.
+    """
+
+    def __init__(
+        self, data_dir: Path, environment: Mapping[str, str] | None = None, *, log: Path | None = None
+    ) -> None:
+        self.data_dir = data_dir
+        self._environment = {"LIKEWISE_DATA_DIR": str(data_dir), **(environment or {})}
+        self._log = log
+        self._process: Process | None = None
+        self.url = ""
+
+    async def start(self) -> Self:
+        """Start it and wait until it listens; TimeoutError if it does not in a minute."""
+        with contextlib.ExitStack() as stack:
+            log = DEVNULL if self._log is None else stack.enter_context(self._log.open("ab"))
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "likewise", "serve", "--json", "--port", "0"),
+                env={**os.environ, **self._environment},
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=log,
+            )
+        if self._process.stdout is None:
+            raise RuntimeError("The server has no output to tell its address by.")
+        line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
+        if not line:
+            raise RuntimeError(f"The server ended with exit code {await self._process.wait()} before it listened.")
+        self.url = orjson.loads(line)["url"]
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        if self._process is None:
+            raise RuntimeError("The server is not started.")
+        return self._process.pid
+
+    def postmaster_pid(self) -> int:
+        """The id of its Postgres."""
+        return int((self.data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+
+    async def kill(self) -> None:
+        """SIGKILL: nothing of it runs on."""
+        os.kill(self.pid, signal.SIGKILL)
+        await self._ended()
+
+    async def stop(self) -> int:
+        """SIGTERM; returns its exit code."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        return await self._ended()
+
+    async def _ended(self) -> int:
+        if self._process is None:
+            return 0
+        code = await self._process.wait()
+        # Closes the pipe as well, which would else be reported when it is collected.
+        self._process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
+        return code
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Started at the beginning of the block, stopped at its end."""
+        await self.start()
+        try:
+            yield self
+        finally:
+            await self.stop()

@@ -1,0 +1,127 @@
+"""SIGKILL at random moments of an ingest: nothing that was acknowledged is lost, nothing is failed for it."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from likewise.testing import LiveServer, open_folder
+
+KILLS = 10
+# These of the ten kill Postgres and leave the server alive.
+OF_POSTGRES = (2, 5, 8)
+BATCH = 40
+WORDS = "pump valve rotor cold freeze leak start stop alarm pressure motor shaft bearing flow sensor".split()
+
+
+@pytest.fixture
+async def folder() -> AsyncIterator[Path]:
+    """A data folder that outlives the servers on it."""
+    made = open_folder()
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+class Writer:
+    """Posts batches for ever, each again until it is acknowledged, and remembers what was."""
+
+    def __init__(self, server: LiveServer) -> None:
+        self.server = server
+        self.acknowledged: dict[str, str] = {}
+        self.refused: set[int] = set()
+        self.stopping = False
+
+    async def run(self) -> None:
+        number = 0
+        async with httpx2.AsyncClient(timeout=10) as client:
+            while not self.stopping:
+                batch = [self._record(number + n) for n in range(BATCH)]
+                await self._until_stored(client, batch)
+                number += BATCH
+                await asyncio.sleep(0.02)
+
+    async def _until_stored(self, client: httpx2.AsyncClient, batch: list[dict[str, str]]) -> None:
+        while True:
+            try:
+                answer = await client.post(f"{self.server.url}/api/v1/collections/pumps/records", json=batch)
+            except httpx2.TransportError:
+                await asyncio.sleep(0.05)
+                continue
+            if answer.status_code == 200:
+                self.acknowledged.update({record["id"]: record["text"] for record in batch})
+                return
+            self.refused.add(answer.status_code)
+            await asyncio.sleep(0.05)
+
+    @staticmethod
+    def _record(number: int) -> dict[str, str]:
+        drawn = random.Random(number)
+        return {"id": f"r{number}", "text": f"report {number}: " + " ".join(drawn.choices(WORDS, k=12))}
+
+
+@pytest.mark.timeout(300)
+async def test_ten_kills_lose_nothing_and_fail_nothing(folder: Path, real_models: Path) -> None:
+    # Given a server under a steady ingest
+    environment = {"LIKEWISE_MODELS_DIR": str(real_models), "LIKEWISE_LEASE_SECONDS": "3", "LIKEWISE_OFFLINE": "true"}
+    server = await LiveServer(folder, environment).start()
+    async with httpx2.AsyncClient(timeout=10) as client:
+        (await client.post(f"{server.url}/api/v1/collections", json={"name": "pumps"})).raise_for_status()
+        writer = Writer(server)
+        writing = asyncio.create_task(writer.run())
+        # When it or its Postgres is killed at random moments
+        for kill in range(KILLS):
+            await asyncio.sleep(random.uniform(0.3, 1.5))
+            before = dict(writer.acknowledged)
+            if kill in OF_POSTGRES:
+                os.kill(server.postmaster_pid(), signal.SIGKILL)
+                await _answers_again(client, server)
+            else:
+                await server.kill()
+                await server.start()
+            # Then what was acknowledged before is there
+            await _are_there(client, server, before)
+        writer.stopping = True
+        await writing
+        # And in the end each record has its vector, and none is failed
+        stats = await _settled(client, server)
+        await _are_there(client, server, writer.acknowledged)
+    assert stats["failed"] == 0
+    assert stats["records"] >= len(writer.acknowledged)
+    assert stats["vectors"] == stats["contents"]
+    assert writer.refused <= {503}
+    assert await server.stop() == 0
+
+
+async def _answers_again(client: httpx2.AsyncClient, server: LiveServer) -> None:
+    for _ in range(200):
+        answer = await client.get(f"{server.url}/readyz")
+        if answer.status_code == 200:
+            return
+        assert answer.status_code == 503
+        await asyncio.sleep(0.1)
+    pytest.fail("the server did not come back within 20 s of its Postgres being killed")
+
+
+async def _are_there(client: httpx2.AsyncClient, server: LiveServer, expected: dict[str, str]) -> None:
+    for record in random.sample(sorted(expected), min(25, len(expected))):
+        answer = await client.get(f"{server.url}/api/v1/collections/pumps/records/{record}")
+        assert answer.status_code == 200
+        assert answer.json()["text"] == expected[record]
+        assert answer.json()["vector"] != "failed"
+    stats = (await client.get(f"{server.url}/api/v1/collections/pumps/stats")).json()
+    assert stats["records"] >= len(expected)
+
+
+async def _settled(client: httpx2.AsyncClient, server: LiveServer) -> dict[str, int]:
+    for _ in range(1200):
+        stats = (await client.get(f"{server.url}/api/v1/collections/pumps/stats")).json()
+        if stats["waiting"] == 0:
+            return dict(stats)
+        await asyncio.sleep(0.1)
+    return pytest.fail("contents still wait for their vectors")

@@ -1,0 +1,136 @@
+"""What must hold of the rows whenever nothing is being written."""
+
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from psycopg import AsyncConnection
+from psycopg.sql import SQL
+
+from likewise.db.pool import Row, settle, table
+from likewise.testing import FakeProvider
+
+# Each finds rows that may not be there.
+NEVER = {
+    "contents without a record": "SELECT 1 FROM contents c WHERE NOT EXISTS (SELECT FROM records r WHERE r.content = c.pk)",
+    "records without a content": "SELECT 1 FROM records r WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = r.content)",
+    "records beside their content's collection": """
+        SELECT 1 FROM records r JOIN contents c ON c.pk = r.content
+        WHERE c.collection <> r.collection OR c.tenant <> r.tenant
+    """,
+    "contents of no collection": """
+        SELECT 1 FROM contents c
+        WHERE NOT EXISTS (SELECT FROM collections l WHERE l.id = c.collection AND l.tenant = c.tenant)
+    """,
+    "fields of no record": """
+        SELECT 1 FROM record_fields f WHERE NOT EXISTS (
+            SELECT FROM records r WHERE r.pk = f.record AND r.content = f.content AND r.collection = f.collection)
+    """,
+    "waiting for a missing content": """
+        SELECT 1 FROM waiting w WHERE NOT EXISTS (
+            SELECT FROM contents c JOIN generations g ON g.collection = c.collection
+            WHERE c.pk = w.content AND g.id = w.generation AND g.tenant = w.tenant)
+    """,
+    "failed contents in the queue": """
+        SELECT 1 FROM waiting w JOIN contents c ON c.pk = w.content WHERE c.state = 'failed'
+    """,
+    "collections without a generation": """
+        SELECT 1 FROM collections c
+        WHERE NOT EXISTS (SELECT FROM generations g WHERE g.id = c.active_generation AND g.collection = c.id)
+    """,
+    "tables of nothing": r"""
+        SELECT 1 FROM pg_class t WHERE t.relnamespace = 'likewise'::regnamespace AND t.relkind = 'r'
+        AND (t.relname ~ '^vec_\d+$' AND NOT EXISTS (SELECT FROM generations g WHERE t.relname = 'vec_' || g.id)
+             OR t.relname ~ '^terms_\d+$' AND NOT EXISTS (SELECT FROM collections c WHERE t.relname = 'terms_' || c.id))
+    """,
+}
+NEVER_IN_A_GENERATION = {
+    "vectors of no content": """
+        SELECT 1 FROM {vectors} v WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = v.content AND c.collection = %(collection)s)
+    """,
+    "contents neither embedded nor waiting nor failed": """
+        SELECT 1 FROM contents c WHERE c.collection = %(collection)s AND c.state = 'live'
+        AND NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk)
+        AND NOT EXISTS (SELECT FROM waiting w WHERE w.generation = %(generation)s AND w.content = c.pk)
+    """,
+    "contents both embedded and waiting": """
+        SELECT 1 FROM waiting w JOIN {vectors} v ON v.content = w.content WHERE w.generation = %(generation)s
+    """,
+}
+NEVER_IN_A_COLLECTION = {
+    "terms of no content": """
+        SELECT 1 FROM {terms} t WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = t.content AND c.collection = %(collection)s)
+    """,
+    "contents without terms": """
+        SELECT 1 FROM contents c WHERE c.collection = %(collection)s AND (%(policy)s::jsonb ->> 'keep_terms')::boolean
+        AND NOT EXISTS (SELECT FROM {terms} t WHERE t.content = c.pk)
+    """,
+}
+GENERATIONS = SQL("SELECT id, collection FROM generations")
+COLLECTIONS = SQL("SELECT id, policy::text FROM collections")
+TEXTS = SQL("SELECT text, text_hash FROM contents WHERE text IS NOT NULL")
+VECTORS = SQL("SELECT c.text, v.embedding FROM {vectors} v JOIN contents c ON c.pk = v.content WHERE c.text IS NOT NULL")
+FIELDS = SQL("""
+    SELECT r.payload -> i.field, array_agg(coalesce(to_jsonb(f.value), to_jsonb(f.number))) FILTER (WHERE f.record IS NOT NULL)
+    FROM records r JOIN collections c ON c.id = r.collection
+    CROSS JOIN LATERAL jsonb_array_elements_text(c.policy -> 'indexed') AS i (field)
+    LEFT JOIN record_fields f ON f.record = r.pk AND f.field = i.field
+    GROUP BY r.pk, i.field
+""")
+
+
+async def broken(owner_url: str, provider: FakeProvider | None = None) -> dict[str, int]:
+    """What does not hold, and of how many rows; with a provider each vector is compared with its own for the text."""
+    async with await AsyncConnection.connect(owner_url, autocommit=True) as connection:
+        await settle(connection)
+        found = {name: await _count(connection, statement, {}) for name, statement in NEVER.items()}
+        for generation, collection in await _rows(connection, GENERATIONS):
+            values = {"generation": generation, "collection": collection}
+            for name, statement in NEVER_IN_A_GENERATION.items():
+                found[name] = found.get(name, 0) + await _count(connection, statement, values, vectors=table("vec", generation))
+            if provider is not None:
+                statement = VECTORS.format(vectors=table("vec", generation))
+                found["wrong vectors"] = await _wrong_vectors(await _rows(connection, statement), provider)
+        for collection, policy in await _rows(connection, COLLECTIONS):
+            values = {"collection": collection, "policy": policy}
+            for name, statement in NEVER_IN_A_COLLECTION.items():
+                found[name] = found.get(name, 0) + await _count(connection, statement, values, terms=table("terms", collection))
+        texts = await _rows(connection, TEXTS)
+        found["wrong hashes"] = sum(sha256(text.encode()).digest() != bytes(key) for text, key in texts)
+        found["wrong fields"] = sum(
+            sorted(map(str, _scalars(value))) != sorted(map(str, fields or [])) for value, fields in await _rows(connection, FIELDS)
+        )
+    return {name: count for name, count in found.items() if count}
+
+
+async def deadlocks(owner_url: str) -> int:
+    """How many deadlocks this database has seen, of sessions that have ended."""
+    statement = SQL("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    async with await AsyncConnection.connect(owner_url, autocommit=True) as connection:
+        return int((await _rows(connection, statement))[0][0])
+
+
+async def _rows(connection: AsyncConnection[Row], statement: Any, values: Any = None) -> list[Row]:
+    return await (await connection.execute(statement, values)).fetchall()
+
+
+async def _count(connection: AsyncConnection[Row], statement: str, values: dict[str, Any], **names: Any) -> int:
+    counted = SQL("SELECT count(*) FROM (" + statement + ") found").format(**names)  # type: ignore[arg-type]
+    return int((await _rows(connection, counted, values or None))[0][0])
+
+
+async def _wrong_vectors(rows: list[Row], provider: FakeProvider) -> int:
+    if not rows:
+        return 0
+    fresh = FakeProvider(provider.dimension, max_tokens=provider.max_tokens)
+    right = (await fresh.embed([text for text, _ in rows], "document")).vectors.astype(np.float16)
+    return sum(not np.array_equal(stored.to_numpy(), own) for (_, stored), own in zip(rows, right, strict=True))
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str):
+            yield one[:256]
+        elif isinstance(one, int | float) and not isinstance(one, bool):
+            yield float(one) if not float(one).is_integer() else int(one)

@@ -1,0 +1,381 @@
+"""Many at once: whatever the order, the rows are whole, no vector is wrong, and nobody hears of a deadlock."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from likewise.db import collections
+from likewise.db.pool import Tx, table
+from likewise.errors import Conflict, LikewiseError, NotFound
+from likewise.kind import NewRecord, Policy
+from likewise.library import Likewise
+from likewise.testing import DatabaseUrls, FakeProvider
+from psycopg.sql import SQL
+from tests.conftest import Opener
+from tests.flows.invariants import broken
+
+pytestmark = pytest.mark.usefixtures("whole")
+
+WORDS = "pump valve cold hot leak seal motor bearing noise stops fails slowly again never at night".split()
+
+
+def text(chance: random.Random) -> str:
+    return " ".join(chance.choices(WORDS, k=6))
+
+
+async def jitter(most: float = 0.004) -> None:
+    await asyncio.sleep(random.uniform(0, most))
+
+
+async def embedded(lw: Likewise, *names: str) -> None:
+    async with asyncio.timeout(20):
+        for name in names:
+            await lw.wait_until_embedded(name)
+
+
+async def test_three_writers_of_the_same_512_ids_in_three_orders(lw: Likewise) -> None:
+    # Given
+    notes = lw.collection("notes")
+    await notes.create(policy=Policy(indexed=("by",)))
+    ids = [f"id {n}" for n in range(512)]
+    orders = [ids, ids[::-1], random.Random(1).sample(ids, len(ids))]
+
+    async def write(writer: int, order: list[str], size: int) -> None:
+        for start in range(0, len(order), size):
+            batch = [{"id": one, "text": f"{one} by {writer}", "payload": {"by": writer}} for one in order[start : start + size]]
+            await notes.add(batch, wait=False)
+            await jitter()
+
+    # When
+    for size in (512, 64, 7):
+        await asyncio.gather(*(write(writer, order, size) for writer, order in enumerate(orders)))
+    # Then
+    await embedded(lw, "notes")
+    stats = await notes.stats()
+    assert (stats["records"], stats["contents"], stats["vectors"]) == (512, 512, 512)
+    for one in ids[::37]:
+        record = await notes.get(one)
+        assert record.text == f"{one} by {record.payload['by']}"
+
+
+async def test_many_writers_of_a_few_hot_ids(lw: Likewise) -> None:
+    notes = lw.collection("notes")
+    await notes.create()
+    ids = [str(n) for n in range(12)]
+
+    async def write(writer: int) -> None:
+        chance = random.Random(writer)
+        for _ in range(12):
+            some = chance.sample(ids, 6)
+            await notes.add([{"id": one, "text": text(chance)} for one in some], wait=False)
+
+    await asyncio.gather(*(write(writer) for writer in range(16)))
+    await embedded(lw, "notes")
+    assert (await notes.stats())["records"] == 12
+
+
+async def test_records_with_few_texts_come_go_and_change_at_once(lw: Likewise) -> None:
+    """Every content is somebody's last all the time."""
+    notes = lw.collection("notes")
+    await notes.create(policy=Policy(indexed=("n", "tags")))
+
+    async def churn(writer: int) -> None:
+        chance = random.Random(writer)
+        for _ in range(40):
+            ids = chance.sample(range(20), 3)
+            if chance.random() < 0.4:
+                for one in ids:
+                    try:
+                        await notes.delete(str(one))
+                    except NotFound:
+                        pass
+            else:
+                payload = {"n": chance.randrange(5), "tags": chance.sample("abc", 2)}
+                batch = [{"id": str(one), "text": chance.choice(WORDS[:4]), "payload": payload} for one in ids]
+                await notes.add(batch, wait=chance.random() < 0.3)
+            await jitter(0.002)
+
+    await asyncio.gather(*(churn(writer) for writer in range(8)))
+    await embedded(lw, "notes")
+
+
+async def test_a_text_is_written_while_another_deletes_its_last_record(lw: Likewise) -> None:
+    notes = lw.collection("notes")
+    for round_ in range(40):
+        await notes.add([{"id": "old", "text": f"shared {round_ % 3}"}], wait=round_ % 2 == 0)
+
+        async def later(work: Awaitable[Any]) -> None:
+            await jitter(0.003)
+            await work
+
+        await asyncio.gather(
+            later(notes.delete("old")), later(notes.add([{"id": "new", "text": f"shared {round_ % 3}"}], wait=False))
+        )
+        assert (await notes.get("new")).text == f"shared {round_ % 3}"
+        assert (await notes.stats())["contents"] == 1
+    await embedded(lw, "notes")
+    assert (await notes.stats())["vectors"] == 1
+
+
+async def test_a_record_deleted_while_its_text_is_in_the_model_stays_deleted(lw: Likewise, provider: FakeProvider) -> None:
+    # Given
+    notes = lw.collection("notes")
+    await notes.add([{"id": "warm", "text": "warm"}])
+    for round_ in range(5):
+        provider.gate = asyncio.Event()
+        await notes.add([{"id": "a", "text": f"alpha {round_}"}, {"id": "b", "text": f"beta {round_}"}], wait=False)
+        while f"alpha {round_}" not in provider.texts:
+            await asyncio.sleep(0.005)
+        # When
+        await notes.delete("a")
+        provider.gate.set()
+        await embedded(lw, "notes")
+        # Then
+        stats = await notes.stats()
+        assert (stats["records"], stats["contents"], stats["vectors"]) == (2, 2, 2)
+        found = await notes.search(f"alpha {round_}", mode="dense")
+        assert "a" not in {hit.id for hit in found.hits}
+        await notes.delete("b")
+
+
+async def test_a_record_deleted_in_the_model_and_added_again_has_its_vector(lw: Likewise, provider: FakeProvider) -> None:
+    notes = lw.collection("notes")
+    await notes.create()
+    provider.gate = asyncio.Event()
+    await notes.add([{"id": "a", "text": "alpha"}], wait=False)
+    while "alpha" not in provider.texts:
+        await asyncio.sleep(0.005)
+    await notes.delete("a")
+    await notes.add([{"id": "a", "text": "alpha"}], wait=False)
+    provider.gate.set()
+    await embedded(lw, "notes")
+    assert (await notes.get("a")).vector == "ready"
+
+
+async def test_a_text_set_to_a_then_b_then_a(lw: Likewise, provider: FakeProvider) -> None:
+    notes = lw.collection("notes")
+    await notes.create()
+    chance = random.Random(3)
+    for _ in range(12):
+        provider.delay = chance.choice([0, 0.01])
+        for one in ("text A", "text B", "text A"):
+            await notes.add([{"id": "x", "text": one}], wait=chance.random() < 0.3)
+            await jitter(0.01)
+        await embedded(lw, "notes")
+        hit = (await notes.search("text A", mode="dense")).hits[0]
+        assert (hit.record.text, hit.record.vector) == ("text A", "ready")
+        assert hit.similarity == pytest.approx(1, abs=1e-3)
+        assert (await notes.stats())["contents"] == 1
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "dense", "lexical"])
+async def test_texts_replaced_while_searches_run(lw: Likewise, provider: FakeProvider, mode: str) -> None:
+    """Each hit shows one moment: its similarity is that of the text beside it."""
+    # Given
+    notes = lw.collection("notes")
+    chance = random.Random(4)
+    await notes.add([{"id": str(n), "text": f"{text(chance)} pump"} for n in range(40)])
+    query = "pump fails at night"
+    done = asyncio.Event()
+    seen: dict[str, float | None] = {}
+
+    async def replace() -> None:
+        for _ in range(40):
+            some = chance.sample(range(40), 5)
+            await notes.add([{"id": str(n), "text": f"{text(chance)} pump"} for n in some], wait=False)
+            await jitter()
+        done.set()
+
+    async def search() -> None:
+        while not done.is_set():
+            hits = (await notes.search(query, mode=mode, limit=20)).hits
+            # What has no vector yet is no hit by meaning; at most all texts of some writes are on their way.
+            assert len(hits) == 20 or mode == "dense"
+            assert len({hit.id for hit in hits}) == len(hits)
+            seen.update({hit.record.text or "": hit.similarity for hit in hits if hit.similarity is not None})
+
+    # When
+    await asyncio.gather(replace(), search(), search())
+    await embedded(lw, "notes")
+    # Then
+    if mode != "lexical":
+        vectors = (await FakeProvider().embed([query, *seen], "query")).vectors
+        assert len(seen) > 40
+        np.testing.assert_allclose(vectors[1:] @ vectors[0], list(seen.values()), atol=2e-3)
+
+
+async def test_a_generation_made_while_records_arrive(lw: Likewise, database: DatabaseUrls) -> None:
+    """Every content gets its vector in each generation, whichever came first."""
+    # Given
+    notes = lw.collection("notes")
+    await notes.create()
+    tenant = await lw.tenant()
+    async with lw.runtime.pool.tenant(tenant) as tx:
+        collection = await collections.named(tx, "notes")
+    made: list[int] = []
+
+    async def write(writer: int) -> None:
+        chance = random.Random(writer)
+        for _ in range(15):
+            batch = [{"id": f"{writer} {n}", "text": text(chance)} for n in chance.sample(range(20), 8)]
+            await notes.add(batch, wait=False)
+            await jitter()
+
+    async def make() -> None:
+        for _ in range(3):
+            await asyncio.sleep(random.uniform(0.02, 0.1))
+            async with lw.runtime.pool.tenant(tenant) as tx:
+                values = [collection.id, collection.active.model, collection.active.dimension, "building"]
+                row = await tx.row(collections.MAKE_GENERATION, values)
+                await jitter()
+            assert row is not None
+            made.append(row[0])
+
+    # When
+    await asyncio.gather(*(write(writer) for writer in range(5)), make())
+    # Then
+    assert await broken(database.owner, FakeProvider()) == {}
+    async with asyncio.timeout(20):
+        while await _waiting(lw, tenant):
+            await asyncio.sleep(0.05)
+    contents = (await notes.stats())["contents"]
+    async with lw.runtime.pool.tenant(tenant) as tx:
+        assert [await _count(tx, generation) for generation in [collection.active.id, *made]] == [contents] * 4
+
+
+async def _waiting(lw: Likewise, tenant: int) -> int:
+    async with lw.runtime.pool.tenant(tenant) as tx:
+        return (await tx.rows(SQL("SELECT count(*) FROM waiting")))[0][0]
+
+
+async def _count(tx: Tx, generation: int) -> int:
+    return (await tx.rows(SQL("SELECT count(*) FROM {}").format(table("vec", generation))))[0][0]
+
+
+async def test_two_workers_share_a_queue_and_embed_nothing_twice(
+    open_likewise: Opener, provider: FakeProvider, settings: Any
+) -> None:
+    # Given
+    from likewise.embedding.embedder import Embedder
+
+    others = FakeProvider()
+    embedder = Embedder(settings, providers={settings.model: lambda spec: others})
+    provider.delay = others.delay = 0.01
+    async with open_likewise(worker=False) as writing:
+        notes = writing.collection("notes")
+        await notes.add([{"id": str(n), "text": f"text {n}"} for n in range(2_000)], wait=False)
+        # When
+        async with open_likewise() as _, open_likewise(embedder=embedder) as _:
+            await embedded(writing, "notes")
+        # Then
+        assert (await notes.stats())["vectors"] == 2_000
+        ours, theirs = ([one for one in each.texts if one.startswith("text ")] for each in (provider, others))
+        assert ours and theirs
+        assert sorted(ours + theirs) == sorted(f"text {n}" for n in range(2_000))
+
+
+async def test_a_collection_dropped_while_it_is_written_searched_and_embedded(lw: Likewise, provider: FakeProvider) -> None:
+    """Everybody gets an answer, or hears that it is gone."""
+    # Given
+    tenant = await lw.tenant()
+    service = lw.collections
+    done = asyncio.Event()
+    chance = random.Random(6)
+
+    async def again(work: Callable[[], Awaitable[Any]]) -> int:
+        gone = 0
+        while not done.is_set():
+            try:
+                await work()
+            except NotFound:
+                gone += 1
+            await jitter()
+        return gone
+
+    def batch() -> list[NewRecord]:
+        return [NewRecord(id=str(chance.randrange(50)), text=f"{text(chance)} {n}") for n in range(1)]
+
+    async def search() -> None:
+        mode = chance.choice(["hybrid", "dense", "lexical"])
+        filters = chance.choice([None, {"id": {"$gte": "2"}}])
+        await lw.collection("notes").search("pump fails", mode=mode, filters=filters)
+
+    async def drop() -> None:
+        for round_ in range(25):
+            policy = Policy(keep_terms=round_ % 2 == 0, indexed=("n",))
+            await lw.collection("notes").create(policy=policy)
+            await asyncio.sleep(chance.uniform(0, 0.15))
+            await lw.collection("notes").drop()
+        done.set()
+
+    # When
+    outcomes = await asyncio.gather(
+        drop(),
+        *(again(lambda: service.write(tenant, "notes", batch())) for _ in range(3)),
+        again(lambda: service.write(tenant, "notes", batch(), wait=True)),
+        *(again(search) for _ in range(3)),
+        again(lambda: service.stats(tenant, "notes")),
+        again(lambda: service.record(tenant, "notes", str(chance.randrange(50)))),
+        again(lambda: service.delete(tenant, "notes", str(chance.randrange(50)))),
+    )
+    # Then
+    assert all(outcomes[1:])
+
+
+async def test_two_make_and_drop_one_collection(lw: Likewise) -> None:
+    async def churn() -> None:
+        for _ in range(25):
+            try:
+                await lw.collection("notes").create()
+            except Conflict:
+                pass
+            try:
+                await lw.collection("notes").drop()
+            except NotFound:
+                pass
+
+    await asyncio.gather(churn(), churn(), churn())
+
+
+async def test_callers_that_leave_at_any_moment_leave_nothing_behind(lw: Likewise) -> None:
+    """Cancelled writes are whole or absent, the connections are clean, and no claim waits for its lease."""
+    # Given
+    notes = lw.collection("notes")
+    await notes.create()
+    chance = random.Random(7)
+
+    async def one(n: int) -> None:
+        match n % 4:
+            case 0:
+                await notes.add([{"id": f"{n} {m}", "text": f"{text(chance)} {n}"} for m in range(20)])
+            case 1:
+                await notes.add([{"id": f"{n} {m}", "text": f"{text(chance)} {n}"} for m in range(20)], wait=False)
+            case 2:
+                await notes.search("pump", limit=20)
+            case _:
+                await notes.add([{"id": "hot", "text": text(chance)}])
+
+    # When
+    async def leave(n: int) -> None:
+        task = asyncio.create_task(one(n))
+        await asyncio.sleep(chance.uniform(0, 0.06))
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+        except LikewiseError as error:
+            raise AssertionError(n) from error
+
+    for start in range(0, 120, 6):
+        await asyncio.gather(*(leave(n) for n in range(start, start + 6)))
+    # Then
+    async with asyncio.timeout(5):
+        await lw.wait_until_embedded("notes")
+    stats = await notes.stats()
+    assert stats["records"] % 20 in (0, 1)
+    assert stats["vectors"] == stats["contents"]
