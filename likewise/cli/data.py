@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, opened, run, settings_of_verb
-from likewise.cli.terminal import first_line, note, progress, say, say_json
+from likewise.cli.terminal import in_a_line, note, progress, say, say_json
 from likewise.cli.waiting import tell_waiting, until_embedded
 from likewise.errors import ModelUnavailable, StartError
 from likewise.settings import Settings
@@ -145,5 +145,5 @@ def _tell_hits(result: "SearchResult", *, as_json: bool) -> None:
         note("Nothing was found.")
     for hit in result.hits:
         similarity = "  -  " if hit.similarity is None else f"{hit.similarity:.3f}"
-        say(f"{similarity}  {first_line(hit.id)}")
-        say(f"       {first_line(hit.record.text or '')}")
+        say(f"{similarity}  {in_a_line(hit.id)}")
+        say(f"       {in_a_line(hit.record.text or '')}")

@@ -8,7 +8,7 @@ import typer
 
 from likewise.cli.running import OK, Interruption, opened, run, settings_of_verb
 from likewise.cli.serve import AsJson, Host, Port, listen, serve_open
-from likewise.cli.terminal import first_line, note, progress, say, say_json
+from likewise.cli.terminal import in_a_line, note, progress, say, say_json
 from likewise.cli.waiting import until_embedded
 from likewise.errors import ModelUnavailable, NotFound
 
@@ -99,7 +99,7 @@ def show(question: str, result: "SearchResult") -> None:
         similarity = "  -  " if hit.similarity is None else f"{hit.similarity:.3f}"
         # The first line of a text is the name and the signature, which the id tells already.
         _, _, docstring = (hit.record.text or "").partition("\n")
-        say(f"  {similarity}  {hit.id}: {first_line(docstring, 80)}")
+        say(f"  {similarity}  {hit.id}: {in_a_line(docstring, 80)}")
 
 
 def suggest(host: str, port: int, *, quiet: bool) -> None:

@@ -42,16 +42,17 @@ async def index(likewise: Likewise, path: str, collection: str, model: str | Non
     """Read what there is, store it in batches, and remove parts of files that became shorter."""
     done = Indexed(collection)
     tenant = await likewise.tenant()
-    await _ensure(likewise, tenant, collection, model)
     files = _files(path)
     while batch := await asyncio.to_thread(_next_batch, files):
         done.files += len(batch)
         done.faults += [fault for file in batch for fault in file.faults]
         records = [record for file in batch for record in file.records]
+        if records:
+            await _ensure(likewise, tenant, collection, model)
         for start in range(0, len(records), BATCH):
             await _write(likewise, tenant, records[start : start + BATCH], done)
         for file in batch:
-            if file.cut:
+            if file.cut and done.stored:
                 done.removed += await _remove_old_parts(likewise, tenant, collection, file)
         report(done.stored, done.stored)
     return done

@@ -59,6 +59,7 @@ def program_version() -> str:
 
 def run() -> None:
     """The program. Exit codes: 0 ok, 1 failure, 2 usage, 3 could not start, 4 partly done."""
+    _keep_standard_files_open()
     code = main()
     try:
         sys.stdout.flush()
@@ -90,6 +91,17 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(f"likewise: failed with {described['error']}{place}. LIKEWISE_LOG_LEVEL=debug shows more.", error)
         return FAILED
     return 0
+
+
+def _keep_standard_files_open() -> None:
+    """Started with one of them closed (`>&-`), its number would go to the next file or socket that is opened."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _tell(line: str, error: Exception | None = None) -> None:

@@ -44,9 +44,9 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def first_line(text: str, width: int = 100) -> str:
-    """The first line that says something, cut to a width."""
-    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
+def in_a_line(text: str, width: int = 100) -> str:
+    """The beginning of a text as one line of at most this many characters."""
+    line = " ".join(text[: 4 * width].split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 

@@ -12,7 +12,7 @@ from psycopg import Error
 from psycopg.sql import SQL
 
 from likewise.db.failures import TOO_MANY, UNIQUE
-from likewise.db.pool import Pool, Tx
+from likewise.db.pool import Pool, Tx, retried
 from likewise.errors import Conflict, NotFound
 from likewise.kind import Policy
 
@@ -90,7 +90,7 @@ async def tenant_named(pool: Pool, name: str) -> int:
 
 async def make(
     pool: Pool, tenant: int, name: str, *, kind: str, analyzer: str, policy: Policy, model: str, dimension: int
-) -> None:
+) -> Collection:
     """Make a collection with its tables and its first generation.
 
     Raises:
@@ -108,13 +108,20 @@ async def make(
                     f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
                 ) from None
             raise
+        return await named(tx, name)
 
 
 async def drop(pool: Pool, tenant: int, collection: int) -> bool:
     """Remove a collection with everything in it; False if it was not there."""
-    async with pool.tenant(tenant) as tx:
-        row = await tx.row(DROP, [collection])
-    return bool(row and row[0])
+
+
+    async def once() -> bool:
+        async with pool.tenant(tenant) as tx:
+            row = await tx.row(DROP, [collection])
+        return bool(row and row[0])
+
+    # It waits for all who read the tables, and one of them may wait for it.
+    return await retried(once)
 
 
 async def named(tx: Tx, name: str) -> Collection:

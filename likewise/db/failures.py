@@ -3,10 +3,12 @@
 Messages and details of Postgres repeat values of rows and statements, so only SQLSTATE, table and constraint go on.
 """
 
+import re
+
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from likewise.errors import DatabaseUnavailable, Internal, LikewiseError
+from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, NotFound
 
 # Deadlock, serialisation failure, a referenced row that has just gone: the whole transaction can be tried again.
 RETRYABLE = frozenset({"40P01", "40001", "23503"})
@@ -14,6 +16,8 @@ TABLE_GONE = "42P01"
 TOO_MANY = "54000"
 UNIQUE = "23505"
 
+# A collection's own tables are the only ones that go away.
+_TABLE_OF_A_COLLECTION = re.compile(r"\b(vec|terms)_\d+\b")
 # Connection exceptions, operator intervention, out of resources, system errors.
 _AWAY = ("08", "57", "53", "58")
 
@@ -38,6 +42,15 @@ class DatabaseFailure(Internal):
 class Contended(DatabaseFailure):
     """Another transaction was in the way; the same one can be tried again."""
 
+    status = 503
+    retryable = True
+
+
+class TableGone(NotFound):
+    """The collection has just been dropped."""
+
+    code = "collection_not_found"
+
 
 def scrubbed(error: Exception) -> LikewiseError:
     """The error to raise in place of one from psycopg; it never carries a value."""
@@ -50,6 +63,8 @@ def scrubbed(error: Exception) -> LikewiseError:
     state = error.sqlstate
     if state in RETRYABLE:
         return Contended(state, error.diag.table_name, error.diag.constraint_name)
+    if state == TABLE_GONE and _TABLE_OF_A_COLLECTION.search(error.diag.message_primary or ""):
+        return TableGone()
     if state is not None and state.startswith(_AWAY):
         return DatabaseUnavailable(f"The database cannot do this now (SQLSTATE {state}).")
     if state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):

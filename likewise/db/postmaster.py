@@ -115,19 +115,18 @@ class Postmaster:
         """Wait out a start or a stop that someone else began and end what a killed postmaster left; READY or ABSENT."""
         end = time.monotonic() + START_SECONDS
         while (state := self.look()) is not State.ABSENT:
-            if state is State.READY:
-                if self._answers_within(START_SECONDS):
-                    break
-            elif state is State.ORPHANED:
+            if state is State.READY and self._answers_within(START_SECONDS):
+                break
+            if time.monotonic() > end:
+                raise ServerStartError(
+                    f"The Postgres on {self._cluster.data} is stuck. End its processes and try again."
+                )
+            if state is State.ORPHANED:
                 self._end_orphans()
             elif state is State.DEAF:
                 self.stop()
             elif state is State.STOPPING and not self._gone_within(STOP_SECONDS):
                 self._stop_at_once()
-            elif time.monotonic() > end:
-                raise ServerStartError(
-                    f"The Postgres on {self._cluster.data} neither starts nor stops. End it by hand."
-                )
             else:
                 time.sleep(POLL_SECONDS)
         return state

@@ -13,7 +13,7 @@ import orjson
 from psycopg.sql import SQL
 
 from likewise.db import collections, terms
-from likewise.db.failures import Contended
+from likewise.db.failures import Contended, TableGone
 from likewise.db.pool import Tx, table
 from likewise.db.where import INDEXED_CHARS, Where
 from likewise.kind import Payload
@@ -22,8 +22,10 @@ Lane = int
 INTERACTIVE: Lane = 0
 BULK: Lane = 1
 
-# Writers share a collection; making, switching and retiring a generation, and dropping, exclude them.
+# Writers share a collection; making, switching and retiring a generation, and dropping, exclude them. So does a writer
+# that others were in the way of: alone it cannot fail again.
 SHARE_COLLECTION = SQL("SELECT pg_advisory_xact_lock_shared(7719, %s)")
+HAVE_COLLECTION = SQL("SELECT lock_collection(%s)")
 
 # The records as they stand, beside those that come: what is there, and whether it is the same in everything.
 COMPARE = SQL("""
@@ -165,14 +167,28 @@ def text_hash(text: str) -> bytes:
 
 
 async def write(
-    tx: Tx, collection: int, records: Sequence[PreparedRecord], *, indexed: Sequence[str], lane: Lane, keep_text: bool
+    tx: Tx,
+    collection: int,
+    records: Sequence[PreparedRecord],
+    *,
+    indexed: Sequence[str],
+    lane: Lane,
+    keep_text: bool,
+    alone: bool = False,
 ) -> Written:
     """Store a batch of records with distinct ids, sorted by id, in the order of the locks.
 
+    Args:
+        alone: whether other writers wait meanwhile.
+
     Raises:
         Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
+        TableGone: the collection was dropped.
     """
-    await tx.execute(SHARE_COLLECTION, [collection])
+    await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
+    generations = await collections.live_generations(tx, collection)
+    if not generations:
+        raise TableGone
     present, same = await _compare(tx, collection, records)
     fresh = [record for place, record in enumerate(records) if place not in same]
     if not fresh:
@@ -185,16 +201,15 @@ async def write(
     if indexed:
         await _write_fields(tx, collection, fresh, pks, by_hash, indexed, changed=[pk for pk, _ in old.values()])
     if added:
-        generations = await collections.live_generations(tx, collection)
         await tx.execute(ADD_WAITING, [tx.tenant, lane, sorted(added.values()), generations])
     await _drop_empty(tx, collection, sorted(left))
     touched = tuple(sorted({by_hash[record.text_hash] for record in fresh}))
     return Written(len(made), len(old), len(same), touched, added)
 
 
-async def delete(tx: Tx, collection: int, record: str) -> bool:
+async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -> bool:
     """Take a record away, and its content with everything of it if that was the last; False if it was not there."""
-    await tx.execute(SHARE_COLLECTION, [collection])
+    await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
     found = await tx.row(FIND, [collection, record])
     if found is None:
         return False

@@ -14,11 +14,12 @@ MOST_ATTEMPTS = 3
 
 CLAIM = SQL("SELECT * FROM claim_waiting(%s, %s, %s, %s, %s, %s)")
 SWEEP = SQL("SELECT sweep_waiting(%s)")
+GIVE_BACK = SQL("SELECT give_back_waiting(%s)")
 MODELS = SQL("SELECT model, oldest FROM waiting_models()")
 CLAIM_THESE = SQL("""
     UPDATE waiting w SET claim = %s, run_after = now() + %s
     FROM (SELECT generation, content FROM waiting
-          WHERE generation = %s AND content = ANY (%s::bigint[]) AND NOT alone AND (claim IS NULL OR run_after <= now())
+          WHERE generation = %s AND content = ANY (%s::bigint[]) AND NOT alone AND claim IS NULL
           ORDER BY content FOR UPDATE SKIP LOCKED) free
     WHERE w.generation = free.generation AND w.content = free.content RETURNING w.content
 """)
@@ -43,6 +44,13 @@ SET_ASIDE = SQL("""
     UPDATE waiting SET claim = NULL, alone = true, error = %s, run_after = now() + %s,
            attempts = attempts + CASE WHEN alone THEN 0 ELSE 1 END
     WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
+""")
+FAIL = SQL("""
+    WITH dead AS (
+        DELETE FROM waiting WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim IS NULL AND attempts >= %s
+        RETURNING content, error
+    )
+    UPDATE contents c SET state = 'failed', reason = dead.error FROM dead WHERE c.pk = dead.content
 """)
 COUNT = SQL("""
     SELECT count(*), coalesce(max(extract(epoch FROM now() - entered_at)), 0)::float8 FROM waiting WHERE generation = %s
@@ -87,6 +95,12 @@ async def sweep(pool: Pool) -> int:
     return int(row[0]) if row else 0
 
 
+async def give_back(pool: Pool, claims: Sequence[UUID]) -> None:
+    """Give back at once all that is still held under these claims."""
+    async with pool.nobody() as tx:
+        await tx.execute(GIVE_BACK, [list(claims)])
+
+
 async def models(pool: Pool) -> dict[str, float]:
     """The models that anything waits for, and how many seconds the oldest entry of each has waited."""
     async with pool.nobody() as tx:
@@ -117,8 +131,10 @@ async def release(tx: Tx, generation: int, contents: Sequence[int], claim_id: UU
 async def set_aside(
     tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, *, error: str, after: timedelta
 ) -> None:
-    """Count a failed attempt of texts that failed by themselves; they are tried alone from now on."""
+    """Count a failed attempt of texts that failed by themselves; they are tried alone from now on, or are failed."""
+    await tx.execute(HOLD, [list(contents)])
     await tx.execute(SET_ASIDE, [error, after, generation, list(contents), claim_id])
+    await tx.execute(FAIL, [generation, list(contents), MOST_ATTEMPTS])
 
 
 async def count(tx: Tx, generation: int) -> tuple[int, float]:

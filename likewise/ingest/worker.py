@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import numpy as np
 
 from likewise.db import collections, waiting
-from likewise.db.failures import TABLE_GONE, DatabaseFailure
+from likewise.db.failures import TableGone
 from likewise.db.pool import Pool, retried
 from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
@@ -26,7 +26,9 @@ LEASE = timedelta(seconds=60)
 CLAIM_SIZE = 512
 PART_CHARS = 1_000_000
 POLL_SECONDS = 1.0
-SWEEP_SECONDS = 5.0
+SWEEP_SECONDS = 1.0
+# Entries that are tried by themselves take turns with the others.
+ALONE_A_STEP = 16
 # A database that is away is tried again this often.
 AWAY_SECONDS = 1.0
 RETRY_AFTER = timedelta(seconds=2)
@@ -81,20 +83,12 @@ class Worker:
         models = await self._ready_models()
         if not models:
             return False
-        claim = uuid4()
-        entries = await self._claim(models, claim, alone=False)
-        alone_claim = uuid4()
-        alone = await self._claim(models, alone_claim, alone=True)
-        if entries:
-            self._last_tenant = max(entry.tenant for entry in entries)
-        try:
-            await self._work(entries, claim)
-            await self._work(alone, alone_claim)
-        except BaseException:
-            # Stopping, or a database that is away: what is still ours must not wait for its lease to run out.
-            await asyncio.shield(self._give_back([*entries, *alone], (claim, alone_claim)))
-            raise
-        return bool(entries or alone)
+        busy = await self._claim_and_work(models, alone=False)
+        for _ in range(ALONE_A_STEP):
+            if not await self._claim_and_work(models, alone=True):
+                break
+            busy = True
+        return busy
 
     async def embed_now(self, tenant: int, generation: int, contents: Sequence[int]) -> None:
         """Embed just these contents, or wait for the worker that has them.
@@ -106,15 +100,16 @@ class Worker:
         pause = 0.01
         while True:
             claim = uuid4()
-            async with self._pool.tenant(tenant) as tx:
-                left = await waiting.still_waiting(tx, generation, contents)
-                ours = await waiting.claim_these(tx, generation, left, claim, self._lease) if left else []
-                found = await collections.generation(tx, generation)
-            if not left or found is None:
-                return
-            if ours:
-                entries = [Entry(tenant, found[1], generation, content, 0, 0) for content in ours]
-                await self._work(entries, claim, interactive=True)
+            async with self._given_back(claim):
+                async with self._pool.tenant(tenant) as tx:
+                    left = await waiting.still_waiting(tx, generation, contents)
+                    ours = await waiting.claim_these(tx, generation, left, claim, self._lease) if left else []
+                    found = await collections.generation(tx, generation)
+                if not left or found is None:
+                    return
+                if ours:
+                    async with self._renewed([tenant], claim):
+                        await self._work_on(tenant, generation, ours, claim, interactive=True)
             if asyncio.get_running_loop().time() > deadline:
                 raise ModelUnavailable(
                     "The records are stored; their vectors did not come in time.", code="vectors_late"
@@ -138,24 +133,47 @@ class Worker:
                 ready.append(model)
         return ready
 
-    async def _claim(self, models: Sequence[str], claim: UUID, *, alone: bool) -> list[Entry]:
-        return await waiting.claim(
-            self._pool,
-            models,
-            claim,
-            lease=self._lease,
-            most=self._claim_size,
-            after_tenant=self._last_tenant,
-            alone=alone,
-        )
+    async def _claim_and_work(self, models: Sequence[str], *, alone: bool) -> bool:
+        claim = uuid4()
+        async with self._given_back(claim):
+            entries = await waiting.claim(
+                self._pool,
+                models,
+                claim,
+                lease=self._lease,
+                most=self._claim_size,
+                after_tenant=self._last_tenant,
+                alone=alone,
+            )
+            if not entries:
+                return False
+            self._last_tenant = entries[-1].tenant
+            async with self._renewed({entry.tenant for entry in entries}, claim):
+                for (tenant, generation), contents in _grouped(entries).items():
+                    await self._work_or_release(tenant, generation, contents, claim)
+        return True
 
-    async def _work(self, entries: Sequence[Entry], claim: UUID, *, interactive: bool = False) -> None:
-        for (tenant, generation), contents in _grouped(entries).items():
-            async with self._renewed(tenant, claim):
-                await self._work_on(tenant, generation, contents, claim, interactive)
+    async def _work_or_release(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> None:
+        try:
+            await self._work_on(tenant, generation, contents, claim)
+        except DatabaseUnavailable:
+            raise
+        except LikewiseError as error:
+            # What is wrong with one generation must not keep the others of the claim from their vectors.
+            log.error("generation_failed", generation=generation, code=error.code, reason=error.detail)
+            await self._release(tenant, generation, contents, claim)
+
+    @contextlib.asynccontextmanager
+    async def _given_back(self, claim: UUID) -> AsyncIterator[None]:
+        """When the block ends early (stopping, a database that is away), what is ours must not wait for its lease."""
+        try:
+            yield
+        except BaseException:
+            await asyncio.shield(self._give_back(claim))
+            raise
 
     async def _work_on(
-        self, tenant: int, generation: int, contents: Sequence[int], claim: UUID, interactive: bool
+        self, tenant: int, generation: int, contents: Sequence[int], claim: UUID, *, interactive: bool = False
     ) -> None:
         """One generation's share of a claim: embed, then finish, release or set aside."""
         try:
@@ -168,11 +186,11 @@ class Worker:
             for part in _parts(texts):
                 await self._embed_and_finish(tenant, admitted, part, claim, interactive)
         except (ModelUnavailable, Overloaded) as error:
-            await self._release(tenant, generation, contents, claim, error)
-        except DatabaseFailure as error:
+            log.warning("model_away", generation=generation, code=error.code, waiting=len(contents))
+            await self._release(tenant, generation, contents, claim)
+        except TableGone:
             # The generation's table went with its collection: the claim is lost, and so is its reason.
-            if error.sqlstate != TABLE_GONE:
-                raise
+            return
 
     async def _embed_and_finish(
         self, tenant: int, admitted: Admitted, texts: Mapping[int, str], claim: UUID, interactive: bool
@@ -230,17 +248,11 @@ class Worker:
                     raise
                 await asyncio.sleep(AWAY_SECONDS)
 
-    async def _give_back(self, entries: Sequence[Entry], claims: Sequence[UUID]) -> None:
+    async def _give_back(self, claim: UUID) -> None:
         with contextlib.suppress(LikewiseError):
-            for (tenant, generation), contents in _grouped(entries).items():
-                async with self._pool.tenant(tenant) as tx:
-                    for claim in claims:
-                        await waiting.release(tx, generation, contents, claim, after=timedelta())
+            await waiting.give_back(self._pool, [claim])
 
-    async def _release(
-        self, tenant: int, generation: int, contents: Sequence[int], claim: UUID, error: LikewiseError
-    ) -> None:
-        log.warning("model_away", generation=generation, code=error.code, waiting=len(contents))
+    async def _release(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> None:
         async with self._pool.tenant(tenant) as tx:
             await waiting.release(tx, generation, contents, claim, after=RETRY_AFTER)
 
@@ -252,15 +264,16 @@ class Worker:
             await waiting.set_aside(tx, admitted.generation.id, contents, claim, error=error.code, after=RETRY_AFTER)
 
     @contextlib.asynccontextmanager
-    async def _renewed(self, tenant: int, claim: UUID) -> AsyncIterator[None]:
-        """Keep a claim for as long as the block runs."""
+    async def _renewed(self, tenants: Collection[int], claim: UUID) -> AsyncIterator[None]:
+        """Keep a claim on entries of these tenants for as long as the block runs."""
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease.total_seconds() / 3)
-                with contextlib.suppress(LikewiseError):
-                    async with self._pool.tenant(tenant) as tx:
-                        await waiting.renew(tx, claim, self._lease)
+                for tenant in tenants:
+                    with contextlib.suppress(LikewiseError):
+                        async with self._pool.tenant(tenant) as tx:
+                            await waiting.renew(tx, claim, self._lease)
 
         task = asyncio.create_task(renew())
         try:

@@ -1,8 +1,10 @@
 """Writer: the one way in. Records, contents, terms and the queue's entries, in one transaction."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
 
 from likewise.cleaning import cleaned, cleaned_json
 from likewise.db import collections, records, terms
@@ -13,6 +15,11 @@ from likewise.db.terms import ContentTerms
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.search.analyzer import analyze
+
+T = TypeVar("T")
+
+# Tries of a write beside others; after that it has the collection to itself for a moment.
+TRIES_BESIDE_OTHERS = 3
 
 
 @dataclass
@@ -73,7 +80,9 @@ class Writer:
         if not prepared:
             return Written(0, 0, 0, (), {})
         analyzed: dict[bytes, Counter[int]] = {}
-        written = await retried(lambda: self._write(tenant, collection, kind, prepared, analyzed, lane))
+        written = await _at_last_alone(
+            lambda alone: self._write(tenant, collection, kind, prepared, analyzed, lane, alone=alone)
+        )
         if written.new_contents:
             self.averages.add(collection, [analyzed[key] for key in written.new_contents if key in analyzed])
             self._wakeups.mark()
@@ -82,11 +91,11 @@ class Writer:
     async def delete(self, tenant: int, collection: Collection, record: str) -> bool:
         """Take a record away with everything that hangs on it alone; False if it was not there."""
 
-        async def once() -> bool:
+        async def once(alone: bool) -> bool:
             async with self._pool.tenant(tenant) as tx:
-                return await records.delete(tx, collection.id, record)
+                return await records.delete(tx, collection.id, record, alone=alone)
 
-        return await retried(once)
+        return await _at_last_alone(once)
 
     async def _write(
         self,
@@ -96,12 +105,14 @@ class Writer:
         prepared: Sequence[PreparedRecord],
         analyzed: dict[bytes, Counter[int]],
         lane: int,
+        *,
+        alone: bool,
     ) -> Written:
         policy = collection.policy
         indexed = tuple(dict.fromkeys((*kind.indexed, *policy.indexed)))
         async with self._pool.tenant(tenant) as tx:
             written = await records.write(
-                tx, collection.id, prepared, indexed=indexed, lane=lane, keep_text=policy.keep_text
+                tx, collection.id, prepared, indexed=indexed, lane=lane, keep_text=policy.keep_text, alone=alone
             )
             if policy.keep_terms and written.new_contents:
                 await self._write_terms(tx, collection, prepared, written.new_contents, analyzed)
@@ -121,6 +132,12 @@ class Writer:
         average = self.averages.average(collection, [analyzed[key] for key in new_contents])
         rows = [ContentTerms(content, analyzed[key]) for key, content in new_contents.items()]
         await terms.write(tx, collection.id, rows, average)
+
+
+async def _at_last_alone(work: Callable[[bool], Awaitable[T]]) -> T:
+    """Run a write again while others are in its way, and in the end without them."""
+    tries = count()
+    return await retried(lambda: work(next(tries) >= TRIES_BESIDE_OTHERS))
 
 
 def prepare(kind: Kind, record: NewRecord) -> PreparedRecord:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from likewise import filters
 from likewise.db import collections, records, terms
 from likewise.db.collections import Collection
-from likewise.db.failures import TABLE_GONE, DatabaseFailure
-from likewise.db.pool import Pool, Tx
+from likewise.db.failures import TableGone
+from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import StoredRecord
 from likewise.db.where import Where, condition
 from likewise.embedding.embedder import Embedder
@@ -95,18 +95,23 @@ class Searcher:
         """
         started = time.perf_counter()
         tree = filters.parse(request.filters, kind.aliases)
+        try:
+            found = await self._search(tenant, name, kind, request, tree)
+        except TableGone:
+            # Its generation was retired just now and another answers, or the collection was dropped.
+            found = await self._search(tenant, name, kind, request, tree)
+        return replace(found, took_ms=(time.perf_counter() - started) * 1000)
+
+    async def _search(
+        self, tenant: int, name: str, kind: Kind, request: SearchRequest, tree: filters.Filter | None
+    ) -> SearchResult:
         async with self._pool.tenant(tenant) as tx:
             collection = await collections.named(tx, name)
         self._refuse(collection, request)
         vector, degraded = await self._embed(tenant, collection, request)
-        try:
-            hits = await self._look(tenant, collection, kind, request, tree, vector)
-        except DatabaseFailure as error:
-            if error.sqlstate != TABLE_GONE:
-                raise
-            raise NotFound("The collection has just been dropped.", code="collection_not_found") from None
-        took = (time.perf_counter() - started) * 1000
-        return SearchResult(hits, collection.active.model, took, degraded)
+        # Whoever drops the collection waits for its readers, and may be waited for by one.
+        hits = await retried(lambda: self._look(tenant, collection, kind, request, tree, vector))
+        return SearchResult(hits, collection.active.model, 0.0, degraded)
 
     @staticmethod
     def _refuse(collection: Collection, request: SearchRequest) -> None:

@@ -1,5 +1,6 @@
 """A Likewise process of its own with an embedded Postgres, as a user of choice, for tests to talk to and to kill."""
 
+import atexit
 import json
 import os
 import pwd
@@ -11,11 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-from likewise.db.processes import postgres_processes
 
 IS_ROOT = os.geteuid() == 0
 # Everything is imported before the user changes: a plain user may not be able to read this Python's own files.
@@ -86,7 +86,11 @@ class LikewiseProcess:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(Path.cwd()), **({"leave": "1"} if leave else {})},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                **({"leave": "1"} if leave else {}),
+            },
         )
 
     def said(self, seconds: float = 30) -> Any:
@@ -143,6 +147,23 @@ def scratch_folder(user: str | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def made_folder(user: str | None = None) -> Iterator[Path]:
+    """The same with a cluster that was made before and stopped, which saves making one."""
+    with scratch_folder(user) as folder:
+        subprocess.run(["cp", "-a", _template(user) / "postgres", folder], check=True)
+        yield folder
+
+
+@cache
+def _template(user: str | None) -> Path:
+    folders = ExitStack()
+    atexit.register(folders.close)
+    template = folders.enter_context(scratch_folder(user))
+    LikewiseProcess(template, user).started().end()
+    return template
+
+
 def _fastest_place() -> str:
     """Memory, where programs may run from it; making a cluster takes 0.3 s there and up to 1.5 s on a slow disk."""
     place = "/dev/shm"
@@ -153,11 +174,26 @@ def _fastest_place() -> str:
 
 
 def end_servers(folder: Path) -> None:
-    """Kill what a test left running on that folder; only processes of Postgres whose data lies there."""
-    home = folder / "postgres"
-    for data in (home / "data", *folder.glob("**/postgres/data")):
-        for pid in postgres_processes(data, home / "running"):
-            os.kill(pid, signal.SIGKILL)
+    """End what a test left running below that folder; asked first, because a killed server leaves shared memory."""
+    for request in (signal.SIGQUIT, signal.SIGKILL):
+        for pid in servers_below(folder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, request)
+        if eventually(lambda: not servers_below(folder), 3):
+            return
+
+
+def servers_below(folder: Path) -> list[int]:
+    """The processes of Postgres that work below a folder."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_server(entry, folder)]
+
+
+def _is_server(entry: Path, folder: Path) -> bool:
+    try:
+        program, place = (entry / "exe").readlink().name, (entry / "cwd").readlink()
+    except OSError:
+        return False
+    return program.startswith("postgres") and place.is_relative_to(folder)
 
 
 def lives(pid: int) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.db.server_process import IS_ROOT, LikewiseProcess, eventually, lives, scratch_folder
+from tests.db.server_process import IS_ROOT, LikewiseProcess, eventually, lives, made_folder, scratch_folder
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
 # As root, most tests run as a plain user; those where root goes another way run as both.
@@ -27,6 +27,12 @@ def user() -> str | None:
 
 @pytest.fixture
 def folder(user: str | None) -> Iterator[Path]:
+    with made_folder(user) as made:
+        yield made
+
+
+@pytest.fixture
+def new_folder(user: str | None) -> Iterator[Path]:
     with scratch_folder(user) as made:
         yield made
 
@@ -53,9 +59,9 @@ def works(process: LikewiseProcess) -> bool:
 
 
 @as_root_too
-def test_two_processes_share_one_server_and_the_last_one_out_stops_it(start: Starter) -> None:
+def test_two_processes_share_one_server_and_the_last_one_out_stops_it(start: Starter, new_folder: Path) -> None:
     # Given two processes that start at the same time on a new folder
-    first, second = start(), start()
+    first, second = start(new_folder), start(new_folder)
     first.started(), second.started()
     # Then they have one server
     postmaster = pid_of(first)
@@ -75,7 +81,6 @@ def test_rows_outlive_the_server(start: Starter) -> None:
     assert start().started().ask("sql select n from kept") == 42
 
 
-@as_root_too
 def test_a_process_that_exits_without_closing_stops_the_server_too(start: Starter) -> None:
     process = start(leave=True).started()
     postmaster = pid_of(process)
@@ -83,7 +88,6 @@ def test_a_process_that_exits_without_closing_stops_the_server_too(start: Starte
     assert not lives(postmaster)
 
 
-@as_root_too
 def test_a_killed_process_leaves_the_other_working(start: Starter) -> None:
     # Given the process that started the server and one that attached
     first = start().started()
@@ -208,21 +212,21 @@ def test_ctrl_c_in_one_of_two(start: Starter) -> None:
     assert pid_of(second) == postmaster
 
 
-def test_ctrl_c_during_the_first_start_leaves_nothing_running(start: Starter, folder: Path) -> None:
-    process = start()
-    assert eventually(lambda: [*folder.glob("postgres/data.new-*")])
+def test_ctrl_c_during_the_first_start_leaves_nothing_running(start: Starter, new_folder: Path) -> None:
+    process = start(new_folder)
+    assert eventually(lambda: [*new_folder.glob("postgres/data.new-*")])
     os.killpg(process.process.pid, signal.SIGINT)
     process.process.wait(30)
-    assert not (folder / "postgres" / "data" / "postmaster.pid").exists()
-    assert works(start().started())
+    assert not (new_folder / "postgres" / "data" / "postmaster.pid").exists()
+    assert works(start(new_folder).started())
 
 
 @as_root_too
-def test_a_kill_during_the_first_start_leaves_a_clean_next_one(start: Starter, folder: Path) -> None:
-    process = start()
-    assert eventually(lambda: [*folder.glob("postgres/data.new-*/PG_VERSION")])
+def test_a_kill_during_the_first_start_leaves_a_clean_next_one(start: Starter, new_folder: Path) -> None:
+    process = start(new_folder)
+    assert eventually(lambda: [*new_folder.glob("postgres/data.new-*/PG_VERSION")])
     process.kill()
-    assert works(start().started())
+    assert works(start(new_folder).started())
 
 
 def test_a_removed_socket_is_made_again(start: Starter, folder: Path) -> None:
@@ -231,10 +235,9 @@ def test_a_removed_socket_is_made_again(start: Starter, folder: Path) -> None:
     assert eventually(lambda: works(process))
 
 
-@as_root_too
-def test_a_long_path(start: Starter, folder: Path, user: str | None) -> None:
+def test_a_long_path(start: Starter, new_folder: Path) -> None:
     # Given a folder whose socket path would be longer than the system takes
-    long = folder / ("a" * 60) / ("b" * 60)
+    long = new_folder / ("a" * 60) / ("b" * 60)
     process = start(long).started()
     # Then the server works, and its socket lies in a private folder that goes with it
     assert works(process)
@@ -247,7 +250,7 @@ def test_a_long_path(start: Starter, folder: Path, user: str | None) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can be two users")
 def test_two_users_at_the_same_time(start: Starter) -> None:
-    with scratch_folder("nobody") as one, scratch_folder("postgres") as two:
+    with made_folder("nobody") as one, scratch_folder("postgres") as two:
         first, second = start(one, user="nobody"), start(two, user="postgres")
         assert works(first.started())
         assert works(second.started())
@@ -255,7 +258,7 @@ def test_two_users_at_the_same_time(start: Starter) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="needs root")
 def test_root_and_the_user_that_runs_postgres_share_a_server() -> None:
-    with scratch_folder() as folder:
+    with made_folder() as folder:
         # Given a server that root started
         by_root = LikewiseProcess(folder).started()
         runner = folder.joinpath("postgres", "data").owner()

@@ -51,7 +51,7 @@ async def test_three_writers_of_the_same_512_ids_in_three_orders(lw: Likewise) -
             await jitter()
 
     # When
-    for size in (512, 64, 7):
+    for size in (512, 64, 23):
         await asyncio.gather(*(write(writer, order, size) for writer, order in enumerate(orders)))
     # Then
     await embedded(lw, "notes")
@@ -105,7 +105,7 @@ async def test_records_with_few_texts_come_go_and_change_at_once(lw: Likewise) -
 
 async def test_a_text_is_written_while_another_deletes_its_last_record(lw: Likewise) -> None:
     notes = lw.collection("notes")
-    for round_ in range(40):
+    for round_ in range(25):
         await notes.add([{"id": "old", "text": f"shared {round_ % 3}"}], wait=round_ % 2 == 0)
 
         async def later(work: Awaitable[Any]) -> None:
@@ -144,7 +144,7 @@ async def test_a_record_deleted_while_its_text_is_in_the_model_stays_deleted(lw:
 
 async def test_a_record_deleted_in_the_model_and_added_again_has_its_vector(lw: Likewise, provider: FakeProvider) -> None:
     notes = lw.collection("notes")
-    await notes.create()
+    await notes.add([{"id": "warm", "text": "warm"}])
     provider.gate = asyncio.Event()
     await notes.add([{"id": "a", "text": "alpha"}], wait=False)
     while "alpha" not in provider.texts:

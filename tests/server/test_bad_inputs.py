@@ -123,8 +123,8 @@ async def test_a_large_body_is_answered_quickly(client: httpx2.AsyncClient) -> N
     started = time.monotonic()
     keys = json.dumps({f"{number:05}": 1 for number in range(5_000)})
     answer = await client.post(URL, content=keys, headers=JSON)
-    assert len(answer.json()["errors"]) == 20
     is_problem(answer, 422)
+    assert faults(answer) == {"": "too_many_fields"}
     assert time.monotonic() - started < 1
 
 

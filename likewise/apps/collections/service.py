@@ -112,7 +112,7 @@ class CollectionsService:
             Invalid: the model is not one that the settings allow.
         """
         spec = self._runtime.embedder.spec(model)
-        await collections.make(
+        made = await collections.make(
             self._runtime.pool,
             tenant,
             name,
@@ -122,7 +122,7 @@ class CollectionsService:
             model=spec.name,
             dimension=spec.dimension or (await self._runtime.embedder.opened(model)).dimension,
         )
-        return await self.get(tenant, name)
+        return _collection_view(made)
 
     async def get(self, tenant: int, name: str) -> CollectionView:
         """One collection; NotFound if there is none."""

@@ -40,6 +40,7 @@ CREATE TABLE generations (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX generations_collection ON generations (collection);
+CREATE INDEX generations_tenant ON generations (tenant);
 
 CREATE TABLE contents (
     pk bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -86,8 +87,8 @@ CREATE INDEX record_fields_value ON record_fields (collection, field, value) WHE
 CREATE INDEX record_fields_number ON record_fields (collection, field, number) WHERE number IS NOT NULL;
 CREATE INDEX record_fields_record ON record_fields (record);
 
--- A row is free to be claimed when run_after is past. A claim moves run_after to the end of its lease, so an entry
--- whose worker died is free again by itself, and is then claimed alone.
+-- A row without a claim is free when run_after is past. A claim moves run_after to the end of its lease; an entry whose
+-- worker died is set free by sweep_waiting, and is then claimed alone.
 CREATE TABLE waiting (
     tenant int NOT NULL,
     generation int NOT NULL REFERENCES generations ON DELETE CASCADE,
@@ -103,6 +104,7 @@ CREATE TABLE waiting (
 );
 CREATE INDEX waiting_turn ON waiting (tenant, alone, lane, run_after);
 CREATE INDEX waiting_claim ON waiting (claim) WHERE claim IS NOT NULL;
+CREATE INDEX waiting_alone ON waiting (attempts) WHERE alone;
 
 -- Who may see what. The owner's own policy is what the functions below run under.
 DO $$
@@ -226,22 +228,28 @@ CREATE FUNCTION claim_waiting(
 RETURNS TABLE (tenant int, collection int, generation int, content bigint, attempts smallint, lane smallint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
 DECLARE
-    turn int;
+    turn int := after_tenant;
+    gone_round boolean := false;
     turns int[] := ARRAY[]::int[];
     share int;
     at_most int := CASE WHEN only_alone THEN 1 ELSE most END;
 BEGIN
-    turn := after_tenant;
-    LOOP
-        SELECT min(w.tenant) INTO turn FROM waiting w WHERE w.tenant > turn;
-        EXIT WHEN turn IS NULL OR cardinality(turns) = 32;
-        turns := turns || turn;
-    END LOOP;
-    turn := -1;
-    LOOP
-        SELECT min(w.tenant) INTO turn FROM waiting w WHERE w.tenant > turn AND w.tenant <= after_tenant;
-        EXIT WHEN turn IS NULL OR cardinality(turns) = 32;
-        turns := turns || turn;
+    WHILE cardinality(turns) < 32 LOOP
+        SELECT min(w.tenant) INTO turn FROM waiting w
+            WHERE w.tenant > turn AND (NOT gone_round OR w.tenant <= after_tenant);
+        IF turn IS NULL THEN
+            EXIT WHEN gone_round;
+            gone_round := true;
+            turn := -1;
+        -- One whose entries cannot be claimed now takes nobody's turn.
+        ELSIF EXISTS (
+            SELECT 1 FROM waiting w
+            WHERE w.tenant = turn AND w.alone = only_alone AND w.claim IS NULL AND w.run_after <= now()
+              AND w.generation IN (SELECT g.id FROM generations g
+                                   WHERE g.tenant = turn AND g.model = ANY (models) AND g.state <> 'retired')
+        ) THEN
+            turns := turns || turn;
+        END IF;
     END LOOP;
     share := greatest(1, at_most / greatest(1, cardinality(turns)));
     FOREACH turn IN ARRAY turns LOOP
@@ -250,7 +258,7 @@ BEGIN
             WITH free AS (
                 SELECT w.generation, w.content
                 FROM waiting w
-                WHERE w.tenant = turn AND w.alone = only_alone AND w.run_after <= now()
+                WHERE w.tenant = turn AND w.alone = only_alone AND w.claim IS NULL AND w.run_after <= now()
                   AND w.generation IN (SELECT g.id FROM generations g
                                        WHERE g.tenant = turn AND g.model = ANY (models) AND g.state <> 'retired')
                 ORDER BY w.lane, w.run_after
@@ -277,6 +285,7 @@ CREATE FUNCTION sweep_waiting(most int) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
 DECLARE
     swept int;
+    held bigint[];
 BEGIN
     WITH lost AS (
         SELECT w.generation, w.content FROM waiting w
@@ -285,15 +294,28 @@ BEGIN
     UPDATE waiting w SET claim = NULL, alone = true, error = 'lease_lost'
     FROM lost WHERE w.generation = lost.generation AND w.content = lost.content;
     GET DIAGNOSTICS swept = ROW_COUNT;
-    -- Contents are locked before their waiting rows, as everywhere.
-    PERFORM 1 FROM contents WHERE pk IN (SELECT w.content FROM waiting w WHERE w.alone AND w.claim IS NULL AND w.attempts >= most)
-        ORDER BY pk FOR NO KEY UPDATE;
+    -- Waiting rows are locked by now, and contents come before them: what another holds is left for the next time.
+    SELECT array_agg(locked.pk) INTO held FROM (
+        SELECT c.pk FROM contents c
+        WHERE c.pk IN (SELECT w.content FROM waiting w WHERE w.alone AND w.claim IS NULL AND w.attempts >= most)
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) locked;
     WITH dead AS (
-        DELETE FROM waiting w WHERE w.alone AND w.claim IS NULL AND w.attempts >= most RETURNING w.content, w.error
+        DELETE FROM waiting w WHERE w.alone AND w.claim IS NULL AND w.attempts >= most AND w.content = ANY (held)
+        RETURNING w.content, w.error
     )
     UPDATE contents c SET state = 'failed', reason = dead.error FROM dead WHERE c.pk = dead.content;
     RETURN swept;
 END $$;
+
+-- Gives back what a worker still holds under these claims. No attempt is counted: it lives to say so.
+CREATE FUNCTION give_back_waiting(claims uuid[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
+    UPDATE waiting w
+    SET claim = NULL, run_after = now(), attempts = greatest(0, w.attempts - CASE WHEN w.alone THEN 1 ELSE 0 END)
+    FROM (SELECT generation, content FROM waiting WHERE claim = ANY (claims) FOR UPDATE SKIP LOCKED) ours
+    WHERE w.generation = ours.generation AND w.content = ours.content
+$$;
 
 -- The models that anything waits for, and the age in seconds of the oldest entry of each.
 CREATE FUNCTION waiting_models() RETURNS TABLE (model text, oldest float8)
@@ -309,4 +331,5 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA likewise FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     this_tenant(), tenant_named(text), lock_collection(int), make_generation(int, text, int, text),
     make_collection(text, text, text, jsonb, text, int, int), drop_collection(int),
-    claim_waiting(text[], uuid, interval, int, int, boolean), sweep_waiting(int), waiting_models() TO {server};
+    claim_waiting(text[], uuid, interval, int, int, boolean), sweep_waiting(int), give_back_waiting(uuid[]),
+    waiting_models() TO {server};

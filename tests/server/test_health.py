@@ -1,0 +1,87 @@
+"""Whether the server says truly how it is."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from likewise.library import Health, Likewise
+
+WELL = Health(database=None, schema=None, model=None, oldest_waiting=0.0)
+
+
+@pytest.fixture
+def health(shared: Likewise, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Sets what the library says about itself."""
+
+    def answer(**faults: str) -> None:
+        async def said() -> Health:
+            return replace(WELL, **faults)
+
+        monkeypatch.setattr(shared, "health", said)
+
+    return answer
+
+
+async def test_a_live_process_says_so(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/livez")).json() == {"status": "alive"}
+    assert (await client.head("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/healthz"])
+async def test_ready(client: httpx2.AsyncClient, health: Any, path: str) -> None:
+    health()
+    answer = await client.get(path)
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/healthz"])
+async def test_without_the_model_it_is_degraded(client: httpx2.AsyncClient, health: Any, path: str) -> None:
+    health(model="It is absent.")
+    loose, strict = await client.get(path), await client.get(path, params={"strict": "true"})
+    assert (loose.status_code, loose.json()["status"]) == (200, "degraded")
+    assert loose.json()["parts"]["model"] == "It is absent."
+    assert (strict.status_code, strict.json()["code"]) == (503, "not_ready")
+    assert 1 <= int(strict.headers["retry-after"]) <= 120
+
+
+@pytest.mark.parametrize("part", ["database", "schema"])
+async def test_without_a_usable_database_it_is_not_ready(client: httpx2.AsyncClient, health: Any, part: str) -> None:
+    health(**{part: "It is gone."})
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    assert answer.json()["parts"][part] == "It is gone."
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_while_stopping_it_is_not_ready(client: httpx2.AsyncClient, app: FastAPI) -> None:
+    app.state.draining = True
+    try:
+        answer = await client.get("/readyz")
+    finally:
+        app.state.draining = False
+    assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+
+
+async def test_a_database_that_hangs_does_not_hang_the_probe(
+    client: httpx2.AsyncClient, shared: Likewise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    async def hangs() -> Health:
+        await asyncio.sleep(60)
+        return WELL
+
+    monkeypatch.setattr(shared, "health", hangs)
+    monkeypatch.setattr("likewise.server.health.PROBE_SECONDS", 0.05)
+    assert (await client.get("/readyz")).status_code == 503
+
+
+async def test_the_first_page_says_what_is_here(client: httpx2.AsyncClient) -> None:
+    page = (await client.get("/")).json()
+    assert page["name"] == "likewise"
+    for link in page["links"].values():
+        assert (await client.get(link)).status_code == 200

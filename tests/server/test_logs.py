@@ -1,0 +1,98 @@
+"""Log lines: JSON, one a line, and nobody's texts, ids or queries in them."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+
+from likewise.library import Likewise
+from likewise.observe import logs
+from likewise.observe.errors import describe
+from likewise.observe.logs import get_logger
+
+SECRET = "xyzzy-secret"
+
+
+@pytest.fixture
+def lines() -> Iterator[Any]:
+    """Reads what was logged since."""
+    stream = io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    logs.configure("info", stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers[:], root.level = handlers, level
+
+
+async def test_a_request_is_one_line_with_its_template(client: httpx2.AsyncClient, lines: Any) -> None:
+    # When
+    await client.get(f"/api/v1/collections/notes/records/{SECRET}?q={SECRET}", headers={"x-request-id": "abc"})
+    # Then
+    (line,) = lines()
+    assert line["route"] == "/api/v1/collections/{name}/records/{record_id:path}"
+    assert (line["event"], line["method"], line["status"], line["request_id"]) == ("request", "GET", 404, "abc")
+    assert line["ms"] > 0
+    assert SECRET not in json.dumps(line)
+
+
+async def test_texts_queries_and_filters_are_not_logged(
+    client: httpx2.AsyncClient, shared: Likewise, lines: Any, monkeypatch: Any
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise psycopg.errors.UniqueViolation(f"Key (id)=({SECRET}) already exists.") from ValueError(SECRET)
+
+    # When
+    url = "/api/v1/collections/notes"
+    await client.post(f"{url}/records", json=[{"id": SECRET, "text": SECRET, "bad": SECRET}])
+    await client.post(f"{url}/search", json={"query": SECRET, "filters": {SECRET: {"$bad": SECRET}}})
+    monkeypatch.setattr(shared.collections, "search", broken)
+    await client.post(f"{url}/search", json={"query": SECRET})
+    # Then
+    found = lines()
+    assert SECRET not in json.dumps(found)
+    (failure,) = [line for line in found if line["event"] == "request failed"]
+    assert (failure["error"], failure["sqlstate"]) == ("psycopg.errors.UniqueViolation", "23505")
+    assert failure["cause"] == "ValueError"
+    assert failure["request_id"]
+
+
+def test_control_characters_are_escaped(lines: Any) -> None:
+    stream = io.StringIO()
+    logs.configure("info", stream)
+    get_logger("likewise.test").info("a\nb\x1b[31m\x7f\x9b\u202e", value="\r\n")
+    line = stream.getvalue()
+    assert line.count("\n") == 1
+    assert all(" " <= character <= "~" for character in line[:-1])
+
+
+def test_values_in_lines_of_libraries_are_left_out(lines: Any) -> None:
+    logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "postgresql://me:pw@host", ValueError(SECRET))
+    logging.getLogger("psycopg.pool").warning("waiting %s s", 3)
+    logging.getLogger("psycopg.pool").info("chatter")
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        logging.getLogger("elsewhere").exception("failed")
+    first, second, third = lines()
+    assert first["event"] == "error connecting in <str>: <ValueError>" or "pw" not in first["event"]
+    assert second["event"] == "waiting 3 s"
+    assert third["error"] == "ValueError"
+    assert SECRET not in json.dumps([first, second, third])
+
+
+def test_an_error_is_described_without_its_message() -> None:
+    try:
+        try:
+            json.loads(SECRET)
+        except ValueError as error:
+            raise RuntimeError(SECRET) from error
+    except RuntimeError as error:
+        described = describe(error, trace=True)
+    assert described["error"] == "RuntimeError"
+    assert described["cause"] == "json.decoder.JSONDecodeError"
+    assert SECRET not in json.dumps(described)

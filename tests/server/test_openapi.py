@@ -1,0 +1,42 @@
+"""The OpenAPI document says what the routes do."""
+
+import json
+import re
+from typing import Any
+
+import httpx2
+
+
+async def test_every_reference_leads_somewhere(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert names <= set(document["components"]["schemas"])
+    assert "$defs" not in json.dumps(document)
+    assert "HTTPValidationError" not in json.dumps(document)
+
+
+async def test_every_route_documents_its_body_and_its_refusals(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if path.startswith("/api/")
+    }
+    assert len(operations) == 9
+    for name, operation in operations.items():
+        assert operation["description"], name
+        assert {"500", "503"} <= set(operation["responses"]), name
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                assert list(response["content"]) == ["application/problem+json"], name
+        if name.startswith("POST"):
+            assert {"400", "413", "415", "422"} <= set(operation["responses"]), name
+            assert "application/json" in operation["requestBody"]["content"], name
+
+
+async def test_fields_of_later_versions_are_not_documented(client: httpx2.AsyncClient) -> None:
+    schemas: dict[str, Any] = (await client.get("/openapi.json")).json()
+    text = json.dumps(schemas)
+    assert "retention_days" not in text
+    assert "group_by" not in text
