@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+BENCH ?= quality ingest
 UV := uv==0.13.8
 COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
@@ -15,7 +16,7 @@ help:
 	@echo "make test     the tests                    (ARGS='-k fusion' picks some)"
 	@echo "make check    format, lint, types, layers"
 	@echo "make format   put the code in order"
-	@echo "make bench    the benchmarks, in .venv-bench"
+	@echo "make bench    the benchmarks, in .venv-bench  (BENCH=quality picks one)"
 	@echo "make docs     write the generated pages of docs/"
 	@echo "make lock     write the lock files         (ARGS=--upgrade takes newer versions)"
 	@echo "make clean    remove environments and caches"
@@ -27,7 +28,7 @@ serve: .venv/installed
 	.venv/bin/likewise serve $(ARGS)
 
 test: .venv/installed
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 check: .venv/installed
 	.venv/bin/ruff format --check .
@@ -40,7 +41,7 @@ format: .venv/installed
 	.venv/bin/ruff check --fix .
 
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks $(ARGS)
+	@set -e; for one in $(BENCH); do echo "$$one:"; .venv-bench/bin/python -m benchmarks.$$one $(ARGS); done
 
 docs: .venv/installed
 	.venv/bin/python -m tools.settings_page

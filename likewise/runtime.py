@@ -13,6 +13,7 @@ from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, Unavailable
+from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
@@ -169,9 +170,7 @@ async def _background(work: list[Callable[[], Awaitable[None]]]) -> AsyncIterato
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(tasks)
 
 
 async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:

@@ -21,7 +21,7 @@ COLLECTION = "python-docs"
 QUESTIONS = (
     "run a shell command and get its output",
     "remove duplicates but keep the order",
-    "wait until several things running at the same time are done",
+    "the middle value of some numbers",
 )
 BATCH = 500
 SHOWN = 5

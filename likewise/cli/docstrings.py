@@ -5,6 +5,7 @@ import importlib
 import inspect
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -64,11 +65,12 @@ def _what(node: ast.Module | _Documented) -> str:
 
 def _of_builtins() -> Iterator[NewRecord]:
     """What is written in C, so has no source to read: modules inside Python itself, and public ones beside it."""
-    folder = Path(sysconfig.get_path("platstdlib")) / "lib-dynload"
+    folder = Path(sysconfig.get_config_var("DESTSHARED") or sysconfig.get_path("stdlib"))
     beside = {path.name.partition(".")[0] for path in folder.glob("[a-z]*.so") if not path.name.startswith("xx")}
     for name in sorted({*sys.builtin_module_names, *beside}):
         try:
-            module = importlib.import_module(name)
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                module = importlib.import_module(name)
         except ImportError:
             # Built without the library that it wraps.
             continue

@@ -55,10 +55,9 @@ def run(verb: Verb) -> None:
 
 
 def settings_of_verb(*, serving: bool = False, **overrides: object) -> Settings:
-    """The settings, with logging set up: a verb at a terminal says only what is wrong."""
+    """The settings, with logging set up: a verb that ends tells what went wrong itself, unless one asks for more."""
     settings = load_settings(**overrides)
-    level = "warning" if settings.log_level == "info" and not serving else settings.log_level
-    logs.configure(level)
+    logs.configure("error" if settings.log_level == "info" and not serving else settings.log_level)
     return settings
 
 

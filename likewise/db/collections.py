@@ -12,7 +12,7 @@ from psycopg import Error
 from psycopg.sql import SQL
 
 from likewise.db.failures import TOO_MANY, UNIQUE
-from likewise.db.pool import Pool, Tx, retried
+from likewise.db.pool import Pool, Tx, retried, table
 from likewise.errors import Conflict, NotFound
 from likewise.kind import Policy
 
@@ -42,6 +42,8 @@ GENERATION = SQL("""
     FROM generations g WHERE g.id = %s
 """)
 LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
+# Dropping takes vec_ before terms_, and a search by words alone would go the other way.
+HOLD_TABLES = SQL("LOCK TABLE {vectors}, {terms} IN ACCESS SHARE MODE")
 ADOPT = SQL("UPDATE generations SET space = %s, numerics = %s, probe = %s WHERE id = %s AND space IS NULL")
 ADD_TERMS = SQL("""
     UPDATE collections
@@ -146,6 +148,12 @@ async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
 async def live_generations(tx: Tx, collection: int) -> list[int]:
     """The generations that new contents must get a vector in."""
     return [int(row[0]) for row in await tx.rows(LIVE_GENERATIONS, [collection])]
+
+
+async def hold_tables(tx: Tx, collection: Collection) -> None:
+    """Keep the tables of a collection and its active generation from being dropped, in the order of the locks."""
+    vectors, terms = table("vec", collection.active.id), table("terms", collection.id)
+    await tx.execute(HOLD_TABLES.format(vectors=vectors, terms=terms))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:

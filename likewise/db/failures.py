@@ -46,7 +46,7 @@ class Contended(DatabaseFailure):
     retryable = True
 
 
-class TableGone(NotFound):
+class CollectionGone(NotFound):
     """The collection has just been dropped."""
 
     code = "collection_not_found"
@@ -64,7 +64,7 @@ def scrubbed(error: Exception) -> LikewiseError:
     if state in RETRYABLE:
         return Contended(state, error.diag.table_name, error.diag.constraint_name)
     if state == TABLE_GONE and _TABLE_OF_A_COLLECTION.search(error.diag.message_primary or ""):
-        return TableGone()
+        return CollectionGone()
     if state is not None and state.startswith(_AWAY):
         return DatabaseUnavailable(f"The database cannot do this now (SQLSTATE {state}).")
     if state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
+import orjson
 import psycopg
 from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.sql import SQL, Composed, Identifier
+from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
@@ -133,16 +135,32 @@ class Pool:
     @asynccontextmanager
     async def _transaction(self, tenant: int | None, begin: SQL) -> AsyncIterator[Tx]:
         try:
-            async with self._pool.connection() as connection:
+            async with self._connection() as connection:
                 tx = Tx(connection, tenant, begin)
                 try:
                     yield tx
-                except BaseException:
+                except Exception:
                     await _quietly_roll_back(tx)
                     raise
                 await tx.finish(commit=True)
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as error:
             raise scrubbed(error) from None
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection[Row]]:
+        """A connection of the pool, for callers that may be cancelled at any moment."""
+        connection = await self._pool.getconn()
+        try:
+            yield connection
+        except Exception:
+            raise
+        except BaseException:
+            # A statement was cut short: what the server has prepared and what psycopg remembers of it may differ.
+            await connection.close()
+            raise
+        finally:
+            # Cancelled while it waits for the pool's lock, this would lose the connection for good.
+            await asyncio.shield(self._pool.putconn(connection))
 
     async def refuse_power(self) -> None:
         """Refuse to serve as a role that row-level security does not bind, or that may make things."""
@@ -179,6 +197,8 @@ def table(prefix: str, number: int) -> Identifier:
 async def settle(connection: AsyncConnection[Row]) -> None:
     """Make a new connection find our tables, and read and write vectors."""
     await connection.execute(SETTLE)
+    # Postgres writes 1e308 out in full, which json would read as an integer that nobody can write again.
+    set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
 
 

@@ -13,7 +13,7 @@ import orjson
 from psycopg.sql import SQL
 
 from likewise.db import collections, terms
-from likewise.db.failures import Contended, TableGone
+from likewise.db.failures import CollectionGone, Contended
 from likewise.db.pool import Tx, table
 from likewise.db.where import INDEXED_CHARS, Where
 from likewise.kind import Payload
@@ -183,12 +183,12 @@ async def write(
 
     Raises:
         Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
-        TableGone: the collection was dropped.
+        CollectionGone: the collection was dropped.
     """
     await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
     generations = await collections.live_generations(tx, collection)
     if not generations:
-        raise TableGone
+        raise CollectionGone
     present, same = await _compare(tx, collection, records)
     fresh = [record for place, record in enumerate(records) if place not in same]
     if not fresh:

@@ -6,5 +6,14 @@ from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Lane, Matrix, Provider, ProviderResult, Role
 
 __all__ = [
-    "Embedded", "Embedder", "Lane", "Matrix", "ModelSpec", "ModelState", "OpenModel", "Provider", "ProviderResult", "Role",
-]  # fmt: skip
+    "Embedded",
+    "Embedder",
+    "Lane",
+    "Matrix",
+    "ModelSpec",
+    "ModelState",
+    "OpenModel",
+    "Provider",
+    "ProviderResult",
+    "Role",
+]

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,8 +17,8 @@ from likewise.errors import Internal, LikewiseError, ModelUnavailable, Overloade
 log = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 4  # English prose and WordPiece; an estimate is enough to bound a queue
-BATCH_TOKENS = 2_048  # about 70 ms on two cores: what one more caller may have to wait for
 BATCH_TEXTS = 256
+RUNNING = 2  # batches of each lane and role at a time: one is prepared while the other is in the model
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
 PROVIDER_SECONDS = 60.0
@@ -35,7 +36,9 @@ class QueueBudget:
     def take(self, tokens: int) -> None:
         """Hold so many, or Overloaded; who comes to an empty queue is never refused."""
         if self._held and self._held + tokens > self._limit:
-            raise Overloaded("Too many texts wait for the model; send this again later.", retry_after=self._retry_after())
+            raise Overloaded(
+                "Too many texts wait for the model; send this again later.", retry_after=self._retry_after()
+            )
         self._held += tokens
 
     def give_back(self, tokens: int) -> None:
@@ -81,7 +84,7 @@ class _Queue:
     lane: Lane
     came: deque[Waiting] = field(default_factory=deque)
     window: list[Waiting] = field(default_factory=list)
-    running: bool = False
+    running: int = 0
 
     def waits(self) -> bool:
         """Whether any text still has to go to the model; forgets those that need not."""
@@ -91,14 +94,14 @@ class _Queue:
             self.came.popleft()
         return bool(self.window or self.came)
 
-    def take(self) -> list[Waiting]:
-        """The next batch: neighbours by length."""
+    def take(self, limit: int) -> list[Waiting]:
+        """The next batch, of about so many tokens: neighbours by length."""
         batch: list[Waiting] = []
         tokens = 0
         while self.waits() and len(batch) < BATCH_TEXTS:
             if not self.window:
                 self._fill_window()
-            if batch and tokens + self.window[-1].tokens > BATCH_TOKENS:
+            if batch and tokens + self.window[-1].tokens > limit:
                 break
             item = self.window.pop()
             item.taken = True
@@ -113,7 +116,7 @@ class _Queue:
 
 
 class Batcher:
-    """Feeds one provider. One batch of each lane and role runs at a time; bulk waits while anything interactive is there."""
+    """Feeds one provider. A bulk batch starts only while nothing interactive waits or runs, or after many of those."""
 
     def __init__(self, provider: Provider, budget: QueueBudget) -> None:
         self._provider = provider
@@ -132,7 +135,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         items = [Waiting(text, role, lane, loop.create_future()) for text in texts]
         for item in items:
-            item.future.add_done_callback(lambda _, tokens=item.tokens: self._budget.give_back(tokens))
+            item.future.add_done_callback(partial(self._done, item.tokens))
         self._queue(lane, role).came.extend(items)
         loop.call_soon(self._start_batches)
         return items
@@ -153,26 +156,35 @@ class Batcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _done(self, tokens: int, _: asyncio.Future[Cached]) -> None:
+        self._budget.give_back(tokens)
+
     def _queue(self, lane: Lane, role: Role) -> _Queue:
         return self._queues.setdefault((lane, role), _Queue(lane))
 
     def _start_batches(self) -> None:
-        interactive = [queue for queue in self._queues.values() if queue.lane == "interactive"]
-        bulk = [queue for queue in self._queues.values() if queue.lane == "bulk"]
-        bulk_waits = any([queue.waits() for queue in bulk])
-        bulk_turn = bulk_waits and self._interactive_run >= INTERACTIVE_RUN
-        for queue in interactive:
-            if not queue.running and queue.waits() and not bulk_turn:
-                self._interactive_run += 1
-                self._start(queue)
-        idle = not any([queue.running or queue.waits() for queue in interactive])
-        if bulk_waits and (idle or bulk_turn) and not any(queue.running for queue in bulk):
+        bulk_turn = self._interactive_run >= INTERACTIVE_RUN and self._next("bulk") is not None
+        while not bulk_turn and (queue := self._next("interactive")):
+            self._interactive_run += 1
+            self._start(queue)
+        while (bulk_turn or self._idle("interactive")) and (queue := self._next("bulk")):
+            bulk_turn = False
             self._interactive_run = 0
-            self._start(next(queue for queue in bulk if queue.waits()))
+            self._start(queue)
+
+    def _next(self, lane: Lane) -> _Queue | None:
+        """A queue of that lane from which one more batch may start."""
+        return next((queue for queue in self._of(lane) if queue.running < RUNNING and queue.waits()), None)
+
+    def _idle(self, lane: Lane) -> bool:
+        return not any(queue.running or queue.waits() for queue in self._of(lane))
+
+    def _of(self, lane: Lane) -> list[_Queue]:
+        return [queue for queue in self._queues.values() if queue.lane == lane]
 
     def _start(self, queue: _Queue) -> None:
-        queue.running = True
-        task = asyncio.create_task(self._run(queue, queue.take()))
+        queue.running += 1
+        task = asyncio.create_task(self._run(queue, queue.take(self._provider.batch_tokens)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -181,7 +193,7 @@ class Batcher:
             await self._embed(batch)
         finally:
             _fail(batch, ModelUnavailable("The model is shutting down."))  # none is left unless we were cancelled
-            queue.running = False
+            queue.running -= 1
             if not self._closed:
                 self._start_batches()
 
@@ -190,7 +202,9 @@ class Batcher:
             await self._call(batch)
         except Unavailable as error:
             _fail(batch, error)
-        except Exception as error:
+        except TimeoutError:
+            _fail(batch, ModelUnavailable("The model does not answer.", code="model_hangs"))
+        except Exception as error:  # noqa: BLE001 - a provider may raise anything
             # only the type: the message may repeat a text
             log.warning("the model failed on a batch of %d: %s", len(batch), type(error).__name__)
             if await self._healthy():
@@ -211,7 +225,7 @@ class Batcher:
         try:
             async with asyncio.timeout(PROVIDER_SECONDS):
                 check(await self._provider.embed([_HEALTH_TEXT], "document"), 1, self._provider.dimension)
-        except Exception:
+        except Exception:  # noqa: BLE001 - any failure is the answer
             return False
         return True
 
@@ -226,7 +240,7 @@ class Batcher:
                 await self._call(half)
             except Unavailable as error:
                 _fail(half, error)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a provider may raise anything
                 await self._split(half)
 
 

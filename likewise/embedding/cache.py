@@ -39,6 +39,13 @@ def cache_key(tenant: int | None, space: str, numerics: str, role: Role, dimensi
     owner = "shared" if tenant is None else f"tenant {tenant}"
     text_digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     digest = hashlib.sha256()
-    for part in (owner.encode(), space.encode(), numerics.encode(), role.encode(), str(dimension).encode(), text_digest):
+    for part in (
+        owner.encode(),
+        space.encode(),
+        numerics.encode(),
+        role.encode(),
+        str(dimension).encode(),
+        text_digest,
+    ):
         digest.update(len(part).to_bytes(4, "big") + part)
     return digest.digest()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,10 @@ PROBE_TEXTS: tuple[str, ...] = (
     "Der Zug nach Zürich fährt heute fünfzehn Minuten später ab.",
     "2024-03-01T12:00:00Z WARN payment-service timeout after 3000 ms, retrying (attempt 2 of 5)",
     "今日は天気がいいので、公園を散歩しました。",
-    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. "
-    "It takes place in the chloroplasts of plants and algae, and it is the source of nearly all energy in food chains.",
+    (
+        "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. It takes place in the "
+        "chloroplasts of plants and algae, and it is the source of nearly all energy in food chains."
+    ),
 )
 
 
@@ -195,7 +198,7 @@ class Embedder:
         queued = batcher.submit([fresh[key] for key in ours], role, lane)
         for key, item in zip(ours, queued, strict=True):
             self._in_flight[key] = item
-            item.future.add_done_callback(lambda _, key=key, item=item: self._landed(key, item))
+            item.future.add_done_callback(partial(self._landed, key))
         items = {**shared, **dict(zip(ours, queued, strict=True))}
         for item in items.values():
             item.waiters += 1
@@ -203,8 +206,9 @@ class Embedder:
                 batcher.promote(item)
         return items, ours
 
-    def _landed(self, key: bytes, item: Waiting) -> None:
-        if self._in_flight.get(key) is item:
+    def _landed(self, key: bytes, future: asyncio.Future[Cached]) -> None:
+        item = self._in_flight.get(key)
+        if item is not None and item.future is future:
             del self._in_flight[key]
 
     def _answer(

@@ -66,9 +66,7 @@ class ModelFolder:
 
 def has_weights(path: Path) -> bool:
     """Whether the files that no model can do without are all in this folder, or in its Transformer's."""
-    return any(
-        all((base / name).is_file() for name in REQUIRED) for base in (path, path / "0_Transformer")
-    )
+    return any(all((base / name).is_file() for name in REQUIRED) for base in (path, path / "0_Transformer"))
 
 
 def _modules(path: Path) -> dict[str, str]:
@@ -86,7 +84,9 @@ def _pooling(path: Path) -> Pooling:
     config = _json(path)
     modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     if len(modes) != 1 or modes[0] not in _POOLING_KEYS:
-        raise NotSupported(f"{path} asks for pooling by {' and '.join(modes) or 'nothing'}, which this version does not do.")
+        raise NotSupported(
+            f"{path} asks for pooling by {' and '.join(modes) or 'nothing'}, which this version does not do."
+        )
     return _POOLING_KEYS[modes[0]]
 
 
@@ -98,4 +98,6 @@ def _json(path: Path, absent: Any = None) -> Any:
             return absent
         raise ModelUnavailable(f"{path} is missing; put the model's own file there.") from None
     except ValueError:
-        raise ModelUnavailable(f"{path} is not JSON; replace it with the model's own file.", code="weights_broken") from None
+        raise ModelUnavailable(
+            f"{path} is not JSON; replace it with the model's own file.", code="weights_broken"
+        ) from None

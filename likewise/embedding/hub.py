@@ -68,7 +68,7 @@ def _first_contact(url: str) -> bytes:
                 response = client.get(url)
                 response.raise_for_status()
                 answer.put(response.content)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is raised on the other side
             answer.put(error)
 
     threading.Thread(target=ask, name="likewise-hub", daemon=True).start()

@@ -23,12 +23,14 @@ LOCAL_RETRY_SECONDS = 2.0
 NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
 
-LOCAL_PROVIDERS = {"bert": "likewise.embedding.providers.openvino"}  # imported when a model of that architecture is loaded
+LOCAL_PROVIDERS = {
+    "bert": "likewise.embedding.providers.openvino"
+}  # imported when a model of that architecture is loaded
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """How it stands with one model, for health and lists. `present`: its files are here, and nobody asked for it yet."""
+    """How it stands with one model. `present`: its files are here, and nobody has asked for it yet."""
 
     name: str
     state: Literal["absent", "present", "loading", "ready", "failed"]
@@ -63,7 +65,10 @@ class Slot:
             return ModelState(self.spec.name, "ready")
         if self._error is None:
             return ModelState(self.spec.name, "loading" if self._task else "absent")
-        absent = isinstance(self._error, ModelUnavailable) and self._error.code in ("weights_absent", "model_unavailable")
+        absent = isinstance(self._error, ModelUnavailable) and self._error.code in (
+            "weights_absent",
+            "model_unavailable",
+        )
         return ModelState(self.spec.name, "absent" if absent else "failed", self._error.detail)
 
     def begin(self, *, fetch: bool = False) -> None:
@@ -105,7 +110,9 @@ class Slot:
                 self._note(error)
             except Exception as error:
                 log.exception("loading %s failed", self.spec.name)
-                self._note(ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed"))
+                self._note(
+                    ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
+                )
             self._settled.set()
             if self.provider is None:
                 await asyncio.sleep(LOCAL_RETRY_SECONDS)
@@ -184,7 +191,7 @@ async def _in_thread(work: Callable[[], Path]) -> Path:
     def run() -> None:
         try:
             outcome: tuple[Path | None, BaseException | None] = (work(), None)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is raised on the other side
             outcome = (None, error)
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, *outcome)

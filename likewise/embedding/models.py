@@ -8,7 +8,6 @@ from likewise.errors import Invalid, LikewiseError, NotSupported
 from likewise.settings import Settings
 
 
-
 @dataclass(frozen=True)
 class ModelSpec:
     """One model as it is known before its files are read.
@@ -41,8 +40,8 @@ class ModelSpec:
         return "openai" if self.architecture == "remote" else "local"
 
     def answers_to(self, name: str) -> bool:
-        """Whether this is one of the model's names, case-exact."""
-        return name in (self.name, self.hub_id, self.bare_name)
+        """Whether this is one of the model's names, case-exact; a folder has just the one that the settings say."""
+        return name == self.name if self.folder else name in (self.name, self.hub_id, self.bare_name)
 
 
 _BGE_QUERY = "Represent this sentence for searching relevant passages: "
@@ -95,7 +94,9 @@ class Catalogue:
         """
         spec = self._find(self._settings.model) if name is None else self._allowed_by(name)
         if spec.architecture != "bert":
-            raise NotSupported.at("/model", f"This version does not run {spec.name} yet ({spec.architecture}).", "not_supported")
+            raise NotSupported.at(
+                "/model", f"This version does not run {spec.name} yet ({spec.architecture}).", "not_supported"
+            )
         return spec
 
     def _allowed_by(self, name: str) -> ModelSpec:
@@ -104,7 +105,7 @@ class Catalogue:
                 return spec
         raise Invalid.at(
             "/model",
-            "That model is not allowed here. Name one that `GET /embed/models` lists, or add it to LIKEWISE_MODELS_ALLOWED.",
+            "That model is not allowed here. Name one that is listed, or add it to LIKEWISE_MODELS_ALLOWED.",
             code="model_not_allowed",
         )
 

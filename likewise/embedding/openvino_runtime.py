@@ -1,13 +1,13 @@
 """OpenVINO, imported without its telemetry.
 
-`import openvino` sends an event to its maker over the network and writes under the user's home folder, unless the package
-`openvino_telemetry` cannot be imported; then it takes a stub of its own. What runs here is nobody else's business, so it
-cannot be imported while OpenVINO loads.
+`import openvino` sends an event to its maker over the network and writes under the user's home folder, unless the
+package `openvino_telemetry` cannot be imported; then it takes a stub of its own. What runs here is nobody else's
+business, so that package cannot be imported while OpenVINO loads.
 """
 
 import sys
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 _TELEMETRY = "openvino_telemetry"
 

@@ -20,8 +20,8 @@ Counts = npt.NDArray[np.int32]
 class ProviderResult:
     """What a provider made of n texts, in their order.
 
-    `vectors` float32 (n, d) of unit length; `tokens`, `truncated` and `chars_read` int32 (n,): tokens that were read, with
-    the model's special ones; tokens that were cut off; characters from the start of the text that were read.
+    `vectors` float32 (n, d) of unit length; `tokens`, `truncated` and `chars_read` int32 (n,): tokens that were read,
+    with the model's special ones; tokens that were cut off; characters from the start of the text that were read.
     """
 
     vectors: Matrix
@@ -33,8 +33,9 @@ class ProviderResult:
 class Provider(Protocol):
     """Turns texts into vectors, in order. Batching, caching and retrying belong to the caller.
 
-    `space` is the digest of all that decides what a vector means; `numerics` names runtime, version and precision.
-    An `Unavailable` error says that the provider is away; any other may be a text's own fault.
+    `space` is the digest of all that decides what a vector means; `numerics` names runtime, version and precision;
+    `batch_tokens` is about how much it likes to be given at a time. An `Unavailable` error says that the provider is
+    away; any other may be a text's own fault.
     """
 
     @property
@@ -48,6 +49,9 @@ class Provider(Protocol):
 
     @property
     def max_tokens(self) -> int: ...
+
+    @property
+    def batch_tokens(self) -> int: ...
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         """The texts' vectors and counts."""

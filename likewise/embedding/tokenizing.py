@@ -48,7 +48,7 @@ class TextTokenizer:
         """Each text's ids, cut to the limit."""
         prepared = [prefix + self._prepare(text) for text in texts]
         encodings = self._tokenizer.encode_batch(prepared, add_special_tokens=False)
-        return [self._cut(*each, len(prefix)) for each in zip(texts, prepared, encodings, strict=True)]
+        return [self._cut(text, encoding, len(prefix)) for text, encoding in zip(texts, encodings, strict=True)]
 
     def lengths(self, texts: Sequence[str], prefix: str = "") -> list[int]:
         """Tokens of each text with the special ones, before anything is cut off."""
@@ -62,11 +62,11 @@ class TextTokenizer:
         split = _LONG_RUN.sub(_split_run, clean) if len(clean) > RUN else clean
         return split.lower() if self._lowercase else split
 
-    def _cut(self, text: str, prepared: str, encoding: Encoding, prefix: int) -> Encoded:
+    def _cut(self, text: str, encoding: Encoding, prefix: int) -> Encoded:
         excess = max(0, len(encoding) - self._room)
         kept = encoding.ids[: self._room] if excess else encoding.ids
         ids = np.array([*self._before, *kept, *self._after], np.int32)
-        chars = _chars_read(text, prepared, encoding, len(kept), prefix) if excess else len(text)
+        chars = _chars_read(text, encoding, len(kept), prefix) if excess else len(text)
         return Encoded(ids, excess, chars)
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
@@ -82,10 +82,20 @@ def _split_run(run: re.Match[str]) -> str:
     return " ".join(text[i : i + RUN] for i in range(0, len(text), RUN))
 
 
-def _chars_read(text: str, prepared: str, encoding: Encoding, kept: int, prefix: int) -> int:
+def _chars_read(text: str, encoding: Encoding, kept: int, prefix: int) -> int:
+    """Characters of the text up to the end of its last token that was read."""
     span = encoding.token_to_chars(kept - 1) if kept else None
-    end = span[1] if span else 0
-    added = len(prepared) - prefix - len(text)
-    # spaces that split long runs, before that place, in proportion: exact where there are none
-    before = round(added * end / len(prepared)) if added > 0 else 0
-    return max(0, min(len(text), end - prefix - before))
+    end = max(0, span[1] - prefix) if span else 0
+    return min(len(text), end - _spaces_added(text, end))
+
+
+def _spaces_added(text: str, end: int) -> int:
+    """How many of the first `end` characters are spaces that split long runs."""
+    added = 0
+    for run in _LONG_RUN.finditer(text):
+        length = run.end() - run.start()
+        inside = end - added - run.start()
+        if inside <= 0:
+            break
+        added += min(inside // (RUN + 1), (length - 1) // RUN)
+    return added

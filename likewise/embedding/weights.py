@@ -53,8 +53,12 @@ def absent(spec: ModelSpec, settings: Settings, tried: list[str] | None = None) 
     """The error for a model whose files are not there: where was looked, and the mend."""
     looked = tried or [f"not in {place}" for place in _local_places(spec, settings)]
     target = spec.folder or settings.models_folder / spec.name
-    mend = f"put them in {target}" + ("" if spec.folder else f", or run `likewise models pull {spec.name}` where there is a network")
-    return ModelUnavailable(f"The files of {spec.name} are {', '.join(looked)}; {mend}.", code="weights_absent", retry_after=30)
+    mend = f"put them in {target}" + (
+        "" if spec.folder else f", or run `likewise models pull {spec.name}` where there is a network"
+    )
+    return ModelUnavailable(
+        f"The files of {spec.name} are {', '.join(looked)}; {mend}.", code="weights_absent", retry_after=30
+    )
 
 
 def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Settings) -> str:
@@ -133,7 +137,7 @@ def _first_seen(spec: ModelSpec, settings: Settings, digest: str) -> str:
             json.dump({"model": spec.name, "model.safetensors": digest}, file)
         with suppress(FileExistsError):
             os.link(file.name, record)  # the first of two processes wins
-        os.unlink(file.name)
+        Path(file.name).unlink()
     except OSError as error:
         log.warning("the checksum of %s could not be recorded in %s: %s", spec.name, record.parent, error.strerror)
         return digest

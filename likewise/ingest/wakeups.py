@@ -11,6 +11,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
+from likewise.ingest.stopping import stop
 from likewise.observe.logs import get_logger
 
 NOTIFY = SQL("NOTIFY likewise_waiting")
@@ -36,9 +37,7 @@ class Wakeups:
 
     async def close(self) -> None:
         """Stop; a mark that was not sent yet is dropped."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await stop(self._tasks)
 
     def mark(self) -> None:
         """Something waits since a moment ago."""
@@ -48,7 +47,8 @@ class Wakeups:
     async def wait(self, seconds: float) -> None:
         """Until something may wait, or the time is over."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.event.wait()
         self.event.clear()
 
     async def _keep(self, work: "object") -> None:

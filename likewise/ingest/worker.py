@@ -10,12 +10,13 @@ from uuid import UUID, uuid4
 import numpy as np
 
 from likewise.db import collections, waiting
-from likewise.db.failures import TableGone
+from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
 from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
 from likewise.vectors.admission import Admission, Admitted
@@ -75,8 +76,7 @@ class Worker:
                 if not busy:
                     await self._wakeups.wait(POLL_SECONDS)
         finally:
-            sweeper.cancel()
-            await asyncio.gather(sweeper, return_exceptions=True)
+            await stop([sweeper])
 
     async def step(self) -> bool:
         """Claim once and work on what came; False if nothing could be done."""
@@ -188,7 +188,7 @@ class Worker:
         except (ModelUnavailable, Overloaded) as error:
             log.warning("model_away", generation=generation, code=error.code, waiting=len(contents))
             await self._release(tenant, generation, contents, claim)
-        except TableGone:
+        except CollectionGone:
             # The generation's table went with its collection: the claim is lost, and so is its reason.
             return
 
@@ -279,8 +279,7 @@ class Worker:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await stop([task])
 
     async def _sweep(self) -> None:
         while True:

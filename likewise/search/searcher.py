@@ -10,7 +10,7 @@ import numpy as np
 from likewise import filters
 from likewise.db import collections, records, terms
 from likewise.db.collections import Collection
-from likewise.db.failures import TableGone
+from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import StoredRecord
 from likewise.db.where import Where, condition
@@ -97,7 +97,7 @@ class Searcher:
         tree = filters.parse(request.filters, kind.aliases)
         try:
             found = await self._search(tenant, name, kind, request, tree)
-        except TableGone:
+        except CollectionGone:
             # Its generation was retired just now and another answers, or the collection was dropped.
             found = await self._search(tenant, name, kind, request, tree)
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
@@ -201,6 +201,8 @@ class Searcher:
     ) -> tuple[Ranking, list[tuple[int, float]]]:
         depth = _depth(request)
         dense, lexical = Ranking((), ()), []
+        if question.vector is None or request.mode == "lexical":
+            await collections.hold_tables(tx, collection)
         if question.vector is not None and request.mode != "lexical":
             dense = await self._store.search(tx, collection.active, question.vector, depth, among)
         if question.terms and collection.policy.keep_terms:

@@ -26,6 +26,7 @@ class FakeProvider:
         dimension: int = 384,
         *,
         max_tokens: int = 256,
+        batch_tokens: int = 2_048,
         space: str = "fake",
         numerics: str = "fake-1/f32",
         fail: Exception | None = None,
@@ -37,6 +38,7 @@ class FakeProvider:
     ) -> None:
         self.dimension = dimension
         self.max_tokens = max_tokens
+        self.batch_tokens = batch_tokens
         self.space = hashlib.sha256(f"{space} {dimension}".encode()).hexdigest()
         self.numerics = numerics
         self.fail = fail

@@ -6,6 +6,7 @@ import numpy as np
 
 from likewise.db import collections
 from likewise.db.collections import Generation
+from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder, OpenModel
 from likewise.errors import ModelUnavailable
@@ -44,6 +45,7 @@ class Admission:
 
         Raises:
             ModelUnavailable: the model is away, or it does not make this generation's vectors.
+            CollectionGone: the generation went with its collection.
         """
         model = await self._embedder.opened(generation.model)
         if (generation.id, model.space) in self._admitted:
@@ -67,7 +69,7 @@ class Admission:
             await collections.adopt(tx, generation.id, space=model.space, numerics=model.numerics, probe=probe)
             found = await collections.generation(tx, generation.id)
         if found is None:
-            raise ModelUnavailable("The collection is being dropped.", code="collection_gone")
+            raise CollectionGone
         return found[0]
 
     async def _difference(self, generation: Generation, model: OpenModel) -> str | None:

@@ -13,8 +13,12 @@ from likewise.testing import FakeProvider
 
 # Each finds rows that may not be there.
 NEVER = {
-    "contents without a record": "SELECT 1 FROM contents c WHERE NOT EXISTS (SELECT FROM records r WHERE r.content = c.pk)",
-    "records without a content": "SELECT 1 FROM records r WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = r.content)",
+    "contents without a record": """
+        SELECT 1 FROM contents c WHERE NOT EXISTS (SELECT FROM records r WHERE r.content = c.pk)
+    """,
+    "records without a content": """
+        SELECT 1 FROM records r WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = r.content)
+    """,
     "records beside their content's collection": """
         SELECT 1 FROM records r JOIN contents c ON c.pk = r.content
         WHERE c.collection <> r.collection OR c.tenant <> r.tenant
@@ -47,7 +51,8 @@ NEVER = {
 }
 NEVER_IN_A_GENERATION = {
     "vectors of no content": """
-        SELECT 1 FROM {vectors} v WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = v.content AND c.collection = %(collection)s)
+        SELECT 1 FROM {vectors} v
+        WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = v.content AND c.collection = %(collection)s)
     """,
     "contents neither embedded nor waiting nor failed": """
         SELECT 1 FROM contents c WHERE c.collection = %(collection)s AND c.state = 'live'
@@ -60,7 +65,8 @@ NEVER_IN_A_GENERATION = {
 }
 NEVER_IN_A_COLLECTION = {
     "terms of no content": """
-        SELECT 1 FROM {terms} t WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = t.content AND c.collection = %(collection)s)
+        SELECT 1 FROM {terms} t
+        WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = t.content AND c.collection = %(collection)s)
     """,
     "contents without terms": """
         SELECT 1 FROM contents c WHERE c.collection = %(collection)s AND (%(policy)s::jsonb ->> 'keep_terms')::boolean
@@ -70,9 +76,12 @@ NEVER_IN_A_COLLECTION = {
 GENERATIONS = SQL("SELECT id, collection FROM generations")
 COLLECTIONS = SQL("SELECT id, policy::text FROM collections")
 TEXTS = SQL("SELECT text, text_hash FROM contents WHERE text IS NOT NULL")
-VECTORS = SQL("SELECT c.text, v.embedding FROM {vectors} v JOIN contents c ON c.pk = v.content WHERE c.text IS NOT NULL")
+VECTORS = SQL(
+    "SELECT c.text, v.embedding FROM {vectors} v JOIN contents c ON c.pk = v.content WHERE c.text IS NOT NULL"
+)
 FIELDS = SQL("""
-    SELECT r.payload -> i.field, array_agg(coalesce(to_jsonb(f.value), to_jsonb(f.number))) FILTER (WHERE f.record IS NOT NULL)
+    SELECT r.payload -> i.field,
+           array_agg(coalesce(to_jsonb(f.value), to_jsonb(f.number))) FILTER (WHERE f.record IS NOT NULL)
     FROM records r JOIN collections c ON c.id = r.collection
     CROSS JOIN LATERAL jsonb_array_elements_text(c.policy -> 'indexed') AS i (field)
     LEFT JOIN record_fields f ON f.record = r.pk AND f.field = i.field
@@ -88,18 +97,23 @@ async def broken(owner_url: str, provider: FakeProvider | None = None) -> dict[s
         for generation, collection in await _rows(connection, GENERATIONS):
             values = {"generation": generation, "collection": collection}
             for name, statement in NEVER_IN_A_GENERATION.items():
-                found[name] = found.get(name, 0) + await _count(connection, statement, values, vectors=table("vec", generation))
+                found[name] = found.get(name, 0) + await _count(
+                    connection, statement, values, vectors=table("vec", generation)
+                )
             if provider is not None:
                 statement = VECTORS.format(vectors=table("vec", generation))
                 found["wrong vectors"] = await _wrong_vectors(await _rows(connection, statement), provider)
         for collection, policy in await _rows(connection, COLLECTIONS):
             values = {"collection": collection, "policy": policy}
             for name, statement in NEVER_IN_A_COLLECTION.items():
-                found[name] = found.get(name, 0) + await _count(connection, statement, values, terms=table("terms", collection))
+                found[name] = found.get(name, 0) + await _count(
+                    connection, statement, values, terms=table("terms", collection)
+                )
         texts = await _rows(connection, TEXTS)
         found["wrong hashes"] = sum(sha256(text.encode()).digest() != bytes(key) for text, key in texts)
         found["wrong fields"] = sum(
-            sorted(map(str, _scalars(value))) != sorted(map(str, fields or [])) for value, fields in await _rows(connection, FIELDS)
+            sorted(map(str, _scalars(value))) != sorted(map(str, fields or []))
+            for value, fields in await _rows(connection, FIELDS)
         )
     return {name: count for name, count in found.items() if count}
 

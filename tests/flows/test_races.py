@@ -1,22 +1,29 @@
 """Many at once: whatever the order, the rows are whole, no vector is wrong, and nobody hears of a deadlock."""
 
 import asyncio
+import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from psycopg.sql import SQL
 
+import likewise
 from likewise.db import collections
 from likewise.db.pool import Tx, table
-from likewise.errors import Conflict, LikewiseError, NotFound
+from likewise.embedding.embedder import Embedder
+from likewise.errors import Conflict, NotFound, Unavailable
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
+from likewise.search.searcher import Mode
+from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
-from psycopg.sql import SQL
 from tests.conftest import Opener
 from tests.flows.invariants import broken
+from tests.flows.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
@@ -46,7 +53,10 @@ async def test_three_writers_of_the_same_512_ids_in_three_orders(lw: Likewise) -
 
     async def write(writer: int, order: list[str], size: int) -> None:
         for start in range(0, len(order), size):
-            batch = [{"id": one, "text": f"{one} by {writer}", "payload": {"by": writer}} for one in order[start : start + size]]
+            batch = [
+                {"id": one, "text": f"{one} by {writer}", "payload": {"by": writer}}
+                for one in order[start : start + size]
+            ]
             await notes.add(batch, wait=False)
             await jitter()
 
@@ -89,10 +99,8 @@ async def test_records_with_few_texts_come_go_and_change_at_once(lw: Likewise) -
             ids = chance.sample(range(20), 3)
             if chance.random() < 0.4:
                 for one in ids:
-                    try:
+                    with contextlib.suppress(NotFound):
                         await notes.delete(str(one))
-                    except NotFound:
-                        pass
             else:
                 payload = {"n": chance.randrange(5), "tags": chance.sample("abc", 2)}
                 batch = [{"id": str(one), "text": chance.choice(WORDS[:4]), "payload": payload} for one in ids]
@@ -121,15 +129,16 @@ async def test_a_text_is_written_while_another_deletes_its_last_record(lw: Likew
     assert (await notes.stats())["vectors"] == 1
 
 
-async def test_a_record_deleted_while_its_text_is_in_the_model_stays_deleted(lw: Likewise, provider: FakeProvider) -> None:
+async def test_a_record_deleted_while_its_text_is_in_the_model_stays_deleted(
+    lw: Likewise, provider: FakeProvider
+) -> None:
     # Given
     notes = lw.collection("notes")
     await notes.add([{"id": "warm", "text": "warm"}])
-    for round_ in range(5):
+    for one in ("alpha 1", "alpha 2", "alpha 3"):
         provider.gate = asyncio.Event()
-        await notes.add([{"id": "a", "text": f"alpha {round_}"}, {"id": "b", "text": f"beta {round_}"}], wait=False)
-        while f"alpha {round_}" not in provider.texts:
-            await asyncio.sleep(0.005)
+        await notes.add([{"id": "a", "text": one}, {"id": "b", "text": f"{one} too"}], wait=False)
+        await until(lambda one=one: one in provider.texts)
         # When
         await notes.delete("a")
         provider.gate.set()
@@ -137,18 +146,19 @@ async def test_a_record_deleted_while_its_text_is_in_the_model_stays_deleted(lw:
         # Then
         stats = await notes.stats()
         assert (stats["records"], stats["contents"], stats["vectors"]) == (2, 2, 2)
-        found = await notes.search(f"alpha {round_}", mode="dense")
+        found = await notes.search(one, mode="dense")
         assert "a" not in {hit.id for hit in found.hits}
         await notes.delete("b")
 
 
-async def test_a_record_deleted_in_the_model_and_added_again_has_its_vector(lw: Likewise, provider: FakeProvider) -> None:
+async def test_a_record_deleted_in_the_model_and_added_again_has_its_vector(
+    lw: Likewise, provider: FakeProvider
+) -> None:
     notes = lw.collection("notes")
     await notes.add([{"id": "warm", "text": "warm"}])
     provider.gate = asyncio.Event()
     await notes.add([{"id": "a", "text": "alpha"}], wait=False)
-    while "alpha" not in provider.texts:
-        await asyncio.sleep(0.005)
+    await until(lambda: "alpha" in provider.texts)
     await notes.delete("a")
     await notes.add([{"id": "a", "text": "alpha"}], wait=False)
     provider.gate.set()
@@ -239,17 +249,15 @@ async def test_a_generation_made_while_records_arrive(lw: Likewise, database: Da
     await asyncio.gather(*(write(writer) for writer in range(5)), make())
     # Then
     assert await broken(database.owner, FakeProvider()) == {}
-    async with asyncio.timeout(20):
-        while await _waiting(lw, tenant):
-            await asyncio.sleep(0.05)
+    await until(lambda: _nothing_waits(lw, tenant))
     contents = (await notes.stats())["contents"]
     async with lw.runtime.pool.tenant(tenant) as tx:
         assert [await _count(tx, generation) for generation in [collection.active.id, *made]] == [contents] * 4
 
 
-async def _waiting(lw: Likewise, tenant: int) -> int:
+async def _nothing_waits(lw: Likewise, tenant: int) -> bool:
     async with lw.runtime.pool.tenant(tenant) as tx:
-        return (await tx.rows(SQL("SELECT count(*) FROM waiting")))[0][0]
+        return await tx.row(SQL("SELECT 1 FROM waiting LIMIT 1")) is None
 
 
 async def _count(tx: Tx, generation: int) -> int:
@@ -257,11 +265,9 @@ async def _count(tx: Tx, generation: int) -> int:
 
 
 async def test_two_workers_share_a_queue_and_embed_nothing_twice(
-    open_likewise: Opener, provider: FakeProvider, settings: Any
+    open_likewise: Opener, provider: FakeProvider, settings: Settings
 ) -> None:
     # Given
-    from likewise.embedding.embedder import Embedder
-
     others = FakeProvider()
     embedder = Embedder(settings, providers={settings.model: lambda spec: others})
     provider.delay = others.delay = 0.01
@@ -274,11 +280,13 @@ async def test_two_workers_share_a_queue_and_embed_nothing_twice(
         # Then
         assert (await notes.stats())["vectors"] == 2_000
         ours, theirs = ([one for one in each.texts if one.startswith("text ")] for each in (provider, others))
-        assert ours and theirs
+        assert ours
+        assert theirs
         assert sorted(ours + theirs) == sorted(f"text {n}" for n in range(2_000))
 
 
-async def test_a_collection_dropped_while_it_is_written_searched_and_embedded(lw: Likewise, provider: FakeProvider) -> None:
+@pytest.mark.parametrize("with_terms", [True, False])
+async def test_a_collection_dropped_while_it_is_written_searched_and_embedded(lw: Likewise, with_terms: bool) -> None:
     """Everybody gets an answer, or hears that it is gone."""
     # Given
     tenant = await lw.tenant()
@@ -297,16 +305,17 @@ async def test_a_collection_dropped_while_it_is_written_searched_and_embedded(lw
         return gone
 
     def batch() -> list[NewRecord]:
-        return [NewRecord(id=str(chance.randrange(50)), text=f"{text(chance)} {n}") for n in range(1)]
+        ids = chance.sample(range(50), 3)
+        return [NewRecord(id=str(one), text=text(chance), payload={"n": one}) for one in ids]
 
     async def search() -> None:
-        mode = chance.choice(["hybrid", "dense", "lexical"])
+        mode: Mode = chance.choice(["hybrid", "dense", "lexical"] if with_terms else ["hybrid", "dense"])
         filters = chance.choice([None, {"id": {"$gte": "2"}}])
         await lw.collection("notes").search("pump fails", mode=mode, filters=filters)
 
     async def drop() -> None:
-        for round_ in range(25):
-            policy = Policy(keep_terms=round_ % 2 == 0, indexed=("n",))
+        for _ in range(20):
+            policy = Policy(keep_terms=with_terms, indexed=("n",))
             await lw.collection("notes").create(policy=policy)
             await asyncio.sleep(chance.uniform(0, 0.15))
             await lw.collection("notes").drop()
@@ -329,14 +338,10 @@ async def test_a_collection_dropped_while_it_is_written_searched_and_embedded(lw
 async def test_two_make_and_drop_one_collection(lw: Likewise) -> None:
     async def churn() -> None:
         for _ in range(25):
-            try:
+            with contextlib.suppress(Conflict):
                 await lw.collection("notes").create()
-            except Conflict:
-                pass
-            try:
+            with contextlib.suppress(NotFound):
                 await lw.collection("notes").drop()
-            except NotFound:
-                pass
 
     await asyncio.gather(churn(), churn(), churn())
 
@@ -349,33 +354,47 @@ async def test_callers_that_leave_at_any_moment_leave_nothing_behind(lw: Likewis
     chance = random.Random(7)
 
     async def one(n: int) -> None:
+        batch = [{"id": f"{n} {m}", "text": f"{text(chance)} {n}"} for m in range(20)]
         match n % 4:
-            case 0:
-                await notes.add([{"id": f"{n} {m}", "text": f"{text(chance)} {n}"} for m in range(20)])
-            case 1:
-                await notes.add([{"id": f"{n} {m}", "text": f"{text(chance)} {n}"} for m in range(20)], wait=False)
+            case 0 | 1 as wait:
+                await notes.add(batch, wait=wait == 0)
             case 2:
                 await notes.search("pump", limit=20)
             case _:
                 await notes.add([{"id": "hot", "text": text(chance)}])
 
-    # When
     async def leave(n: int) -> None:
         task = asyncio.create_task(one(n))
         await asyncio.sleep(chance.uniform(0, 0.06))
         task.cancel()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await task
-        except asyncio.CancelledError:
-            pass
-        except LikewiseError as error:
-            raise AssertionError(n) from error
 
-    for start in range(0, 120, 6):
-        await asyncio.gather(*(leave(n) for n in range(start, start + 6)))
+    # When
+    for start in range(0, 240, 12):
+        await asyncio.gather(*(leave(n) for n in range(start, start + 12)))
     # Then
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         await lw.wait_until_embedded("notes")
     stats = await notes.stats()
     assert stats["records"] % 20 in (0, 1)
     assert stats["vectors"] == stats["contents"]
+    # Connections that were lost would be missed now.
+    await asyncio.gather(*(notes.search("pump") for _ in range(lw.settings.database_connections)))
+
+
+async def test_closing_while_everything_is_busy(settings: Settings, provider: FakeProvider) -> None:
+    """However busy: closing ends soon, and whoever comes too late hears so."""
+    chance = random.Random(8)
+    for round_ in range(15):
+        embedder = Embedder(settings, providers={settings.model: lambda spec: provider})
+        few = settings.model_copy(update={"database_connections": 2})
+        async with likewise.open(few, embedder=embedder) as lw:
+            notes = lw.collection("notes")
+            batches = [[{"id": f"{round_} {m} {k}", "text": f"{round_} {m} {k}"} for k in range(3)] for m in range(12)]
+            tasks = [asyncio.create_task(notes.add(batch, wait=False)) for batch in batches]
+            await asyncio.sleep(chance.uniform(0.0, 0.1))
+            closing = time.monotonic()
+        assert time.monotonic() - closing < 5
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            assert not isinstance(outcome, BaseException) or isinstance(outcome, Unavailable), outcome

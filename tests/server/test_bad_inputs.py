@@ -183,7 +183,21 @@ async def test_a_wrong_method_is_405_and_says_which_are_right(
 
 @pytest.mark.parametrize(
     "name",
-    ["Notes", "no_tes", "-notes", "9notes", "n" * 64, "notes%00", "notes%0a", "..", "%2e%2e", "nötes", "a:b:c", ":x", "a%20b"],
+    [
+        "Notes",
+        "no_tes",
+        "-notes",
+        "9notes",
+        "n" * 64,
+        "notes%00",
+        "notes%0a",
+        "..",
+        "%2e%2e",
+        "nötes",
+        "a:b:c",
+        ":x",
+        "a%20b",
+    ],
 )
 async def test_a_name_that_no_collection_has_is_4xx(client: httpx2.AsyncClient, name: str) -> None:
     answer = await client.get(f"{URL}/{name}/stats")
@@ -191,7 +205,9 @@ async def test_a_name_that_no_collection_has_is_4xx(client: httpx2.AsyncClient, 
     is_problem(answer, answer.status_code)
 
 
-@pytest.mark.parametrize("id", ["missing", "%00", "a%00b", "a%0d%0aset-cookie:x", "x" * 2_000, "..%2f..%2fetc", "%ff", "\u00e9"])
+@pytest.mark.parametrize(
+    "id", ["missing", "%00", "a%00b", "a%0d%0aset-cookie:x", "x" * 2_000, "..%2f..%2fetc", "%ff", "\u00e9"]
+)
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_a_record_that_is_not_there_is_4xx(client: httpx2.AsyncClient, method: str, id: str) -> None:
     answer = await client.request(method, f"{RECORDS}/{id}")
@@ -206,7 +222,16 @@ async def test_a_path_or_header_of_64_kb_is_refused(client: httpx2.AsyncClient) 
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "127.0.0.1@evil", "", "[::2]"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8080",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "127.0.0.1@evil",
+        "",
+        "[::2]",
+    ],
 )
 async def test_a_foreign_host_is_refused(client: httpx2.AsyncClient, host: str) -> None:
     is_problem(await client.get(URL, headers={"host": host}), 421)
@@ -221,7 +246,9 @@ async def test_two_hosts_are_refused(client: httpx2.AsyncClient) -> None:
     is_problem(await client.get(URL, headers=[("host", "localhost"), ("host", "evil.example")]), 400)
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://[", "file://"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://[", "file://"]
+)
 async def test_a_page_of_another_site_may_not_write(client: httpx2.AsyncClient, origin: str) -> None:
     is_problem(await client.post(URL, json={"name": "csrf"}, headers={"origin": origin}), 403, "forbidden")
     is_problem(await client.delete(f"{URL}/notes", headers={"origin": origin}), 403, "forbidden")
@@ -521,7 +548,9 @@ async def test_a_cursor_of_ours_that_was_changed_is_422(client: httpx2.AsyncClie
         is_problem(await client.get(URL, params={"cursor": changed}), 422)
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=-1", "limit=x", "limit=1e9", "limit=", "limt=5", "limit=true"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=101", "limit=-1", "limit=x", "limit=1e9", "limit=", "limt=5", "limit=true"]
+)
 async def test_a_bad_page_is_422(client: httpx2.AsyncClient, query: str) -> None:
     is_problem(await client.get(f"{URL}?{query}"), 422)
 

@@ -120,7 +120,13 @@ async def test_many_faults_are_counted_and_twenty_listed(client: httpx2.AsyncCli
 async def test_ndjson_names_each_bad_line_and_stores_the_rest(client: httpx2.AsyncClient, fresh: str) -> None:
     # When
     lines = ndjson(
-        {"id": "1", "text": "one"}, b"{broken", b"", {"id": "3"}, b'{"id": "4", "text": "\xff"}', [], {"id": "6", "text": "six"}
+        {"id": "1", "text": "one"},
+        b"{broken",
+        b"",
+        {"id": "3"},
+        b'{"id": "4", "text": "\xff"}',
+        [],
+        {"id": "6", "text": "six"},
     )
     answer = (await client.post(f"{fresh}/records", **lines)).json()
     # Then

@@ -1,5 +1,6 @@
 """Whether the server says truly how it is."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -69,8 +70,6 @@ async def test_while_stopping_it_is_not_ready(client: httpx2.AsyncClient, app: F
 async def test_a_database_that_hangs_does_not_hang_the_probe(
     client: httpx2.AsyncClient, shared: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     async def hangs() -> Health:
         await asyncio.sleep(60)
         return WELL

@@ -71,7 +71,9 @@ def test_control_characters_are_escaped(lines: Any) -> None:
 
 
 def test_values_in_lines_of_libraries_are_left_out(lines: Any) -> None:
-    logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "postgresql://me:pw@host", ValueError(SECRET))
+    logging.getLogger("psycopg.pool").warning(
+        "error connecting in %r: %s", "postgresql://me:pw@host", ValueError(SECRET)
+    )
     logging.getLogger("psycopg.pool").warning("waiting %s s", 3)
     logging.getLogger("psycopg.pool").info("chatter")
     try:

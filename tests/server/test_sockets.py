@@ -220,7 +220,9 @@ async def test_a_client_that_leaves_half_way_is_no_fault(address: str, caplog: p
 
 
 async def test_a_websocket_is_refused(address: str) -> None:
-    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
+    upgrade = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
+    )
     received = await exchange(address, f"GET /api/v1/none HTTP/1.1\r\nHost: localhost\r\n{upgrade}".encode())
     assert status(received) == 404
 

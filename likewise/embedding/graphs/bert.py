@@ -8,7 +8,7 @@ https://arxiv.org/abs/1908.10084.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from likewise.embedding.graphs.safetensors import Float32, Tensors
 from likewise.embedding.openvino_runtime import openvino, ops
 from likewise.errors import NotSupported
 
-Node = openvino.Node
+Node: TypeAlias = Any  # what OpenVINO has as types, its stubs do not
 Pooling = Literal["mean", "cls", "max"]
 
 

@@ -26,6 +26,8 @@ class Tensors:
     def __init__(self, path: Path) -> None:
         self._path = path
         with path.open("rb") as file:
+            if not path.stat().st_size:
+                raise self._broken("is empty")
             self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._header, self._start = self._read_header()
 
@@ -39,14 +41,15 @@ class Tensors:
     def read(self, name: str) -> Float32:
         """One tensor as float32; ModelUnavailable if it is not there or not of floats."""
         entry = self._header.get(name)
-        dtype = _DTYPES.get(entry["dtype"]) if entry else None
-        if entry is None or dtype is None:
-            raise self._broken(f"has no float tensor `{name}`")
-        begin, end = entry["data_offsets"]
-        if not 0 <= begin <= end <= len(self.content) - self._start:
-            raise self._broken(f"is cut off at tensor `{name}`")
-        count = (end - begin) // np.dtype(dtype).itemsize
-        raw = np.frombuffer(self.content, dtype, count, self._start + begin).reshape(entry["shape"])
+        if entry is None:
+            raise self._broken(f"has no tensor `{name}`")
+        try:
+            dtype = _DTYPES[entry["dtype"]]
+            begin, end = entry["data_offsets"]
+            count = (end - begin) // np.dtype(dtype).itemsize
+            raw = np.frombuffer(self.content, dtype, count, self._start + begin).reshape(entry["shape"])
+        except (KeyError, TypeError, ValueError):  # what frombuffer says of too few bytes is a ValueError
+            raise self._broken(f"is cut off or has no float tensor `{name}`") from None
         return _as_float32(raw, entry["dtype"])
 
     def _read_header(self) -> tuple[dict[str, Any], int]:

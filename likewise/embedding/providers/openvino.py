@@ -2,12 +2,12 @@
 
 import asyncio
 import hashlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -17,134 +17,131 @@ from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.provider import Matrix, ProviderResult, Role
-from likewise.embedding.tokenizing import Encoded, TextTokenizer
+from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.weights import check_weights
 from likewise.errors import SettingsError
 from likewise.settings import Settings
 
-BATCH_TOKENS = 512
-QUERY_TOKENS = 128
+BATCH_TOKENS = 512  # larger ones gain 1 % and make who comes next wait longer
+BATCHES_AHEAD = 2  # for each stream, in one call
+CALLERS = 4  # calls at a time: some are tokenized while others are in the model
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider":
     """Check the weights of a folder, compile its graph, and give its provider; blocks for about half a second."""
     facts = ModelFolder.read(folder)
-    tensors = Tensors(facts.transformer / "model.safetensors")
-    digest = check_weights(spec, facts.transformer / "model.safetensors", tensors.content, settings)
+    weights = Tensors(facts.transformer / "model.safetensors")
+    digest = check_weights(spec, facts.transformer / "model.safetensors", weights.content, settings)
     shape = bert.BertShape.read(facts.config)
+    prefixes: dict[Role, str] = {
+        "query": spec.query_prefix or facts.prompts.get("query", ""),
+        "document": facts.prompts.get("document", ""),
+    }
     max_tokens = min(facts.max_tokens, shape.max_positions)
-    prefixes = {"query": spec.query_prefix or facts.prompts.get("query", ""), "document": facts.prompts.get("document", "")}
-    tokenizer_path = facts.transformer / "tokenizer.json"
-    graph = bert.build(shape, tensors, facts.pooling)
+    tokenizer = facts.transformer / "tokenizer.json"
+    graph = bert.build(shape, weights, facts.pooling)
     precision = _precision(settings)
-    return OpenVinoProvider(
-        tokenizer=TextTokenizer(tokenizer_path, max_tokens, lowercase=facts.lowercase),
-        bulk=_compile(graph, precision, settings.threads, "THROUGHPUT"),
-        query=_compile(graph, precision, settings.threads, "LATENCY"),
-        prefixes=prefixes,
-        space=_space(digest, tokenizer_path, facts, shape, prefixes, max_tokens),
+    known = ModelFacts(
+        space=_space(digest, tokenizer, repr(shape), facts, prefixes, max_tokens),
         numerics=f"openvino-{_version()}/{precision}",
         dimension=shape.hidden,
         max_tokens=max_tokens,
     )
+    return OpenVinoProvider(
+        known,
+        TextTokenizer(tokenizer, max_tokens, lowercase=facts.lowercase),
+        prefixes,
+        bulk=_compile(graph, precision, "THROUGHPUT", settings),
+        query=_compile(graph, precision, "LATENCY", settings),
+    )
 
 
 class OpenVinoProvider:
-    """One local model: a tokenizer and its graph compiled twice, for bulk and for queries."""
+    """One local model: a tokenizer, and its graph compiled twice."""
 
     def __init__(
-        self,
-        *,
-        tokenizer: TextTokenizer,
-        bulk: Any,
-        query: Any,
-        prefixes: dict[str, str],
-        space: str,
-        numerics: str,
-        dimension: int,
-        max_tokens: int,
+        self, facts: "ModelFacts", tokenizer: TextTokenizer, prefixes: Mapping[Role, str], bulk: "Graph", query: "Graph"
     ) -> None:
-        self.space = space
-        self.numerics = numerics
-        self.dimension = dimension
-        self.max_tokens = max_tokens
+        self.space = facts.space
+        self.numerics = facts.numerics
+        self.dimension = facts.dimension
+        self.max_tokens = facts.max_tokens
+        self.batch_tokens = BATCHES_AHEAD * BATCH_TOKENS * bulk.requests
         self._tokenizer = tokenizer
         self._prefixes = prefixes
-        self._bulk = _Runner(bulk)
-        self._query = _Runner(query)
-        self._turns = Turns()
-        # two bulk calls, so that one is tokenized while the other is in the model, and two urgent ones
-        self._threads = ThreadPoolExecutor(4, "likewise-model")
+        self._bulk = bulk
+        self._query = query
+        self._callers = ThreadPoolExecutor(CALLERS, "likewise-embed")
+        self._streams = ThreadPoolExecutor(bulk.requests, "likewise-model")
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         """The texts' vectors and counts; texts of similar length share a batch."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._embed, texts, role)
+        return await asyncio.get_running_loop().run_in_executor(self._callers, self._embed, texts, role)
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text as a document, special ones included, before anything is cut off."""
-        tokenize = self._tokenizer.lengths
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, tokenize, texts, self._prefixes["document"]
-        )
+        count, prefix = self._tokenizer.lengths, self._prefixes["document"]
+        return await asyncio.get_running_loop().run_in_executor(self._callers, count, texts, prefix)
 
     async def close(self) -> None:
         """Let the threads go."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._callers.shutdown(wait=False, cancel_futures=True)
+        self._streams.shutdown(wait=False, cancel_futures=True)
 
     def _embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         encoded = self._tokenizer.encode(texts, self._prefixes[role])
-        urgent = role == "query" or sum(len(each.ids) for each in encoded) <= QUERY_TOKENS
-        runner = self._query if urgent else self._bulk
-        vectors = np.empty((len(texts), self.dimension), np.float32)
-        for places in pack([len(each.ids) for each in encoded], BATCH_TOKENS):
-            with self._turns.take(urgent):
-                vectors[places] = runner.run([encoded[place] for place in places])
+        lengths = [len(each.ids) for each in encoded]
         return ProviderResult(
-            vectors=vectors,
-            tokens=np.array([len(each.ids) for each in encoded], np.int32),
+            vectors=self._vectors([each.ids for each in encoded], pack(lengths, BATCH_TOKENS)),
+            tokens=np.array(lengths, np.int32),
             truncated=np.array([each.truncated for each in encoded], np.int32),
             chars_read=np.array([each.chars_read for each in encoded], np.int32),
         )
 
+    def _vectors(self, ids: Sequence[Ids], batches: Sequence[Sequence[int]]) -> Matrix:
+        vectors = np.empty((len(ids), self.dimension), np.float32)
 
-class Turns:
-    """One inference at a time; who is urgent goes before all who are not."""
+        def run(graph: Graph, places: Sequence[int]) -> None:
+            vectors[places] = graph.run([ids[place] for place in places])
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._busy = False
-        self._urgent = 0
-
-    @contextmanager
-    def take(self, urgent: bool) -> Iterator[None]:
-        """Wait for the turn, hold it, and pass it on."""
-        with self._changed:
-            self._urgent += urgent
-            self._changed.wait_for(lambda: not self._busy and (urgent or not self._urgent))
-            self._urgent -= urgent
-            self._busy = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
-
-
-class _Runner:
-    """One compiled model with its infer request; used in turns."""
-
-    def __init__(self, compiled: Any) -> None:
-        self._request = compiled.create_infer_request()
-
-    def run(self, encoded: Sequence[Encoded]) -> Matrix:
-        lengths = np.array([[len(each.ids)] for each in encoded], np.int32)
-        ids = np.zeros((len(encoded), int(lengths.max())), np.int32)
-        for row, each in zip(ids, encoded, strict=True):
-            row[: len(each.ids)] = each.ids
-        self._request.infer({0: ids, 1: lengths}, share_inputs=True)
-        vectors: Matrix = self._request.get_output_tensor(0).data
+        if len(batches) == 1:
+            run(self._query, batches[0])  # one batch is done soonest by all cores together
+        else:
+            list(self._streams.map(run, repeat(self._bulk), batches))
         return vectors
+
+
+class Graph:
+    """A compiled graph, with as many requests as it runs best at a time."""
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(self.requests):
+            self._free.put(compiled.create_infer_request())
+
+    def run(self, batch: Sequence[Ids]) -> Matrix:
+        """Unit vectors float32 (n, d) of n texts' token ids; waits for a free request."""
+        lengths = np.array([[len(ids)] for ids in batch], np.int32)
+        padded = np.zeros((len(batch), int(lengths.max())), np.int32)
+        for row, ids in zip(padded, batch, strict=True):
+            row[: len(ids)] = ids
+        request = self._free.get()
+        try:
+            request.infer({0: padded, 1: lengths}, share_inputs=True)
+            return np.array(request.get_output_tensor(0).data)
+        finally:
+            self._free.put(request)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What others know a loaded model by."""
+
+    space: str
+    numerics: str
+    dimension: int
+    max_tokens: int
 
 
 def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
@@ -168,11 +165,27 @@ def _precision(settings: Settings) -> str:
     return settings.precision
 
 
-def _compile(graph: Any, precision: str, threads: int, hint: str) -> Any:
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
+def _compile(graph: openvino.Model, precision: str, hint: str, settings: Settings) -> "Graph":
+    options: dict[str, str | int | bool] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": hint,
+        # a thread that is bound to a busy core stands still: pinned, other load on the machine cost 1.7 times as much
+        "ENABLE_CPU_PINNING": False,
+    }
+    threads = settings.threads or _cgroup_cores()
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    return openvino.Core().compile_model(graph, "CPU", options)
+    # no CACHE_DIR: compiling takes 0.1 s
+    return Graph(openvino.Core().compile_model(graph, "CPU", options))
+
+
+def _cgroup_cores() -> int:
+    """Cores that a container may use, which OpenVINO does not look at; 0 if there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or `max`
+        return 0
 
 
 def _version() -> str:
@@ -180,12 +193,20 @@ def _version() -> str:
 
 
 def _space(
-    weights: str, tokenizer: Path, facts: ModelFolder, shape: bert.BertShape, prefixes: dict[str, str], max_tokens: int
+    weights: str, tokenizer: Path, shape: str, facts: ModelFolder, prefixes: Mapping[Role, str], max_tokens: int
 ) -> str:
     parts = (
-        weights, hashlib.sha256(tokenizer.read_bytes()).hexdigest(), facts.architecture, repr(shape), facts.pooling,
-        "unit", f"lowercase={facts.lowercase}", repr(sorted(prefixes.items())), str(max_tokens),
-    )  # fmt: skip
+        weights,
+        hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+        facts.architecture,
+        shape,
+        facts.pooling,
+        "unit length",
+        f"lowercase {facts.lowercase}",
+        f"query {prefixes['query']}",
+        f"document {prefixes['document']}",
+        f"tokens {max_tokens}",
+    )
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())

@@ -1,0 +1,53 @@
+"""The command line as a process of its own, over a database of the test file."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from likewise.testing import ThrowawayPostgres
+
+PROGRAM = [sys.executable, "-c", "from likewise.cli.main import run; run()"]
+ROOT = Path(__file__).parents[2]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+async def environment(
+    postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[str, str]]:
+    """The environment of the processes: a database, and no model nor a network to fetch one from."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LIKEWISE_")}
+    async with postgres.database() as urls:
+        yield kept | {
+            "PYTHONPATH": str(ROOT),
+            "LIKEWISE_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+            "LIKEWISE_DATABASE_URL": urls.owner,
+            "LIKEWISE_DATABASE_SERVING_URL": urls.serving,
+            "LIKEWISE_OFFLINE": "true",
+            "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+            "COLUMNS": "120",
+        }
+
+
+@pytest.fixture(scope="module")
+def likewise_command(environment: dict[str, str]) -> Run:
+    """Runs the program to its end."""
+
+    def run(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*PROGRAM, *arguments],
+            check=False,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment | variables,
+            cwd=environment["LIKEWISE_DATA_DIR"],
+        )
+
+    return run

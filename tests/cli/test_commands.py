@@ -1,0 +1,292 @@
+"""The verbs as a person or a script runs them: what they print, and their exit codes."""
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import PROGRAM, Run
+
+OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
+
+
+def one_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+def test_help_names_every_verb(likewise_command: Run) -> None:
+    done = likewise_command("--help")
+    assert done.returncode == OK
+    for verb in ("demo", "serve", "worker", "embed", "index", "search", "similar", "models", "db", "doctor"):
+        assert f"  {verb} " in done.stdout
+
+
+def test_the_version(likewise_command: Run) -> None:
+    done = likewise_command("--version")
+    assert (done.returncode, one_line(done.stdout).count(".")) == (OK, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["search"], ["search", "x"], ["serve", "--port", "x"], ["embed"], ["db", "x"]]
+)
+def test_wrong_usage_is_2(likewise_command: Run, arguments: list[str]) -> None:
+    done = likewise_command(*arguments)
+    assert done.returncode == USAGE
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"LIKEWISE_PROT": "1"}, "LIKEWISE_PROT"),
+        ({"LIKEWISE_PORT": "secret"}, "LIKEWISE_PORT"),
+        ({"LIKEWISE_HOST": "0.0.0.0"}, "LIKEWISE_HOST"),
+        ({"LIKEWISE_AUTH": "keys"}, "LIKEWISE_AUTH"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_and_is_named(
+    likewise_command: Run, variables: dict[str, str], named: str
+) -> None:
+    done = likewise_command("serve", **variables)
+    assert done.returncode == NOT_STARTED
+    assert named in one_line(done.stderr)
+    assert "secret" not in done.stderr
+
+
+def test_a_taken_port_stops_the_start(likewise_command: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = likewise_command("serve", "--port", str(port))
+    assert done.returncode == NOT_STARTED
+    assert f"127.0.0.1:{port}: address already in use" in one_line(done.stderr)
+
+
+def test_a_database_that_is_away_stops_the_start(likewise_command: Run) -> None:
+    done = likewise_command(
+        "search", "x", "-c", "notes", LIKEWISE_DATABASE_SERVING_URL="postgresql://x:pw@127.0.0.1:1/x"
+    )
+    assert done.returncode == NOT_STARTED
+    assert "pw" not in one_line(done.stderr)
+
+
+def test_without_weights_embed_does_not_start(likewise_command: Run) -> None:
+    done = likewise_command("embed", "hello")
+    assert done.returncode == NOT_STARTED
+    assert "likewise models pull" in one_line(done.stderr)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of notes, with one file that is no text."""
+    made = tmp_path_factory.mktemp("notes")
+    (made / "pump.md").write_text("# Pumps\n\nThe pump fails in the cold.\n\n# Valves\n\nA valve leaks.\n", "utf-8")
+    (made / "plain.txt").write_text("Plain words about bearings.", "utf-8")
+    (made / "lines.jsonl").write_text('{"id": "j1", "text": "a gasket is torn"}\n', "utf-8")
+    return made
+
+
+def test_index_search_and_similar(likewise_command: Run, folder: Path) -> None:
+    # When: there is no model, so vectors wait
+    first = likewise_command("index", str(folder), "-c", "notes", "--json")
+    again = likewise_command("index", str(folder), "-c", "notes", "--json")
+    found = likewise_command("search", "torn gasket", "-c", "notes", "--json")
+    shown = likewise_command("search", "torn gasket", "-c", "notes")
+    # Then
+    assert first.returncode == PARTLY, first.stderr
+    assert json.loads(one_line(first.stdout)) | {"waiting_for_model": None} == {
+        "collection": "notes",
+        "files": 3,
+        "created": 4,
+        "changed": 0,
+        "unchanged": 0,
+        "removed": 0,
+        "faults": [],
+        "waiting_for_model": None,
+    }
+    assert json.loads(again.stdout)["unchanged"] == 4
+    assert found.returncode == OK, found.stderr
+    assert json.loads(found.stdout)["hits"][0]["id"] == "j1"
+    assert json.loads(found.stdout)["degraded"] == ["model"]
+    assert "j1" in shown.stdout
+    assert "a gasket is torn" in shown.stdout
+
+
+def test_index_removes_what_a_longer_file_left(likewise_command: Run, folder: Path) -> None:
+    # Given
+    changing = folder / "changing.md"
+    changing.write_text("# One\n\nfirst\n\n# Two\n\nsecond\n", "utf-8")
+    likewise_command("index", str(folder), "-c", "changing")
+    # When
+    changing.write_text("# One\n\nfirst\n", "utf-8")
+    done = json.loads(likewise_command("index", str(folder), "-c", "changing", "--json").stdout)
+    # Then
+    assert (done["created"], done["removed"]) == (1, 2)
+
+
+def test_index_reads_standard_input(likewise_command: Run) -> None:
+    done = likewise_command("index", "-", "-c", "piped", "--json", input='{"id": "x", "text": "from a pipe"}\n')
+    assert json.loads(done.stdout)["created"] == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "fifo"])
+def test_a_path_that_cannot_be_read_is_1_and_a_line(likewise_command: Run, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "it.txt"
+    if kind == "fifo":
+        os.mkfifo(path)
+    done = likewise_command("index", str(path), "-c", "unread")
+    assert done.returncode == FAILED
+    assert "it.txt: " in one_line(done.stderr)
+
+
+def test_a_bad_file_among_good_ones_is_4(likewise_command: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / "good.txt").write_text("good", "utf-8")
+    done = likewise_command("index", str(tmp_path), "-c", "partly")
+    assert done.returncode == PARTLY
+    assert "bad.txt: is not text in UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["search", "x", "-c", "missing"], ["similar", "x", "-c", "missing"]])
+def test_a_collection_that_is_not_there_is_1_and_a_line(likewise_command: Run, arguments: list[str]) -> None:
+    done = likewise_command(*arguments)
+    assert done.returncode == FAILED
+    assert "collection" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", "<&-", "| true", "> /dev/full"])
+def test_a_closed_output_ends_quietly(environment: dict[str, str], likewise_command: Run, closing: str) -> None:
+    likewise_command("index", "-", "-c", "closing", input='{"id": "x", "text": "text"}\n')
+    command = f"{PROGRAM[0]} -c '{PROGRAM[2]}' search text -c closing {closing}"
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert done.returncode in (OK, FAILED)
+
+
+def test_escape_sequences_of_a_text_do_not_reach_the_terminal(likewise_command: Run) -> None:
+    text = json.dumps({"id": "evil", "text": "red \x1b[31m text\x9b"})
+    likewise_command("index", "-", "-c", "evil", input=text)
+    done = likewise_command("search", "red text", "-c", "evil")
+    assert "red" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "\x9b" not in done.stdout
+
+
+def test_the_database_and_the_models_are_shown(likewise_command: Run) -> None:
+    upgraded = likewise_command("db", "upgrade", "--json")
+    status = likewise_command("db", "status", "--json")
+    models = likewise_command("models", "list", "--json")
+    checked = likewise_command("models", "check")
+    assert json.loads(upgraded.stdout) == {"applied": []}
+    assert json.loads(status.stdout)["missing"] == []
+    assert json.loads(models.stdout)["models"][0]["default"] is True
+    assert json.loads(models.stdout)["models"][0]["state"] == "not here"
+    assert checked.returncode == FAILED
+    assert "models pull" in one_line(checked.stderr)
+
+
+def test_the_doctor_names_the_fault_and_its_mend(likewise_command: Run) -> None:
+    done = likewise_command("doctor", "--json")
+    findings = {finding["part"]: finding for finding in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == FAILED
+    assert [part for part, finding in findings.items() if finding["mend"]] == ["model"]
+    assert "models pull" in findings["model"]["mend"]
+    assert {"python", "settings", "data folder", "disk", "database", "waiting"} <= set(findings)
+
+
+def test_the_doctor_lists_the_settings_without_their_values(likewise_command: Run) -> None:
+    done = likewise_command("doctor", "--settings", LIKEWISE_DATABASE_URL="postgresql://me:hidden@host/db")
+    assert "LIKEWISE_DATABASE_URL (set)" in done.stdout
+    assert "hidden" not in done.stdout
+
+
+# Processes that stay
+
+
+def started(environment: dict[str, str], *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_ends_the_server_cleanly(environment: dict[str, str], number: int, times: int) -> None:
+    # Given
+    process = started(environment, "serve", "--port", "0", "--json")
+    assert process.stdout is not None
+    listening = json.loads(process.stdout.readline())
+    assert listening["status"] == "listening"
+    # When
+    for _ in range(times):
+        process.send_signal(number)
+    code, _, errors = ended(process)
+    # Then
+    assert code == OK
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_a_signal_while_starting_ends_it_quietly(environment: dict[str, str], seconds: float) -> None:
+    process = started(environment, "search", "x", "-c", "notes")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    code, _, errors = ended(process)
+    assert code in (OK, FAILED, 130, -signal.SIGINT)
+    assert "Task was destroyed" not in errors
+
+
+def test_the_worker_ends_with_sigterm(environment: dict[str, str]) -> None:
+    process = started(environment, "worker", "--json")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline()) == {"status": "working"}
+    process.terminate()
+    assert ended(process)[0] == OK
+
+
+def test_on_a_terminal_there_is_a_bar(environment: dict[str, str], folder: Path) -> None:
+    # Given
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "index", str(folder), "-c", "bars"],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment | {"TERM": "xterm"},
+        start_new_session=True,
+    )
+    os.close(follower)
+    # When
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:
+        pass
+    process.wait(timeout=30)
+    # Then
+    assert b"Embedding" in shown
+    assert b"\x1b[" in shown

@@ -1,0 +1,130 @@
+"""Files become records with stable ids."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from likewise.cli.files import PART_CHARS, of_lines, source, sources
+
+
+def ids(path: Path) -> list[str]:
+    return [record.id for file in sources(path) for record in file.records]
+
+
+def faults(path: Path) -> list[str]:
+    return [fault for file in sources(path) for fault in file.faults]
+
+
+def test_a_folder_is_read_by_name_without_what_is_hidden(tmp_path: Path) -> None:
+    # Given
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name in ("z.txt", "b/a.md", ".git/x.txt", ".hidden.txt", "picture.png"):
+        (tmp_path / name).write_text("text", "utf-8")
+    # Then
+    assert ids(tmp_path) == ["z.txt", "b/a.md"]
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("all: it", "utf-8")
+    (record,) = source(tmp_path / "Makefile", "Makefile").records
+    assert (record.id, record.text, record.parent) == ("Makefile", "all: it", "Makefile")
+
+
+def test_a_long_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
+    # Given
+    paragraphs = [f"{number} " + "word " * 100 for number in range(10)]
+    (tmp_path / "long.txt").write_text("\n\n".join(paragraphs), "utf-8")
+    # When
+    records = source(tmp_path / "long.txt", "long.txt").records
+    # Then
+    assert [record.id for record in records] == [f"long.txt#{number}" for number in range(1, 6)]
+    assert all(len(record.text or "") <= PART_CHARS for record in records)
+    assert records[1].payload == {"path": "long.txt", "part": 2}
+    assert "".join("".join((record.text or "").split()) for record in records) == "".join("".join(paragraphs).split())
+
+
+@pytest.mark.parametrize("text", ["x" * 5_000, "word " * 2_000, " ".join(["y" * 2_000] * 3)])
+def test_a_long_paragraph_loses_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    records = source(tmp_path / "a.txt", "a.txt").records
+    assert "".join("".join((record.text or "").split()) for record in records) == "".join(text.split())
+    assert all(0 < len(record.text or "") <= PART_CHARS for record in records)
+
+
+def test_markdown_is_cut_at_headings_but_not_in_code(tmp_path: Path) -> None:
+    # Given
+    text = "Before\n\n# Pumps\n\nCold.\n\n```sh\n# no heading\n```\n\n## Valves ##\n\nLeak.\n\n# Empty\n"
+    (tmp_path / "a.md").write_text(text, "utf-8")
+    # When
+    records = source(tmp_path / "a.md", "a.md").records
+    # Then
+    assert [record.payload.get("heading") for record in records] == [None, "Pumps", "Valves"]
+    assert records[1].text == "Pumps\n\nCold.\n\n```sh\n# no heading\n```"
+
+
+def test_json_lines_keep_their_ids_and_name_bad_lines() -> None:
+    lines = [
+        b'{"id": "a", "text": "x", "payload": {"n": 1}}\n',
+        b"\n",
+        b"{\n",
+        b'{"text": "y"}\n',
+        b'{"id": "b"}\n',
+        b"[]",
+    ]
+    found = of_lines(lines, "f.jsonl")
+    assert [(record.id, record.text) for record in found.records] == [("a", "x"), ("f.jsonl#4", "y")]
+    assert found.faults == [
+        "f.jsonl, line 3: is not valid JSON in UTF-8",
+        "f.jsonl, line 5: /text: This field is required.",
+        "f.jsonl, line 6: is not a JSON object",
+    ]
+
+
+def test_what_cannot_be_read_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    # Given
+    os.mkfifo(tmp_path / "fifo.txt")
+    (tmp_path / "dangling.txt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    (tmp_path / "nul.txt").write_bytes(b"a\0b")
+    (tmp_path / "good.txt").write_text("good", "utf-8")
+    (tmp_path / "empty.txt").write_text("", "utf-8")
+    # Then
+    assert faults(tmp_path) == [
+        "dangling.txt: no such file or directory",
+        "fifo.txt: is not a regular file",
+        "latin.txt: is not text in UTF-8",
+        "nul.txt: is not text: it has NUL bytes",
+    ]
+    assert ids(tmp_path) == ["good.txt"]
+
+
+@pytest.mark.parametrize("name", [b"\xff.txt", b"a\nb.txt", b"\x1b[31m.txt"])
+def test_a_name_that_cannot_be_an_id_is_a_fault(tmp_path: Path, name: bytes) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text("x", "utf-8")
+    assert ids(tmp_path) == []
+    assert len(faults(tmp_path)) == 1
+    faults(tmp_path)[0].encode("utf-8")
+
+
+def test_a_folder_that_cannot_be_entered_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given: as root every folder can be entered
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("x", "utf-8")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    # Then
+    assert ids(tmp_path) == ["a.txt"]
+    assert faults(tmp_path) == ["locked: permission denied"]
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert source(tmp_path / "a.txt", "a.txt").records[0].text == "hello"

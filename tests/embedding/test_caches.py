@@ -1,0 +1,61 @@
+"""Keys and the memory cache."""
+
+import asyncio
+import itertools
+import tracemalloc
+
+import numpy as np
+
+from likewise.embedding.cache import Cached, cache_key
+from likewise.embedding.caches.memory import OVERHEAD, MemoryCache
+
+
+def row(value: float = 1.0, dimension: int = 384) -> Cached:
+    return Cached(np.full(dimension, value, np.float32), 3, 0, 7)
+
+
+def test_every_part_of_a_key_counts() -> None:
+    parts = [(1, 2, None), ("a", "ab"), ("bc", "c"), ("query", "document"), (384, 38), ("4", "text")]
+    keys = [cache_key(*chosen) for chosen in itertools.product(*parts)]
+    assert len(set(keys)) == len(keys)
+    assert all(len(key) == 32 for key in keys)
+    assert cache_key(None, "s", "n", "query", 3, "\ud800") != cache_key(None, "s", "n", "query", 3, "\ud801")
+
+
+async def test_what_was_used_least_lately_goes_first() -> None:
+    size = 384 * 4 + OVERHEAD
+    cache = MemoryCache(3 * size)
+    await cache.put_many({b"a": row(), b"b": row(), b"c": row()})
+    await cache.get_many([b"a"])
+    await cache.put_many({b"d": row()})
+    found = await cache.get_many([b"a", b"b", b"c", b"d"])
+    assert [item is not None for item in found] == [True, False, True, True]
+    assert cache.bytes == 3 * size
+
+
+async def test_the_same_key_twice_is_held_once_and_deleted_ones_are_gone() -> None:
+    cache = MemoryCache(10_000)
+    await cache.put_many({b"a": row(1.0)})
+    await cache.put_many({b"a": row(2.0)})
+    assert len(cache) == 1
+    found = (await cache.get_many([b"a"]))[0]
+    assert found is not None
+    assert found.vector[0] == 2.0
+    await cache.delete_many([b"a", b"never there"])
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+async def test_nothing_is_held_in_no_room_or_beyond_it() -> None:
+    off, small = MemoryCache(0), MemoryCache(1_000)
+    await off.put_many({b"a": row()})
+    await small.put_many({b"a": row()})
+    assert (len(off), len(small)) == (0, 0)
+
+
+def test_its_estimate_of_bytes_is_about_right() -> None:
+    tracemalloc.start()
+    cache = MemoryCache(100 * 2**20)
+    asyncio.run(cache.put_many({bytes([place // 256, place % 256]) * 16: row() for place in range(2_000)}))
+    real = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert 0.8 < real / cache.bytes < 1.2

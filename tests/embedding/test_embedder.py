@@ -1,0 +1,305 @@
+"""The Embedder through its public door, with a deterministic model."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from likewise.embedding.embedder import MAX_CHARS, PROBE_TEXTS, Embedder
+from likewise.errors import Invalid, ModelUnavailable, NotSupported, Overloaded
+from likewise.settings import Settings
+from likewise.testing import FakeProvider
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_answers_in_order_with_counts(make_embedder: Any) -> None:
+    embedder = make_embedder(FakeProvider(16, max_tokens=5))
+    got = await embedder.embed(1, ["red fox", "blue whale song of winter", "red fox"])
+    alone = await make_embedder(FakeProvider(16, max_tokens=5)).embed(1, ["red fox"])
+    assert got.vectors.shape == (3, 16)
+    assert got.vectors.dtype == np.float32
+    assert np.array_equal(got.vectors[0], alone.vectors[0])
+    assert np.array_equal(got.vectors[0], got.vectors[2])
+    assert got.tokens.tolist() == [4, 5, 4]
+    assert got.truncated.tolist() == [0, 2, 0]
+    assert got.chars_read.tolist() == [7, len("blue whale song"), 7]
+    assert got.cached.tolist() == [False, False, False]
+    assert got.cost == 0.0
+
+
+async def test_no_texts_make_no_vectors(make_embedder: Any) -> None:
+    got = await make_embedder(FakeProvider(16)).embed(1, [])
+    assert got.vectors.shape == (0, 16)
+
+
+async def test_equal_texts_of_a_request_are_embedded_once(make_embedder: Any) -> None:
+    provider = FakeProvider()
+    await make_embedder(provider).embed(1, ["same", "other", "same"])
+    assert sorted(provider.texts) == ["other", "same"]
+
+
+async def test_a_cached_text_is_not_embedded_again(make_embedder: Any) -> None:
+    provider = FakeProvider()
+    embedder = make_embedder(provider)
+    first = await embedder.embed(1, ["one"])
+    again = await embedder.embed(1, ["one", "two"])
+    assert again.cached.tolist() == [True, False]
+    assert np.array_equal(first.vectors[0], again.vectors[0])
+    assert provider.texts == ["one", "two"]
+
+
+async def test_without_the_cache_nothing_is_read_or_kept(make_embedder: Any) -> None:
+    provider = FakeProvider()
+    embedder = make_embedder(provider)
+    await embedder.embed(1, ["one"], use_cache=False)
+    got = await embedder.embed(1, ["one"])
+    assert not got.cached[0]
+    assert (await embedder.embed(1, ["one"], use_cache=False)).cached.tolist() == [False]
+    assert provider.texts == ["one"] * 3
+
+
+@pytest.mark.parametrize(("scope", "cached"), [("tenant", False), ("shared", True)])
+async def test_whose_texts_count_as_cached(make_embedder: Any, scope: str, cached: bool) -> None:
+    embedder = make_embedder(FakeProvider(), cache_scope=scope)
+    await embedder.embed(1, ["secret plan"])
+    assert (await embedder.embed(2, ["secret plan"])).cached.tolist() == [cached]
+
+
+async def test_a_document_that_looks_like_a_query_is_not_one(make_embedder: Any) -> None:
+    embedder = make_embedder(FakeProvider())
+    await embedder.embed(1, ["query: x"], role="document")
+    assert not (await embedder.embed(1, ["x"], role="query")).cached[0]
+    assert not (await embedder.embed(1, ["query: x"], role="query")).cached[0]
+
+
+async def test_two_requests_share_a_text_in_flight(make_embedder: Any) -> None:
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate)
+    embedder = make_embedder(provider, cache_bytes=0)
+    both = [asyncio.create_task(embedder.embed(1, ["shared", f"own {place}"])) for place in range(2)]
+    await until(lambda: sum(provider.calls) == 3)
+    gate.set()
+    first, second = await asyncio.gather(*both)
+    assert sorted(provider.texts) == ["own 0", "own 1", "shared"]
+    assert np.array_equal(first.vectors[0], second.vectors[0])
+
+
+async def test_tenants_do_not_share_a_text_in_flight(make_embedder: Any) -> None:
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate)
+    embedder = make_embedder(provider)
+    both = [asyncio.create_task(embedder.embed(tenant, ["same"])) for tenant in (1, 2)]
+    await until(lambda: sum(provider.calls) == 2)
+    gate.set()
+    await asyncio.gather(*both)
+
+
+async def test_the_first_of_two_leaves_and_the_other_still_gets_its_vector(make_embedder: Any) -> None:
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate)
+    embedder = make_embedder(provider)
+    first = asyncio.create_task(embedder.embed(1, ["shared"]))
+    await until(lambda: provider.calls)
+    second = asyncio.create_task(embedder.embed(1, ["shared"]))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert (await second).vectors.shape == (1, 384)
+    assert provider.texts == ["shared"]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_a_cancelled_request_leaves_the_queue(make_embedder: Any) -> None:
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate, batch_tokens=1)
+    embedder = make_embedder(provider, queue_tokens=1_000)
+    running = [asyncio.create_task(embedder.embed(1, [f"running {place}"])) for place in range(2)]
+    await until(lambda: len(provider.calls) == 2)
+    waiting = asyncio.create_task(embedder.embed(1, ["w" * 3_900]))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await embedder.embed(1, ["x" * 400])
+    waiting.cancel()
+    await asyncio.sleep(0.01)
+    after = asyncio.create_task(embedder.embed(1, ["x" * 400]))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*running, after)
+    assert "w" * 3_900 not in provider.texts
+
+
+async def test_too_much_at_once_is_refused_and_says_when_to_come_back(make_embedder: Any) -> None:
+    gate = asyncio.Event()
+    embedder = make_embedder(FakeProvider(gate=gate), queue_tokens=1_000)
+    first = asyncio.create_task(embedder.embed(1, ["a" * 3_600]))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded) as refused:
+        await embedder.embed(1, ["b" * 3_600])
+    assert refused.value.retry_after
+    gate.set()
+    await first
+    assert (await embedder.embed(1, ["b" * 3_600])).tokens.tolist() == [3]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t ", "\u3000\u00a0"])
+async def test_blank_and_oversized_texts_are_refused_by_index(make_embedder: Any, blank: str) -> None:
+    provider = FakeProvider()
+    with pytest.raises(Invalid) as refused:
+        await make_embedder(provider).embed(1, ["fine", blank, "y" * (MAX_CHARS + 1)])
+    assert [(fault.pointer, fault.code) for fault in refused.value.faults] == [
+        ("/texts/1", "blank"),
+        ("/texts/2", "too_long"),
+    ]
+    assert not provider.calls
+
+
+@pytest.mark.parametrize("spoilt", [{"nan": True}, {"wrong_count": True}, {"fail": RuntimeError("secret text")}])
+async def test_a_provider_that_answers_nonsense(make_embedder: Any, spoilt: dict[str, Any]) -> None:
+    provider = FakeProvider(**spoilt)
+    embedder = make_embedder(provider)
+    with pytest.raises(ModelUnavailable) as failed:
+        await embedder.embed(1, ["one", "two"])
+    assert "secret" not in failed.value.detail
+    provider.nan, provider.wrong_count, provider.fail = False, False, None
+    assert not (await embedder.embed(1, ["one", "two"])).cached.any()
+
+
+async def test_a_provider_of_another_dimension_than_it_says(make_embedder: Any) -> None:
+    provider = FakeProvider(16)
+    embedder = make_embedder(provider)
+    await embedder.opened()
+    provider.dimension = 32
+    vectors = provider._vectors
+    provider._vectors = lambda texts: vectors(texts)[:, :16]  # type: ignore[method-assign]
+    with pytest.raises(ModelUnavailable):
+        await embedder.embed(1, ["one"])
+
+
+async def test_a_poisoned_text_is_named_and_the_others_are_not_lost(make_embedder: Any) -> None:
+    provider = FakeProvider(poison=lambda text: "poison" in text)
+    embedder = make_embedder(provider)
+    texts = [f"text {place}" for place in range(20)]
+    texts[13] = "poison pill"
+    other = asyncio.create_task(embedder.embed(1, ["innocent bystander"]))
+    with pytest.raises(Invalid) as failed:
+        await embedder.embed(1, texts)
+    assert failed.value.code == "text_failed"
+    assert [fault.pointer for fault in failed.value.faults] == ["/texts/13"]
+    assert "pill" not in str(failed.value)
+    assert (await other).vectors.shape == (1, 384)
+    del texts[13]
+    assert (await embedder.embed(1, texts)).cached.all()
+
+
+async def test_an_outage_costs_one_more_call_and_not_one_for_each_text(make_embedder: Any) -> None:
+    provider = FakeProvider(fail=RuntimeError())
+    with pytest.raises(ModelUnavailable):
+        await make_embedder(provider).embed(1, [f"text {place}" for place in range(100)])
+    assert len(provider.calls) == 2
+
+
+async def test_interactive_texts_overtake_bulk(make_embedder: Any) -> None:
+    provider = FakeProvider(delay=0.01, batch_tokens=8)
+    embedder = make_embedder(provider)
+    bulk = asyncio.create_task(embedder.embed(1, [f"bulk text {place}" for place in range(60)], lane="bulk"))
+    await until(lambda: len(provider.calls) >= 2)
+    before = len(provider.calls)
+    await embedder.embed(1, ["a query"], role="query")
+    assert len(provider.calls) <= before + 1 + 2  # ours, and those that started when we were done
+    assert not bulk.done()
+    assert (await bulk).vectors.shape == (60, 384)
+
+
+async def test_bulk_does_not_starve(make_embedder: Any) -> None:
+    provider = FakeProvider(delay=0.001)
+    embedder = make_embedder(provider, cache_bytes=0)
+    stop = False
+
+    async def ask() -> None:
+        place = 0
+        while not stop:
+            place += 1
+            await embedder.embed(1, [f"query {place}"], role="query")
+
+    askers = [asyncio.create_task(ask()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await embedder.embed(2, ["bulk text"], lane="bulk")
+    stop = True
+    await asyncio.gather(*askers)
+
+
+async def test_a_text_that_waits_in_bulk_is_promoted_when_somebody_waits_for_it(make_embedder: Any) -> None:
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate, batch_tokens=4)
+    embedder = make_embedder(provider)
+    bulk = asyncio.create_task(embedder.embed(1, [f"bulk text {place:02}" for place in range(20)], lane="bulk"))
+    await until(lambda: len(provider.calls) == 2)
+    wanted = next(f"bulk text {place:02}" for place in range(20) if f"bulk text {place:02}" not in provider.texts)
+    asked = asyncio.create_task(embedder.embed(1, [wanted]))
+    await until(lambda: len(provider.calls) == 3)
+    assert provider.texts[-1] == wanted
+    gate.set()
+    await asyncio.gather(bulk, asked)
+    assert len(provider.texts) == 20
+
+
+async def test_many_callers_share_batches(make_embedder: Any) -> None:
+    provider = FakeProvider(delay=0.01)
+    embedder = make_embedder(provider)
+    await asyncio.gather(*(embedder.embed(1, [f"caller {place}"]) for place in range(100)))
+    assert len(provider.calls) < 20
+    assert len(provider.texts) == 100
+
+
+async def test_closing_fails_what_waits(make_embedder: Any) -> None:
+    provider = FakeProvider(gate=asyncio.Event(), batch_tokens=1)
+    embedder = make_embedder(provider)
+    waiting = [asyncio.create_task(embedder.embed(1, [f"text {place}"])) for place in range(5)]
+    await until(lambda: provider.calls)
+    await embedder.close()
+    for task in waiting:
+        with pytest.raises(ModelUnavailable):
+            await task
+    assert provider.closed
+
+
+async def test_lengths_and_probe(make_embedder: Any) -> None:
+    embedder = make_embedder(FakeProvider(16))
+    assert await embedder.lengths(["one two", "three"]) == [4, 3]
+    probe = await embedder.probe()
+    assert probe.shape == (len(PROBE_TEXTS), 16) == (8, 16)
+    assert np.array_equal(probe, (await embedder.embed(1, PROBE_TEXTS)).vectors)
+
+
+async def test_what_an_open_model_is(make_embedder: Any) -> None:
+    embedder = make_embedder(FakeProvider(16, max_tokens=99, numerics="fake-2/f16"))
+    assert embedder.spec().dimension == 384
+    model = await embedder.opened("all-MiniLM-L6-v2")
+    assert (model.dimension, model.max_tokens, model.numerics) == (16, 99, "fake-2/f16")
+    assert model.spec.name == "minilm-l6-v2"
+    assert embedder.spec().dimension == 16
+    assert embedder.states()[0].state == "ready"
+
+
+async def test_only_allowed_models_are_opened(settings: Settings) -> None:
+    embedder = Embedder(settings.model_copy(update={"models_allowed": ("bge-small", "mpnet-base")}))
+    for name in ("minilm-l12-v2", "../../etc/passwd", "https://example.org/model", "", "x" * 10_000, "MINILM-L6-V2"):
+        with pytest.raises(Invalid) as refused:
+            await embedder.embed(1, ["text"], model=name)
+        assert refused.value.faults[0].code == "model_not_allowed"
+        assert refused.value.faults[0].pointer == "/model"
+        assert not name or name not in refused.value.detail
+    assert embedder.spec("BAAI/bge-small-en-v1.5").pooling == "cls"
+    with pytest.raises(NotSupported):
+        embedder.spec("all-mpnet-base-v2")
+    assert [state.name for state in embedder.states()] == ["minilm-l6-v2", "bge-small", "mpnet-base"]
+    await embedder.close()
