@@ -153,16 +153,14 @@ async def test_a_tenant_that_is_no_number_is_an_error_and_shows_nothing(two_shar
 
 
 async def test_other_tenants_rows_cannot_be_changed_moved_or_locked(two_shared: Two) -> None:
+    beta = [two_shared.beta]
     async with await serving(two_shared, two_shared.alpha) as connection:
         for name in ("contents", "records", "record_fields", "waiting"):
             for statement in ("DELETE FROM {} WHERE tenant = %s", "UPDATE {} SET tenant = tenant WHERE tenant = %s"):
-                assert (
-                    await connection.execute(SQL(statement).format(Identifier(name)), [two_shared.beta])
-                ).rowcount == 0
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                await connection.execute(
-                    SQL("UPDATE {} SET tenant = %s").format(Identifier("records")), [two_shared.beta]
-                )
+                assert (await connection.execute(SQL(statement).format(Identifier(name)), beta)).rowcount == 0
+            if await rows(connection, SQL("SELECT 1 FROM {}").format(Identifier(name))):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    await connection.execute(SQL("UPDATE {} SET tenant = %s").format(Identifier(name)), beta)
         statement = "SELECT 1 FROM contents WHERE tenant = %s FOR UPDATE"
         assert await rows(connection, statement, [two_shared.beta]) == []
         for statement in (
@@ -202,7 +200,8 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
         found = await rows(
             connection,
             """
-            SELECT p.proname, p.prosecdef, coalesce(p.proconfig, '{}'), has_function_privilege('public', p.oid, 'EXECUTE')
+            SELECT p.proname, p.prosecdef, coalesce(p.proconfig, '{}'),
+                   has_function_privilege('public', p.oid, 'EXECUTE')
             FROM pg_proc p WHERE p.pronamespace = 'likewise'::regnamespace
             AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
             """,
@@ -252,7 +251,7 @@ FORBIDDEN = {
     "create a function": "CREATE FUNCTION likewise.mine() RETURNS int LANGUAGE sql RETURN 1",
     "create a role": "CREATE ROLE mine",
     "create a database": "CREATE DATABASE mine",
-    "create an extension": "CREATE EXTENSION pg_stat_statements",
+    "drop an extension": "DROP EXTENSION vector",
     "create an index": "CREATE INDEX mine ON likewise.records (id)",
     "index vectors": "CREATE INDEX mine ON likewise.vec_1 (tokens)",
     "alter a table": "ALTER TABLE likewise.records ADD COLUMN mine int",
@@ -261,7 +260,7 @@ FORBIDDEN = {
     "not force security": "ALTER TABLE likewise.records NO FORCE ROW LEVEL SECURITY",
     "drop a policy": "DROP POLICY tenant ON likewise.records",
     "add a policy": "CREATE POLICY mine ON likewise.records USING (true)",
-    "add a trigger": "CREATE TRIGGER mine BEFORE INSERT ON likewise.records EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "add a rule": "CREATE RULE mine AS ON INSERT TO likewise.records DO ALSO NOTHING",
     "drop a table": "DROP TABLE likewise.records",
     "drop vectors": "DROP TABLE likewise.vec_1",
     "drop a function": "DROP FUNCTION likewise.this_tenant()",
@@ -269,7 +268,7 @@ FORBIDDEN = {
     "truncate vectors": "TRUNCATE likewise.vec_1",
     "change vectors": "UPDATE likewise.vec_1 SET tokens = 0",
     "change terms": "UPDATE likewise.terms_1 SET terms = '{}'",
-    "make collections by hand": "INSERT INTO likewise.collections (tenant, name, kind, analyzer, policy) VALUES (1, 'x', '', '', '{}')",
+    "make collections by hand": "INSERT INTO likewise.collections DEFAULT VALUES",
     "drop collections by hand": "DELETE FROM likewise.collections",
     "take over a collection": "UPDATE likewise.collections SET tenant = 1",
     "rename a tenant": "UPDATE likewise.tenants SET name = 'x'",
@@ -277,7 +276,7 @@ FORBIDDEN = {
     "be the owner": "SET ROLE likewise_owner",
     "be the superuser": "SET ROLE postgres",
     "be the owner for the session": "SET SESSION AUTHORIZATION likewise_owner",
-    "grant": "GRANT ALL ON likewise.records TO PUBLIC",
+    "grant itself the owner": "GRANT likewise_owner TO likewise_server",
     "take a table": "ALTER TABLE likewise.records OWNER TO likewise_server",
     "make itself a superuser": "ALTER ROLE likewise_server SUPERUSER",
     "let itself bypass security": "ALTER ROLE likewise_server BYPASSRLS",
@@ -301,9 +300,7 @@ async def test_copy_into_a_secured_table_is_refused(two_shared: Two) -> None:
     async with await serving(two_shared, two_shared.alpha) as connection:
         for name in ("contents", "records", "record_fields", "waiting"):
             with pytest.raises(psycopg.errors.FeatureNotSupported):
-                async with connection.cursor() as cursor:
-                    async with cursor.copy(SQL("COPY {} FROM STDIN").format(Identifier(name))) as copy:
-                        await copy.write("")
+                await connection.execute(SQL("COPY {} FROM STDIN").format(Identifier(name)))
 
 
 async def test_copy_out_shows_what_a_select_would(two_shared: Two) -> None:
@@ -324,6 +321,12 @@ async def test_security_that_is_switched_off_shows_nothing_at_all(two_shared: Tw
                 await rows(connection, SQL("SELECT * FROM {}").format(Identifier(name)))
 
 
+LEAK = """
+    CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0001
+    AS $$BEGIN RAISE NOTICE '%', $1; RETURN true; END$$
+"""
+
+
 async def test_a_view_or_function_of_its_own_brings_the_serving_role_nothing(two_shared: Two) -> None:
     """It may make temporary things: they run with its own rights, and the owner's functions do not find them."""
     async with await serving(two_shared, two_shared.alpha) as connection:
@@ -332,9 +335,7 @@ async def test_a_view_or_function_of_its_own_brings_the_serving_role_nothing(two
             "INSERT INTO pg_temp.collections VALUES (%s, %s)", [two_shared.beta_collection, two_shared.alpha]
         )
         assert await rows(connection, "SELECT likewise.drop_collection(%s)", [two_shared.beta_collection]) == [(False,)]
-        await connection.execute(
-            "CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$BEGIN RAISE NOTICE '%', $1; RETURN true; END$$"
-        )
+        await connection.execute(LEAK)
         notices: list[str] = []
         connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
         await rows(connection, "SELECT id FROM records WHERE pg_temp.leak(id)")

@@ -55,7 +55,8 @@ async def test_weights_that_are_absent_and_come_back(folder: Path, real_models: 
         (folder / "models" / "coming").rename(folder / "models" / "minilm-l6-v2")
         # Then the vectors come without a restart
         await _embedded(client)
-        answer = (await client.post("/api/v1/collections/notes/search", json={"query": "freezing breaks the pump"})).json()
+        question = {"query": "freezing breaks the pump"}
+        answer = (await client.post("/api/v1/collections/notes/search", json=question)).json()
         assert answer["hits"][0]["id"] == "a"
         assert "dense" in answer["hits"][0]["found_by"]
         assert answer["degraded"] == []

@@ -9,7 +9,11 @@ from likewise.kind import Policy
 from likewise.library import Likewise
 
 PUMPS = [
-    {"id": str(n), "text": f"pump number {n} fails when it is cold", "payload": {"n": n, "tags": ["odd" if n % 2 else "even"]}}
+    {
+        "id": str(n),
+        "text": f"pump number {n} fails when it is cold",
+        "payload": {"n": n, "tags": ["odd" if n % 2 else "even"]},
+    }
     for n in range(50)
 ]
 
@@ -116,13 +120,12 @@ async def test_a_threshold_of_zero_means_zero(lw: Likewise) -> None:
 async def test_every_part_of_a_record_comes_back(lw: Likewise) -> None:
     notes = lw.collection("notes")
     at = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    await notes.add(
-        [{"id": "a/b é", "text": "text\x00with nul", "payload": {"k": [1, {"x": None}]}, "parent": "p", "occurred_at": at}]
-    )
-    record = await notes.get("a/b é")
-    assert record.text == "text\ufffdwith nul"
-    assert record.payload == {"k": [1, {"x": None}]}
-    assert (record.parent, record.occurred_at) == ("p", at)
+    record = {"id": "a/b é", "text": "text\x00with nul", "payload": {"k": [1, {"x": None}]}, "parent": "p"}
+    await notes.add([{**record, "occurred_at": at}])
+    stored = await notes.get("a/b é")
+    assert stored.text == "text\ufffdwith nul"
+    assert stored.payload == {"k": [1, {"x": None}]}
+    assert (stored.parent, stored.occurred_at) == ("p", at)
 
 
 async def test_a_policy_without_terms_finds_by_meaning_only(lw: Likewise) -> None:
