@@ -34,7 +34,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODELS_FOLDER = Path(os.environ.get("LIKEWISE_TEST_MODELS", Path.home() / ".cache" / "likewise-tests" / "models"))
 SEED, PASSAGES, LEAST_WORDS = 7, 2_000, 20
 PART, ROUNDS = 500, 3
-QUERY = "how do I find out whether two sentences mean the same thing"  # 16 tokens, special ones included
+QUERY = "how do I find out whether two short sentences mean the same simple thing"  # 16 tokens, special ones included
 QUERIES = 400
 
 Side = Callable[[Sequence[str]], Awaitable[Matrix]]
@@ -111,7 +111,7 @@ def ranks(values: Sequence[float]) -> Matrix:
     """Ranks with ties averaged."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    result: Matrix = (last - (counts - 1) / 2)[inverse]
+    result: Matrix = (last - (counts - 1) / 2)[inverse].astype(np.float32)
     return result
 
 

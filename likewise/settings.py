@@ -5,16 +5,18 @@ The environment (prefix LIKEWISE_), a `.env` file, `--help` and docs/settings.md
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from likewise.errors import SettingsError
 
 PREFIX = "LIKEWISE_"
+ENV_FILE = ".env"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -30,7 +32,7 @@ def default_data_dir() -> Path:
 class Settings(BaseSettings):
     """What can be set, from LIKEWISE_* variables or a `.env` file."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
     data_dir: Path = Field(
         default_factory=default_data_dir,
@@ -113,7 +115,7 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """Read the settings; a wrong or unknown one is a SettingsError that names it and never shows its value."""
-    _refuse_unknown(os.environ)
+    _refuse_unknown([*dotenv_values(ENV_FILE), *os.environ])
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -122,8 +124,8 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingsError(f"{name}: {first['msg']}.") from None
 
 
-def _refuse_unknown(environment: Mapping[str, str]) -> None:
+def _refuse_unknown(names: Iterable[str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    unknown = sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise SettingsError(f"{unknown[0]} is not a setting. `likewise doctor --settings` lists those there are.")

@@ -71,7 +71,7 @@ async def lw(open_likewise: Opener) -> AsyncIterator[Likewise]:
 def real_models() -> Path:
     """A folder with the default model's weights, fetched once and kept between runs; CI cannot do without it."""
     default = Path.home() / ".cache" / "likewise-tests" / "models"
-    folder = Path(os.environ.get("LIKEWISE_TEST_MODELS", default))
+    folder = Path(os.environ.get("TEST_MODELS_DIR", default))
     settings = load_settings(models_dir=folder, data_dir=folder.parent)
     try:
         weights.obtain(Catalogue(settings).resolve(None), settings)

@@ -16,6 +16,15 @@ def test_an_unknown_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) 
     assert "secret" not in refused.value.detail
 
 
+def test_an_unknown_setting_in_a_file_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("LIKEWISE_PORT=9000\nOTHER=1\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings().port == 9000
+    (tmp_path / ".env").write_text("LIKEWISE_PROT=9000\n")
+    with pytest.raises(SettingsError, match="LIKEWISE_PROT"):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("PORT", "abc-canary"), ("PORT", "70000"), ("AUTH", "canary"), ("PRECISION", "f16-canary"), ("THREADS", "-1")],

@@ -51,11 +51,16 @@ def condition(tree: Filter | None, collection: int, indexed: Collection[str]) ->
 
 def _narrowed(tree: Filter, collection: int, indexed: Collection[str], where: Where) -> Iterator[Composable]:
     for leaf in _must_hold(tree):
-        if leaf.field.column or leaf.field.name not in indexed:
-            continue
-        test = _index_test(leaf, where)
-        if test is not None:
-            yield _BY_INDEX.format(where.bind(collection), where.bind(leaf.field.name), test)
+        if leaf.field.column:
+            # What must hold anyway, in the form that an index on the column can answer.
+            or_null = leaf.operator == "$in" and None in leaf.value
+            test = None if or_null else _column_test(leaf, where)
+            if test is not None:
+                yield test
+        elif leaf.field.name in indexed:
+            test = _index_test(leaf, where)
+            if test is not None:
+                yield _BY_INDEX.format(where.bind(collection), where.bind(leaf.field.name), test)
 
 
 def _must_hold(tree: Filter) -> Iterator[Compare]:
@@ -106,29 +111,34 @@ def _sql(tree: Filter, where: Where) -> Composable:
 
 def _column(leaf: Compare, where: Where) -> Composable:
     """A leaf on a column; the names are those of filters.COLUMNS, never a caller's."""
-    column = SQL("r.{}").format(Identifier(leaf.field.name))
-    kind = datetime if leaf.field.name in TIMES else str
+    column, _ = _column_of(leaf)
     operator, value = leaf.operator, leaf.value
     if operator == "$exists":
         return SQL("({} IS {})").format(column, SQL("NOT NULL" if value else "NULL"))
-    if operator == "$in":
-        return _column_in(column, kind, value, where)
     if value is None and operator == "$eq":
         return SQL("({} IS NULL)").format(column)
+    test = _column_test(leaf, where)
+    found = FALSE if test is None else SQL("coalesce({}, false)").format(test)
+    return SQL("({} IS NULL OR {})").format(column, found) if operator == "$in" and None in value else found
+
+
+def _column_test(leaf: Compare, where: Where) -> Composable | None:
+    """A comparison with what is in a column: null where nothing is; None where it can never be true."""
+    column, kind = _column_of(leaf)
+    operator, value = leaf.operator, leaf.value
+    if operator == "$in":
+        fitting = [one for one in value if isinstance(one, kind)]
+        return SQL("{} = ANY ({})").format(column, where.bind(fitting)) if fitting else None
     if not isinstance(value, kind) or (operator == "$contains" and kind is not str):
-        return FALSE
+        return None
     if operator == "$contains":
-        return SQL("coalesce(position({} IN {}) > 0, false)").format(where.bind(value), column)
+        return SQL("position({} IN {}) > 0").format(where.bind(value), column)
     collated = SQL('{} COLLATE "C"').format(column) if kind is str and operator != "$eq" else column
-    return SQL("coalesce({} {} {}, false)").format(collated, _SYMBOLS[operator], where.bind(value))
+    return SQL("{} {} {}").format(collated, _SYMBOLS[operator], where.bind(value))
 
 
-def _column_in(column: Composable, kind: type, values: tuple[Any, ...], where: Where) -> Composable:
-    fitting = [one for one in values if isinstance(one, kind)]
-    parts: list[Composable] = [SQL("{} IS NULL").format(column)] if None in values else []
-    if fitting:
-        parts.append(SQL("coalesce({} = ANY ({}), false)").format(column, where.bind(fitting)))
-    return SQL("({})").format(SQL(" OR ").join(parts)) if parts else FALSE
+def _column_of(leaf: Compare) -> tuple[Composable, type]:
+    return SQL("r.{}").format(Identifier(leaf.field.name)), datetime if leaf.field.name in TIMES else str
 
 
 def _payload(leaf: Compare, where: Where) -> Composable:

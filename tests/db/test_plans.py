@@ -1,147 +1,227 @@
-"""The search statements use their indexes, as the role that serves, before and after ANALYZE."""
+"""How Postgres answers what search, reading and writing ask: by index, for a tenant, before and after ANALYZE."""
 
 import random
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import numpy as np
 import pytest
-from pgvector import HalfVector, SparseVector
-from psycopg import AsyncConnection
-from psycopg.sql import SQL, Composable
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.sql import SQL
 
-from likewise.db import collections, records, terms
+import likewise
+from likewise.db import collections
 from likewise.db.maintenance import Maintenance
-from likewise.db.pool import Pool, Row, Tx, settle, table
-from likewise.db.where import condition
-from likewise.filters import parse
+from likewise.db.pool import Row, Statement, Tx
+from likewise.embedding.embedder import Embedder
 from likewise.kind import Policy
-from likewise.library import Likewise
-from likewise.search.analyzer import TERM_SPACE, analyze
-from likewise.testing import DatabaseUrls
-from likewise.vectors.stores import pgvector
+from likewise.library import Collection, Likewise
+from likewise.settings import load_settings
+from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
+from tests.flows.patience import until
 
-CONTENTS = 6_000
-WORDS = [f"word{n}" for n in range(400)]
+SIZE = 3_000
+COMMON = "pump valve seal motor bearing".split()
+COLUMNS = {
+    "records_collection_id_key": "id",
+    "records_parent": "parent",
+    "records_occurred_at": "occurred_at",
+    "record_fields_value": "value",
+    "record_fields_number": "number",
+}
+LARGE = ("records", "contents", "record_fields", "waiting", "vec_", "terms_")
 
-FILL = """
-    INSERT INTO contents (tenant, collection, text_hash, text, chars)
-        SELECT {tenant}, {collection}, sha256(n::text::bytea), n::text, 4 FROM generate_series(1, {n}) n;
-    INSERT INTO records (tenant, collection, id, content, payload)
-        SELECT {tenant}, {collection}, 'r' || text, pk, jsonb_build_object('n', text::int) FROM contents;
-    INSERT INTO record_fields (tenant, collection, field, number, record, content)
-        SELECT {tenant}, {collection}, 'n', (payload ->> 'n')::float8, pk, content FROM records;
-"""
+
+@dataclass
+class Plan:
+    """One statement that was run, and how."""
+
+    statement: str
+    nodes: list[Mapping[str, Any]]
+
+    @property
+    def indexes(self) -> set[str]:
+        """The names of the indexes that it reads."""
+        return {node["Index Name"] for node in self.nodes if "Index Name" in node}
+
+    @property
+    def scanned(self) -> set[str]:
+        """The tables that it reads whole."""
+        return {node["Relation Name"] for node in self.nodes if node["Node Type"].endswith("Seq Scan")}
 
 
-@dataclass(frozen=True)
-class Filled:
-    """A collection with some thousand contents, and its HNSW index."""
+class Spied(Tx):
+    """A transaction that asks for the plan of each statement before it runs it."""
 
-    tenant: int
-    collection: int
-    generation: int
-    pool: Pool
+    plans: ClassVar[list[Plan]] = []
+
+    async def execute(self, statement: Statement, parameters: Any = None) -> AsyncCursor[Row]:
+        """See Tx.execute."""
+        said = statement.as_string(self.connection)
+        if said.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH"):
+            cursor = await super().execute(SQL("EXPLAIN (FORMAT JSON) ") + statement, parameters)
+            row = await cursor.fetchone()
+            assert row is not None
+            self.plans.append(Plan(said, list(_nodes(row[0][0]["Plan"]))))
+        return await super().execute(statement, parameters)
+
+
+def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from _nodes(part)
 
 
 @pytest.fixture
-async def filled(lw: Likewise, database: DatabaseUrls) -> Filled:
-    """Rows made in bulk by the owner, and the index that maintenance builds."""
-    await lw.collection("notes").create(policy=Policy(indexed=("n",)))
-    tenant = await lw.tenant()
-    async with lw.runtime.pool.tenant(tenant) as tx:
-        made = await collections.named(tx, "notes")
-    async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
-        await settle(owner)
-        # Autovacuum would ANALYZE at a moment of its own.
-        for name in ("contents", "records", "record_fields", f"vec_{made.active.id}", f"terms_{made.id}"):
-            await owner.execute(SQL("ALTER TABLE {} SET (autovacuum_enabled = off)").format(SQL(name)))  # type: ignore[arg-type]
-        await owner.execute(FILL.format(tenant=tenant, collection=made.id, n=CONTENTS))  # type: ignore[arg-type]
-        await _copy(owner, made.id, made.active.id)
-    await Maintenance(database.owner, most_scanned=0).step()
-    return Filled(tenant, made.id, made.active.id, lw.runtime.pool)
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The plans of everything that is run from now on."""
+    monkeypatch.setattr("likewise.db.pool.Tx", Spied)
+    Spied.plans = []
+    return Spied.plans
 
 
-async def _copy(owner: AsyncConnection[Row], collection: int, generation: int) -> None:
-    drawn = random.Random(1)
-    pks = [int(row[0]) for row in await (await owner.execute("SELECT pk FROM contents ORDER BY pk")).fetchall()]
-    vectors = np.random.default_rng(1).standard_normal((len(pks), 384)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    tx = Tx(owner, None, SQL("BEGIN"))
-    rows = [(pk, HalfVector(vector), 3, 0, 4) for pk, vector in zip(pks, vectors.astype(np.float16), strict=True)]
-    statement = SQL(pgvector.INSERT_BULK).format(vectors=table("vec", generation))
-    await tx.copy_in(statement, ("int8", "halfvec", "int4", "int4", "int4"), rows)
-    texts = [" ".join(drawn.choices(WORDS, k=8)) for _ in pks]
-    counted = [terms.ContentTerms(pk, analyze(text)) for pk, text in zip(pks, texts, strict=True)]
-    await terms.write(tx, collection, counted, 8.0)
-    await tx.finish(commit=True)
+@dataclass
+class Full:
+    """A collection of some thousand records, beside another that waits for its vectors."""
+
+    lw: Likewise
+    urls: DatabaseUrls
+    notes: Collection
+    id: int
+    generation: int
 
 
-async def explained(filled: Filled, *statements: tuple[Composable, object]) -> str:
-    """The plan of the last statement, as the serving role, after the others ran."""
-    async with filled.pool.tenant(filled.tenant) as tx:
-        for statement, parameters in statements[:-1]:
-            await tx.execute(statement, parameters)  # type: ignore[arg-type]
-        statement, parameters = statements[-1]
-        rows = await tx.rows(SQL("EXPLAIN {}").format(statement), parameters)  # type: ignore[arg-type]
-    return "\n".join(str(row[0]) for row in rows)
+@asynccontextmanager
+async def filled(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Full]:
+    async with postgres.database() as urls:
+        settings = load_settings(
+            data_dir=tmp_path_factory.mktemp("data"), database_url=urls.owner, database_serving_url=urls.serving
+        )
+        embedder = Embedder(settings, providers={settings.model: lambda spec: FakeProvider()})
+        async with likewise.open(settings, worker=False, embedder=embedder) as lw:
+            notes = lw.collection("notes")
+            await notes.create(policy=Policy(indexed=("kind", "size")))
+            chance = random.Random(1)
+            records = [
+                {
+                    "id": f"id {n}",
+                    "text": f"{' '.join(chance.sample(COMMON, 3))} number {n}",
+                    "payload": {"kind": f"kind {n % 300}", "size": n, "other": n},
+                    "parent": f"parent {n % 500}",
+                    "occurred_at": f"2026-01-01T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}Z",
+                }
+                for n in range(SIZE)
+            ]
+            await notes.add(records)
+            await lw.collection("queue").add([{"id": str(n), "text": f"waiting {n}"} for n in range(SIZE)], wait=False)
+            async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
+                collection = await collections.named(tx, "notes")
+            yield Full(lw, urls, notes, collection.id, collection.active.id)
 
 
-async def plans(filled: Filled) -> dict[str, str]:
-    """The plan of each statement that a search runs."""
-    wanted = list(analyze("word7"))
-    query = SparseVector({term - 1: 1.0 for term in wanted}, TERM_SPACE)
-    vector = HalfVector(np.ones(384, np.float16) / np.float16(384**0.5))
-    vectors, words = table("vec", filled.generation), table("terms", filled.collection)
-    ids = list(range(1, 101))
-    where = condition(parse({"n": 5}), filled.collection, ("n",))
-    prefer = (terms.PREFER_INDEXES, None)
-    return {
-        "lexical": await explained(filled, prefer, (SQL(terms.RANK).format(terms=words), [query, wanted, query, 100])),
-        "dense": await explained(
-            filled,
-            (pgvector.TUNE, ["200"]),
-            (SQL(pgvector.NEAREST_BY_INDEX).format(vectors=vectors), [vector, vector, 100]),
-        ),
-        "among": await explained(
-            filled, (SQL(pgvector.NEAREST_AMONG).format(vectors=vectors), [vector, ids[:5], vector, 100])
-        ),
-        "records of contents": await explained(
-            filled,
-            prefer,
-            (
-                records.OF_CONTENTS.format(view=records.VIEW, vectors=vectors, condition=SQL("true")),
-                {"contents": ids[:10], "most": 10, "without": None},
-            ),
-        ),
-        "one record": await explained(
-            filled, (records.ONE.format(view=records.VIEW, vectors=vectors), [filled.collection, "r5"])
-        ),
-        "indexed filter": await explained(
-            filled,
-            (records.MATCHING_CONTENTS.format(condition=where.sql), {**where.parameters, "without": None}),
-        ),
-    }
+@pytest.fixture(scope="module", params=["before ANALYZE", "after ANALYZE"])
+async def full(
+    request: pytest.FixtureRequest, postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Full]:
+    """See Full."""
+    async with filled(postgres, tmp_path_factory) as full:
+        if request.param == "after ANALYZE":
+            async with await AsyncConnection.connect(full.urls.owner, autocommit=True) as connection:
+                await connection.execute("ANALYZE")
+        yield full
 
 
-USED = {
-    "lexical": "terms_{collection}_terms",
-    "dense": "vec_{generation}_embedding",
-    "among": "vec_{generation}_pkey",
-    "records of contents": "records_content",
-    "one record": "records_collection_id_key",
-    "indexed filter": "record_fields_number",
-}
+def plan_of(plans: list[Plan], part: str) -> Plan:
+    """The plan of the one statement that has this in it."""
+    found = [plan for plan in plans if part in plan.statement]
+    assert found, f"nothing with {part} was run: {[plan.statement for plan in plans]}"
+    return found[-1]
 
 
-async def test_search_statements_use_their_indexes_before_and_after_analyze(
-    filled: Filled, database: DatabaseUrls
+def nothing_large_is_scanned(plans: list[Plan]) -> None:
+    for plan in plans:
+        assert not [name for name in plan.scanned if name.startswith(LARGE)], plan.statement
+
+
+@pytest.mark.parametrize("query", ["number 7", "pump valve", "pump bearing number 1234 and many other words beside"])
+async def test_words_are_ranked_and_counted_by_the_gin_index(full: Full, plans: list[Plan], query: str) -> None:
+    found = await full.notes.search(query, mode="lexical")
+    assert found.hits
+    assert f"terms_{full.id}_terms" in plan_of(plans, "weights <#>").indexes
+    assert f"terms_{full.id}_terms" in plan_of(plans, "count(*)").indexes
+    nothing_large_is_scanned(plans)
+
+
+async def test_the_nearest_are_found_by_a_scan_while_there_are_few(full: Full, plans: list[Plan]) -> None:
+    await full.notes.search("pump valve number 7", mode="dense")
+    assert plan_of(plans, "<=>").scanned == {f"vec_{full.generation}"}
+    nothing_large_is_scanned([plan for plan in plans if "<=>" not in plan.statement])
+
+
+async def test_a_record_and_those_like_it_are_found_by_index(full: Full, plans: list[Plan]) -> None:
+    assert (await full.notes.get("id 7")).vector == "ready"
+    assert "records_collection_id_key" in plan_of(plans, "r.id = ").indexes
+    nothing_large_is_scanned(plans)
+    await full.notes.similar("id 7", mode="lexical")
+    nothing_large_is_scanned(plans)
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({"id": "id 7"}, "records_collection_id_key"),
+        ({"id": {"$in": ["id 7", "id 8"]}}, "records_collection_id_key"),
+        ({"parent": "parent 7"}, "records_parent"),
+        ({"occurred_at": {"$gte": "2026-01-01T00:10:00Z", "$lt": "2026-01-01T00:10:05Z"}}, "records_occurred_at"),
+        ({"kind": "kind 7"}, "record_fields_value"),
+        ({"kind": {"$in": ["kind 7", "kind 8"]}}, "record_fields_value"),
+        ({"size": 7}, "record_fields_number"),
+        ({"size": {"$gte": 10, "$lt": 20}}, "record_fields_number"),
+    ],
+)
+async def test_filters_on_what_is_indexed_use_its_index(
+    full: Full, plans: list[Plan], filters: dict[str, Any], index: str
 ) -> None:
-    for analyzed in (False, True):
-        if analyzed:
-            async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
-                await owner.execute("ANALYZE")
-        for name, plan in (await plans(filled)).items():
-            index = USED[name].format(collection=filled.collection, generation=filled.generation)
-            assert index in plan, f"{name}, {analyzed=}:\n{plan}"
-            assert "Seq Scan on contents" not in plan
-            assert "Seq Scan on records" not in plan
+    found = await full.notes.search("pump valve", filters=filters)
+    assert found.hits
+    plan = plan_of(plans, "SELECT DISTINCT r.content")
+    assert index in plan.indexes
+    # By the value, and not by the collection alone.
+    conditions = [node["Index Cond"] for node in plan.nodes if node.get("Index Name") == index]
+    assert all(re.search(rf"\b{COLUMNS[index]}\b", one) for one in conditions)
+    nothing_large_is_scanned(plans)
+
+
+async def test_writing_changing_embedding_and_deleting_use_indexes(full: Full, plans: list[Plan]) -> None:
+    for n in range(3):
+        await full.notes.add([{"id": "new", "text": f"something new {n}", "payload": {"kind": "new"}}])
+    await full.notes.delete("new")
+    statements = ("unnest(", "FOR UPDATE", "INSERT INTO records", "DELETE FROM waiting", "DELETE FROM contents")
+    assert all(plan_of(plans, part) for part in statements)
+    nothing_large_is_scanned(plans)
+
+
+async def test_once_built_hnsw_answers_and_nothing_else_changes(full: Full, plans: list[Plan]) -> None:
+    """Last of its module: from here on the index is there."""
+
+    # Given
+    async def built() -> bool:
+        # The counts of a table's rows appear when the connection that wrote them is used again.
+        await full.notes.get("id 1")
+        await Maintenance(full.urls.owner, most_scanned=1).step()
+        return (await full.notes.stats())["index"] == "hnsw"
+
+    await until(built)
+    plans.clear()
+    # When
+    found = await full.notes.search("pump valve number 7", mode="dense", limit=50)
+    # Then
+    assert len(found.hits) == 50
+    assert f"vec_{full.generation}_embedding" in plan_of(plans, "<=>").indexes
+    nothing_large_is_scanned(plans)
+    # Filters stay exact, by key.
+    plans.clear()
+    await full.notes.search("pump valve", mode="dense", filters={"kind": "kind 7"})
+    assert plan_of(plans, "<=>").indexes == {f"vec_{full.generation}_pkey"}

@@ -95,7 +95,7 @@ async def test_prompts_go_before_the_text_by_role(tmp_path: Path, plain: Setting
 
 
 async def test_lower_casing_that_the_folder_asks_for(tmp_path: Path, plain: Settings) -> None:
-    lower = {"sentence_bert_config": {"max_seq_length": 12, "do_lower_case": True}}
+    lower: dict[str, Any] = {"sentence_bert_config": {"max_seq_length": 12, "do_lower_case": True}}
     folder = tiny.write_folder(tmp_path / "own", tiny.weights(), **lower)
     provider = load(local_spec("own", folder), folder, plain)
     vectors = (await provider.embed(["alpha beta", "Alpha BETA"], "document")).vectors
@@ -135,7 +135,8 @@ def test_a_folder_without_modules_is_pooled_by_the_mean(tmp_path: Path) -> None:
 async def test_everything_that_changes_vectors_changes_the_space(tmp_path: Path, plain: Settings) -> None:
     variants: list[dict[str, Any]] = [
         {}, {"pooling": "cls_token"}, {"tensors": tiny.weights(1)}, {"sentence_bert_config": {"max_seq_length": 11}},
-        {"config_sentence_transformers": {"prompts": {"query": "one "}}}, {"config": tiny.CONFIG | {"layer_norm_eps": 1e-6}},
+        {"config_sentence_transformers": {"prompts": {"query": "one "}}},
+        {"config": tiny.CONFIG | {"layer_norm_eps": 1e-6}},
     ]  # fmt: skip
     spaces = []
     for place, variant in enumerate(variants):

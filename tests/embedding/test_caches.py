@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import tracemalloc
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,14 @@ def row(value: float = 1.0, dimension: int = 384) -> Cached:
 
 
 def test_every_part_of_a_key_counts() -> None:
-    parts = [(1, 2, None), ("a", "ab"), ("bc", "c"), ("query", "document"), (384, 38), ("4", "text")]
+    parts: list[tuple[Any, ...]] = [
+        (1, 2, None),
+        ("a", "ab"),
+        ("bc", "c"),
+        ("query", "document"),
+        (384, 38),
+        ("4", "text"),
+    ]
     keys = [cache_key(*chosen) for chosen in itertools.product(*parts)]
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 32 for key in keys)

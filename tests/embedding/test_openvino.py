@@ -111,7 +111,7 @@ async def test_the_worst_texts_take_less_than_a_second(f32: OpenVinoProvider, te
 async def test_a_query_is_not_held_up_by_bulk(bf16: OpenVinoProvider) -> None:
     bulk = asyncio.create_task(bf16.embed(TEXTS, "document"))
     await asyncio.sleep(0.05)
-    times = []
+    times: list[float] = []
     while not bulk.done() and len(times) < 50:
         started = time.perf_counter()
         await bf16.embed(["how are vectors compared with each other"], "query")

