@@ -135,7 +135,7 @@ async def query_times(embedder: Embedder) -> list[float]:
 
 async def main(data: Path) -> None:
     """Run all three."""
-    threads = len(os.sched_getaffinity(0))
+    threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         embedders = {precision: Embedder(settings(Path(folder), precision, threads)) for precision in ("bf16", "f32")}
         model = weights.obtain(MODELS[0], settings(Path(folder), "auto", threads))

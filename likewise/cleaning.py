@@ -1,15 +1,36 @@
 """What Postgres cannot hold in a text: NUL, and halves of surrogate pairs."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+# What is nested deeper is no payload of anybody's, and would exhaust the stack.
+DEEPEST = 100
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def cleaned(text: str) -> str:
     """The text with each NUL and lone surrogate as U+FFFD."""
     return _UNSTORABLE.sub("\ufffd", text) if _UNSTORABLE.search(text) else text
+
+
+def storable(text: str) -> bool:
+    """Whether the text can stay as it is."""
+    return not _UNSTORABLE.search(text)
+
+
+def is_json(value: Any, depth: int = DEEPEST) -> bool:
+    """Whether a value is JSON that keeps its meaning: finite numbers, integers of 64 bits, texts as keys."""
+    if isinstance(value, bool | str | None):
+        return True
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return depth > 0 and all(isinstance(key, str) and is_json(one, depth - 1) for key, one in value.items())
+    return isinstance(value, list | tuple) and depth > 0 and all(is_json(one, depth - 1) for one in value)
 
 
 def cleaned_json(value: Any) -> Any:

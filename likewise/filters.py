@@ -93,10 +93,14 @@ class _Parser:
             raise Invalid.at(at, "A filter is an object of fields and conditions.", "invalid_filter")
         if depth > MOST_DEPTH:
             raise Invalid.at(at, f"Filters nest at most {MOST_DEPTH} deep.", "filter_too_deep")
+        if not raw:
+            self._count(at)
         parts = [part for key, value in raw.items() for part in self._entry(key, value, at, depth)]
         return parts[0] if len(parts) == 1 else All(tuple(parts))
 
-    def _entry(self, key: str, value: object, at: str, depth: int) -> Iterator[Filter]:
+    def _entry(self, key: object, value: object, at: str, depth: int) -> Iterator[Filter]:
+        if not isinstance(key, str):
+            raise Invalid.at(at, "A key of a filter is a text.", "invalid_key")
         if key in ("$and", "$or"):
             yield self._list(key, value, f"{at}/{key}", depth)
         elif key == "$not":
@@ -167,12 +171,12 @@ class _Parser:
     def _scalar(field: Field, value: object, at: str) -> Any:
         if isinstance(value, str) and field.column and field.name in TIMES:
             return parse_time(value, at)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise Invalid.at(at, "Numbers are finite.", "invalid_value")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return _number(value, at)
         if isinstance(value, str):
             # As stored values were cleaned, so that the same text still equals itself.
             return cleaned(value)
-        if value is None or isinstance(value, bool | int | float):
+        if value is None or isinstance(value, bool):
             return value
         raise Invalid.at(at, "A value is a string, a number, true, false or null.", "invalid_value")
 
@@ -180,6 +184,18 @@ class _Parser:
         self._nodes += 1
         if self._nodes > MOST_NODES:
             raise Invalid.at(at, f"A filter has at most {MOST_NODES} conditions.", "filter_too_large")
+
+
+def _number(value: float, at: str) -> int | float:
+    """A number as JSON has them: an integer of more than 64 bits is read as a float."""
+    try:
+        if not isinstance(value, int) or abs(value) >= 2**64:
+            value = float(value)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise Invalid.at(at, "Numbers are finite.", "invalid_value")
+    return value
 
 
 def parse_time(value: str, at: str) -> datetime:

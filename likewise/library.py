@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from likewise.apps.body import checked
-from likewise.apps.collections.schemas import RecordIn
+from likewise.apps.collections.schemas import CollectionIn, RecordIn, SearchIn
 from likewise.apps.collections.service import (
     CollectionsService,
     CollectionView,
@@ -15,9 +15,11 @@ from likewise.apps.collections.service import (
     SearchResult,
     WriteResult,
 )
+from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Conflict, Invalid, LikewiseError, NotFound, StartError
+from likewise.ingest.writer import NOT_JSON
 from likewise.kind import NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
 from likewise.search.searcher import Mode, SearchRequest
@@ -110,6 +112,7 @@ class Collection:
 
     async def create(self, model: str | None = None, policy: Policy | None = None) -> CollectionView:
         """Make it, with a model and a policy; Conflict if it is there."""
+        checked(CollectionIn, {"name": self.name})
         return await self._service.create(await self._likewise.tenant(), self.name, model, policy)
 
     async def add(self, records: Sequence[Mapping[str, Any] | NewRecord], *, wait: bool = True) -> WriteResult:
@@ -139,8 +142,7 @@ class Collection:
         threshold: float | None = None,
     ) -> SearchResult:
         """The records nearest to a query by words and meaning."""
-        request = SearchRequest(query, None, limit, filters, mode, threshold)
-        return await self._service.search(await self._likewise.tenant(), self.name, request)
+        return await self._search(query=cleaned(query), limit=limit, filters=filters, mode=mode, threshold=threshold)
 
     async def similar(
         self,
@@ -152,8 +154,7 @@ class Collection:
         threshold: float | None = None,
     ) -> SearchResult:
         """The records most like one of the collection, itself left out."""
-        request = SearchRequest(None, id, limit, filters, mode, threshold)
-        return await self._service.search(await self._likewise.tenant(), self.name, request)
+        return await self._search(like=id, limit=limit, filters=filters, mode=mode, threshold=threshold)
 
     async def get(self, id: str) -> RecordView:
         """One record."""
@@ -171,21 +172,30 @@ class Collection:
         """Remove the collection with everything in it."""
         await self._service.drop(await self._likewise.tenant(), self.name)
 
+    async def _search(self, **asked: Any) -> SearchResult:
+        """Search as the HTTP API would, with its bounds."""
+        one = checked(SearchIn, {name: value for name, value in asked.items() if value is not None})
+        request = SearchRequest(one.query, one.like, one.limit, one.filters, one.mode, one.threshold)
+        return await self._service.search(await self._likewise.tenant(), self.name, request)
+
     async def _ensure(self) -> None:
-        tenant = await self._likewise.tenant()
         try:
-            await self._service.get(tenant, self.name)
+            await self._service.get(await self._likewise.tenant(), self.name)
         except NotFound:
             with contextlib.suppress(Conflict):
-                await self._service.create(tenant, self.name)
+                await self.create()
 
 
 def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
     """A record as the HTTP API would take it; Invalid with its place in the list if it is not one."""
     if isinstance(one, NewRecord):
         return one
+    if not is_json(one.get("payload", {})):
+        raise Invalid.at(f"/{place}/payload", NOT_JSON)
+    # The id keeps its form, and is refused if it cannot.
+    mended = {name: value if name == "id" else cleaned_json(value) for name, value in one.items()}
     try:
-        return checked(RecordIn, dict(one)).to_record()
+        return checked(RecordIn, mended).to_record()
     except Invalid as error:
         faults = [replace(fault, pointer=f"/{place}{fault.pointer}") for fault in error.faults]
         raise Invalid(error.detail, code=error.code, faults=faults) from None

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
 from likewise.db import collections, migrate, roles
 from likewise.db.maintenance import Maintenance
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
-from likewise.errors import LikewiseError, ServerStartError, SettingsError, Unavailable
+from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
 from likewise.search.searcher import Searcher
-from likewise.settings import Settings
+from likewise.settings import PREFIX, Settings
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore
 from likewise.vectors.stores.pgvector import PgvectorStore
@@ -84,7 +87,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 
 def named_database(settings: Settings) -> Database:
-    """The database that the settings name."""
+    """The database that the settings name; SettingsError if a URL cannot be read."""
+    _refuse_unreadable_urls(settings)
     serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
     if serving is None:
         raise SettingsError(
@@ -100,15 +104,29 @@ async def upgrade_database(settings: Settings) -> list[str]:
             raise SettingsError("Upgrading needs the owner of the schema. Set LIKEWISE_DATABASE_URL.")
         server = await EmbeddedServer.start(settings.data_dir, postgres_bin=settings.postgres_bin)
         try:
-            return await migrate.upgrade(server.url("likewise_owner"), server_role=roles.SERVER_ROLE)
+            local = server.url("likewise_owner")
+            return await _reached(lambda: migrate.upgrade(local, server_role=roles.SERVER_ROLE))
         finally:
             await server.close()
+    _refuse_unreadable_urls(settings)
     owner = settings.database_url
     serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
     if serving is None:
         serving = await _reached(lambda: roles.make_serving_role(owner, settings.data_dir))
     role = roles.role_of(serving)
     return await _reached(lambda: migrate.upgrade(owner, server_role=role))
+
+
+def _refuse_unreadable_urls(settings: Settings) -> None:
+    for name in ("database_url", "database_serving_url", "database_direct_url"):
+        try:
+            conninfo_to_dict(getattr(settings, name) or "")
+        except (ProgrammingError, ValueError):
+            # The driver's own words quote the URL, and with it a password.
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is not the URL of a database. "
+                "Write it as postgresql://user:password@host:5432/database."
+            ) from None
 
 
 @contextlib.asynccontextmanager
@@ -125,7 +143,7 @@ async def open_runtime(
         database = await stack.enter_async_context(open_database(settings))
         pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
         stack.push_async_callback(pool.close)
-        await pool.refuse_power()
+        await _reached(pool.refuse_power)
         runtime = _assemble(settings, database, pool, embedder or Embedder(settings))
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
@@ -194,10 +212,12 @@ async def _flush_once(runtime: Runtime) -> None:
 
 
 async def _reached(work: Callable[[], Awaitable[T]]) -> T:
-    """A database that does not answer at the start is a reason not to start."""
+    """A database that does not answer, or cannot do this, is at the start a reason not to start."""
     try:
         return await work()
-    except Unavailable as error:
+    except StartError:
+        raise
+    except LikewiseError as error:
         raise ServerStartError(
             f"{error.detail} See that Postgres runs and that LIKEWISE_DATABASE_URL is right."
         ) from None

@@ -1,15 +1,17 @@
 """Verbs that put data in and find it again: embed, index, search, similar."""
 
-import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from likewise.cli import standard_input
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, opened, run, settings_of_verb
 from likewise.cli.terminal import in_a_line, note, progress, say, say_json
 from likewise.cli.waiting import tell_waiting, until_embedded
-from likewise.errors import ModelUnavailable, StartError
+from likewise.errors import Fault, Invalid, ModelUnavailable, StartError
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,14 +69,18 @@ def similar(
 async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model: str | None, as_json: bool) -> int:
     from likewise.embedding.embedder import Embedder  # noqa: PLC0415
 
-    wanted = [line.rstrip("\r\n") for line in sys.stdin] if texts == ["-"] else texts
     embedder = Embedder(settings)
+    done = 0
     try:
-        with progress("Embedding", quiet=as_json or len(wanted) <= EMBED_BATCH) as report:
-            for start in range(0, len(wanted), EMBED_BATCH):
-                batch = wanted[start : start + EMBED_BATCH]
-                _tell_vectors(await embedder.embed(0, batch, model=model), as_json=as_json)
-                report(start + len(batch), len(wanted))
+        with progress("Embedding", quiet=as_json or (texts != ["-"] and len(texts) <= EMBED_BATCH)) as report:
+            async for batch in _lines() if texts == ["-"] else _parts(texts):
+                try:
+                    made = await embedder.embed(0, batch, model=model)
+                except Invalid as error:
+                    raise _named(error, done, "line" if texts == ["-"] else "text") from None
+                _tell_vectors(made, as_json=as_json)
+                done += len(batch)
+                report(done, max(done, len(texts)))
     except ModelUnavailable as error:
         raise StartError(error.detail) from None
     finally:
@@ -107,6 +113,40 @@ async def _search(
         result = await likewise.collections.search(await likewise.tenant(), collection, request)
     _tell_hits(result, as_json=as_json)
     return OK
+
+
+async def _lines() -> AsyncIterator[list[str]]:
+    """The lines of standard input in batches."""
+    done = 0
+    async for batch in standard_input.batches(EMBED_BATCH):
+        yield [_decoded(line, number) for number, line in enumerate(batch, done + 1)]
+        done += len(batch)
+
+
+async def _parts(texts: list[str]) -> AsyncIterator[list[str]]:
+    for start in range(0, len(texts), EMBED_BATCH):
+        yield texts[start : start + EMBED_BATCH]
+
+
+def _decoded(line: bytes, number: int) -> str:
+    try:
+        return line.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise Invalid(f"Line {number} of standard input is not UTF-8; convert it first, as iconv does.") from None
+
+
+def _named(error: Invalid, start: int, what: str) -> Invalid:
+    """The error with its texts named as who gave them counts: from 1."""
+    faults = [replace(fault, pointer=_counted(fault, start, what)) for fault in error.faults]
+    if not faults:
+        return error
+    first = f"{faults[0].pointer}: {faults[0].message}"
+    return Invalid(first if len(faults) == 1 else f"{len(faults)} {what}s cannot be embedded.", faults=faults)
+
+
+def _counted(fault: Fault, start: int, what: str) -> str:
+    place = fault.pointer.rpartition("/")[2]
+    return f"{what} {start + int(place) + 1}" if place.isdecimal() else fault.pointer
 
 
 def _tell_vectors(made: "Embedded", *, as_json: bool) -> None:

@@ -4,14 +4,11 @@ from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.sql import SQL
 
 from likewise.db import migrate
 from likewise.db.failures import scrubbed
 from likewise.runtime import named_database, open_database
 from likewise.settings import Settings
-
-PGVECTOR = SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
 
 
 async def state_of(settings: Settings) -> dict[str, Any]:
@@ -27,10 +24,10 @@ async def look(url: str) -> dict[str, Any]:
     try:
         async with await AsyncConnection.connect(url, autocommit=True) as connection:
             state = await migrate.schema_state(connection)
-            row = await (await connection.execute(PGVECTOR)).fetchone()
+            postgres, pgvector = await migrate.versions(connection)
             return {
-                "postgres": connection.info.parameter_status("server_version"),
-                "pgvector": row[0] if row else None,
+                "postgres": postgres,
+                "pgvector": pgvector,
                 "applied": list(state.applied),
                 "missing": [step.name for step in state.missing],
             }

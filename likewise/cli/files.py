@@ -32,12 +32,16 @@ class Unreadable(Exception):
 
 @dataclass
 class Source:
-    """One file: its records, and whether it was cut in parts that a shorter text leaves behind."""
+    """One file: its records, and whether it was cut in parts that a shorter text leaves behind.
+
+    `continued`: more of a file of which the beginning came before.
+    """
 
     name: str
     records: list[NewRecord] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     cut: bool = False
+    continued: bool = False
 
 
 def sources(path: Path) -> Iterator[Source]:
@@ -51,10 +55,10 @@ def sources(path: Path) -> Iterator[Source]:
         yield source(path, path.name)
 
 
-def of_lines(lines: Iterable[bytes], name: str) -> Source:
-    """JSON lines as records; a line without an id is known by its number."""
-    found = Source(name)
-    for number, line in enumerate(lines, 1):
+def of_lines(lines: Iterable[bytes], name: str, first: int = 1) -> Source:
+    """JSON lines as records; a line without an id is known by its number, counted from `first`."""
+    found = Source(name, continued=first > 1)
+    for number, line in enumerate(lines, first):
         if line.strip():
             try:
                 found.records.append(_of_line(line, f"{name}#{number}"))

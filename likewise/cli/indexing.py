@@ -1,12 +1,12 @@
 """The work of `likewise index`: files into a collection, only what changed."""
 
 import asyncio
-import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from likewise.cli import standard_input
 from likewise.cli.files import Source, of_lines, sources
 from likewise.cli.terminal import Report
 from likewise.errors import Fault, Invalid, NotFound
@@ -42,9 +42,8 @@ async def index(likewise: Likewise, path: str, collection: str, model: str | Non
     """Read what there is, store it in batches, and remove parts of files that became shorter."""
     done = Indexed(collection)
     tenant = await likewise.tenant()
-    files = _files(path)
-    while batch := await asyncio.to_thread(_next_batch, files):
-        done.files += len(batch)
+    async for batch in _of_standard_input() if path == "-" else _of_path(path):
+        done.files += sum(not file.continued for file in batch)
         done.faults += [fault for file in batch for fault in file.faults]
         records = [record for file in batch for record in file.records]
         if records:
@@ -58,10 +57,17 @@ async def index(likewise: Likewise, path: str, collection: str, model: str | Non
     return done
 
 
-def _files(path: str) -> Iterator[Source]:
-    if path == "-":
-        return iter([of_lines(sys.stdin.buffer, "stdin")])
-    return sources(Path(path))
+async def _of_standard_input() -> AsyncIterator[list[Source]]:
+    first = 1
+    async for lines in standard_input.batches(BATCH):
+        yield [of_lines(lines, "stdin", first)]
+        first += len(lines)
+
+
+async def _of_path(path: str) -> AsyncIterator[list[Source]]:
+    files = sources(Path(path))
+    while batch := await asyncio.to_thread(_next_batch, files):
+        yield batch
 
 
 def _next_batch(files: Iterator[Source]) -> list[Source]:

@@ -1,9 +1,8 @@
 """`likewise`: the list of verbs, and how a failure reads."""
 
+import json
 import os
 import sys
-import traceback
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from likewise.cli import admin, data, demo, serve
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
 from likewise.observe.errors import describe
+from likewise.observe.version import program_version
 
 app = typer.Typer(
     name="likewise",
@@ -49,14 +49,6 @@ def likewise(
     """Turn text and records into vectors, keep them, and find what is alike."""
 
 
-def program_version() -> str:
-    """The installed version."""
-    try:
-        return version("likewise")
-    except PackageNotFoundError:
-        return "0+source"
-
-
 def run() -> None:
     """The program. Exit codes: 0 ok, 1 failure, 2 usage, 3 could not start, 4 partly done."""
     _keep_standard_files_open()
@@ -79,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except LikewiseError as error:
         _tell(f"likewise: {error.detail}", error)
-        for fault in error.faults[1:]:
+        for fault in error.faults if len(error.faults) > 1 else ():
             _tell(f"  {fault.pointer}: {fault.message}")
         return NOT_STARTED if isinstance(error, StartError) else FAILED
     except OSError as error:
@@ -107,4 +99,5 @@ def _keep_standard_files_open() -> None:
 def _tell(line: str, error: Exception | None = None) -> None:
     print(line, file=sys.stderr)
     if error is not None and os.environ.get("LIKEWISE_LOG_LEVEL", "").lower() == "debug":
-        traceback.print_exception(error)
+        # Not the traceback itself: messages of errors may hold somebody's texts.
+        print(json.dumps(describe(error, trace=True), indent=2), file=sys.stderr)

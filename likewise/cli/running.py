@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from likewise.observe import logs
+from likewise.observe.loop import log_unhandled
 from likewise.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     from likewise.library import Likewise
 
-OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
+# 2 is wrong usage, which typer ends with itself.
+OK, FAILED, NOT_STARTED, PARTLY = 0, 1, 3, 4
 # Closing what is open takes a moment; who insists this often wants the process gone.
 INSISTING = 4
 
@@ -74,6 +76,7 @@ async def _interruptible(verb: Verb) -> int:
     assert task is not None
     interruption = Interruption(task.cancel)
     loop = asyncio.get_running_loop()
+    log_unhandled(loop)
     for number in _SIGNALS:
         loop.add_signal_handler(number, interruption.receive, number)
     try:

@@ -6,32 +6,43 @@ from typing import TYPE_CHECKING
 from likewise.cli.terminal import note, progress
 
 if TYPE_CHECKING:
+    from likewise.db.collections import Generation
     from likewise.library import Likewise
 
-LOOK_SECONDS = 1.0
+# A few texts are done in an instant; many need not be counted more often than each second.
+FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 
 
 async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) -> str | None:
     """Wait until a collection's texts have their vectors; returns why not, if the model cannot make them."""
-    model = (await likewise.collections.get(await likewise.tenant(), collection)).model
+    from likewise.db import collections, waiting  # noqa: PLC0415
+
+    tenant = await likewise.tenant()
+    total = (await likewise.collections.stats(tenant, collection))["contents"]
+    pause = FIRST_LOOK_SECONDS
     with progress("Embedding", quiet=quiet) as report:
-        work = asyncio.create_task(likewise.wait_until_embedded(collection, report))
-        try:
-            while not (await asyncio.wait({work}, timeout=LOOK_SECONDS))[0]:
-                if reason := away(likewise, model):
-                    return reason
-            await work
-        finally:
-            work.cancel()
-    return None
+        while True:
+            async with likewise.runtime.pool.tenant(tenant) as tx:
+                generation = (await collections.named(tx, collection)).active
+                left, _ = await waiting.count(tx, generation.id)
+            report(max(total - left, 0), total)
+            if left == 0:
+                return None
+            if reason := away(likewise, generation):
+                return reason
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_SECONDS)
 
 
-def away(likewise: "Likewise", model: str) -> str | None:
-    """Why a model cannot be used, None if it can or is loading."""
+def away(likewise: "Likewise", generation: "Generation") -> str | None:
+    """Why vectors will not come in this process, None if they can or the model is loading."""
+    if refused := likewise.runtime.admission.refused.get(generation.id):
+        return refused
     for state in likewise.embedder.states():
-        if state.name == model and state.state in ("absent", "failed"):
-            return state.reason or f"The model {model} cannot be used."
-    return None
+        if state.name == generation.model:
+            gone = state.state in ("absent", "failed")
+            return (state.reason or f"The model {state.name} cannot be used.") if gone else None
+    return f"The settings do not allow the model {generation.model}; name it in LIKEWISE_MODELS_ALLOWED."
 
 
 def tell_waiting(reason: str) -> None:

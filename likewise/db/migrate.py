@@ -1,6 +1,7 @@
 """Numbered SQL files, applied in order by the owner; a table remembers each with its checksum."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -18,13 +19,22 @@ MIGRATIONS_TABLE = SQL("""
     )
 """)
 APPLIED = SQL("SELECT number, checksum FROM likewise.schema_migrations ORDER BY number")
-HAS_TABLE = SQL("SELECT to_regclass('likewise.schema_migrations') IS NOT NULL")
+# By the catalogue: to_regclass fails for a role that may not use the schema.
+HAS_TABLE = SQL("""
+    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE n.nspname = 'likewise' AND c.relname = 'schema_migrations')
+""")
 REMEMBER = SQL("INSERT INTO likewise.schema_migrations (number, name, checksum) VALUES (%s, %s, %s)")
 # One migrator at a time, whatever process it runs in.
 ONE_AT_A_TIME = SQL("SELECT pg_advisory_lock(7718)")
 VECTOR_SCHEMA = SQL(
     "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'vector'"
 )
+
+
+LEAST_POSTGRES = 15
+LEAST_PGVECTOR = (0, 8)
+PGVECTOR = SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,13 @@ async def check(serving_url: str) -> None:
     """Refuse a database whose schema is missing, behind, ahead or changed."""
     try:
         async with await AsyncConnection.connect(serving_url, autocommit=True) as connection:
+            await _refuse_old(connection)
             state = await schema_state(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        raise SchemaError(
+            "The role that serves may not use this schema. Set LIKEWISE_DATABASE_SERVING_URL to the role that the "
+            "schema was made for."
+        ) from None
     except psycopg.Error as error:
         raise scrubbed(error) from None
     if state.missing:
@@ -95,12 +111,31 @@ async def upgrade(owner_url: str, *, server_role: str) -> list[str]:
         async with await AsyncConnection.connect(owner_url, autocommit=True) as connection:
             await connection.execute(ONE_AT_A_TIME)
             schema = await _prepare(connection)
+            await _refuse_old(connection)
             state = await schema_state(connection)
             for step in state.missing:
                 await _apply(connection, step, server_role, schema)
             return [step.name for step in state.missing]
     except psycopg.Error as error:
         raise scrubbed(error) from None
+
+
+async def versions(connection: AsyncConnection[tuple[object, ...]]) -> tuple[str, str | None]:
+    """The versions of Postgres, and of pgvector if the database has it."""
+    row = await (await connection.execute(PGVECTOR)).fetchone()
+    return connection.info.parameter_status("server_version") or "unknown", str(row[0]) if row else None
+
+
+async def _refuse_old(connection: AsyncConnection[tuple[object, ...]]) -> None:
+    postgres, pgvector = await versions(connection)
+    if connection.info.server_version < LEAST_POSTGRES * 10_000:
+        raise SchemaError(f"This is Postgres {postgres}, and Likewise needs {LEAST_POSTGRES} or newer. Upgrade it.")
+    if pgvector is not None and tuple(int(part) for part in re.findall(r"\d+", pgvector)[:2]) < LEAST_PGVECTOR:
+        least = ".".join(map(str, LEAST_PGVECTOR))
+        raise SchemaError(
+            f"The database has pgvector {pgvector}, and Likewise needs {least} or newer. "
+            "Install it, then run as a superuser: ALTER EXTENSION vector UPDATE;"
+        )
 
 
 async def _prepare(connection: AsyncConnection[tuple[object, ...]]) -> str:

@@ -83,6 +83,13 @@ class Tx:
             for row in rows:
                 await copy.write_row(row)
 
+    async def copy_bytes(self, statement: Statement, body: bytes) -> None:
+        """The same with rows that are encoded already, head and end included."""
+        if not self._begun:
+            await self.execute(SQL("SELECT 1"))
+        async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+            await copy.write(body)
+
     async def finish(self, *, commit: bool) -> None:
         """End the transaction, if one has begun."""
         if self._begun and not self.connection.closed:
@@ -143,7 +150,7 @@ class Pool:
                     await _quietly_roll_back(tx)
                     raise
                 await tx.finish(commit=True)
-        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as error:
+        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, UnicodeError) as error:
             raise scrubbed(error) from None
 
     @asynccontextmanager

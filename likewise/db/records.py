@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from psycopg.sql import SQL
 
+from likewise.cleaning import storable
 from likewise.db import collections, terms
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.pool import Tx, table
@@ -53,6 +54,7 @@ HOLD_CONTENTS = SQL("""
     WHERE pk IN (SELECT pk FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])
                  UNION SELECT unnest(%s::bigint[])) ORDER BY pk FOR UPDATE
 """)
+KNOWN = SQL("SELECT text_hash FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])")
 ADD_RECORDS = SQL("""
     INSERT INTO records (tenant, collection, id, content, parent, status, occurred_at, payload)
     SELECT %s, %s, i.id, i.content, i.parent, i.status, i.occurred_at, i.payload
@@ -209,6 +211,8 @@ async def write(
 
 async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -> bool:
     """Take a record away, and its content with everything of it if that was the last; False if it was not there."""
+    if not storable(record):
+        return False
     await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
     found = await tx.row(FIND, [collection, record])
     if found is None:
@@ -223,8 +227,15 @@ async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -
     return True
 
 
+async def known(tx: Tx, collection: int, hashes: Sequence[bytes]) -> frozenset[bytes]:
+    """Which of these texts are contents already."""
+    return frozenset(bytes(row[0]) for row in await tx.rows(KNOWN, [collection, list(hashes)]))
+
+
 async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRecord | None:
     """One record by its id."""
+    if not storable(record):
+        return None
     statement = ONE.format(view=VIEW, vectors=table("vec", generation))
     row = await tx.row(statement, [collection, record])
     return None if row is None else StoredRecord(*row)

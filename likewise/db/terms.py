@@ -4,9 +4,9 @@ A term's weight in a text is BM25's part for term frequency, tf (k1 + 1) / (tf +
 with the running average at the time of writing; the query carries the idf (Robertson and Zaragoza, 2009).
 """
 
+import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from pgvector import SparseVector
@@ -22,6 +22,11 @@ TERM_SPACE = 1_000_000_000
 # The rarest terms of a query are taken until they may bring this many texts; more would be read to be thrown away.
 MOST_CANDIDATES = 5_000
 
+# The format that COPY reads and writes with FORMAT binary: a signature, flags, no header extension; -1 ends it.
+COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+COPY_END = struct.pack(">h", -1)
+INT4_OID = 23
+
 INSERT = "COPY {terms} (content, terms, weights) FROM STDIN WITH (FORMAT binary)"
 DELETE = "DELETE FROM {terms} WHERE content = ANY (%s)"
 COUNT = """
@@ -35,34 +40,35 @@ RANK_AMONG = """
     SELECT content, -(weights <#> %s) AS score FROM {terms}
     WHERE content = ANY (%s::bigint[]) AND terms && %s::int[] ORDER BY weights <#> %s, content LIMIT %s
 """
-# The planner knows little of arrays, and nothing before the first ANALYZE.
 PREFER_INDEXES = SQL("SELECT set_config('enable_seqscan', 'off', true)")
-OF_CONTENT = "SELECT terms FROM {terms} WHERE content = %s"
+OF_CONTENT = "SELECT weights FROM {terms} WHERE content = %s"
 
 
-@dataclass(frozen=True)
-class ContentTerms:
-    """The counted terms of one content, and its length in terms."""
+def encode(counts: Counter[int], average: float) -> bytes:
+    """A text's terms and their weights, as the fields of its row in a binary COPY that come after the content's id.
 
-    content: int
-    counts: Counter[int]
+    Made ahead of the transaction that stores them: of a long text it takes milliseconds.
+    """
+    terms = np.fromiter(sorted(counts), np.int64, len(counts))
+    frequencies = np.fromiter((counts[int(term)] for term in terms), np.float64, len(counts))
+    spread = K1 * (1 - B + B * counts.total() / max(average, 1.0))
+    weights = frequencies * (K1 + 1) / (frequencies + spread)
+    # int4[]: one dimension (none if empty), no nulls, the type's oid, length, lower bound; then each with its size.
+    elements = np.empty((len(terms), 2), ">i4")
+    elements[:, 0], elements[:, 1] = 4, terms
+    shape = struct.pack(">5i", 1, 0, INT4_OID, len(terms), 1) if len(terms) else struct.pack(">3i", 0, 0, INT4_OID)
+    array = shape + elements.tobytes()
+    # sparsevec: dimension, entries, zero; then the indices, which count from 0, and the values.
+    sparse = struct.pack(">3i", TERM_SPACE, len(terms), 0) + (terms - 1).astype(">i4").tobytes()
+    sparse += weights.astype(">f4").tobytes()
+    return b"".join([struct.pack(">i", len(array)), array, struct.pack(">i", len(sparse)), sparse])
 
-    @property
-    def length(self) -> int:
-        """How many terms the text has, repeats included."""
-        return self.counts.total()
 
-
-def weigh(counts: Mapping[int, int], length: int, average: float) -> SparseVector:
-    """The BM25 weights of one text's terms."""
-    spread = K1 * (1 - B + B * length / max(average, 1.0))
-    return SparseVector({term - 1: tf * (K1 + 1) / (tf + spread) for term, tf in counts.items()}, TERM_SPACE)
-
-
-async def write(tx: Tx, collection: int, contents: Sequence[ContentTerms], average: float) -> None:
-    """Store the terms of contents that have none yet."""
-    rows = [(one.content, sorted(one.counts), weigh(one.counts, one.length, average)) for one in contents]
-    await tx.copy_in(_named(INSERT, collection), ("int8", "int4[]", "sparsevec"), rows)
+async def write(tx: Tx, collection: int, rows: Mapping[int, bytes]) -> None:
+    """Store the encoded terms of contents that have none yet."""
+    heads = ((struct.pack(">hiq", 3, 8, content), fields) for content, fields in rows.items())
+    body = b"".join([COPY_HEAD, *(part for row in heads for part in row), COPY_END])
+    await tx.copy_bytes(_named(INSERT, collection), body)
 
 
 async def delete(tx: Tx, collection: int, contents: Sequence[int]) -> None:
@@ -76,25 +82,46 @@ async def count(tx: Tx, collection: int, terms: Sequence[int]) -> dict[int, int]
 
 
 async def of_content(tx: Tx, collection: int, content: int) -> list[int]:
-    """The distinct terms of one content."""
+    """The distinct terms of one content, those of most weight first."""
     row = await tx.row(_named(OF_CONTENT, collection), [content])
-    return [] if row is None else [int(term) for term in row[0]]
+    if row is None:
+        return []
+    indices, values = row[0].indices(), row[0].values()
+    return [index + 1 for _, index in sorted(zip(values, indices, strict=True), key=lambda one: (-one[0], one[1]))]
 
 
 async def rank(
-    tx: Tx, collection: int, frequencies: Mapping[int, int], total: int, limit: int, among: Sequence[int] | None = None
+    tx: Tx,
+    collection: int,
+    frequencies: Mapping[int, int],
+    total: int,
+    limit: int,
+    *,
+    least: int = 0,
+    among: Sequence[int] | None = None,
 ) -> list[tuple[int, float]]:
-    """The contents that match best by words: (content, BM25 score), best first."""
+    """The contents that match best by words: (content, BM25 score), best first.
+
+    Args:
+        frequencies: in how many contents each term of the query occurs.
+        total: how many contents there are.
+        least: so many come back, if so many have any of the terms; else the commonest terms may be left out.
+        among: the only contents to rank.
+    """
     if not frequencies:
         return []
     # A count may be a minute old: a term that no text had then may be in one now, and is found.
     known = {term: max(1, n) for term, n in frequencies.items()}
-    await tx.execute(PREFER_INDEXES)
+    await prefer_indexes(tx)
     query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)
     if among is not None:
         rows = await tx.rows(_named(RANK_AMONG, collection), [query, list(among), list(known), query, limit])
     else:
-        rows = await tx.rows(_named(RANK, collection), [query, rarest(known), query, limit])
+        candidates = rarest(known, least)
+        rows = await tx.rows(_named(RANK, collection), [query, candidates, query, limit])
+        if len(rows) < least and len(candidates) < len(known):
+            # The counts were of a minute ago.
+            rows = await tx.rows(_named(RANK, collection), [query, list(known), query, limit])
     return [(int(content), float(score)) for content, score in rows]
 
 
@@ -103,16 +130,22 @@ def inverse_frequency(containing: int, total: int) -> float:
     return float(np.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5)))
 
 
-def rarest(frequencies: Mapping[int, int]) -> list[int]:
-    """The rarest terms, as many as bring MOST_CANDIDATES contents at most, and one at least."""
+def rarest(frequencies: Mapping[int, int], least: int = 0) -> list[int]:
+    """The rarest terms, as many as bring MOST_CANDIDATES contents at most; more only until `least` are certain."""
     taken: list[int] = []
-    candidates = 0
+    candidates = certain = 0
     for term, n in sorted(frequencies.items(), key=lambda item: item[1]):
         candidates += n
-        if taken and candidates > MOST_CANDIDATES:
+        if taken and candidates > MOST_CANDIDATES and certain >= least:
             break
         taken.append(term)
+        certain = n
     return taken
+
+
+async def prefer_indexes(tx: Tx) -> None:
+    """For the rest of the transaction: the planner knows little of arrays, and nothing before the first ANALYZE."""
+    await tx.execute(PREFER_INDEXES)
 
 
 def _named(statement: str, collection: int) -> Composed:

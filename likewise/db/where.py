@@ -160,10 +160,12 @@ def _payload(leaf: Compare, where: Where) -> Composable:
 
 def _value(of: Field, where: Where) -> Composable:
     """The value of a payload field: by its literal name first, then as a path."""
+    whole = SQL("r.payload -> {}::text").format(where.bind(of.name))
     if "." not in of.name:
-        return SQL("(r.payload -> {}::text)").format(where.bind(of.name))
-    name, path = where.bind(of.name), where.bind(of.name.split("."))
-    return SQL("coalesce(r.payload -> {}::text, r.payload #> {}::text[])").format(name, path)
+        return SQL("({})").format(whole)
+    # Step by step, because the operator for whole paths counts into lists, where record_fields are not written.
+    steps = SQL("").join([SQL(" -> {}::text").format(where.bind(part)) for part in of.name.split(".")])
+    return SQL("coalesce({}, r.payload{})").format(whole, steps)
 
 
 def _contains(value: Any, where: Where) -> Composable:

@@ -5,7 +5,7 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,12 +28,22 @@ LOCAL_PROVIDERS = {
 }  # imported when a model of that architecture is loaded
 
 
+State = Literal["absent", "present", "loading", "ready", "failed"]
+
+# by the error's code; every other one needs somebody to look
+_STATES: Mapping[str, State] = {
+    "weights_absent": "absent",
+    "model_unavailable": "absent",
+    "weights_fetching": "loading",
+}
+
+
 @dataclass(frozen=True)
 class ModelState:
     """How it stands with one model. `present`: its files are here, and nobody has asked for it yet."""
 
     name: str
-    state: Literal["absent", "present", "loading", "ready", "failed"]
+    state: State
     reason: str | None = None
 
 
@@ -65,11 +75,7 @@ class Slot:
             return ModelState(self.spec.name, "ready")
         if self._error is None:
             return ModelState(self.spec.name, "loading" if self._task else "absent")
-        absent = isinstance(self._error, ModelUnavailable) and self._error.code in (
-            "weights_absent",
-            "model_unavailable",
-        )
-        return ModelState(self.spec.name, "absent" if absent else "failed", self._error.detail)
+        return ModelState(self.spec.name, _STATES.get(self._error.code, "failed"), self._error.detail)
 
     def begin(self, *, fetch: bool = False) -> None:
         """Start loading in the background, and go on until it works; `fetch` allows the network."""
@@ -131,7 +137,7 @@ class Slot:
         missing = weights.absent(self.spec, self._settings)
         if not self._fetch_allowed or self.spec.folder is not None or time.monotonic() < self._fetch_at:
             raise self._error if self._error is not None else missing
-        self._error = ModelUnavailable(f"{self.spec.name} is being fetched.", retry_after=10)
+        self._error = ModelUnavailable(f"{self.spec.name} is being fetched.", code="weights_fetching", retry_after=10)
         self._settled.set()
         try:
             return await _in_thread(lambda: weights.obtain(self.spec, self._settings, self._watch))

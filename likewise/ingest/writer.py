@@ -1,63 +1,28 @@
 """Writer: the one way in. Records, contents, terms and the queue's entries, in one transaction."""
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from likewise.cleaning import cleaned, cleaned_json
-from likewise.db import collections, records, terms
+from likewise.cleaning import cleaned, cleaned_json, is_json, storable
+from likewise.db import records, terms
 from likewise.db.collections import Collection
-from likewise.db.pool import Pool, Tx, retried
+from likewise.db.pool import Pool, retried
 from likewise.db.records import PreparedRecord, Written
-from likewise.db.terms import ContentTerms
+from likewise.errors import Fault, Invalid
+from likewise.ingest.batch_terms import BatchTerms, TermAverages
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
-from likewise.search.analyzer import analyze
 
 T = TypeVar("T")
 
+NOT_JSON = "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts."
+
+# A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
+LARGE_BATCH = 20_000
 # Tries of a write beside others; after that it has the collection to itself for a moment.
 TRIES_BESIDE_OTHERS = 3
-
-
-@dataclass
-class _Lengths:
-    """Terms and contents that this process wrote and has not yet added to the collection's row."""
-
-    terms: int = 0
-    contents: int = 0
-
-
-class TermAverages:
-    """The running average of a collection's text length in terms.
-
-    It is added to the collection's row every few seconds and not in each transaction, where that one row would make
-    all writers wait for each other. A crash loses some seconds of it, which moves a weight by next to nothing.
-    """
-
-    def __init__(self) -> None:
-        self._added: dict[tuple[int, int], _Lengths] = {}
-
-    def average(self, collection: Collection, batch: Sequence[Counter[int]]) -> float:
-        """Terms a text, over what is stored and this batch."""
-        ours = self._added.get((collection.tenant, collection.id), _Lengths())
-        total = collection.terms_total + ours.terms + sum(counts.total() for counts in batch)
-        return total / max(1, collection.contents_total + ours.contents + len(batch))
-
-    def add(self, collection: Collection, batch: Sequence[Counter[int]]) -> None:
-        """Count a batch that has been committed."""
-        ours = self._added.setdefault((collection.tenant, collection.id), _Lengths())
-        ours.terms += sum(counts.total() for counts in batch)
-        ours.contents += len(batch)
-
-    async def flush(self, pool: Pool) -> None:
-        """Add what has come to the collections' rows."""
-        pending, self._added = self._added, {}
-        for (tenant, collection), lengths in pending.items():
-            async with pool.tenant(tenant) as tx:
-                await collections.add_terms(tx, collection, terms=lengths.terms, contents=lengths.contents)
 
 
 class Writer:
@@ -75,16 +40,27 @@ class Writer:
 
         Args:
             lane: which records' vectors come first, `records.INTERACTIVE` or `records.BULK`.
+
+        Raises:
+            Invalid: an id or a payload that cannot be stored as it is.
         """
-        prepared = sorted((prepare(kind, record) for record in batch), key=lambda record: record.id)
+        _refuse_unstorable(batch)
+        large = sum(len(record.text or "") for record in batch) > LARGE_BATCH
+        prepared = await _beside(large, _prepared, kind, batch)
         if not prepared:
             return Written(0, 0, 0, (), {})
-        analyzed: dict[bytes, Counter[int]] = {}
+        terms_of = BatchTerms(self.averages, collection)
+        if collection.policy.keep_terms:
+            known = await self._known(tenant, collection, prepared) if large else frozenset()
+            await _beside(
+                large, terms_of.learn, {one.text_hash: one.text for one in prepared if one.text_hash not in known}
+            )
         written = await _at_last_alone(
-            lambda alone: self._write(tenant, collection, kind, prepared, analyzed, lane, alone=alone)
+            lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, alone=alone)
         )
+        if collection.policy.keep_terms:
+            self.averages.add(collection, terms_of.lengths(written.new_contents))
         if written.new_contents:
-            self.averages.add(collection, [analyzed[key] for key in written.new_contents if key in analyzed])
             self._wakeups.mark()
         return written
 
@@ -103,7 +79,7 @@ class Writer:
         collection: Collection,
         kind: Kind,
         prepared: Sequence[PreparedRecord],
-        analyzed: dict[bytes, Counter[int]],
+        terms_of: BatchTerms,
         lane: int,
         *,
         alone: bool,
@@ -115,29 +91,42 @@ class Writer:
                 tx, collection.id, prepared, indexed=indexed, lane=lane, keep_text=policy.keep_text, alone=alone
             )
             if policy.keep_terms and written.new_contents:
-                await self._write_terms(tx, collection, prepared, written.new_contents, analyzed)
+                # What was there a moment ago, and is new all the same, went with its last record meanwhile.
+                terms_of.learn({one.text_hash: one.text for one in prepared if one.text_hash in written.new_contents})
+                rows = {content: terms_of.row(key) for key, content in written.new_contents.items()}
+                await terms.write(tx, collection.id, rows)
         return written
 
-    async def _write_terms(
-        self,
-        tx: Tx,
-        collection: Collection,
-        prepared: Sequence[PreparedRecord],
-        new_contents: Mapping[bytes, int],
-        analyzed: dict[bytes, Counter[int]],
-    ) -> None:
-        for record in prepared:
-            if record.text_hash in new_contents and record.text_hash not in analyzed:
-                analyzed[record.text_hash] = analyze(record.text)
-        average = self.averages.average(collection, [analyzed[key] for key in new_contents])
-        rows = [ContentTerms(content, analyzed[key]) for key, content in new_contents.items()]
-        await terms.write(tx, collection.id, rows, average)
+    async def _known(self, tenant: int, collection: Collection, prepared: Sequence[PreparedRecord]) -> frozenset[bytes]:
+        """The texts that are contents already, so that nobody analyses them again."""
+        async with self._pool.tenant(tenant) as tx:
+            return await records.known(tx, collection.id, [one.text_hash for one in prepared])
+
+
+async def _beside(large: bool, work: Callable[..., T], *arguments: Any) -> T:
+    """Run work in a thread if it is large, so that the other requests go on."""
+    return await asyncio.to_thread(work, *arguments) if large else work(*arguments)
+
+
+def _prepared(kind: Kind, batch: Sequence[NewRecord]) -> list[PreparedRecord]:
+    return sorted((prepare(kind, record) for record in batch), key=lambda record: record.id)
 
 
 async def _at_last_alone(work: Callable[[bool], Awaitable[T]]) -> T:
     """Run a write again while others are in its way, and in the end without them."""
     tries = count()
     return await retried(lambda: work(next(tries) >= TRIES_BESIDE_OTHERS))
+
+
+def _refuse_unstorable(batch: Sequence[NewRecord]) -> None:
+    faults = []
+    for place, record in enumerate(batch):
+        if not record.id or not storable(record.id):
+            faults.append(Fault(f"/{place}/id", "invalid_value", "An id is a text without control characters."))
+        if not is_json(record.payload):
+            faults.append(Fault(f"/{place}/payload", "invalid_value", NOT_JSON))
+    if faults:
+        raise Invalid(faults[0].message, faults=faults)
 
 
 def prepare(kind: Kind, record: NewRecord) -> PreparedRecord:

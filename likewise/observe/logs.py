@@ -16,6 +16,26 @@ from likewise.observe.request_id import REQUEST_ID
 # What these say at `info` is of use only while debugging.
 _CHATTY = ("uvicorn", "asyncio", "psycopg", "httpx2", "httpcore2", "filelock", "huggingface_hub")
 
+# What libraries say in a finished sentence may quote anything; these are constants of theirs.
+_HARMLESS = frozenset(
+    {
+        "Waiting for application startup.",
+        "Application startup complete.",
+        "Application startup failed. Exiting.",
+        "Shutting down",
+        "Waiting for connections to close. (CTRL+C to force quit)",
+        "Waiting for background tasks to complete. (CTRL+C to force quit)",
+        "Waiting for application shutdown.",
+        "Application shutdown complete.",
+        "Application shutdown failed. Exiting.",
+        "Invalid HTTP request received.",
+        "Exception in ASGI application\n",
+        "ASGI callable returned without starting response.",
+        "ASGI callable returned without completing response.",
+    }
+)
+_WITHHELD = "a message that may hold values"
+
 
 def get_logger(name: str) -> BoundLogger:
     """A logger of structured lines on top of the standard one of this name.
@@ -82,11 +102,14 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _without_values(record: logging.LogRecord) -> str:
-    """A library's message with numbers only: its other arguments may be rows, texts or addresses with passwords."""
+    """A library's message with numbers only: its other arguments may be rows, texts or addresses with passwords.
+
+    One without arguments may be a finished sentence with all of these in it, so it is shown only if it is known.
+    """
     template = str(record.msg)
     arguments = record.args if isinstance(record.args, tuple) else ()
     if not arguments:
-        return template
+        return template.strip() if template in _HARMLESS else _WITHHELD
     shown = tuple(value if isinstance(value, int | float) else _type_only(value) for value in arguments)
     try:
         return template % shown

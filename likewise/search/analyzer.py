@@ -1,6 +1,7 @@
 """Text to search terms: words, stemmed and hashed to integers."""
 
 import re
+import threading
 import unicodedata
 from collections import Counter
 from functools import lru_cache
@@ -30,7 +31,15 @@ _PART = re.compile(r"[^_]+")
 # A longer run is no word that anyone would ask for; its beginning still is one term.
 _LONGEST_WORD = 64
 
-_stemmer = Stemmer.Stemmer("english", 0)
+
+class _Stemmers(threading.local):
+    """A stemmer for each thread: one keeps state while it works."""
+
+    def __init__(self) -> None:
+        self.english = Stemmer.Stemmer("english", 0)
+
+
+_stemmers = _Stemmers()
 
 
 def analyze(text: str) -> Counter[int]:
@@ -51,7 +60,7 @@ def _terms(word: str) -> tuple[int, ...]:
     parts = _PART.findall(word)
     # `read_file` is found by itself and by each of its words.
     words = parts if len(parts) < 2 else [word, *parts]
-    return tuple(_hash(_stemmer.stemWord(one)) for one in words if one not in STOP_WORDS)
+    return tuple(_hash(_stemmers.english.stemWord(one)) for one in words if one not in STOP_WORDS)
 
 
 def _hash(term: str) -> int:

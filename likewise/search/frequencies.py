@@ -26,6 +26,7 @@ class TermFrequencies:
         }
         missing = [term for term in wanted if term not in found]
         if missing:
+            await terms.prefer_indexes(tx)
             counted = await terms.count(tx, collection, missing)
             if len(self._known) > MOST_REMEMBERED:
                 self._known.clear()

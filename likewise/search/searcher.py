@@ -1,5 +1,6 @@
 """Searcher, the conductor: a question in, hits out."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from likewise.db.where import Where, condition
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.kind import Kind
-from likewise.search.analyzer import MOST_TERMS, analyze
+from likewise.search.analyzer import analyze
 from likewise.search.frequencies import TermFrequencies
 from likewise.search.fusion import fuse
 from likewise.vectors.admission import Admission
@@ -27,8 +28,14 @@ Mode = Literal["hybrid", "dense", "lexical"]
 
 # What fusion was measured with; deeper brings little.
 DEPTH = 100
-# A text's own rarest terms, when records like it are asked for; more cost time and change little.
-MOST_LIKE_TERMS = 64
+# Of a long query, or a text that others like it are wanted of, so many terms are counted, and the rarest half ranked:
+# each costs time, and the hundredth changes nothing.
+MOST_COUNTED_TERMS = 128
+MOST_RANKED_TERMS = 64
+# Longer queries are analysed beside the event loop.
+LONG_QUERY = 10_000
+# Vectors fetched at a time to compare words' hits with a threshold.
+CHUNK = 200
 
 
 @dataclass(frozen=True)
@@ -127,15 +134,15 @@ class Searcher:
     ) -> tuple[Vector | None, tuple[str, ...]]:
         """The query's vector, where one is needed and can be had."""
         needed = request.mode == "dense" or request.threshold is not None
-        if request.mode == "lexical" and not needed:
+        if request.query is None or (request.mode == "lexical" and not needed):
             return None, ()
         try:
             await self._admission.admit(tenant, collection.active)
-            if request.query is None:
-                return None, ()
             embedded = await self._embedder.embed(
                 tenant, [request.query], model=collection.active.model, role="query", lane="interactive"
             )
+        except Invalid as error:
+            raise Invalid.at("/query", error.detail, error.faults[0].code) from None
         except Unavailable:
             # Words still find; only what cannot be answered without the meaning is refused.
             if needed or not collection.policy.keep_terms:
@@ -161,14 +168,32 @@ class Searcher:
                 among = await records.matching_contents(tx, where, without=question.without)
                 if not among:
                     return []
-            dense, lexical = await self._rank(tx, collection, request, question, among)
-            return await self._load(tx, collection, request, question, where, dense, lexical)
+            return await self._find(tx, collection, request, question, where, among)
+
+    async def _find(
+        self,
+        tx: Tx,
+        collection: Collection,
+        request: SearchRequest,
+        question: _Question,
+        where: Where,
+        among: Sequence[int] | None,
+    ) -> list[Found]:
+        depth = _depth(request)
+        while True:
+            dense, lexical = await self._rank(tx, collection, request, question, among, depth)
+            found = await self._load(tx, collection, request, question, where, dense, lexical)
+            # Of the words' best few may be near enough in meaning: those further down are looked at as well.
+            exhausted = request.mode != "lexical" or request.threshold is None or len(lexical) < depth - 1
+            if exhausted or len(found) >= request.limit:
+                return found
+            depth *= 10
 
     async def _question(
         self, tx: Tx, collection: Collection, request: SearchRequest, vector: Vector | None
     ) -> _Question:
         if request.like is None:
-            words = [] if request.mode == "dense" else list(analyze(request.query or ""))
+            words = [] if request.mode == "dense" else await _query_terms(request.query or "")
             return _Question(vector, words, None)
         found = await records.one(tx, collection.id, collection.active.id, request.like)
         if found is None:
@@ -185,11 +210,7 @@ class Searcher:
     async def _like_terms(self, tx: Tx, collection: Collection, content: int) -> list[int]:
         if not collection.policy.keep_terms:
             return []
-        own = await terms.of_content(tx, collection.id, content)
-        if len(own) <= MOST_LIKE_TERMS:
-            return own
-        counted = await self._frequencies.of(tx, collection.id, own[:MOST_TERMS])
-        return sorted(own, key=lambda term: (counted.get(term, 0), term))[:MOST_LIKE_TERMS]
+        return (await terms.of_content(tx, collection.id, content))[:MOST_COUNTED_TERMS]
 
     async def _rank(
         self,
@@ -198,8 +219,8 @@ class Searcher:
         request: SearchRequest,
         question: _Question,
         among: Sequence[int] | None,
+        depth: int,
     ) -> tuple[Ranking, list[tuple[int, float]]]:
-        depth = _depth(request)
         dense, lexical = Ranking((), ()), []
         if question.vector is None or request.mode == "lexical":
             await collections.hold_tables(tx, collection)
@@ -207,7 +228,12 @@ class Searcher:
             dense = await self._store.search(tx, collection.active, question.vector, depth, among)
         if question.terms and collection.policy.keep_terms:
             counted = await self._frequencies.of(tx, collection.id, question.terms)
-            lexical = await terms.rank(tx, collection.id, counted, collection.contents_total, depth, among)
+            rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
+            # Where words alone answer, common ones must do if there are no others.
+            least = _least(request, question, depth)
+            lexical = await terms.rank(
+                tx, collection.id, rare, collection.contents_total, depth, least=least, among=among
+            )
         return dense.without(question.own), [item for item in lexical if item[0] != question.own]
 
     async def _load(
@@ -223,14 +249,7 @@ class Searcher:
         ranked = _ranked(request, collection, dense, lexical)
         similarities = dict(zip(dense.contents, dense.similarities, strict=True))
         words = dict(lexical)
-        if request.threshold is None:
-            # Each content has a record at least.
-            ranked = ranked[: request.limit]
-        await self._complete(tx, collection, question, [one for one, _ in ranked], similarities)
-        if request.threshold is not None:
-            ranked = [item for item in ranked if similarities.get(item[0], -2.0) >= request.threshold]
-            ranked = ranked[: request.limit]
-        scores = dict(ranked)
+        scores = dict(await self._best(tx, collection, request, question, ranked, similarities))
         loaded = await records.of_contents(
             tx, collection.active.id, list(scores), where, most=request.limit, without=question.without
         )
@@ -245,6 +264,29 @@ class Searcher:
             )
             for record in loaded[: request.limit]
         ]
+
+    async def _best(
+        self,
+        tx: Tx,
+        collection: Collection,
+        request: SearchRequest,
+        question: _Question,
+        ranked: list[tuple[int, float]],
+        similarities: dict[int, float],
+    ) -> list[tuple[int, float]]:
+        """The first that are near enough, as many as were asked for: each content has a record at least."""
+        if request.threshold is None:
+            best = ranked[: request.limit]
+            await self._complete(tx, collection, question, [one for one, _ in best], similarities)
+            return best
+        best = []
+        for start in range(0, len(ranked), CHUNK):
+            chunk = ranked[start : start + CHUNK]
+            await self._complete(tx, collection, question, [one for one, _ in chunk], similarities)
+            best += [item for item in chunk if similarities.get(item[0], -2.0) >= request.threshold]
+            if len(best) >= request.limit:
+                break
+        return best[: request.limit]
 
     async def _complete(
         self,
@@ -261,6 +303,19 @@ class Searcher:
         for content, vector in (await self._store.fetch(tx, collection.active, missing)).items():
             norm = float(np.linalg.norm(vector)) or 1.0
             similarities[content] = float(question.vector @ vector) / norm
+
+
+def _least(request: SearchRequest, question: _Question, depth: int) -> int:
+    """How many hits of words there must be, if so many texts have any."""
+    if question.vector is not None and request.mode != "lexical":
+        return 0
+    return request.limit + 1 if request.threshold is None else depth
+
+
+async def _query_terms(query: str) -> list[int]:
+    """A query's distinct terms, the first of a long one."""
+    counted = analyze(query) if len(query) < LONG_QUERY else await asyncio.to_thread(analyze, query)
+    return list(counted)[:MOST_COUNTED_TERMS]
 
 
 def _depth(request: SearchRequest) -> int:

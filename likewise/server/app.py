@@ -12,6 +12,7 @@ from starlette.routing import Match
 
 from likewise.apps.collections import routes as collections
 from likewise.library import Likewise
+from likewise.observe.version import program_version
 from likewise.server import health
 from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLog
 from likewise.server.openapi import describe
@@ -29,7 +30,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
     """The application over an open library, or over one that it opens when it starts and closes when it ends."""
     app = FastAPI(
         title="Likewise",
-        version=health.program_version(),
+        version=program_version(),
         summary="A self-hosted embedding and similarity engine.",
         lifespan=_opening(source) if callable(source) else None,
         redirect_slashes=False,

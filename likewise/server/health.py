@@ -1,7 +1,6 @@
 """Whether the server lives and can work, and what it is."""
 
 import asyncio
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,6 +8,7 @@ from pydantic import BaseModel
 
 from likewise.apps.deps import Answer, refusals
 from likewise.errors import Unavailable
+from likewise.observe.version import program_version
 from likewise.server.problems import answer
 
 # A database that hangs must not make the probe hang.
@@ -62,14 +62,6 @@ async def what_is_here() -> Answer:
             },
         }
     )
-
-
-def program_version() -> str:
-    """The installed version."""
-    try:
-        return version("likewise")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 async def _parts(request: Request) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Filters over one set of odd records: paths, lists and hidden names, with and without indexed fields, in every mode."""
+"""Filters over one set of odd records: paths, lists and hidden names, with and without indexed fields."""
 
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence

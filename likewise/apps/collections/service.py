@@ -13,7 +13,7 @@ from likewise.db import collections, records, waiting
 from likewise.db.collections import Collection
 from likewise.db.pool import table
 from likewise.db.records import BULK, INTERACTIVE, StoredRecord
-from likewise.errors import Fault, Invalid, NotFound
+from likewise.errors import Fault, Invalid, NotFound, NotSupported
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
@@ -110,7 +110,11 @@ class CollectionsService:
         Raises:
             Conflict: there is one of this name.
             Invalid: the model is not one that the settings allow.
+            NotSupported: texts are not to be kept.
         """
+        if policy is not None and not policy.keep_text:
+            # Nothing would ever be embedded: the worker reads texts from their rows.
+            raise NotSupported.at("/policy/keep_text", "This version always keeps texts.", NotSupported.code)
         spec = self._runtime.embedder.spec(model)
         made = await collections.make(
             self._runtime.pool,

@@ -22,8 +22,9 @@ from likewise.embedding.weights import check_weights
 from likewise.errors import SettingsError
 from likewise.settings import Settings
 
-BATCH_TOKENS = 512  # larger ones gain 1 % and make who comes next wait longer
-BATCHES_AHEAD = 2  # for each stream, in one call
+# 512 cost 5 % in bf16; larger ones gain nothing. One takes 70 ms on one core, and a query does not wait for it.
+BATCH_TOKENS = 1_024
+BATCHES_AHEAD = 4  # for each stream, in one call: the last ones of a call leave streams idle
 CALLERS = 4  # calls at a time: some are tokenized while others are in the model
 
 
@@ -72,7 +73,7 @@ class OpenVinoProvider:
         self._bulk = bulk
         self._query = query
         self._callers = ThreadPoolExecutor(CALLERS, "likewise-embed")
-        self._streams = ThreadPoolExecutor(bulk.requests, "likewise-model")
+        self._streams = ThreadPoolExecutor(CALLERS * bulk.requests, "likewise-model")
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         """The texts' vectors and counts; texts of similar length share a batch."""
@@ -100,14 +101,17 @@ class OpenVinoProvider:
 
     def _vectors(self, ids: Sequence[Ids], batches: Sequence[Sequence[int]]) -> Matrix:
         vectors = np.empty((len(ids), self.dimension), np.float32)
+        left = iter(batches)
 
-        def run(graph: Graph, places: Sequence[int]) -> None:
-            vectors[places] = graph.run([ids[place] for place in places])
+        def run(graph: Graph) -> None:
+            for places in left:
+                vectors[places] = graph.run([ids[place] for place in places])
 
         if len(batches) == 1:
-            run(self._query, batches[0])  # one batch is done soonest by all cores together
+            run(self._query)  # one batch is done soonest by all cores together
         else:
-            list(self._streams.map(run, repeat(self._bulk), batches))
+            # each call asks for one request a stream at a time, so that calls get their turns batch by batch
+            list(self._streams.map(run, repeat(self._bulk, min(self._bulk.requests, len(batches)))))
         return vectors
 
 

@@ -1,0 +1,64 @@
+"""What everything that makes vectors does: one line in PROVIDERS adds the next."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from likewise.embedding.batching import check
+from likewise.embedding.provider import Provider, Role
+from likewise.testing import FakeProvider
+
+PROVIDERS: list[tuple[str, Callable[[], Provider]]] = [("fake", FakeProvider)]
+TEXTS = [
+    "the pump fails when it is cold",
+    "x",
+    "Die Pumpe fällt bei Kälte aus.",
+    "今日は天気がいい",
+    "🙂",
+    " spaces \t and\nlines ",
+    "...",
+    "long " * 1_000,
+]
+
+
+@pytest.fixture(params=PROVIDERS, ids=lambda one: one[0])
+def made(request: pytest.FixtureRequest) -> Provider:
+    """One provider."""
+    provider: Provider = request.param[1]()
+    return provider
+
+
+@pytest.mark.parametrize("role", ["document", "query"])
+async def test_each_text_has_its_vector_and_counts_in_order(made: Provider, role: Role) -> None:
+    result = await made.embed(TEXTS, role)
+    check(result, len(TEXTS), made.dimension)
+    assert result.vectors.dtype == np.float32
+    for place, text in enumerate(TEXTS):
+        alone = await made.embed([text], role)
+        assert float(alone.vectors[0] @ result.vectors[place]) > 0.999
+        assert (alone.tokens[0], alone.truncated[0]) == (result.tokens[place], result.truncated[place])
+
+
+async def test_no_text_has_no_vector(made: Provider) -> None:
+    check(await made.embed([], "document"), 0, made.dimension)
+
+
+async def test_what_is_read_and_what_is_cut_off_add_up(made: Provider) -> None:
+    result = await made.embed(TEXTS, "document")
+    lengths = await made.lengths(TEXTS)
+    assert [int(a + b) for a, b in zip(result.tokens, result.truncated, strict=True)] == lengths
+    assert all(result.tokens <= made.max_tokens)
+    for text, truncated, read in zip(TEXTS, result.truncated, result.chars_read, strict=True):
+        assert (read < len(text)) is bool(truncated) or text.isspace()
+        # What was not read decides nothing.
+        again = await made.embed([text[:read]], "document")
+        place = TEXTS.index(text)
+        assert float(again.vectors[0] @ result.vectors[place]) > 0.999
+
+
+async def test_space_and_numerics_are_the_same_each_time(made: Provider) -> None:
+    assert len(made.space) == 64
+    assert made.numerics
+    assert made.dimension > 0
+    assert made.max_tokens > 2

@@ -1,0 +1,187 @@
+"""What every store of vectors does: one line in STORES adds the next."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from likewise.db import collections
+from likewise.db.collections import Generation
+from likewise.db.pool import Pool
+from likewise.kind import Policy
+from likewise.testing import ThrowawayPostgres
+from likewise.vectors.store import Matrix, Reading, VectorStore
+from likewise.vectors.stores.pgvector import PgvectorStore
+
+STORES: list[tuple[str, Callable[[], VectorStore]]] = [("pgvector", PgvectorStore)]
+DIMENSIONS = (3, 384, 3072)
+
+
+@dataclass
+class Kept:
+    """A store with a generation of its own for each test."""
+
+    pool: Pool
+    store: VectorStore
+    tenant: int
+    made: int = 0
+    names: list[str] = field(default_factory=list)
+
+    async def generation(self, dimension: int) -> Generation:
+        name = f"c{self.made}"
+        self.made += 1
+        made = await collections.make(
+            self.pool,
+            self.tenant,
+            name,
+            kind="collection",
+            analyzer="english-1",
+            policy=Policy(),
+            model="fake",
+            dimension=dimension,
+        )
+        return made.active
+
+    async def put(self, generation: Generation, ids: Sequence[int], vectors: Matrix) -> None:
+        async with self.pool.tenant(self.tenant) as tx:
+            await self.store.upsert(tx, generation, ids, vectors, [Reading(5, 1, 20)] * len(ids))
+
+    async def nearest(
+        self, generation: Generation, query: Matrix, k: int, among: Sequence[int] | None = None
+    ) -> list[tuple[int, float]]:
+        async with self.pool.tenant(self.tenant, snapshot=True) as tx:
+            found = await self.store.search(tx, generation, query, k, among)
+        return list(zip(found.contents, found.similarities, strict=True))
+
+
+@pytest.fixture(scope="module", params=STORES, ids=lambda store: store[0])
+async def kept(request: pytest.FixtureRequest, postgres: ThrowawayPostgres) -> AsyncIterator[Kept]:
+    """See Kept."""
+    async with postgres.database() as urls:
+        pool = await Pool(urls.serving, most=3).open()
+        yield Kept(pool, request.param[1](), await collections.tenant_named(pool, "tenant"))
+        await pool.close()
+
+
+def some(count: int, dimension: int, seed: int = 0) -> Matrix:
+    """Vectors of unit length in all directions."""
+    drawn = np.random.default_rng(seed).standard_normal((count, dimension))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+async def test_the_nearest_come_first_with_their_cosine(kept: Kept, dimension: int) -> None:
+    generation = await kept.generation(dimension)
+    vectors, query = some(200, dimension), some(1, dimension, seed=1)[0]
+    await kept.put(generation, range(1, 201), vectors)
+    found = await kept.nearest(generation, query, 20)
+    cosines = vectors @ query
+    best = np.argsort(-cosines)[:20] + 1
+    assert len(set(best) & {content for content, _ in found}) >= 19
+    assert [similarity for _, similarity in found] == pytest.approx(np.sort(cosines)[::-1][:20], abs=2e-3)
+    assert [similarity for _, similarity in found] == sorted((one for _, one in found), reverse=True)
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+async def test_what_was_stored_is_fetched_in_half_precision_at_least(kept: Kept, dimension: int) -> None:
+    generation = await kept.generation(dimension)
+    vectors = some(5, dimension)
+    await kept.put(generation, [9, 2, 7, 1, 2**40], vectors)
+    async with kept.pool.tenant(kept.tenant) as tx:
+        found = await kept.store.fetch(tx, generation, [2**40, 2, 5, 9])
+    assert set(found) == {2, 9, 2**40}
+    for place, content in ((0, 9), (1, 2), (4, 2**40)):
+        assert found[content].dtype == np.float32
+        np.testing.assert_allclose(found[content], vectors[place], atol=5e-4)
+
+
+async def test_equal_vectors_are_ranked_by_id(kept: Kept) -> None:
+    generation = await kept.generation(3)
+    same = np.array([[1, 0, 0]] * 6, np.float32)
+    await kept.put(generation, [30, 10, 20, 60, 50, 40], same)
+    for k in (1, 3, 6):
+        assert [content for content, _ in await kept.nearest(generation, same[0], k)] == [10, 20, 30, 40, 50, 60][:k]
+    assert [content for content, _ in await kept.nearest(generation, same[0], 2, [60, 50, 20])] == [20, 50]
+
+
+async def test_a_vector_that_is_there_stays_as_it_is(kept: Kept) -> None:
+    generation = await kept.generation(3)
+    first, second = np.eye(3, dtype=np.float32)[:2]
+    await kept.put(generation, [1], first[None])
+    await kept.put(generation, [2, 1], np.array([second, second]))
+    async with kept.pool.tenant(kept.tenant) as tx:
+        found = await kept.store.fetch(tx, generation, [1, 2])
+    np.testing.assert_array_equal(found[1], first)
+    np.testing.assert_array_equal(found[2], second)
+
+
+async def test_more_than_there_are_are_no_more(kept: Kept) -> None:
+    generation = await kept.generation(3)
+    query = some(1, 3)[0]
+    assert await kept.nearest(generation, query, 10) == []
+    await kept.put(generation, [1, 2], some(2, 3))
+    assert len(await kept.nearest(generation, query, 1_000)) == 2
+    await kept.put(generation, [], some(0, 3))
+    assert len(await kept.nearest(generation, query, 1_000)) == 2
+
+
+async def test_among_some_the_search_is_exact(kept: Kept) -> None:
+    generation = await kept.generation(384)
+    vectors, query = some(500, 384), some(1, 384, seed=2)[0]
+    await kept.put(generation, range(500), vectors)
+    for among in ([], [7], [499, 3, 77, 3], list(range(0, 500, 7)), [1_000, 5], list(range(500))):
+        found = await kept.nearest(generation, query, 10, among)
+        there = sorted({one for one in among if one < 500}, key=lambda one: -float(vectors[one] @ query))
+        assert {content for content, _ in found} <= set(there)
+        assert len(found) == min(10, len(there))
+        assert [similarity for _, similarity in found] == pytest.approx(
+            [float(vectors[one] @ query) for one in there[:10]], abs=2e-3
+        )
+
+
+async def test_what_was_deleted_is_gone_and_the_rest_stays(kept: Kept) -> None:
+    generation = await kept.generation(3)
+    vectors = some(4, 3)
+    await kept.put(generation, [1, 2, 3, 4], vectors)
+    async with kept.pool.tenant(kept.tenant) as tx:
+        await kept.store.delete(tx, generation, [2, 4, 99])
+    assert {content for content, _ in await kept.nearest(generation, vectors[1], 10)} == {1, 3}
+    async with kept.pool.tenant(kept.tenant) as tx:
+        assert set(await kept.store.fetch(tx, generation, [1, 2, 3, 4])) == {1, 3}
+        await kept.store.delete(tx, generation, [])
+    # And it may come again.
+    await kept.put(generation, [2], vectors[1:2])
+    assert {content for content, _ in await kept.nearest(generation, vectors[1], 10)} == {1, 2, 3}
+
+
+async def test_generations_share_nothing(kept: Kept) -> None:
+    first, second = await kept.generation(3), await kept.generation(3)
+    vectors = some(2, 3)
+    await kept.put(first, [1, 2], vectors)
+    await kept.put(second, [2], vectors[:1])
+    assert {content for content, _ in await kept.nearest(first, vectors[0], 10)} == {1, 2}
+    assert {content for content, _ in await kept.nearest(second, vectors[0], 10)} == {2}
+
+
+async def test_it_takes_part_in_the_transaction_of_the_rows(kept: Kept) -> None:
+    generation = await kept.generation(3)
+    vectors = some(2, 3)
+    await kept.put(generation, [1], vectors[:1])
+    with suppress(ZeroDivisionError):
+        async with kept.pool.tenant(kept.tenant) as tx:
+            await kept.store.upsert(tx, generation, [2], vectors[1:], [Reading(1, 0, 1)])
+            await kept.store.delete(tx, generation, [1])
+            # Others see nothing of it yet.
+            assert [content for content, _ in await kept.nearest(generation, vectors[0], 10)] == [1]
+            raise ZeroDivisionError
+    assert [content for content, _ in await kept.nearest(generation, vectors[0], 10)] == [1]
+
+
+@pytest.mark.parametrize("dimension", [1, 2])
+async def test_vectors_of_few_numbers_work_as_well(kept: Kept, dimension: int) -> None:
+    generation = await kept.generation(dimension)
+    vectors = np.array([[1.0] + [0.0] * (dimension - 1), [-1.0] + [0.0] * (dimension - 1)], np.float32)
+    await kept.put(generation, [1, 2], vectors)
+    assert await kept.nearest(generation, vectors[0], 5) == [(1, pytest.approx(1)), (2, pytest.approx(-1))]
