@@ -33,7 +33,7 @@ from likewise.settings import Settings, load_settings
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODELS_FOLDER = Path(os.environ.get("LIKEWISE_TEST_MODELS", Path.home() / ".cache" / "likewise-tests" / "models"))
 SEED, PASSAGES, LEAST_WORDS = 7, 2_000, 20
-PART, ROUNDS = 500, 3
+PART, ROUNDS = 1_000, 4
 QUERY = "how do I find out whether two short sentences mean the same simple thing"  # 16 tokens, special ones included
 QUERIES = 400
 

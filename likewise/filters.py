@@ -27,6 +27,7 @@ COLUMNS = frozenset({"id", "parent", "status"}) | TIMES
 ORDERINGS = frozenset({"$gt", "$gte", "$lt", "$lte"})
 OPERATORS = ORDERINGS | {"$eq", "$ne", "$in", "$nin", "$contains", "$exists"}
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 Scalar = str | int | float | bool | None
 
@@ -204,11 +205,17 @@ def parse_time(value: str, at: str) -> datetime:
     Raises:
         Invalid: at the pointer `at`, for text that is not an RFC 3339 time with a zone.
     """
+    time = rfc_3339(value)
+    if time is None:
+        raise Invalid.at(at, "A time is RFC 3339 with its zone, such as 2026-01-31T12:00:00Z.", "invalid_time")
+    return time
+
+
+def rfc_3339(value: str) -> datetime | None:
+    """The time in UTC that an RFC 3339 text with its zone names, None if it is not one."""
+    if not _RFC_3339.fullmatch(value):
+        return None
     try:
-        time = datetime.fromisoformat(value)
-        if time.tzinfo is None:
-            raise ValueError
-        return time.astimezone(UTC)
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
-        message = "A time is RFC 3339 with its zone, such as 2026-01-31T12:00:00Z."
-        raise Invalid.at(at, message, "invalid_time") from None
+        return None

@@ -18,7 +18,7 @@ from likewise.apps.collections.service import (
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
-from likewise.errors import Conflict, Invalid, LikewiseError, NotFound, StartError
+from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
 from likewise.ingest.writer import NOT_JSON
 from likewise.kind import NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
@@ -28,6 +28,8 @@ from likewise.settings import Settings, load_settings
 # One transaction holds this many records of a longer list.
 BATCH = 500
 PROGRESS_SECONDS = 0.2
+# The database has answered already; what is waited for here is a connection of ours that is free.
+ASK_SECONDS = 1.0
 
 Progress = Callable[[int, int], None]
 
@@ -40,11 +42,6 @@ class Health:
     schema: str | None
     model: str | None
     oldest_waiting: float
-
-    @property
-    def usable(self) -> bool:
-        """Whether storing works."""
-        return self.database is None and self.schema is None
 
 
 class Likewise:
@@ -76,13 +73,26 @@ class Likewise:
         database = schema = None
         oldest = 0.0
         try:
-            oldest = max((await waiting.models(self.runtime.pool)).values(), default=0.0)
             await migrate.check(self.runtime.database.serving_url)
+            oldest = await self._oldest_waiting()
+            database = self.runtime.pool.storage_fault
         except StartError as error:
             schema = error.detail
         except LikewiseError as error:
             database = error.detail
         return Health(database, schema, self._model_fault(), oldest)
+
+    async def _oldest_waiting(self) -> float:
+        """In seconds; 0 while every connection is busy, which is no fault."""
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return max((await waiting.models(self.runtime.pool)).values(), default=0.0)
+        except TimeoutError:
+            return 0.0
+        except LikewiseError as error:
+            if error.code != "database_busy":
+                raise
+            return 0.0
 
     def _model_fault(self) -> str | None:
         state = self.embedder.states()[0]
@@ -119,7 +129,7 @@ class Collection:
         """Store records: `{id, text, payload?, parent?, status?, occurred_at?}`, in batches of 500.
 
         Args:
-            wait: whether to return only when they have their vectors.
+            wait: whether to return only when they have their vectors; `failed` names those that can have none.
         """
         incoming = [_record(one, place) for place, one in enumerate(records)]
         await self._ensure()
@@ -128,7 +138,10 @@ class Collection:
         for start in range(0, len(incoming), BATCH):
             part = await self._service.write(tenant, self.name, incoming[start : start + BATCH], wait=wait)
             total = WriteResult(
-                total.created + part.created, total.changed + part.changed, total.unchanged + part.unchanged
+                total.created + part.created,
+                total.changed + part.changed,
+                total.unchanged + part.unchanged,
+                total.failed + [_moved(fault, start) for fault in part.failed],
             )
         return total
 
@@ -184,6 +197,12 @@ class Collection:
         except NotFound:
             with contextlib.suppress(Conflict):
                 await self.create()
+
+
+def _moved(fault: Fault, start: int) -> Fault:
+    """A fault of a batch, at its place in the whole list."""
+    _, place, rest = fault.pointer.split("/", 2)
+    return replace(fault, pointer=f"/{start + int(place)}/{rest}")
 
 
 def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:

@@ -110,7 +110,7 @@ async def upgrade_database(settings: Settings) -> list[str]:
             await server.close()
     _refuse_unreadable_urls(settings)
     owner = settings.database_url
-    serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
+    serving = settings.database_serving_url
     if serving is None:
         serving = await _reached(lambda: roles.make_serving_role(owner, settings.data_dir))
     role = roles.role_of(serving)

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hashlib
+import re
 from typing import Annotated, Any, Protocol
 
 import orjson
@@ -96,14 +97,17 @@ def cursor_for(listing: str, tenant: int, after: str) -> str:
     return base64.urlsafe_b64encode(_seal(listing, tenant, after) + after.encode()).rstrip(b"=").decode()
 
 
-def position_of(listing: str, tenant: int, cursor: str) -> str:
-    """Where a cursor of ours points; Invalid for any other, another tenant's and another listing's included."""
+def position_of(listing: str, tenant: int, cursor: str, position: re.Pattern[str]) -> str:
+    """Where a cursor of ours points; Invalid for any other, another tenant's and another listing's included.
+
+    The seal is no secret, so what it seals must be a `position` that the listing can have.
+    """
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         after = raw[_SEAL:].decode()
     except (binascii.Error, ValueError):
         raise _forged() from None
-    if cursor != cursor_for(listing, tenant, after):
+    if cursor != cursor_for(listing, tenant, after) or not position.fullmatch(after):
         raise _forged()
     return after
 

@@ -7,6 +7,7 @@ import typer
 
 from likewise.cli.running import FAILED, OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import say, say_json
+from likewise.observe import logs
 from likewise.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -69,6 +70,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look for what is wrong on this machine, and say how to mend it."""
+    # A finding says it in words; settings, which could ask for more, may be what is wrong.
+    logs.configure("error")
     if show_settings:
         _list_settings(as_json=as_json)
     else:

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from dotenv import dotenv_values
+
 from likewise.cli.database import state_of
 from likewise.cli.models import tried
 from likewise.errors import LikewiseError
 from likewise.library import open as open_likewise
-from likewise.settings import PREFIX, Settings, load_settings
+from likewise.settings import ENV_FILE, PREFIX, Settings, load_settings
 
 # The model, its compiled form and an empty database take about 400 MB.
 LEAST_FREE = 2**30
@@ -51,12 +53,13 @@ async def findings() -> AsyncIterator[Finding]:
 
 def setting_rows() -> list[dict[str, Any]]:
     """Every setting: its variable, default, sentence, and whether it is set. Never its value, which may be a secret."""
+    given = {name.upper() for name in (*dotenv_values(ENV_FILE), *os.environ)}
     return [
         {
             "name": PREFIX + name.upper(),
             "default": _default(field.get_default(call_default_factory=True)),
             "description": field.description,
-            "set": PREFIX + name.upper() in os.environ,
+            "set": PREFIX + name.upper() in given,
         }
         for name, field in Settings.model_fields.items()
     ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from psycopg import Error
 from psycopg.sql import SQL
 
+from likewise.cleaning import storable
 from likewise.db.failures import TOO_MANY, UNIQUE
 from likewise.db.pool import Pool, Tx, retried, table
 from likewise.errors import Conflict, NotFound
@@ -41,6 +42,8 @@ GENERATION = SQL("""
     SELECT g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state, g.collection
     FROM generations g WHERE g.id = %s
 """)
+# Whoever waits for a table's exclusive lock holds up all its readers; an index being built keeps it for minutes.
+PATIENCE = SQL("SELECT set_config('lock_timeout', '3s', true)")
 LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
 # Dropping takes vec_ before terms_, and a search by words alone would go the other way.
 HOLD_TABLES = SQL("LOCK TABLE {vectors}, {terms} IN ACCESS SHARE MODE")
@@ -116,9 +119,9 @@ async def make(
 async def drop(pool: Pool, tenant: int, collection: int) -> bool:
     """Remove a collection with everything in it; False if it was not there."""
 
-
     async def once() -> bool:
         async with pool.tenant(tenant) as tx:
+            await tx.execute(PATIENCE)
             row = await tx.row(DROP, [collection])
         return bool(row and row[0])
 
@@ -128,7 +131,7 @@ async def drop(pool: Pool, tenant: int, collection: int) -> bool:
 
 async def named(tx: Tx, name: str) -> Collection:
     """The collection of this name; NotFound if this tenant has none."""
-    row = await tx.row(BY_NAME, [name])
+    row = await tx.row(BY_NAME, [name]) if storable(name) else None
     if row is None:
         raise NotFound("There is no collection of this name.", code="collection_not_found")
     return _collection(row)

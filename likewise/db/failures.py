@@ -13,13 +13,16 @@ from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, NotFou
 # Deadlock, serialisation failure, a referenced row that has just gone: the whole transaction can be tried again.
 RETRYABLE = frozenset({"40P01", "40001", "23503"})
 TABLE_GONE = "42P01"
+LOCK_TIMEOUT = "55P03"
 TOO_MANY = "54000"
 UNIQUE = "23505"
 
 # A collection's own tables are the only ones that go away.
 _TABLE_OF_A_COLLECTION = re.compile(r"\b(vec|terms)_\d+\b")
-# Connection exceptions, operator intervention, out of resources, system errors.
-_AWAY = ("08", "57", "53", "58")
+# Out of resources, system errors, corrupted data, corrupted index.
+STORAGE = ("53", "58", "XX001", "XX002")
+# And connection exceptions, operator intervention.
+_AWAY = ("08", "57", *STORAGE)
 
 
 class DatabaseFailure(Internal):
@@ -65,6 +68,8 @@ def scrubbed(error: Exception) -> LikewiseError:
         return Contended(state, error.diag.table_name, error.diag.constraint_name)
     if state == TABLE_GONE and _TABLE_OF_A_COLLECTION.search(error.diag.message_primary or ""):
         return CollectionGone()
+    if state == LOCK_TIMEOUT:
+        return DatabaseUnavailable("This collection is busy, as while its index is built. Try again.", code="busy")
     if state is not None and state.startswith(_AWAY):
         return DatabaseUnavailable(f"The database cannot do this now (SQLSTATE {state}).")
     if state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):

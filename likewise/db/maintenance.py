@@ -1,6 +1,7 @@
 """What the owner does in the background: build indexes, and measure how alike any two texts of a collection are."""
 
 import asyncio
+import time
 
 import numpy as np
 import psycopg
@@ -13,6 +14,7 @@ from likewise.observe.logs import get_logger
 # Up to here a scan of the whole table is as fast as the index and finds everything (20,000 x 384: 3 ms).
 MOST_SCANNED = 8_000_000
 INTERVAL_SECONDS = 5.0
+FAILED_SECONDS = 60.0
 # One process at a time builds a generation's index.
 BUILD_LOCK = SQL("SELECT pg_try_advisory_lock(7721, %s)")
 BUILD_UNLOCK = SQL("SELECT pg_advisory_unlock(7721, %s)")
@@ -44,6 +46,7 @@ class Maintenance:
         self._url = owner_url
         self._most_scanned = most_scanned
         self._interval = interval
+        self._again: dict[int, float] = {}
 
     async def run(self) -> None:
         """Look every few seconds until cancelled."""
@@ -59,11 +62,30 @@ class Maintenance:
         async with await AsyncConnection.connect(self._url, autocommit=True) as connection:
             await settle(connection)
             rows = await (await connection.execute(GENERATIONS)).fetchall()
-            for generation, dimension, index_state, background_from, vectors in rows:
-                if index_state != "ready" and (index_state == "building" or vectors * dimension > self._most_scanned):
-                    await self._build(connection, generation)
-                if vectors >= LEAST_FOR_BACKGROUND and vectors >= 2 * background_from:
-                    await self._measure_background(connection, generation, vectors)
+            for row in rows:
+                if self._again.get(row[0], 0.0) < time.monotonic():
+                    await self._look_at(connection, *row)
+
+    async def _look_at(
+        self,
+        connection: AsyncConnection[Row],
+        generation: int,
+        dimension: int,
+        index_state: str,
+        background_from: int,
+        vectors: int,
+    ) -> None:
+        """Do what is due for one generation; what fails is left for a while and keeps nothing else from its turn."""
+        try:
+            if index_state != "ready" and (index_state == "building" or vectors * dimension > self._most_scanned):
+                await self._build(connection, generation)
+            if vectors >= LEAST_FOR_BACKGROUND and vectors >= 2 * background_from:
+                await self._measure_background(connection, generation, vectors)
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            log.warning("maintenance_failed", generation=generation, sqlstate=error.sqlstate)
+            self._again[generation] = time.monotonic() + FAILED_SECONDS
 
     async def _build(self, connection: AsyncConnection[Row], generation: int) -> None:
         row = await (await connection.execute(BUILD_LOCK, [generation])).fetchone()

@@ -15,7 +15,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
-from likewise.db.failures import Contended, scrubbed
+from likewise.db.failures import STORAGE, Contended, scrubbed
 from likewise.errors import SettingsError
 
 T = TypeVar("T")
@@ -26,7 +26,10 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 BEGIN = SQL("BEGIN")
 # Every statement of a search sees the same rows, so a hit cannot lose its text half-way.
 BEGIN_SNAPSHOT = SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+HAS_WRITTEN = SQL("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 SET_TENANT = SQL("SELECT set_config('likewise.tenant', %s, true)")
+# A reader that takes longer than this has nobody waiting for it any more.
+SET_TENANT_TO_READ = SQL("SELECT set_config('likewise.tenant', %s, true), set_config('statement_timeout', '30s', true)")
 
 WHO_AM_I = SQL("""
     SELECT rolsuper OR rolbypassrls, has_schema_privilege(current_user, 'likewise', 'CREATE')
@@ -63,7 +66,8 @@ class Tx:
         async with self.connection.pipeline():
             await self.connection.execute(self._begin)
             if self.tenant is not None:
-                await self.connection.execute(SET_TENANT, [str(self.tenant)])
+                settings = SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT
+                await self.connection.execute(settings, [str(self.tenant)])
             return await self.connection.execute(statement, parameters)
 
     async def rows(self, statement: Statement, parameters: Parameters | None = None) -> list[Row]:
@@ -113,6 +117,8 @@ class Pool:
             name=name,
         )
         self.url = url
+        # What the last write met that the storage could not take, until one succeeds.
+        self.storage_fault: str | None = None
 
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
@@ -149,8 +155,14 @@ class Pool:
                 except Exception:
                     await _quietly_roll_back(tx)
                     raise
+                wrote = self.storage_fault is not None and await tx.row(HAS_WRITTEN) == (True,)
                 await tx.finish(commit=True)
+                if wrote:
+                    self.storage_fault = None
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, UnicodeError) as error:
+            state = error.sqlstate if isinstance(error, psycopg.Error) else None
+            if state is not None and state.startswith(STORAGE):
+                self.storage_fault = f"The last write that failed met a fault of the storage (SQLSTATE {state})."
             raise scrubbed(error) from None
 
     @asynccontextmanager

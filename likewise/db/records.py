@@ -1,6 +1,7 @@
 """Records and the contents they point at.
 
-Locks are taken in one order everywhere: contents, waiting, vec_, terms_, records; rows of a batch by their keys.
+Locks are taken in one order everywhere: the collection's advisory lock, contents, records; rows of a batch by their
+keys. What hangs on a content (waiting, vec_, terms_) is written by who holds its lock, or skipped where it is locked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,16 @@ OF_CONTENTS = SQL("""
     JOIN contents c ON c.pk = r.content
     ORDER BY wanted.place, r.pk
 """)
+FAILED = SQL("""
+    SELECT r.id, coalesce(c.reason, 'failed') FROM records r JOIN contents c ON c.pk = r.content
+    WHERE r.collection = %s AND r.id = ANY (%s::text[]) AND c.state = 'failed'
+""")
+COUNT = SQL("""
+    SELECT (SELECT count(*) FROM records WHERE collection = %(collection)s),
+           (SELECT count(*) FROM contents WHERE collection = %(collection)s),
+           (SELECT count(*) FROM contents WHERE collection = %(collection)s AND state = 'failed'),
+           (SELECT count(*) FROM {vectors})
+""")
 SHARED = SQL("SELECT 1 FROM records WHERE content = %s AND pk <> %s LIMIT 1")
 MATCHING_CONTENTS = SQL(
     "SELECT DISTINCT r.content FROM records r WHERE {condition} AND r.pk IS DISTINCT FROM %(without)s"
@@ -154,13 +165,23 @@ class StoredRecord:
 
 @dataclass(frozen=True)
 class Written:
-    """What a batch did: how many records of each outcome, and the contents that it touched."""
+    """What a batch did: how many records of each outcome, and the contents that they all point at now."""
 
     created: int
     changed: int
     unchanged: int
     contents: tuple[int, ...]
     new_contents: Mapping[bytes, int]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much a collection holds, and how many of its contents have a vector in a generation."""
+
+    records: int
+    contents: int
+    failed: int
+    vectors: int
 
 
 def text_hash(text: str) -> bytes:
@@ -193,8 +214,9 @@ async def write(
         raise CollectionGone
     present, same = await _compare(tx, collection, records)
     fresh = [record for place, record in enumerate(records) if place not in same]
+    unchanged = {content for place, (_, content) in present.items() if place in same}
     if not fresh:
-        return Written(0, 0, len(records), (), {})
+        return Written(0, 0, len(records), tuple(sorted(unchanged)), {})
     old = {records[place].id: (pk, content) for place, (pk, content) in present.items() if place not in same}
     added, by_hash = await _get_or_make_contents(tx, collection, fresh, old, keep_text=keep_text)
     left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
@@ -205,8 +227,8 @@ async def write(
     if added:
         await tx.execute(ADD_WAITING, [tx.tenant, lane, sorted(added.values()), generations])
     await _drop_empty(tx, collection, sorted(left))
-    touched = tuple(sorted({by_hash[record.text_hash] for record in fresh}))
-    return Written(len(made), len(old), len(same), touched, added)
+    contents = unchanged | {by_hash[record.text_hash] for record in fresh}
+    return Written(len(made), len(old), len(same), tuple(sorted(contents)), added)
 
 
 async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -> bool:
@@ -225,6 +247,17 @@ async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -
         raise Contended("40001", "records")
     await _drop_empty(tx, collection, [content])
     return True
+
+
+async def failed(tx: Tx, collection: int, ids: Sequence[str]) -> dict[str, str]:
+    """Those of the records whose text the model could not embed, with the reason's code."""
+    return {str(id_): str(reason) for id_, reason in await tx.rows(FAILED, [collection, list(ids)])}
+
+
+async def count(tx: Tx, collection: int, generation: int) -> Counts:
+    """How much a collection holds."""
+    row = await tx.row(COUNT.format(vectors=table("vec", generation)), {"collection": collection})
+    return Counts(*row) if row else Counts(0, 0, 0, 0)
 
 
 async def known(tx: Tx, collection: int, hashes: Sequence[bytes]) -> frozenset[bytes]:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 import psycopg
@@ -32,19 +33,26 @@ def stored_serving_url(data_dir: Path) -> str | None:
 
 
 async def make_serving_role(owner_url: str, data_dir: Path) -> str:
-    """Make the role that serves and keep its URL beside the data; returns the URL.
+    """Make the role that serves, if it is not there, and keep its URL beside the data; returns the URL.
 
     Raises:
-        SettingsError: the role is there already, so its password is somewhere else, or the owner may not make roles.
+        SettingsError: the role is there and its password is somewhere else, or the owner may not make roles.
     """
-    password = secrets.token_urlsafe(32)
+    # The file comes first: a role whose password was lost on the way could never be used.
+    url = stored_serving_url(data_dir)
+    known = url is not None
+    if url is None:
+        url = make_conninfo(owner_url, user=SERVER_ROLE, password=secrets.token_urlsafe(32))
     try:
         async with await AsyncConnection.connect(owner_url, autocommit=True) as connection:
-            if await (await connection.execute(EXISTS, [SERVER_ROLE])).fetchone():
+            exists = await (await connection.execute(EXISTS, [SERVER_ROLE])).fetchone()
+            if exists and not known:
                 raise SettingsError(
                     f"The role {SERVER_ROLE} exists, and its URL is not known here. Set LIKEWISE_DATABASE_SERVING_URL."
                 )
-            await connection.execute(MAKE.format(role=Identifier(SERVER_ROLE), password=Literal(password)))
+            if not exists:
+                _keep(data_dir / URL_FILE, url)
+                await connection.execute(MAKE.format(role=Identifier(SERVER_ROLE), password=_verifier(connection, url)))
             database = connection.info.dbname
             await connection.execute(ALLOW.format(database=Identifier(database), role=Identifier(SERVER_ROLE)))
     except psycopg.errors.InsufficientPrivilege:
@@ -54,13 +62,23 @@ async def make_serving_role(owner_url: str, data_dir: Path) -> str:
         ) from None
     except psycopg.Error as error:
         raise scrubbed(error) from None
-    url = make_conninfo(owner_url, user=SERVER_ROLE, password=password)
-    _keep(data_dir / URL_FILE, url)
     return url
+
+
+def _verifier(connection: AsyncConnection[tuple[object, ...]], url: str) -> Literal:
+    """What the server keeps of the password, made here: statements may be logged, and the password is not in them."""
+    password = str(conninfo_to_dict(url)["password"])
+    return Literal(
+        connection.pgconn.encrypt_password(password.encode(), SERVER_ROLE.encode(), b"scram-sha-256").decode()
+    )
 
 
 def _keep(file: Path, url: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # A new file of ours, mode 0600, in place of whatever is there.
+    descriptor, name = tempfile.mkstemp(dir=file.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as out:
         out.write(url + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    Path(name).replace(file)

@@ -166,14 +166,18 @@ class EmbeddedServer:
         while True:
             await asyncio.sleep(pause)
             try:
-                if self._postmaster is not None and self._postmaster.look() is not State.READY:
-                    await _in_thread(self._restart)
+                await _in_thread(self._restart_if_gone)
                 pause = WATCH_SECONDS
-            except (ServerStartError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong, the watch goes on
                 pause = min(2 * pause, LONGEST_PAUSE)
                 log.error(
                     "postgres_away", error=error, reason=error.detail if isinstance(error, ServerStartError) else None
                 )
+
+    def _restart_if_gone(self) -> None:
+        # Without /proc a look is a program to run, which takes its time.
+        if self._postmaster is not None and self._postmaster.look() is not State.READY:
+            self._restart()
 
     def _restart(self) -> None:
         with explained(self._cluster.home), open_lock(self._cluster.lock) as turn:

@@ -12,7 +12,7 @@ from likewise.db.pool import Pool, Tx
 # A text that failed by itself this often is failed for good.
 MOST_ATTEMPTS = 3
 
-CLAIM = SQL("SELECT * FROM claim_waiting(%s, %s, %s, %s, %s, %s)")
+CLAIM = SQL("SELECT * FROM claim_waiting(%s, %s, %s, %s, %s, %s, %s)")
 SWEEP = SQL("SELECT sweep_waiting(%s)")
 GIVE_BACK = SQL("SELECT give_back_waiting(%s)")
 MODELS = SQL("SELECT model, oldest FROM waiting_models()")
@@ -70,11 +70,23 @@ class Entry:
 
 
 async def claim(
-    pool: Pool, models: Sequence[str], claim_id: UUID, *, lease: timedelta, most: int, after_tenant: int, alone: bool
+    pool: Pool,
+    models: Sequence[str],
+    claim_id: UUID,
+    *,
+    lease: timedelta,
+    most: int,
+    after_tenant: int,
+    alone: bool,
+    resting: Sequence[int] = (),
 ) -> list[Entry]:
-    """Lease up to `most` free entries, tenants in turn; with `alone` one that must be tried by itself."""
+    """Lease up to `most` free entries, tenants in turn; with `alone` one that must be tried by itself.
+
+    Args:
+        resting: generations that are to be left alone for now.
+    """
     async with pool.nobody() as tx:
-        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, most, after_tenant, alone])
+        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, most, after_tenant, alone, list(resting)])
     return [Entry(*row) for row in rows]
 
 

@@ -6,11 +6,13 @@ sends at most one in 20 ms. A lost one costs a worker's poll, no more.
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
+from likewise.db.pool import Row
 from likewise.ingest.stopping import stop
 from likewise.observe.logs import get_logger
 
@@ -51,23 +53,23 @@ class Wakeups:
                 await self.event.wait()
         self.event.clear()
 
-    async def _keep(self, work: "object") -> None:
+    async def _keep(self, work: Callable[[AsyncConnection[Row]], Awaitable[None]]) -> None:
         while True:
             try:
                 async with await AsyncConnection.connect(self._url, autocommit=True) as connection:
-                    await work(connection)  # type: ignore[operator]
-            except psycopg.Error:
+                    await work(connection)
+            except (psycopg.Error, OSError):
                 # The pool's own callers report a database that is away; here it costs a poll only.
                 await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def _send(self, connection: AsyncConnection[tuple[object, ...]]) -> None:
+    async def _send(self, connection: AsyncConnection[Row]) -> None:
         while True:
             await self._marked.wait()
             self._marked.clear()
             await connection.execute(NOTIFY)
             await asyncio.sleep(SPACING_SECONDS)
 
-    async def _listen(self, connection: AsyncConnection[tuple[object, ...]]) -> None:
+    async def _listen(self, connection: AsyncConnection[Row]) -> None:
         await connection.execute(LISTEN)
         async for _ in connection.notifies():
             self.event.set()

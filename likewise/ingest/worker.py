@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -25,6 +27,9 @@ from likewise.vectors.store import Reading, VectorStore
 LEASE = timedelta(seconds=60)
 # One claim: enough to fill batches of neighbours of similar length, little enough to be done well within a lease.
 CLAIM_SIZE = 512
+# One claim is written while the next is in the model.
+CLAIMS_AT_ONCE = 2
+LEAST_REST, MOST_REST = 1.0, 30.0
 PART_CHARS = 1_000_000
 POLL_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
@@ -36,6 +41,20 @@ RETRY_AFTER = timedelta(seconds=2)
 WAIT_SECONDS = 30.0
 
 log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """How long a generation is left alone after its model failed or was refused, and until when."""
+
+    seconds: float
+    until: float
+
+    @classmethod
+    def after(cls, last: "_Rest | None") -> "_Rest":
+        """The next rest: twice as long as the last, within bounds."""
+        seconds = LEAST_REST if last is None else min(MOST_REST, 2 * last.seconds)
+        return cls(seconds, time.monotonic() + seconds)
 
 
 class Worker:
@@ -60,23 +79,28 @@ class Worker:
         self._lease = lease
         self._claim_size = claim_size
         self._last_tenant = 0
+        self._resting: dict[int, _Rest] = {}
 
     async def run(self) -> None:
         """Work until cancelled; a database or a model that is away is waited for."""
-        sweeper = asyncio.create_task(self._sweep())
+        tasks = [asyncio.create_task(self._keep_working()) for _ in range(CLAIMS_AT_ONCE)]
+        tasks.append(asyncio.create_task(self._sweep()))
         try:
-            while True:
-                try:
-                    busy = await self.step()
-                except DatabaseUnavailable:
-                    busy = False
-                except LikewiseError as error:
-                    log.error("worker_failed", code=error.code, reason=error.detail)
-                    busy = False
-                if not busy:
-                    await self._wakeups.wait(POLL_SECONDS)
+            await asyncio.gather(*tasks)
         finally:
-            await stop([sweeper])
+            await stop(tasks)
+
+    async def _keep_working(self) -> None:
+        while True:
+            try:
+                busy = await self.step()
+            except DatabaseUnavailable:
+                busy = False
+            except LikewiseError as error:
+                log.error("worker_failed", code=error.code, reason=error.detail)
+                busy = False
+            if not busy:
+                await self._wakeups.wait(POLL_SECONDS)
 
     async def step(self) -> bool:
         """Claim once and work on what came; False if nothing could be done."""
@@ -108,8 +132,7 @@ class Worker:
                 if not left or found is None:
                     return
                 if ours:
-                    async with self._renewed([tenant], claim):
-                        await self._work_on(tenant, generation, ours, claim, interactive=True)
+                    await self._embed_ours(tenant, generation, ours, claim)
             if asyncio.get_running_loop().time() > deadline:
                 raise ModelUnavailable(
                     "The records are stored; their vectors did not come in time.", code="vectors_late"
@@ -117,6 +140,14 @@ class Worker:
             await self._check_model(found[0].model)
             await asyncio.sleep(pause)
             pause = min(0.2, pause * 2)
+
+    async def _embed_ours(self, tenant: int, generation: int, ours: Sequence[int], claim: UUID) -> None:
+        try:
+            async with self._renewed([tenant], claim):
+                await self._work_on(tenant, generation, ours, claim, interactive=True)
+        except (ModelUnavailable, Overloaded) as error:
+            await self._release(tenant, generation, ours, claim)
+            raise ModelUnavailable(f"The records are stored and wait for their vectors. {error.detail}") from None
 
     async def _check_model(self, model: str) -> None:
         try:
@@ -144,24 +175,36 @@ class Worker:
                 most=self._claim_size,
                 after_tenant=self._last_tenant,
                 alone=alone,
+                resting=self._at_rest(),
             )
             if not entries:
                 return False
             self._last_tenant = entries[-1].tenant
+            worked = False
             async with self._renewed({entry.tenant for entry in entries}, claim):
                 for (tenant, generation), contents in _grouped(entries).items():
-                    await self._work_or_release(tenant, generation, contents, claim)
-        return True
+                    worked |= await self._work_or_rest(tenant, generation, contents, claim)
+        return worked
 
-    async def _work_or_release(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> None:
+    async def _work_or_rest(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> bool:
+        """Work on one generation's share of a claim; one that fails rests, and does not keep the others from theirs."""
         try:
             await self._work_on(tenant, generation, contents, claim)
         except DatabaseUnavailable:
             raise
         except LikewiseError as error:
-            # What is wrong with one generation must not keep the others of the claim from their vectors.
-            log.error("generation_failed", generation=generation, code=error.code, reason=error.detail)
+            rest = self._resting[generation] = _Rest.after(self._resting.get(generation))
+            log.warning(
+                "generation_rests", generation=generation, code=error.code, reason=error.detail, seconds=rest.seconds
+            )
             await self._release(tenant, generation, contents, claim)
+            return False
+        self._resting.pop(generation, None)
+        return True
+
+    def _at_rest(self) -> list[int]:
+        now = time.monotonic()
+        return [generation for generation, rest in self._resting.items() if rest.until > now]
 
     @contextlib.asynccontextmanager
     async def _given_back(self, claim: UUID) -> AsyncIterator[None]:
@@ -185,9 +228,6 @@ class Worker:
             admitted = await self._admission.admit(tenant, found[0])
             for part in _parts(texts):
                 await self._embed_and_finish(tenant, admitted, part, claim, interactive)
-        except (ModelUnavailable, Overloaded) as error:
-            log.warning("model_away", generation=generation, code=error.code, waiting=len(contents))
-            await self._release(tenant, generation, contents, claim)
         except CollectionGone:
             # The generation's table went with its collection: the claim is lost, and so is its reason.
             return

@@ -13,13 +13,13 @@ from starlette.routing import Match
 from likewise.apps.collections import routes as collections
 from likewise.library import Likewise
 from likewise.observe.version import program_version
-from likewise.server import health
-from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLog
+from likewise.server import health, reference
+from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLimit, RequestLog
 from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error
 from likewise.settings import Settings
 
-ROUTERS = (health.router, collections.router)
+ROUTERS = (health.router, reference.router, collections.router)
 
 Opener = Callable[[], AbstractAsyncContextManager[Likewise]]
 
@@ -34,9 +34,13 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         summary="A self-hosted embedding and similarity engine.",
         lifespan=_opening(source) if callable(source) else None,
         redirect_slashes=False,
+        # FastAPI's pages load scripts from elsewhere, onto the origin of an API that asks nobody who they are.
+        docs_url=None,
+        redoc_url=None,
         middleware=[
             Middleware(RequestLog),
             Middleware(Errors),
+            Middleware(RequestLimit),
             Middleware(AddressGuard, loopback_only=settings.auth == "none"),
             Middleware(BodyLimit, limit=settings.max_body_bytes),
         ],

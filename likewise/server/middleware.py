@@ -1,4 +1,4 @@
-"""What surrounds every request, outermost first: its id and log line, errors, address, body size.
+"""What surrounds every request, outermost first: its id and log line, errors, how many, address, body size.
 
 Pure ASGI: Starlette's BaseHTTPMiddleware would copy bodies and hide a client that leaves.
 """
@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from likewise.errors import Forbidden, Internal, Malformed, TooLarge, Unavailable
+from likewise.errors import Forbidden, Internal, Malformed, Overloaded, TooLarge, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.request_id import REQUEST_ID, request_id_for
 from likewise.server.problems import Refused, answer, as_likewise_error
@@ -26,6 +26,12 @@ PAUSE_SECONDS = 15.0
 BODY_SECONDS = 120.0
 # How long a body that is refused is still read, so that its sender comes to read the answer.
 DRAIN_SECONDS = 2.0
+# Of all bodies that are being read or worked on: sixteen of the largest, before parsing.
+BODIES_BYTES = 256 * 2**20
+# A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
+MOST_REQUESTS = 512
+# Who watches over a busy server must not take it for a dead one.
+PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
@@ -89,6 +95,28 @@ class Errors:
             await answer(known, scope)(scope, receive, send)
 
 
+class RequestLimit:
+    """Refuses a request at once when as many as this server holds are running; probes are answered all the same."""
+
+    def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS) -> None:
+        self.app = app
+        self.most = most
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+            return
+        if self._running >= self.most:
+            raise Overloaded("The server has as many requests as it can hold; ask again.")
+        self._running += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._running -= 1
+
+
 class AddressGuard:
     """Refuses requests that a browser was tricked into sending, and lines too long to be meant.
 
@@ -110,13 +138,23 @@ class AddressGuard:
 
 
 class BodyLimit:
-    """Counts a body while it is read; what it says about its own length is believed only to refuse sooner."""
+    """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
+
+    All bodies together have a limit too: each counts until its request is answered.
+    """
 
     def __init__(
-        self, app: ASGIApp, limit: int, pause_seconds: float = PAUSE_SECONDS, body_seconds: float = BODY_SECONDS
+        self,
+        app: ASGIApp,
+        limit: int,
+        total: int = BODIES_BYTES,
+        pause_seconds: float = PAUSE_SECONDS,
+        body_seconds: float = BODY_SECONDS,
     ) -> None:
         self.app = app
         self.limit = limit
+        self.total = max(total, limit)
+        self.held = 0
         self.pause_seconds = pause_seconds
         self.body_seconds = body_seconds
 
@@ -127,13 +165,18 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         body = _CountedBody(receive, self)
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self.limit):
+        declared = _declared_length(headers)
+        if declared > self.limit:
             # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
             if "expect" not in headers:
                 await body.drain()
             raise body.too_large()
-        await self.app(scope, body.receive, send)
+        if self.held + declared > self.total:
+            raise body.too_many()
+        try:
+            await self.app(scope, body.receive, send)
+        finally:
+            self.held -= body.held
 
 
 class _CountedBody:
@@ -141,6 +184,7 @@ class _CountedBody:
         self._receive = receive
         self._bounds = bounds
         self._read = 0
+        self.held = 0
         self._complete = False
         self._deadline = time.monotonic() + bounds.body_seconds
 
@@ -152,6 +196,7 @@ class _CountedBody:
         if self._read > self._bounds.limit:
             await self.drain()
             raise self.too_large()
+        self._hold(len(message.get("body", b"")))
         return message
 
     async def drain(self) -> None:
@@ -165,6 +210,15 @@ class _CountedBody:
 
     def too_large(self) -> TooLarge:
         return TooLarge(f"The body is larger than this server takes: at most {self._bounds.limit} bytes.")
+
+    def too_many(self) -> Overloaded:
+        return Overloaded("The server holds as many bytes of requests as it can; send this again.")
+
+    def _hold(self, count: int) -> None:
+        if self._bounds.held + count > self._bounds.total:
+            raise self.too_many()
+        self._bounds.held += count
+        self.held += count
 
     async def _in_time(self) -> Message:
         left = min(self._bounds.pause_seconds, self._deadline - time.monotonic())
@@ -193,6 +247,13 @@ class _Answered:
             if self._request_id is not None:
                 MutableHeaders(scope=message)["x-request-id"] = self._request_id
         await self._send(message)
+
+
+def _declared_length(headers: Headers) -> int:
+    """What the request says about itself; 0 if nothing, or nothing that is a number."""
+    declared = headers.get("content-length", "0")
+    # Python reads at most 4,300 digits, and nobody sends more bytes than 18 of them can count.
+    return int(declared[:19]) if declared.isdecimal() else 0
 
 
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:

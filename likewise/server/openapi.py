@@ -28,7 +28,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             for content in operation.get("requestBody", {}).get("content", {}).values():
-                content["schema"] = _hoisted(content["schema"], schemas)
+                content["schema"] = _named(content["schema"], schemas)
             _drop_assumed_refusal(operation["responses"])
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -40,6 +40,12 @@ def _drop_assumed_refusal(responses: dict[str, Any]) -> None:
     content = responses.get("422", {}).get("content", {})
     if "HTTPValidationError" in str(content.get("application/json")):
         del responses["422"]
+
+
+def _named(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """A reference to a body's schema, which moves to where the others are."""
+    schemas[schema["title"]] = _hoisted(schema, schemas)
+    return {"$ref": _REFERENCE.format(model=schema["title"])}
 
 
 def _hoisted(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from likewise.apps.body import fault_of, invalid
+from likewise.apps.body import MAX_FAULTS, fault_of, invalid
 from likewise.apps.collections.schemas import FaultOut
 from likewise.apps.deps import PROBLEM_JSON, Answer
 from likewise.errors import Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound
@@ -76,7 +76,7 @@ def _problem(error: LikewiseError) -> dict[str, Any]:
         "code": error.code,
         "request_id": request_id,
         "retryable": error.retryable,
-        "errors": error.faults,
+        "errors": error.faults[:MAX_FAULTS],
     }
 
 

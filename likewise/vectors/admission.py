@@ -1,5 +1,6 @@
 """No vector is compared with one of another space: what a generation was made with, against what this process has."""
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from likewise.observe.logs import get_logger
 # Between bf16 and f32 of the same weights the least cosine is 0.9998, between other poolings 0.9 and less.
 LEAST_PROBE_COSINE = 0.995
 
+# A worker with waiting entries asks again within this time, so a refusal stays known for as long as it matters.
+REFUSED_SECONDS = 30.0
+
 log = get_logger(__name__)
 
 
@@ -26,6 +30,22 @@ class Admitted:
     model: OpenModel
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a generation is closed to a space; until `again` it is not tried again, after `forgotten` not told of."""
+
+    space: str
+    reason: str
+    again: float
+    forgotten: float
+
+    @classmethod
+    def now(cls, space: str, reason: str) -> "_Refusal":
+        """A refusal from this moment on."""
+        now = time.monotonic()
+        return cls(space, reason, now + REFUSED_SECONDS, now + 4 * REFUSED_SECONDS)
+
+
 class Admission:
     """Checks each generation once a process, and remembers the answer."""
 
@@ -33,12 +53,13 @@ class Admission:
         self._pool = pool
         self._embedder = embedder
         self._admitted: set[tuple[int, str]] = set()
-        self._refused: dict[int, str] = {}
+        self._refused: dict[int, _Refusal] = {}
 
     @property
     def refused(self) -> dict[int, str]:
-        """The generations that are closed in this process, and why."""
-        return dict(self._refused)
+        """The generations that are closed in this process, and why. One that nobody asked for lately is forgotten."""
+        now = time.monotonic()
+        return {generation: one.reason for generation, one in self._refused.items() if one.forgotten > now}
 
     async def admit(self, tenant: int, generation: Generation) -> Admitted:
         """The generation with its opened model.
@@ -50,14 +71,17 @@ class Admission:
         model = await self._embedder.opened(generation.model)
         if (generation.id, model.space) in self._admitted:
             return Admitted(generation, model)
+        refusal = self._refused.get(generation.id)
+        if refusal is not None and refusal.space == model.space and refusal.again > time.monotonic():
+            raise ModelUnavailable(refusal.reason, code="model_differs", retry_after=30)
         if generation.space is None:
             generation = await self._adopt(tenant, generation, model)
         reason = await self._difference(generation, model)
         if reason is not None:
             if generation.id not in self._refused:
                 log.error("generation_refused", generation=generation.id, reason=reason)
-            self._refused[generation.id] = reason
-            raise ModelUnavailable(reason, code="model_differs")
+            self._refused[generation.id] = _Refusal.now(model.space, reason)
+            raise ModelUnavailable(reason, code="model_differs", retry_after=30)
         self._refused.pop(generation.id, None)
         self._admitted.add((generation.id, model.space))
         return Admitted(generation, model)

@@ -155,3 +155,14 @@ async def test_a_database_that_is_away_is_said_so() -> None:
     for work in (migrate.check, lambda url: migrate.upgrade(url, server_role=roles.SERVER_ROLE)):
         with pytest.raises(DatabaseUnavailable):
             await work("postgresql://canary@127.0.0.1:1/nothing")
+
+
+@pytest.mark.parametrize(("least", "value"), [("LEAST_POSTGRES", 99), ("LEAST_PGVECTOR", (0, 99))])
+async def test_a_postgres_or_pgvector_that_is_too_old_is_refused(
+    database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, least: str, value: Any
+) -> None:
+    monkeypatch.setattr(migrate, least, value)
+    with pytest.raises(SchemaError, match="99 or newer"):
+        await migrate.check(database.serving)
+    with pytest.raises(SchemaError, match="99 or newer"):
+        await migrate.upgrade(database.owner, server_role=roles.SERVER_ROLE)

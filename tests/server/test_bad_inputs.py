@@ -8,6 +8,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
+from likewise.apps.deps import cursor_for
 from likewise.library import Likewise
 from likewise.server.app import create_app
 from likewise.settings import load_settings
@@ -529,6 +530,15 @@ async def test_an_odd_query_is_no_fault_of_the_server(client: httpx2.AsyncClient
     for mode in ("hybrid", "dense", "lexical"):
         answer = await client.post(SEARCH, json={"query": query, "mode": mode})
         assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("position", ["", "no\0tes", "Notes", "notes\n", "x" * 300, "ünder"])
+async def test_a_cursor_to_where_nothing_can_be_is_422(
+    client: httpx2.AsyncClient, shared: Likewise, position: str
+) -> None:
+    cursor = cursor_for("collections", await shared.tenant(), position)
+    problem = is_problem(await client.get(URL, params={"cursor": cursor}), 422)
+    assert [fault["code"] for fault in problem["errors"]] == ["invalid_cursor"]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "AAAA", "\u00e9", "x" * 513, "bm90ZXM", "../..", "AAAAAAAAAAAbm90ZXM="])

@@ -6,13 +6,17 @@ from typing import Any
 import httpx2
 import pytest
 
+from likewise.db.failures import Contended, DatabaseFailure
+from likewise.errors import DatabaseUnavailable, Invalid, LikewiseError
+from likewise.library import Likewise
+
 URL = "/api/v1/collections"
 
 
 @pytest.fixture
 async def fresh(client: httpx2.AsyncClient, request: pytest.FixtureRequest) -> str:
     """The URL of an empty collection of the test's own."""
-    name = "t" + "".join(letter for letter in request.node.name.lower() if letter.isalnum())[:50]
+    name = "t" + "".join(letter for letter in request.node.name.lower() if letter.isalnum())[-50:]
     assert (await client.post(URL, json={"name": name})).status_code == 201
     return f"{URL}/{name}"
 
@@ -38,6 +42,12 @@ async def test_a_collection_is_made_shown_and_dropped(client: httpx2.AsyncClient
     assert (dropped.status_code, dropped.content) == (204, b"")
     assert (await client.get(f"{URL}/made")).status_code == 404
     assert (await client.delete(f"{URL}/made")).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["My Docs", "", "9", "a" * 64, "notes\n", "segments:minilm-l6-v2", "n\0"])
+async def test_no_program_makes_a_collection_that_has_no_address(shared: Likewise, name: str) -> None:
+    with pytest.raises(Invalid, match="name"):
+        await shared.collections.create(await shared.tenant(), name)
 
 
 async def test_the_list_pages_by_a_cursor(client: httpx2.AsyncClient) -> None:
@@ -157,6 +167,63 @@ async def test_ndjson_that_is_none_stops_and_says_where(client: httpx2.AsyncClie
         "code": "stopped",
         "message": "More than 1000 lines are bad; this line and those after it are not stored.",
     }
+
+
+async def test_a_line_with_many_faults_is_one_bad_line(client: httpx2.AsyncClient, fresh: str) -> None:
+    bad = {"id": "", "text": "", "parent": 1, "status": 1, "unknown": 1}
+    answer = (await client.post(f"{fresh}/records", **ndjson(*[bad] * 300, {"id": "1", "text": "x"}))).json()
+    assert answer["created"] == 1
+    assert len(answer["failed"]) == 1_500
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DatabaseUnavailable(), DatabaseUnavailable(code="database_busy"), Contended("40001"), DatabaseFailure("22000")],
+)
+async def test_ndjson_says_where_to_go_on_when_the_database_went_away(
+    client: httpx2.AsyncClient, fresh: str, shared: Likewise, monkeypatch: pytest.MonkeyPatch, error: LikewiseError
+) -> None:
+    # Given
+    write = shared.collections.write
+    done = []
+
+    async def breaks(*arguments: Any) -> Any:
+        done.append(arguments)
+        if len(done) == 2:
+            raise error
+        return await write(*arguments)
+
+    monkeypatch.setattr(shared.collections, "write", breaks)
+    # When: two blank lines and a bad one among those of the first batch
+    lines = [b"", {"id": "0", "text": "x"}, b"", b"bad"]
+    lines += [{"id": str(number), "text": "x"} for number in range(1, 2_000)]
+    answer = await client.post(f"{fresh}/records", **ndjson(*lines))
+    # Then
+    told = answer.json()
+    assert answer.status_code == 200
+    assert told["created"] == 500
+    assert [(fault["pointer"], fault["code"]) for fault in told["failed"]] == [
+        ("/3", "malformed"),
+        ("/503", "not_stored"),
+    ]
+    assert len(done) == 2
+    assert (await client.get(f"{fresh}/stats")).json()["records"] == 500
+
+
+async def test_ndjson_of_which_nothing_could_be_stored_is_503(
+    client: httpx2.AsyncClient, fresh: str, shared: Likewise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(*_: Any) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(shared.collections, "write", breaks)
+    answer = await client.post(f"{fresh}/records", **ndjson({"id": "1", "text": "x"}))
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+
+
+async def test_many_records_with_one_id_are_counted_and_twenty_listed(client: httpx2.AsyncClient, fresh: str) -> None:
+    answer = (await client.post(f"{fresh}/records", json=[{"id": "1", "text": "x"}] * 50)).json()
+    assert [fault["pointer"] for fault in answer["errors"]] == [f"/{place}/id" for place in range(1, 21)]
 
 
 async def test_ndjson_lines_that_the_collection_refuses_are_named(client: httpx2.AsyncClient) -> None:

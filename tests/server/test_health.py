@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi import FastAPI
+from psycopg.sql import SQL
 
+from likewise import library
+from likewise.errors import DatabaseUnavailable
 from likewise.library import Health, Likewise
 
 WELL = Health(database=None, schema=None, model=None, oldest_waiting=0.0)
@@ -84,3 +88,40 @@ async def test_the_first_page_says_what_is_here(client: httpx2.AsyncClient) -> N
     assert page["name"] == "likewise"
     for link in page["links"].values():
         assert (await client.get(link)).status_code == 200
+
+
+@pytest.mark.parametrize("sqlstate", ["53100", "58030", "XX001"])
+async def test_a_fault_of_the_storage_counts_until_a_write_succeeds(
+    client: httpx2.AsyncClient, shared: Likewise, sqlstate: str
+) -> None:
+    # Given
+    raises = f"DO $$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = '{sqlstate}'; END $$"
+    tenant = await shared.tenant()
+    with pytest.raises(DatabaseUnavailable):
+        async with shared.runtime.pool.tenant(tenant) as tx:
+            await tx.execute(SQL(raises))
+    # When: reading heals nothing
+    assert (await client.get("/api/v1/collections/notes")).status_code == 200
+    broken = await client.get("/readyz")
+    await shared.collection("notes").add([{"id": sqlstate, "text": f"stored after {sqlstate}"}], wait=False)
+    healed = await client.get("/readyz")
+    # Then
+    assert (broken.status_code, broken.json()["code"]) == (503, "not_ready")
+    assert sqlstate in broken.json()["parts"]["database"]
+    assert healed.status_code == 200
+
+
+async def test_busy_connections_are_no_fault(
+    client: httpx2.AsyncClient, shared: Likewise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(library, "ASK_SECONDS", 0.2)
+    pool, tenant = shared.runtime.pool, await shared.tenant()
+    async with AsyncExitStack() as stack:
+        for _ in range(shared.settings.database_connections):
+            await stack.enter_async_context(pool.tenant(tenant))
+        # When
+        answer = await client.get("/readyz")
+    # Then
+    assert answer.status_code == 200
+    assert answer.json()["parts"]["database"] is None

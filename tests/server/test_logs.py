@@ -1,9 +1,11 @@
 """Log lines: JSON, one a line, and nobody's texts, ids or queries in them."""
 
+import asyncio
+import gc
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -14,6 +16,7 @@ from likewise.library import Likewise
 from likewise.observe import logs
 from likewise.observe.errors import describe
 from likewise.observe.logs import get_logger
+from likewise.observe.loop import log_unhandled
 
 SECRET = "xyzzy-secret"
 
@@ -98,3 +101,57 @@ def test_an_error_is_described_without_its_message() -> None:
     assert described["error"] == "RuntimeError"
     assert described["cause"] == "json.decoder.JSONDecodeError"
     assert SECRET not in json.dumps(described)
+
+
+async def fails() -> None:
+    raise ValueError(SECRET)
+
+
+def dropped_task() -> None:
+    task = asyncio.ensure_future(fails())
+    task.add_done_callback(lambda _: None)
+
+
+def dropped_future() -> None:
+    asyncio.get_running_loop().create_future().set_exception(ValueError(SECRET))
+
+
+def broken_callback() -> None:
+    def breaks(_: str) -> None:
+        raise ValueError(SECRET)
+
+    asyncio.get_running_loop().call_soon(breaks, SECRET)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("drop", [dropped_task, dropped_future, broken_callback])
+async def test_an_error_that_nobody_waits_for_is_logged_without_its_message(
+    lines: Any, drop: Callable[[], None], ours: bool
+) -> None:
+    # Given: the loop of the command line, or one of a program that uses the library
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(None)
+    if ours:
+        log_unhandled(loop)
+    # When
+    try:
+        drop()
+        await asyncio.sleep(0.05)
+        gc.collect()
+        await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(before)
+    # Then
+    (line,) = lines()
+    assert (line["level"], line["error"]) == ("error", "ValueError")
+    assert line["logger"] == ("likewise.observe.loop" if ours else "asyncio")
+    assert SECRET not in json.dumps(line)
+
+
+def test_a_finished_sentence_of_a_library_is_not_shown(lines: Any) -> None:
+    logging.getLogger("elsewhere").error("cannot read xyzzy-secret")
+    logging.getLogger("elsewhere").error(ValueError(SECRET))
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    events = [line["event"] for line in lines()]
+    assert events == ["a message that may hold values"] * 2 + ["Invalid HTTP request received."]

@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx2
 
+from likewise.server.reference import page
+
 
 async def test_every_reference_leads_somewhere(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
@@ -40,3 +42,38 @@ async def test_fields_of_later_versions_are_not_documented(client: httpx2.AsyncC
     text = json.dumps(schemas)
     assert "retention_days" not in text
     assert "group_by" not in text
+
+
+async def test_the_page_of_routes_needs_nothing_from_elsewhere(client: httpx2.AsyncClient) -> None:
+    # When
+    shown = await client.get("/docs")
+    # Then
+    assert shown.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in shown.headers["content-security-policy"]
+    assert "<script" not in shown.text
+    assert re.findall(r"(?:src|href)=.([^'\"]*)", shown.text) == ["/openapi.json"]
+    for path, operations in (await client.get("/openapi.json")).json()["paths"].items():
+        for method in operations:
+            assert f"<code>{method.upper()} {path}</code>" in shown.text
+    for words in ("RecordsIn", "WriteAnswer", "application/x-ndjson", "threshold?", "hybrid, dense, lexical"):
+        assert words in shown.text
+    assert (await client.get("/redoc")).status_code == 404
+
+
+def test_the_page_of_routes_escapes_what_it_shows() -> None:
+    evil = "<script>alert('x')</script>\"&"
+    operation = {
+        "description": evil,
+        "parameters": [{"in": "query", "name": evil, "schema": {"enum": [evil]}, "description": evil}],
+        "requestBody": {"content": {evil: {"schema": {"$ref": f"#/{evil}"}}}},
+        "responses": {evil: {"description": evil, "content": {evil: {"schema": {"type": evil}}}}},
+    }
+    schema = {"description": evil, "properties": {evil: {"description": evil, "anyOf": [{"type": evil}]}}}
+    document = {
+        "info": {"title": evil, "version": evil},
+        "paths": {evil: {evil: operation}},
+        "components": {"schemas": {evil: schema}},
+    }
+    shown = page(document)
+    assert "<script" not in shown
+    assert "alert(&#x27;x" in shown

@@ -7,15 +7,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from likewise.apps.body import checked, faults_of, invalid, parse_json
+from likewise.apps.body import checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
 from likewise.apps.collections.service import CollectionsService, WriteResult
-from likewise.errors import Fault, Invalid, LikewiseError, Malformed
+from likewise.errors import Fault, Internal, Invalid, LikewiseError, Malformed
 from likewise.kind import NewRecord
+from likewise.observe.logs import get_logger
 
 BATCH = 500
 # A file that is not what its sender thinks must not fill the answer with a fault for each of millions of lines.
 MAX_BAD_LINES = 1_000
+
+log = get_logger(__name__)
 
 # Per record id, the line it came from and the record; a later line with the same id replaces an earlier one.
 Batch = dict[str, tuple[int, NewRecord]]
@@ -34,7 +37,6 @@ def checked_array(body: Any) -> Array:
     bare = isinstance(body, list)
     try:
         records = checked(RecordsIn, {"records": body} if bare else body).records
-        _refuse_twins(records)
     except Invalid as error:
         raise (_moved_to(error, "/records", "") if bare else error) from None
     return Array([record.to_record() for record in records], "" if bare else "/records")
@@ -50,36 +52,65 @@ async def write_array(service: CollectionsService, tenant: int, name: str, array
 
 
 async def write_lines(service: CollectionsService, tenant: int, name: str, body: bytes) -> WriteResult:
-    """Store the records of an NDJSON body in batches of 500."""
+    """Store the records of an NDJSON body in batches of 500.
+
+    If the database goes away after some were stored, the answer says which line the rest begins with.
+    """
     await service.get(tenant, name)
-    total, batch = WriteResult(0, 0, 0, []), Batch()
+    lines = _Lines()
     for number, line in _numbered(body):
-        if len(total.failed) >= MAX_BAD_LINES:
-            total.failed.append(_stopped(number))
+        if lines.bad >= MAX_BAD_LINES:
+            lines.fail([_stopped(number)])
             break
+        lines.take(number, line)
+        if len(lines.batch) == BATCH and not await _store(service, tenant, name, lines):
+            return lines.done
+    await _store(service, tenant, name, lines)
+    return lines.done
+
+
+class _Lines:
+    """What became of the lines so far, and those that are stored next."""
+
+    def __init__(self) -> None:
+        self.done = WriteResult(0, 0, 0, [])
+        self.bad = 0
+        self.batch: Batch = {}
+        self.replaced = 0
+        self.any_stored = False
+
+    def take(self, number: int, line: bytes) -> None:
         try:
             record = _record(line)
         except LikewiseError as error:
-            total.failed.extend(_on_line(number, error))
-            continue
-        if record.id in batch:
-            total = replace(total, changed=total.changed + 1)
-        batch[record.id] = (number, record)
-        if len(batch) == BATCH:
-            total, batch = _sum(total, await _write(service, tenant, name, batch)), Batch()
-    return _sum(total, await _write(service, tenant, name, batch)) if batch else total
+            self.fail(_on_line(number, error))
+            return
+        self.replaced += record.id in self.batch
+        self.batch[record.id] = (number, record)
+
+    def stored(self, result: WriteResult) -> None:
+        self.done = _sum(self.done, replace(result, changed=result.changed + self.replaced, failed=[]))
+        self.batch, self.replaced, self.any_stored = {}, 0, True
+        self.fail(result.failed)
+
+    def fail(self, faults: list[Fault]) -> None:
+        self.bad += len({fault.pointer.removeprefix("/").partition("/")[0] for fault in faults})
+        self.done.failed.extend(faults)
 
 
-def _refuse_twins(records: list[RecordIn]) -> None:
-    """Which of two records with one id counts would be a guess."""
-    seen: set[str] = set()
-    faults = []
-    for index, record in enumerate(records):
-        if record.id in seen:
-            faults.append(Fault(f"/records/{index}/id", "duplicate_id", "An earlier record has this id."))
-        seen.add(record.id)
-    if faults:
-        raise invalid(faults)
+async def _store(service: CollectionsService, tenant: int, name: str, lines: _Lines) -> bool:
+    """Store the next lines; False, with a fault for all of them, if that fails and others are stored already."""
+    if not lines.batch:
+        return True
+    try:
+        lines.stored(await _write(service, tenant, name, lines.batch))
+    except LikewiseError as error:
+        if error.status < Internal.status or not lines.any_stored:
+            raise
+        log.warning("lines not stored", error=error)
+        lines.fail([_not_stored(min(number for number, _ in lines.batch.values()))])
+        return False
+    return True
 
 
 def _moved_to(error: Invalid, old: str, new: str) -> Invalid:
@@ -146,6 +177,11 @@ def _stopped(number: int) -> Fault:
     return Fault(f"/{number}", "stopped", message)
 
 
+def _not_stored(number: int) -> Fault:
+    message = "The server could not store this line; neither it nor any line after it is stored. Send them again."
+    return Fault(f"/{number}", "not_stored", message)
+
+
 def _index(fault: Fault, count: int) -> int | None:
     first = fault.pointer.removeprefix("/").partition("/")[0]
     return int(first) if first.isdecimal() and int(first) < count else None
@@ -165,5 +201,5 @@ def _sum(one: WriteResult, other: WriteResult) -> WriteResult:
         one.created + other.created,
         one.changed + other.changed,
         one.unchanged + other.unchanged,
-        one.failed + other.failed,
+        [*one.failed, *other.failed],
     )

@@ -49,7 +49,7 @@ Name = Annotated[str, Depends(existing_name)]
 @router.get("", response_model=CollectionsAnswer, responses=refusals(422))
 async def list_collections(tenant: Tenant, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
     """The collections by name, a page at a time."""
-    after = position_of("collections", tenant, page.cursor) if page.cursor is not None else None
+    after = None if page.cursor is None else position_of("collections", tenant, page.cursor, NAME_IN_PATH)
     # One more than asked tells whether another page follows.
     found = await service.list(tenant, page.limit + 1, after)
     shown = found[: page.limit]

@@ -1,8 +1,6 @@
 """What the routes of `collections` take and answer."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -12,14 +10,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from likewise.apps.body import RequestModel, deeper_than, faults_of, invalid, wrong
-from likewise.errors import Fault
+from likewise.apps.body import RequestModel, deeper_than, wrong
+from likewise.filters import rfc_3339
 from likewise.kind import NewRecord, Policy
 
 MAX_ITEMS = 1_000
@@ -31,12 +28,12 @@ MAX_PAYLOAD_DEPTH = 16
 MAX_INDEXED = 32
 
 NAME = r"^[a-z][a-z0-9-]{0,62}$"
+NAME_IN_WORDS = "A collection's name has lower-case letters, digits and -, begins with a letter, and has 63 at most."
 # The apps' own collections are named `app:model`.
 NAME_IN_PATH = re.compile(r"[a-z][a-z0-9-]{0,62}(:[A-Za-z0-9._-]{1,128})?")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def _without_control(value: str) -> str:
@@ -54,16 +51,18 @@ def _not_blank(value: str) -> str:
 def _moment(value: object) -> object:
     if value is None:
         return value
-    try:
-        if isinstance(value, str) and _RFC_3339.fullmatch(value):
-            moment: object = datetime.fromisoformat(value.upper())
-        else:
-            moment = value
-        if isinstance(moment, datetime) and moment.tzinfo is not None:
-            return moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
+    moment = rfc_3339(value) if isinstance(value, str) else _in_utc(value)
+    if moment is not None:
+        return moment
     raise wrong("invalid_time", "This must be a time in RFC 3339 with its zone, as in 2026-01-31T12:00:00Z.")
+
+
+def _in_utc(value: object) -> datetime | None:
+    """A time that a program gives as such."""
+    try:
+        return value.astimezone(UTC) if isinstance(value, datetime) and value.tzinfo is not None else None
+    except OverflowError:
+        return None
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
@@ -101,24 +100,6 @@ class RecordIn(RequestModel):
     def to_record(self) -> NewRecord:
         """The record for the service."""
         return NewRecord(self.id, self.text, self.payload, self.parent, self.status, self.occurred_at)
-
-
-def checked_records(records: Iterable[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
-    """Records that a program gives: mappings are held to what a request is; Invalid names each wrong place."""
-    checked = []
-    faults = list[Fault]()
-    for place, record in enumerate(records):
-        try:
-            checked.append(_checked(record))
-        except ValidationError as error:
-            faults.extend(replace(fault, pointer=f"/{place}{fault.pointer}") for fault in faults_of(error))
-    if faults:
-        raise invalid(faults)
-    return checked
-
-
-def _checked(record: Mapping[str, Any] | NewRecord) -> NewRecord:
-    return record if isinstance(record, NewRecord) else RecordIn.model_validate(dict(record)).to_record()
 
 
 class RecordsIn(RequestModel):

@@ -1,17 +1,15 @@
 """CollectionsService: what the general API does, for routes and for programs alike."""
 
 import builtins
-from collections import Counter
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from psycopg.sql import SQL
-
+from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
 from likewise.db import collections, records, waiting
 from likewise.db.collections import Collection
-from likewise.db.pool import table
 from likewise.db.records import BULK, INTERACTIVE, StoredRecord
 from likewise.errors import Fault, Invalid, NotFound, NotSupported
 from likewise.kind import Kind, NewRecord, Policy
@@ -20,13 +18,6 @@ from likewise.search.analyzer import ANALYZER
 from likewise.search.searcher import Found, SearchRequest
 
 KIND = Kind(name="collection", text=lambda record: record.text or "")
-
-COUNTS = SQL("""
-    SELECT (SELECT count(*) FROM records WHERE collection = %(collection)s),
-           (SELECT count(*) FROM contents WHERE collection = %(collection)s),
-           (SELECT count(*) FROM contents WHERE collection = %(collection)s AND state = 'failed'),
-           (SELECT count(*) FROM {vectors})
-""")
 
 VectorState = Literal["ready", "waiting", "failed", "skipped"]
 
@@ -60,7 +51,7 @@ class RecordView:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What a batch did; `failed` names records of an NDJSON body that were not stored."""
+    """What a batch did; `failed` names records that were not stored (NDJSON), or that have no vector (`wait`)."""
 
     created: int
     changed: int
@@ -110,8 +101,11 @@ class CollectionsService:
         Raises:
             Conflict: there is one of this name.
             Invalid: the model is not one that the settings allow.
+            Invalid: the name is not one that the HTTP API could call it by.
             NotSupported: texts are not to be kept.
         """
+        if not re.fullmatch(NAME, name):
+            raise Invalid.at("/name", NAME_IN_WORDS)
         if policy is not None and not policy.keep_text:
             # Nothing would ever be embedded: the worker reads texts from their rows.
             raise NotSupported.at("/policy/keep_text", "This version always keeps texts.", NotSupported.code)
@@ -139,7 +133,7 @@ class CollectionsService:
             raise NotFound("There is no collection of this name.", code="collection_not_found")
 
     async def write(self, tenant: int, name: str, batch: Sequence[NewRecord], *, wait: bool = False) -> WriteResult:
-        """Store a batch, all or nothing; with `wait`, its vectors too.
+        """Store a batch, all or nothing; with `wait`, its vectors too: `failed` names records that can have none.
 
         Raises:
             Invalid: two records with one id, or a text over the model's limit where the policy refuses those.
@@ -151,9 +145,8 @@ class CollectionsService:
             await self._refuse_long(collection, batch)
         lane = INTERACTIVE if wait else BULK
         written = await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane)
-        if wait and written.contents:
-            await self._runtime.worker.embed_now(tenant, collection.active.id, written.contents)
-        return WriteResult(written.created, written.changed, written.unchanged)
+        failed = await self._embed_now(tenant, collection, batch, written.contents) if wait else []
+        return WriteResult(written.created, written.changed, written.unchanged, failed)
 
     async def record(self, tenant: int, name: str, id: str) -> RecordView:
         """One record; NotFound if there is none."""
@@ -179,15 +172,14 @@ class CollectionsService:
         """Counts of a collection, and the state of its vectors and their index."""
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             collection = await collections.named(tx, name)
-            vectors = table("vec", collection.active.id)
-            counts = await tx.row(COUNTS.format(vectors=vectors), {"collection": collection.id}) or (0, 0, 0, 0)
+            counts = await records.count(tx, collection.id, collection.active.id)
             left, _ = await waiting.count(tx, collection.active.id)
         return {
-            "records": counts[0],
-            "contents": counts[1],
-            "vectors": counts[3],
+            "records": counts.records,
+            "contents": counts.contents,
+            "vectors": counts.vectors,
             "waiting": left,
-            "failed": counts[2],
+            "failed": counts.failed,
             "model": collection.active.model,
             "dimension": collection.active.dimension,
             "index": {"none": "exact", "building": "building", "ready": "hnsw"}[collection.active.index_state],
@@ -197,10 +189,30 @@ class CollectionsService:
         async with self._runtime.pool.tenant(tenant) as tx:
             return await collections.named(tx, name)
 
+    async def _embed_now(
+        self, tenant: int, collection: Collection, batch: Sequence[NewRecord], contents: Sequence[int]
+    ) -> builtins.list[Fault]:
+        """Wait for the vectors; a fault for each record whose text the model could not embed."""
+        await self._runtime.worker.embed_now(tenant, collection.active.id, contents)
+        async with self._runtime.pool.tenant(tenant) as tx:
+            failed = await records.failed(tx, collection.id, [record.id for record in batch])
+        message = "The record is stored and found by its words; the model could not embed its text."
+        return [
+            Fault(f"/{place}/text", failed[record.id], message)
+            for place, record in enumerate(batch)
+            if record.id in failed
+        ]
+
+    async def _lengths(self, texts: Sequence[str], model: str) -> Sequence[int]:
+        try:
+            return await self._runtime.embedder.lengths(texts, model)
+        except Invalid as error:
+            raise Invalid(error.detail, code=error.code, faults=[_at_text(fault) for fault in error.faults]) from None
+
     async def _refuse_long(self, collection: Collection, batch: Sequence[NewRecord]) -> None:
         embedder = self._runtime.embedder
         model = await embedder.opened(collection.active.model)
-        lengths = await embedder.lengths([KIND.text(record) for record in batch], collection.active.model)
+        lengths = await self._lengths([KIND.text(record) for record in batch], collection.active.model)
         message = f"This collection refuses texts that its model would cut off: at most {model.max_tokens} tokens."
         faults = [
             Fault(f"/{place}/text", "text_too_long", message)
@@ -211,12 +223,22 @@ class CollectionsService:
             raise Invalid(message, code="text_too_long", faults=faults)
 
 
+def _at_text(fault: Fault) -> Fault:
+    """A fault of the embedder's, `/texts/3`, at its place in a batch of records, `/3/text`."""
+    return replace(fault, pointer=f"{fault.pointer.removeprefix('/texts')}/text")
+
+
 def _refuse_repeats(batch: Sequence[NewRecord]) -> None:
-    seen = Counter(record.id for record in batch)
-    repeated = [place for place, record in enumerate(batch) if seen[record.id] > 1]
-    if repeated:
-        message = "Two records of one batch have the same id."
-        raise Invalid(message, faults=[Fault(f"/{place}/id", "duplicate_id", message) for place in repeated])
+    """Which of two records with one id counts would be a guess."""
+    message = "An earlier record of this batch has the same id."
+    seen: set[str] = set()
+    faults = []
+    for place, record in enumerate(batch):
+        if record.id in seen:
+            faults.append(Fault(f"/{place}/id", "duplicate_id", message))
+        seen.add(record.id)
+    if faults:
+        raise Invalid(message, faults=faults)
 
 
 def _collection_view(one: Collection) -> CollectionView:

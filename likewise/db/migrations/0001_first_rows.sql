@@ -220,11 +220,11 @@ BEGIN
     RETURN true;
 END $$;
 
--- Claims up to `most` free entries that wait for one of `models`. Tenants take turns: the search for them starts
--- after `after_tenant` and goes round, and up to 32 of them share the claim. Entries whose worker died come one at a
--- time, when `only_alone` asks for them.
+-- Claims up to `most` free entries that wait for one of `models`, but for those of the `resting` generations. Tenants
+-- take turns: the search for them starts after `after_tenant` and goes round, and up to 32 of them share the claim.
+-- Entries whose worker died come one at a time, when `only_alone` asks for them.
 CREATE FUNCTION claim_waiting(
-    models text[], of_claim uuid, lease interval, most int, after_tenant int, only_alone boolean)
+    models text[], of_claim uuid, lease interval, most int, after_tenant int, only_alone boolean, resting int[])
 RETURNS TABLE (tenant int, collection int, generation int, content bigint, attempts smallint, lane smallint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
 DECLARE
@@ -246,7 +246,8 @@ BEGIN
             SELECT 1 FROM waiting w
             WHERE w.tenant = turn AND w.alone = only_alone AND w.claim IS NULL AND w.run_after <= now()
               AND w.generation IN (SELECT g.id FROM generations g
-                                   WHERE g.tenant = turn AND g.model = ANY (models) AND g.state <> 'retired')
+                                   WHERE g.tenant = turn AND g.model = ANY (models) AND g.state <> 'retired'
+                                         AND g.id <> ALL (resting))
         ) THEN
             turns := turns || turn;
         END IF;
@@ -260,7 +261,8 @@ BEGIN
                 FROM waiting w
                 WHERE w.tenant = turn AND w.alone = only_alone AND w.claim IS NULL AND w.run_after <= now()
                   AND w.generation IN (SELECT g.id FROM generations g
-                                       WHERE g.tenant = turn AND g.model = ANY (models) AND g.state <> 'retired')
+                                       WHERE g.tenant = turn AND g.model = ANY (models) AND g.state <> 'retired'
+                                         AND g.id <> ALL (resting))
                 ORDER BY w.lane, w.run_after
                 LIMIT least(share, at_most)
                 FOR UPDATE SKIP LOCKED
@@ -331,5 +333,5 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA likewise FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     this_tenant(), tenant_named(text), lock_collection(int), make_generation(int, text, int, text),
     make_collection(text, text, text, jsonb, text, int, int), drop_collection(int),
-    claim_waiting(text[], uuid, interval, int, int, boolean), sweep_waiting(int), give_back_waiting(uuid[]),
+    claim_waiting(text[], uuid, interval, int, int, boolean, int[]), sweep_waiting(int), give_back_waiting(uuid[]),
     waiting_models() TO {server};

@@ -22,9 +22,9 @@ from likewise.embedding.weights import check_weights
 from likewise.errors import SettingsError
 from likewise.settings import Settings
 
-# 512 cost 5 % in bf16; larger ones gain nothing. One takes 70 ms on one core, and a query does not wait for it.
+# 512 cost 4 % in bf16, larger ones gain nothing. One takes 70 ms on one core; a query does not wait for it.
 BATCH_TOKENS = 1_024
-BATCHES_AHEAD = 4  # for each stream, in one call: the last ones of a call leave streams idle
+BATCHES_AHEAD = 2  # for each stream, in one call: the last ones of a call leave streams idle
 CALLERS = 4  # calls at a time: some are tokenized while others are in the model
 
 

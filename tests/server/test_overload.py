@@ -1,0 +1,107 @@
+"""More than the server can hold is refused at the door, and at once."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from likewise.errors import Overloaded
+from likewise.server.middleware import BodyLimit, Errors, RequestLimit
+from tests.server.conftest import BASE
+
+
+class Slow:
+    """An application that reads a body and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.reading = asyncio.Semaphore(0)
+        self.go = asyncio.Event()
+        self.bodies = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        while (await receive()).get("more_body"):
+            pass
+        self.bodies += 1
+        self.reading.release()
+        await self.go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.fixture
+def slow() -> Slow:
+    """The application behind the door."""
+    return Slow()
+
+
+def calling(app: ASGIApp) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(app)), base_url=BASE)
+
+
+async def in_parts(size: int) -> AsyncIterator[bytes]:
+    for _ in range(size // 10):
+        yield b"x" * 10
+
+
+def is_overloaded(answer: httpx2.Response) -> bool:
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (503, "overloaded", True)
+    assert answer.headers["content-type"] == "application/problem+json"
+    return 1 <= int(answer.headers["retry-after"]) <= 120
+
+
+@pytest.mark.parametrize("body", [lambda: b"x" * 60, lambda: in_parts(60)])
+async def test_bodies_have_a_limit_together(slow: Slow, body: Any) -> None:
+    # Given
+    async with calling(BodyLimit(slow, limit=100, total=150)) as client:
+        first = [asyncio.create_task(client.post("/", content=b"x" * 60)) for _ in range(2)]
+        for _ in first:
+            await slow.reading.acquire()
+        # When
+        started = time.perf_counter()
+        refused = await client.post("/", content=body())
+        # Then
+        assert time.perf_counter() - started < 0.5
+        assert is_overloaded(refused)
+        slow.go.set()
+        assert [answer.status_code for answer in await asyncio.gather(*first)] == [200, 200]
+        assert (await client.post("/", content=body())).status_code == 200
+    assert slow.bodies == 3
+
+
+async def test_a_request_that_failed_or_was_cancelled_holds_nothing() -> None:
+    # Given
+    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        raise RuntimeError
+
+    limit = BodyLimit(breaks, limit=100)
+    async with calling(limit) as client:
+        assert (await client.post("/", content=b"x" * 60)).status_code == 500
+    assert limit.held == 0
+
+
+async def test_requests_have_a_limit_and_probes_are_answered(slow: Slow) -> None:
+    async with calling(RequestLimit(slow, most=2)) as client:
+        # Given
+        first = [asyncio.create_task(client.get("/")) for _ in range(2)]
+        for _ in first:
+            await slow.reading.acquire()
+        # When
+        refused = await client.get("/")
+        probe = asyncio.create_task(client.get("/livez"))
+        await slow.reading.acquire()
+        slow.go.set()
+        # Then
+        assert is_overloaded(refused)
+        assert (await probe).status_code == 200
+        assert [answer.status_code for answer in await asyncio.gather(*first)] == [200, 200]
+        assert (await client.get("/")).status_code == 200
+
+
+def test_one_body_always_fits() -> None:
+    assert BodyLimit(Overloaded, limit=2**40).total == 2**40  # type: ignore[arg-type]
