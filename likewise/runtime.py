@@ -118,14 +118,19 @@ async def upgrade_database(settings: Settings) -> list[str]:
 
 
 def _refuse_unreadable_urls(settings: Settings) -> None:
-    for name in ("database_url", "database_serving_url", "database_direct_url"):
+    urls = {
+        f"{PREFIX}DATABASE_URL": settings.database_url,
+        f"{PREFIX}DATABASE_SERVING_URL": settings.database_serving_url,
+        f"{PREFIX}DATABASE_DIRECT_URL": settings.database_direct_url,
+        f"What {roles.URL_FILE} in the data folder holds": roles.stored_serving_url(settings.data_dir),
+    }
+    for name, url in urls.items():
         try:
-            conninfo_to_dict(getattr(settings, name) or "")
+            conninfo_to_dict(url or "")
         except (ProgrammingError, ValueError):
             # The driver's own words quote the URL, and with it a password.
             raise SettingsError(
-                f"{PREFIX}{name.upper()} is not the URL of a database. "
-                "Write it as postgresql://user:password@host:5432/database."
+                f"{name} is not the URL of a database. Write it as postgresql://user:password@host:5432/database."
             ) from None
 
 

@@ -26,13 +26,17 @@ def default_data_dir() -> Path:
         return Path("/var/lib/likewise")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "likewise"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "likewise"
+    shared = Path(os.environ.get("XDG_DATA_HOME", ""))
+    # The XDG specification has relative paths ignored.
+    return (shared if shared.is_absolute() else Path.home() / ".local" / "share") / "likewise"
 
 
 class Settings(BaseSettings):
     """What can be set, from LIKEWISE_* variables or a `.env` file."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     data_dir: Path = Field(
         default_factory=default_data_dir,
@@ -48,7 +52,13 @@ class Settings(BaseSettings):
     database_direct_url: str | None = Field(
         None, description="The same as the serving role without a pooler between, for LISTEN."
     )
-    database_connections: int = Field(10, ge=2, le=200, description="Connections that one process keeps at most.")
+    database_connections: int = Field(
+        10,
+        ge=2,
+        le=200,
+        description="Connections that one process keeps at most for requests and work; up to four more are for "
+        "waiting, maintenance and probes.",
+    )
     postgres_bin: Path | None = Field(
         None,
         description="Folder with initdb and postgres for the embedded server; absent: from pip, else the system's.",
@@ -87,7 +97,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    shutdown_seconds: float = Field(20.0, ge=0, description="Time that running requests have to end after SIGTERM.")
+    shutdown_seconds: float = Field(
+        20.0, ge=0, le=3600, description="Time that running requests have to end after SIGTERM."
+    )
 
     @field_validator("models_allowed", mode="before")
     @classmethod
@@ -115,13 +127,21 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """Read the settings; a wrong or unknown one is a SettingsError that names it and never shows its value."""
-    _refuse_unknown([*dotenv_values(ENV_FILE), *os.environ])
+    _refuse_unknown([*_names_in_file(), *os.environ])
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
         raise SettingsError(f"{name}: {first['msg']}.") from None
+
+
+def _names_in_file() -> Iterable[str]:
+    try:
+        return dotenv_values(ENV_FILE)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise SettingsError(f"The file .env in this folder cannot be read: {why}. Mend it or remove it.") from None
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

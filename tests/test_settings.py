@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from likewise.errors import SettingsError
-from likewise.settings import load_settings
+from likewise.settings import default_data_dir, load_settings
 
 
 def test_an_unknown_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +23,23 @@ def test_an_unknown_setting_in_a_file_is_refused_too(tmp_path: Path, monkeypatch
     (tmp_path / ".env").write_text("LIKEWISE_PROT=9000\n")
     with pytest.raises(SettingsError, match="LIKEWISE_PROT"):
         load_settings()
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"\.env"):
+        load_settings()
+
+
+def test_an_empty_setting_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKEWISE_DATA_DIR", "")
+    monkeypatch.setenv("LIKEWISE_PORT", "")
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    settings = load_settings()
+    assert settings.data_dir == default_data_dir()
+    assert settings.data_dir != Path.cwd()
+    assert settings.port == 8080
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Standard input, a line at a time, without the event loop waiting for it."""
 
 import asyncio
-import concurrent.futures
+import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from itertools import islice
 from typing import BinaryIO
 
 STDIN = 0
+
+_Batch = list[bytes] | OSError
 
 
 async def batches(size: int) -> AsyncIterator[list[bytes]]:
@@ -16,37 +19,33 @@ async def batches(size: int) -> AsyncIterator[list[bytes]]:
     The reading thread is nobody's to wait for: a verb that is stopped ends at once, whatever the thread waits for.
     """
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[list[bytes] | OSError] = asyncio.Queue(1)
+    queue: asyncio.Queue[_Batch] = asyncio.Queue()
+    room = threading.Semaphore(1)
 
-    def read() -> None:
-        # A file object of the thread's own: the interpreter locks and closes that of `sys.stdin` when it ends.
-        file = open(os.dup(STDIN), "rb")  # noqa: SIM115, PTH123
-        try:
-            while _put(loop, queue, batch := _next(file, size)) and batch:
-                pass
-        except OSError as error:
-            _put(loop, queue, error)
+    def hand_over(batch: _Batch) -> None:
+        room.acquire()
+        loop.call_soon_threadsafe(queue.put_nowait, batch)
 
-    threading.Thread(target=read, name="likewise-stdin", daemon=True).start()
+    threading.Thread(target=_read, args=(size, hand_over), name="likewise-stdin", daemon=True).start()
     while batch := await queue.get():
+        room.release()
         if isinstance(batch, OSError):
             raise batch
         yield batch
 
 
-def _next(file: BinaryIO, size: int) -> list[bytes]:
-    lines: list[bytes] = []
-    while len(lines) < size and (line := file.readline()):
-        lines.append(line)
-    return lines
+def _read(size: int, hand_over: Callable[[_Batch], None]) -> None:
+    # RuntimeError: the loop is closed, so nobody wants any more.
+    with contextlib.suppress(RuntimeError):
+        try:
+            file = _opened()
+            while lines := list(islice(file, size)):
+                hand_over(lines)
+            hand_over([])
+        except OSError as error:
+            hand_over(error)
 
 
-def _put(
-    loop: asyncio.AbstractEventLoop, queue: "asyncio.Queue[list[bytes] | OSError]", item: list[bytes] | OSError
-) -> bool:
-    """Hand over an item once there is room; False if the verb has ended."""
-    try:
-        asyncio.run_coroutine_threadsafe(queue.put(item), loop).result()
-    except (RuntimeError, concurrent.futures.CancelledError):
-        return False
-    return True
+def _opened() -> BinaryIO:
+    # A file object of the thread's own: the interpreter locks and closes that of `sys.stdin` when it ends.
+    return open(os.dup(STDIN), "rb")  # noqa: PTH123

@@ -97,21 +97,20 @@ ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
 VIEW = SQL("""
     r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
-    c.state, c.reason
+    c.state, c.reason, v.truncated
 """)
 ONE = SQL("""
-    SELECT {view}, EXISTS (SELECT 1 FROM {vectors} v WHERE v.content = r.content)
-    FROM records r JOIN contents c ON c.pk = r.content WHERE r.collection = %s AND r.id = %s
+    SELECT {view} FROM records r JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
+    WHERE r.collection = %s AND r.id = %s
 """)
 # Every content that a ranking gave, joined under row-level security; at most `most` records of each, oldest first.
 OF_CONTENTS = SQL("""
-    SELECT {view}, EXISTS (SELECT 1 FROM {vectors} v WHERE v.content = r.content)
-    FROM unnest(%(contents)s::bigint[]) WITH ORDINALITY AS wanted (content, place)
+    SELECT {view} FROM unnest(%(contents)s::bigint[]) WITH ORDINALITY AS wanted (content, place)
     CROSS JOIN LATERAL (
         SELECT r.* FROM records r WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
         ORDER BY r.pk LIMIT %(most)s
     ) r
-    JOIN contents c ON c.pk = r.content
+    JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     ORDER BY wanted.place, r.pk
 """)
 FAILED = SQL("""
@@ -146,7 +145,7 @@ class PreparedRecord:
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record as it stands, with its content's text and state."""
+    """A record as it stands, with its content's text and state. `truncated` counts tokens; None without a vector."""
 
     pk: int
     content: int
@@ -160,7 +159,7 @@ class StoredRecord:
     updated_at: datetime
     state: str
     reason: str | None
-    has_vector: bool
+    truncated: int | None
 
 
 @dataclass(frozen=True)

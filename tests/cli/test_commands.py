@@ -81,6 +81,34 @@ def test_a_database_that_is_away_stops_the_start(likewise_command: Run) -> None:
     assert "pw" not in one_line(done.stderr)
 
 
+@pytest.mark.parametrize(
+    "name", ["LIKEWISE_DATABASE_URL", "LIKEWISE_DATABASE_SERVING_URL", "LIKEWISE_DATABASE_DIRECT_URL"]
+)
+@pytest.mark.parametrize("url", ["secret", "postgresql://x:secret@[::1/x", "host=x password=secret port"])
+@pytest.mark.parametrize("verb", [["search", "x", "-c", "notes"], ["db", "upgrade"], ["db", "status"]])
+def test_an_url_that_is_none_stops_the_start_and_is_named(
+    likewise_command: Run, verb: list[str], name: str, url: str
+) -> None:
+    done = likewise_command(*verb, **{name: url})
+    assert done.returncode == NOT_STARTED
+    assert f"{name} is not the URL of a database" in one_line(done.stderr)
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["postgresql://x:secret@127.0.0.1:99999/x", "postgresql://x:secret@127.0.0.1:x/x"])
+def test_an_url_that_leads_nowhere_stops_the_start(likewise_command: Run, url: str) -> None:
+    done = likewise_command("search", "x", "-c", "notes", LIKEWISE_DATABASE_SERVING_URL=url)
+    assert done.returncode == NOT_STARTED
+    assert "LIKEWISE_DATABASE" in one_line(done.stderr)
+    assert "secret" not in done.stderr
+
+
+def test_a_collection_is_made_with_a_name_that_http_can_say(likewise_command: Run, folder: Path) -> None:
+    done = likewise_command("index", str(folder), "-c", "My Docs")
+    assert done.returncode == FAILED
+    assert "lower-case" in one_line(done.stderr)
+
+
 def test_without_weights_embed_does_not_start(likewise_command: Run) -> None:
     done = likewise_command("embed", "hello")
     assert done.returncode == NOT_STARTED
@@ -138,6 +166,14 @@ def test_index_removes_what_a_longer_file_left(likewise_command: Run, folder: Pa
 def test_index_reads_standard_input(likewise_command: Run) -> None:
     done = likewise_command("index", "-", "-c", "piped", "--json", input='{"id": "x", "text": "from a pipe"}\n')
     assert json.loads(done.stdout)["created"] == 1
+
+
+def test_index_reads_more_than_a_batch_of_standard_input(likewise_command: Run) -> None:
+    lines = "".join(json.dumps({"text": f"from line {number}"}) + "\n" for number in range(1, 1_200)) + "bad\n"
+    done = likewise_command("index", "-", "-c", "long-pipe", "--json", input=lines)
+    told = json.loads(done.stdout)
+    assert (told["files"], told["created"]) == (1, 1_199)
+    assert told["faults"] == ["stdin, line 1200: is not valid JSON in UTF-8"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "fifo"])
@@ -214,7 +250,46 @@ def test_the_doctor_lists_the_settings_without_their_values(likewise_command: Ru
     assert "hidden" not in done.stdout
 
 
+def test_the_doctor_knows_settings_of_a_file_and_in_small_letters(
+    likewise_command: Run, environment: dict[str, str]
+) -> None:
+    file = Path(environment["LIKEWISE_DATA_DIR"], ".env")
+    file.write_text("LIKEWISE_PORT=8081\n", "utf-8")
+    try:
+        done = likewise_command("doctor", "--settings", likewise_threads="1")
+    finally:
+        file.unlink()
+    assert "LIKEWISE_PORT (set)" in done.stdout
+    assert "LIKEWISE_THREADS (set)" in done.stdout
+    assert "LIKEWISE_HOST\n" in done.stdout
+
+
+def test_the_doctor_prints_findings_and_nothing_else(likewise_command: Run) -> None:
+    done = likewise_command("doctor", LIKEWISE_DATABASE_SERVING_URL="postgresql://x:secret@127.0.0.1:1/x")
+    assert done.returncode == FAILED
+    assert done.stderr == ""
+    assert "secret" not in done.stdout
+
+
 # Processes that stay
+
+
+@pytest.mark.parametrize("sent", ["", '{"id": "x", "text": "one"}\n'])
+def test_ctrl_c_ends_what_waits_for_standard_input(environment: dict[str, str], sent: str) -> None:
+    # Given
+    process = started(environment, "index", "-", "-c", "waits", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(sent)
+    process.stdin.flush()
+    time.sleep(3)
+    # When
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=10)
+    # Then
+    assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert ended(process)[2] == ""
 
 
 def started(environment: dict[str, str], *arguments: str, **options: Any) -> subprocess.Popen[str]:

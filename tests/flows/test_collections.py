@@ -147,6 +147,12 @@ async def test_a_policy_may_refuse_long_texts(lw: Likewise) -> None:
     assert (await notes.stats())["records"] == 0
 
 
+async def test_a_text_that_was_cut_says_so(lw: Likewise) -> None:
+    await lw.collection("notes").add([{"id": "long", "text": "word " * 300}, {"id": "short", "text": "word"}])
+    assert (await lw.collection("notes").get("long")).truncated_tokens == 300 + 2 - 256
+    assert (await lw.collection("notes").get("short")).truncated_tokens == 0
+
+
 async def test_collections_are_made_once_and_dropped_whole(lw: Likewise) -> None:
     notes = lw.collection("notes")
     await notes.create()

@@ -14,6 +14,8 @@ from psycopg.sql import SQL
 from likewise import library
 from likewise.errors import DatabaseUnavailable
 from likewise.library import Health, Likewise
+from likewise.server.app import create_app
+from tests.server.conftest import BASE
 
 WELL = Health(database=None, schema=None, model=None, oldest_waiting=0.0)
 
@@ -91,24 +93,28 @@ async def test_the_first_page_says_what_is_here(client: httpx2.AsyncClient) -> N
 
 
 @pytest.mark.parametrize("sqlstate", ["53100", "58030", "XX001"])
-async def test_a_fault_of_the_storage_counts_until_a_write_succeeds(
-    client: httpx2.AsyncClient, shared: Likewise, sqlstate: str
-) -> None:
-    # Given
-    raises = f"DO $$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = '{sqlstate}'; END $$"
-    tenant = await shared.tenant()
-    with pytest.raises(DatabaseUnavailable):
-        async with shared.runtime.pool.tenant(tenant) as tx:
-            await tx.execute(SQL(raises))
-    # When: reading heals nothing
-    assert (await client.get("/api/v1/collections/notes")).status_code == 200
-    broken = await client.get("/readyz")
-    await shared.collection("notes").add([{"id": sqlstate, "text": f"stored after {sqlstate}"}], wait=False)
-    healed = await client.get("/readyz")
+async def test_a_fault_of_the_storage_counts_until_a_write_succeeds(open_likewise: Any, sqlstate: str) -> None:
+    # Given: nothing in the background that would write
+    raises = SQL(f"DO $$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = '{sqlstate}'; END $$")
+    async with open_likewise(worker=False) as idle, calling(create_app(idle, idle.settings)) as client:
+        notes, tenant = idle.collection("notes"), await idle.tenant()
+        await notes.create()
+        with pytest.raises(DatabaseUnavailable):
+            async with idle.runtime.pool.tenant(tenant) as tx:
+                await tx.execute(raises)
+        # When: reading heals nothing
+        await notes.stats()
+        broken = await client.get("/readyz")
+        await notes.add([{"id": "1", "text": "there is room again"}], wait=False)
+        healed = await client.get("/readyz")
     # Then
     assert (broken.status_code, broken.json()["code"]) == (503, "not_ready")
     assert sqlstate in broken.json()["parts"]["database"]
     assert healed.status_code == 200
+
+
+def calling(app: FastAPI) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE)
 
 
 async def test_busy_connections_are_no_fault(

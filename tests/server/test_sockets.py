@@ -88,6 +88,27 @@ async def test_a_body_without_a_length_is_counted(address: str) -> None:
     assert status(await exchange(address, head, chunk, chunk, chunk, b"0\r\n\r\n")) == 413
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [("Content-Length: 50000",), ("Content-Length: 50000", "Expect: 100-continue"), ("Transfer-Encoding: chunked",)],
+)
+async def test_a_body_for_which_there_is_no_room_is_503_at_once(
+    app: FastAPI, address: str, monkeypatch: pytest.MonkeyPatch, headers: tuple[str, ...]
+) -> None:
+    # Given
+    monkeypatch.setattr(body_limit(app), "total", 100)
+    body = b" " * 50_000 if "chunked" not in headers[0] else b"c350\r\n" + b" " * 50_000 + b"\r\n0\r\n\r\n"
+    # When
+    started = asyncio.get_running_loop().time()
+    received = await exchange(address, post(body, *headers))
+    # Then
+    assert asyncio.get_running_loop().time() - started < 1
+    assert status(received) == 503
+    assert b'"code":"overloaded"' in received
+    assert b"retry-after: 1" in received
+    assert body_limit(app).held == 0
+
+
 async def test_an_endless_body_is_413(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "DRAIN_SECONDS", 0.2)
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"

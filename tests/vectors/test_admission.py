@@ -157,7 +157,8 @@ async def test_another_precision_of_the_same_model_is_admitted(rows: Rows) -> No
         assert admission.refused == {}
 
 
-async def test_a_model_that_comes_back_is_admitted_again(rows: Rows) -> None:
+async def test_a_model_that_comes_back_is_admitted_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("likewise.vectors.admission.REFUSED_SECONDS", 0.0)
     generation = await rows.generation()
     provider = Rounded(0.0)
     async with rows.process(provider) as admission:

@@ -237,6 +237,7 @@ class RecordAnswer(BaseModel):
     created_at: datetime
     updated_at: datetime
     vector: Literal["ready", "waiting", "failed", "skipped"]
+    truncated_tokens: int | None = Field(description="Tokens cut off its end before it was embedded; null until then.")
 
 
 class HitAnswer(BaseModel):

@@ -36,7 +36,10 @@ class CollectionView:
 
 @dataclass(frozen=True)
 class RecordView:
-    """A record as callers see it; `vector` says how far its text has come."""
+    """A record as callers see it; `vector` says how far its text has come.
+
+    `truncated_tokens` were cut off the end of the text before it was embedded; None as long as it has no vector.
+    """
 
     id: str
     text: str | None
@@ -47,6 +50,7 @@ class RecordView:
     created_at: datetime
     updated_at: datetime
     vector: VectorState
+    truncated_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -246,9 +250,18 @@ def _collection_view(one: Collection) -> CollectionView:
 
 
 def _record_view(one: StoredRecord) -> RecordView:
-    state: VectorState = "ready" if one.has_vector else "failed" if one.state == "failed" else "waiting"
+    state: VectorState = "ready" if one.truncated is not None else "failed" if one.state == "failed" else "waiting"
     return RecordView(
-        one.id, one.text, one.payload, one.parent, one.status, one.occurred_at, one.created_at, one.updated_at, state
+        id=one.id,
+        text=one.text,
+        payload=one.payload,
+        parent=one.parent,
+        status=one.status,
+        occurred_at=one.occurred_at,
+        created_at=one.created_at,
+        updated_at=one.updated_at,
+        vector=state,
+        truncated_tokens=one.truncated,
     )
 
 

@@ -1,0 +1,77 @@
+"""As many hits as were asked for, where words alone answer and the first candidates are too few."""
+
+import pytest
+
+from likewise.db import terms
+from likewise.db.terms import rarest
+from likewise.library import Likewise
+
+
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collections count as large when a term brings more than twenty contents."""
+    monkeypatch.setattr(terms, "MOST_CANDIDATES", 20)
+    return
+
+
+def test_the_rarest_terms_are_taken_until_enough_are_certain() -> None:
+    frequencies = {1: 3, 2: 40, 3: 9_000, 4: 90_000}
+    assert rarest(frequencies) == [1, 2]
+    assert rarest(frequencies, least=100) == [1, 2, 3]
+    assert rarest(frequencies, least=10_000) == [1, 2, 3, 4]
+    assert rarest({9: 50_000}) == [9]
+
+
+@pytest.mark.usefixtures("few_candidates")
+async def test_a_rare_word_beside_a_common_one_brings_as_many_as_asked_for(lw: Likewise) -> None:
+    # Given a common word in many texts, and a rare one in one
+    records = [{"id": str(n), "text": f"pump {n}"} for n in range(60)] + [{"id": "rare", "text": "zyzzyva"}]
+    await lw.collection("notes").add(records)
+    # When both are asked for by their words
+    found = await lw.collection("notes").search("zyzzyva pump", mode="lexical", limit=40)
+    # Then forty come, the rare one first
+    assert len(found.hits) == 40
+    assert found.hits[0].id == "rare"
+
+
+@pytest.mark.usefixtures("few_candidates")
+async def test_a_word_that_was_counted_a_minute_ago_and_has_gone_hides_nothing(lw: Likewise) -> None:
+    # Given a word that many texts had when it was counted
+    notes = lw.collection("notes")
+    await notes.add([{"id": str(n), "text": f"pump valve{n}"} for n in range(50)])
+    await notes.add([{"id": f"o{n}", "text": f"oil {n}"} for n in range(30)])
+    await notes.search("oil pump", mode="lexical")
+    # When nearly all of them are gone
+    for n in range(28):
+        await notes.delete(f"o{n}")
+    # Then the others are found
+    assert len((await notes.search("oil pump", mode="lexical", limit=20)).hits) == 20
+
+
+async def test_words_with_a_threshold_look_further_than_their_best_hundred(lw: Likewise) -> None:
+    # Given more than a hundred texts that words rank before those that are near in meaning
+    repeated = [{"id": f"w{n}", "text": f"pump pump pump pump other{n} more{n} else{n}"} for n in range(150)]
+    near = [{"id": f"n{n}", "text": f"pump cold frost winter ice{n}"} for n in range(5)]
+    await lw.collection("notes").add(repeated + near)
+    # When those near in meaning are asked for by words
+    found = await lw.collection("notes").search("pump cold frost winter", mode="lexical", threshold=0.8, limit=5)
+    # Then all of them come
+    assert {hit.id for hit in found.hits} == {f"n{n}" for n in range(5)}
+
+
+async def test_words_of_more_than_a_hundred_texts_are_passed_over_for_a_threshold(lw: Likewise) -> None:
+    # Given one text near in meaning that a hundred and fifty beat by words
+    many = [{"id": f"w{n}", "text": "alpha " * 8 + f"x{n} y{n} z{n}"} for n in range(150)]
+    far = {"id": "far", "text": "alpha " + " ".join(f"filler{n}" for n in range(40))}
+    await lw.collection("notes").add([*many, far])
+    wanted = "alpha " + " ".join(f"filler{n}" for n in range(40))
+    # When it is asked for by one word, near to its own vector
+    found = await lw.collection("notes").search(wanted, mode="lexical", threshold=0.95)
+    assert [hit.id for hit in found.hits] == ["far"]
+
+
+async def test_a_query_of_ten_thousand_words_is_bounded(lw: Likewise) -> None:
+    await lw.collection("notes").add([{"id": str(n), "text": f"word{n} pump"} for n in range(100)])
+    query = " ".join(f"word{n}" for n in range(10_000))
+    found = await lw.collection("notes").search(query, mode="lexical", limit=20)
+    assert len(found.hits) == 20
