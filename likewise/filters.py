@@ -29,8 +29,6 @@ OPERATORS = ORDERINGS | {"$eq", "$ne", "$in", "$nin", "$contains", "$exists"}
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
-Scalar = str | int | float | bool | None
-
 
 @dataclass(frozen=True)
 class Field:
