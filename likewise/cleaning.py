@@ -8,6 +8,8 @@ from typing import Any
 # What is nested deeper is no payload of anybody's, and would exhaust the stack.
 DEEPEST = 100
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# U+FFFD stands for a character that was lost on the way: two ids that differed may be one by now.
+_UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
 
 
 def cleaned(text: str) -> str:
@@ -18,6 +20,11 @@ def cleaned(text: str) -> str:
 def storable(text: str) -> bool:
     """Whether the text can stay as it is."""
     return not _UNSTORABLE.search(text)
+
+
+def fit_for_id(text: str) -> bool:
+    """Whether the text can tell a record from every other one."""
+    return not _UNFIT_FOR_ID.search(text)
 
 
 def is_json(value: Any, depth: int = DEEPEST) -> bool:

@@ -144,7 +144,7 @@ class _Parser:
     def _compare(self, field: Field, operator: str, value: object, at: str) -> Filter:
         self._count(at)
         if operator not in OPERATORS:
-            known = ", ".join(sorted(OPERATORS))
+            known = ", ".join(sorted(OPERATORS | {"$not"}))
             raise Invalid.at(at, f"Unknown operator; there are {known}.", "unknown_operator")
         if operator == "$exists":
             if not isinstance(value, bool):
@@ -205,7 +205,7 @@ def parse_time(value: str, at: str) -> datetime:
     """
     time = rfc_3339(value)
     if time is None:
-        raise Invalid.at(at, "A time is RFC 3339 with its zone, such as 2026-01-31T12:00:00Z.", "invalid_time")
+        raise Invalid.at(at, why_no_time(value), "invalid_time")
     return time
 
 
@@ -217,3 +217,13 @@ def rfc_3339(value: str) -> datetime | None:
         return datetime.fromisoformat(value.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def why_no_time(value: object) -> str:
+    """What to say of a value that `rfc_3339` does not take."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC_3339.fullmatch(value)):
+        return (
+            "This is not in the range of times that are kept: years 1 to 9999 in UTC, days that the month has, "
+            "seconds 0 to 59."
+        )
+    return "This must be a time in RFC 3339 with its zone, as in 2026-01-31T12:00:00Z."

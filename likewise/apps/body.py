@@ -20,6 +20,7 @@ MAX_POINTER = 200
 PARSE_IN_THREAD = 2**20
 
 NDJSON = "application/x-ndjson"
+NUMBER_TOO_LARGE = "A number is too long or too large; send it as a string."
 
 M = TypeVar("M", bound="RequestModel")
 T = TypeVar("T")
@@ -151,7 +152,7 @@ def pointer(parts: Iterable[object]) -> str:
 def _in_our_words(kind: str, message: str, context: dict[str, Any]) -> tuple[str, str]:
     if kind in _WORDS:
         code, template = _WORDS[kind]
-        return code, template.format(**context)
+        return code, _ONE.sub(r"1 \1", template.format(**context))
     if kind.startswith(_OWN):
         return kind.removeprefix(_OWN), message
     if kind.endswith(("_type", "_parsing")):
@@ -176,6 +177,7 @@ _WORDS = {
     "missing": ("required", "This field is required."),
     "extra_forbidden": ("unknown_field", "This request has no such field."),
     "string_too_short": ("too_short", "This must have at least {min_length} characters."),
+    "string_pattern_mismatch": ("invalid_value", "This must match {pattern}."),
     "string_too_long": ("too_long", "This must have at most {max_length} characters."),
     "too_long": ("too_long", "This must have at most {max_length} items."),
     "too_short": ("too_short", "This must have at least {min_length} items."),
@@ -186,6 +188,7 @@ _WORDS = {
     "model_attributes_type": ("wrong_type", "This must be an object."),
 }
 
+_ONE = re.compile(r"\b1 (character|item|field)s\b")
 _CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]*)", re.IGNORECASE)
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATES = re.compile(
@@ -208,6 +211,8 @@ def _mend(found: re.Match[bytes]) -> bytes:
 
 
 def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    if "infinity" in error.msg:
+        return NUMBER_TOO_LARGE
     if not raw:
         return "The body is empty; send a JSON document."
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[:3] == b"\xef\xbb\xbf":

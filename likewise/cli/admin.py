@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from likewise.cli.running import FAILED, OK, Interruption, run, settings_of_verb
-from likewise.cli.terminal import say, say_json
+from likewise.cli.terminal import counted, say, say_json
 from likewise.observe import logs
 from likewise.settings import Settings
 
@@ -111,7 +111,7 @@ async def _status(_: Interruption, *, settings: Settings, as_json: bool) -> int:
         say_json(state)
     else:
         say(f"Database: {state['database']}, Postgres {state['postgres']}, pgvector {state['pgvector']}.")
-        say(f"Schema: {len(state['applied'])} steps applied, {len(state['missing'])} missing.")
+        say(f"Schema: {counted(len(state['applied']), 'step')} applied, {len(state['missing'])} missing.")
         if state["missing"]:
             say("Run `likewise db upgrade`.")
     return FAILED if state["missing"] else OK
@@ -130,7 +130,7 @@ async def _examine(_: Interruption, *, as_json: bool) -> int:
             if finding.mend:
                 say(f"       {finding.mend}")
     if not as_json:
-        say("\nNothing is wrong." if not faults else f"\n{faults} faults.")
+        say("\nNothing is wrong." if not faults else f"\n{counted(faults, 'fault')}.")
     return FAILED if faults else OK
 
 

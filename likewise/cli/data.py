@@ -9,7 +9,7 @@ import typer
 
 from likewise.cli import standard_input
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, opened, run, settings_of_verb
-from likewise.cli.terminal import in_a_line, note, progress, say, say_json
+from likewise.cli.terminal import counted, in_a_line, note, progress, say, say_json, scores
 from likewise.cli.waiting import tell_waiting, until_embedded
 from likewise.errors import Fault, Invalid, ModelUnavailable, StartError
 from likewise.settings import Settings
@@ -34,6 +34,7 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Turn texts into vectors."""
+    standard_input.require(texts == ["-"])
     from likewise.cli.weights import fetch  # noqa: PLC0415
 
     settings = settings_of_verb()
@@ -47,7 +48,14 @@ def index(
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put files into a collection; what is there unchanged costs nothing."""
+    """Put files into a collection; what is there unchanged costs nothing.
+
+    A file of a folder has the id FOLDER/PATH, and #1, #2 behind that if it is cut in parts; the parent of its records
+    is the folder's absolute path. Records whose file is gone from the folder are removed. A file is left out, and
+    named, if the collection has a record of its id that came from elsewhere. Links that lead out of the folder are not
+    followed.
+    """
+    standard_input.require(path == "-")
     run(partial(_index, settings=settings_of_verb(), path=path, collection=collection, model=model, as_json=as_json))
 
 
@@ -79,6 +87,8 @@ async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model
                 except Invalid as error:
                     raise _named(error, done, "line" if texts == ["-"] else "text") from None
                 _tell_vectors(made, as_json=as_json)
+                if not as_json:
+                    _tell_cut(made, done, "line" if texts == ["-"] else "text")
                 done += len(batch)
                 report(done, max(done, len(texts)))
     except ModelUnavailable as error:
@@ -159,9 +169,15 @@ def _tell_vectors(made: "Embedded", *, as_json: bool) -> None:
             say(" ".join(f"{number:.6f}" for number in vector))
 
 
+def _tell_cut(made: "Embedded", start: int, what: str) -> None:
+    for place, cut in enumerate(made.truncated.tolist(), start + 1):
+        if cut:
+            note(f"{what} {place}: {counted(cut, 'token was', 'tokens were')} cut off.")
+
+
 def _tell_indexed(done: "Indexed", reason: str | None, *, as_json: bool) -> None:
     for fault in done.faults[:MAX_FAULTS]:
-        note(f"Left out: {fault}.")
+        note(f"Left out: {fault.rstrip('.')}.")
     if len(done.faults) > MAX_FAULTS:
         note(f"Left out: {len(done.faults) - MAX_FAULTS} more.")
     if as_json:
@@ -169,7 +185,7 @@ def _tell_indexed(done: "Indexed", reason: str | None, *, as_json: bool) -> None
         return
     say(
         f"{done.collection}: {done.created} new, {done.changed} changed, {done.unchanged} unchanged, "
-        f"{done.removed} removed, from {done.files} files."
+        f"{done.removed} removed, from {counted(done.files, 'file')}."
     )
     if reason:
         tell_waiting(reason)
@@ -183,7 +199,8 @@ def _tell_hits(result: "SearchResult", *, as_json: bool) -> None:
         note("The model is away: these are found by their words only.")
     if not result.hits:
         note("Nothing was found.")
+    else:
+        note("score, cosine similarity, id")
     for hit in result.hits:
-        similarity = "  -  " if hit.similarity is None else f"{hit.similarity:.3f}"
-        say(f"{similarity}  {in_a_line(hit.id)}")
-        say(f"       {in_a_line(hit.record.text or '')}")
+        say(f"{scores(hit)}  {in_a_line(hit.id)}")
+        say(f"              {in_a_line(hit.record.text or '')}")

@@ -1,14 +1,18 @@
 """`likewise demo`: the whole of it on this machine, over text that every Python brings along."""
 
 import asyncio
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from likewise.cli.running import OK, Interruption, opened, run, settings_of_verb
 from likewise.cli.serve import AsJson, Host, Port, listen, serve_open
-from likewise.cli.terminal import in_a_line, note, progress, say, say_json
+from likewise.cli.terminal import in_a_line, note, progress, say, say_json, scores
 from likewise.cli.waiting import until_embedded
 from likewise.errors import ModelUnavailable, NotFound
 
@@ -94,12 +98,11 @@ async def ask(likewise: "Likewise", *, as_json: bool) -> None:
 
 def show(question: str, result: "SearchResult") -> None:
     """One question and its answers, for reading."""
-    say(f"\n{question}  ({result.took_ms:.1f} ms)")
+    say(f"\n{question}  ({result.took_ms:.1f} ms; score, cosine similarity, id)")
     for hit in result.hits:
-        similarity = "  -  " if hit.similarity is None else f"{hit.similarity:.3f}"
         # The first line of a text is the name and the signature, which the id tells already.
         _, _, docstring = (hit.record.text or "").partition("\n")
-        say(f"  {similarity}  {hit.id}: {in_a_line(docstring, 80)}")
+        say(f"  {scores(hit)}  {hit.id}: {in_a_line(docstring, 80)}")
 
 
 def suggest(host: str, port: int, *, quiet: bool) -> None:
@@ -107,8 +110,20 @@ def suggest(host: str, port: int, *, quiet: bool) -> None:
     if quiet:
         return
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1/collections/{COLLECTION}/search"
+    program = _program()
     say("\nTry:")
     for question in QUESTIONS:
-        say(f"""  likewise search "{question}" --collection {COLLECTION}""")
+        say(f"""  {program} search "{question}" --collection {COLLECTION}""")
         say(f"""  curl -s {address} -H 'Content-Type: application/json' -d '{{"query": "{question}"}}'""")
     say()
+
+
+def _program() -> str:
+    """The command as it was started, where its plain name would start another or none."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m likewise"
+    found = shutil.which(started.name)
+    if found is not None and started.exists() and started.samefile(found):
+        return started.name
+    return shlex.quote(sys.argv[0])

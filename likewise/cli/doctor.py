@@ -5,16 +5,15 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dotenv import dotenv_values
 
-from likewise.cli.database import state_of
-from likewise.cli.models import tried
-from likewise.errors import LikewiseError
-from likewise.library import open as open_likewise
+from likewise.cli.database import oldest_waiting, state_of
+from likewise.cli.models import require_runnable, tried
+from likewise.errors import LikewiseError, SettingsError
 from likewise.settings import ENV_FILE, PREFIX, Settings, load_settings
 
 # The model, its compiled form and an empty database take about 400 MB.
@@ -42,13 +41,22 @@ async def findings() -> AsyncIterator[Finding]:
         yield Finding("settings", error.detail, "Set it right; `likewise doctor --settings` lists every setting.")
         return
     yield Finding("settings", "every LIKEWISE_ variable is known and has a fitting value")
-    for finding in (_folder(settings), _disk(settings)):
-        yield finding
-    yield await _model(settings)
-    database = await _database(settings)
+    yield _folder(settings)
+    yield _disk(settings)
+    yield await _attempted("model", _model, settings)
+    database = await _attempted("database", _database, settings)
     yield database
     if database.mend is None:
-        yield await _waiting(settings)
+        yield await _attempted("waiting", _waiting, settings)
+
+
+async def _attempted(part: str, look: Callable[[Settings], Awaitable[Finding]], settings: Settings) -> Finding:
+    """What a look finds; one that the file system stops is a finding too."""
+    try:
+        return await look(settings)
+    except OSError as error:
+        what = f"{error.filename or settings.data_dir}: {_reason(error)}"
+        return Finding(part, what, "Make it readable for this user, or set LIKEWISE_DATA_DIR to another folder.")
 
 
 def setting_rows() -> list[dict[str, Any]]:
@@ -84,14 +92,18 @@ def _folder(settings: Settings) -> Finding:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except (FileExistsError, NotADirectoryError):
+        what = f"{folder}: it, or a folder above it, is a file"
+        return Finding("data folder", what, "Set LIKEWISE_DATA_DIR to a folder.")
     except OSError as error:
-        reason = (error.strerror or "cannot be written").lower()
-        return Finding("data folder", f"{folder}: {reason}", "Make it writable, or set LIKEWISE_DATA_DIR.")
+        return Finding("data folder", f"{folder}: {_reason(error)}", "Make it writable, or set LIKEWISE_DATA_DIR.")
     return Finding("data folder", f"{folder} can be written")
 
 
 def _disk(settings: Settings) -> Finding:
-    existing = next(place for place in (settings.data_dir, *settings.data_dir.parents) if place.exists())
+    places = (settings.data_dir, *settings.data_dir.parents)
+    # Unlike Path.exists, this is false where one may not look.
+    existing = next(place for place in places if os.path.exists(place))  # noqa: PTH110
     free = shutil.disk_usage(existing).free
     what = f"{free / 2**30:.1f} GiB free"
     return Finding("disk", what, None if free >= LEAST_FREE else "Free at least 1 GiB, or set LIKEWISE_DATA_DIR.")
@@ -99,9 +111,14 @@ def _disk(settings: Settings) -> Finding:
 
 async def _model(settings: Settings) -> Finding:
     try:
+        require_runnable(settings)
+    except SettingsError as error:
+        return Finding("model", error.detail, "Set LIKEWISE_MODEL to one of these, or unset it for the default.")
+    try:
         facts = await tried(settings, None)
     except LikewiseError as error:
-        return Finding("model", error.detail, "Run `likewise models pull`; without it only words are searched.")
+        first = "Unset LIKEWISE_OFFLINE, then run" if settings.offline else "Run"
+        return Finding("model", error.detail, f"{first} `likewise models pull`; without it only words are searched.")
     return Finding("model", f"{facts['model']} works ({facts['numerics']}, {facts['texts_per_second']:.0f} texts/s)")
 
 
@@ -109,20 +126,31 @@ async def _database(settings: Settings) -> Finding:
     try:
         state = await state_of(settings)
     except LikewiseError as error:
-        return Finding("database", error.detail, "Mend that, or unset LIKEWISE_DATABASE_URL for the embedded one.")
+        return Finding("database", error.detail, _database_mend(settings))
     what = f"{state['database']}, Postgres {state['postgres']}, pgvector {state['pgvector']}"
     if state["missing"]:
         return Finding("database", f"{what}; the schema is behind", "Run `likewise db upgrade`.")
     return Finding("database", f"{what}; the schema is up to date")
 
 
+def _database_mend(settings: Settings) -> str:
+    for name, url in (("URL", settings.database_url), ("SERVING_URL", settings.database_serving_url)):
+        if url:
+            return f"Mend that, or unset LIKEWISE_DATABASE_{name} for the embedded one."
+    return "Mend that; the embedded Postgres logs to `postgres/log` in the data folder."
+
+
 async def _waiting(settings: Settings) -> Finding:
     try:
-        async with open_likewise(settings, worker=False) as likewise:
-            health = await likewise.health()
+        oldest = await oldest_waiting(settings)
     except LikewiseError as error:
-        return Finding("roles", error.detail, "The role of LIKEWISE_DATABASE_SERVING_URL must be a plain one.")
-    what = f"the oldest text without a vector waits {health.oldest_waiting:.0f} s"
-    if health.oldest_waiting > OLD_SECONDS:
+        mend = "The role of LIKEWISE_DATABASE_SERVING_URL must be a plain one."
+        return Finding("roles", error.detail, mend if settings.database_serving_url else _database_mend(settings))
+    what = f"the oldest text without a vector waits {oldest:.0f} s"
+    if oldest > OLD_SECONDS:
         return Finding("waiting", what, "Run `likewise worker` or `likewise serve`, and look at the model above.")
-    return Finding("waiting", what if health.oldest_waiting else "nothing waits for a vector")
+    return Finding("waiting", what if oldest else "nothing waits for a vector")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "cannot be used").lower()

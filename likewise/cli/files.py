@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from likewise.apps.body import faults_of, parse_json
+from likewise.apps.body import NUMBER_TOO_LARGE, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn
-from likewise.errors import LikewiseError
+from likewise.errors import LikewiseError, Malformed
 from likewise.kind import NewRecord
 
 TEXT = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
@@ -23,6 +23,7 @@ PART_CHARS = 1_200
 MAX_BYTES = 64 * 2**20
 
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
 
@@ -32,7 +33,7 @@ class Unreadable(Exception):
 
 @dataclass
 class Source:
-    """One file: its records, and whether it was cut in parts that a shorter text leaves behind.
+    """One file and its records, or a folder that cannot be entered.
 
     `continued`: more of a file of which the beginning came before.
     """
@@ -40,60 +41,74 @@ class Source:
     name: str
     records: list[NewRecord] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    cut: bool = False
     continued: bool = False
+
+
+def owner_of(path: Path) -> str:
+    """What records of a folder, or of a file that is named by itself, have as their parent: its absolute path."""
+    return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
 def sources(path: Path) -> Iterator[Source]:
     """The files of a folder by name, or one file; what cannot be read comes with its faults.
 
-    In a folder hidden entries and other kinds of files are passed over; a file that is named is read whatever its name.
+    In a folder hidden entries and other kinds of files are passed over, and links are followed only to files within; a
+    file that is named is read whatever its name. Names begin with that of the folder.
     """
+    owner = owner_of(path)
     if path.is_dir():
-        yield from _of_folder(path)
+        yield from _of_folder(path.resolve(), owner)
     else:
-        yield source(path, path.name)
+        yield source(path, path.name, owner)
 
 
-def of_lines(lines: Iterable[bytes], name: str, first: int = 1) -> Source:
-    """JSON lines as records; a line without an id is known by its number, counted from `first`."""
+def of_lines(lines: Iterable[bytes], name: str, owner: str | None = None, first: int = 1) -> Source:
+    """JSON lines as records; a line without an id is known by its number, counted from `first`, and is the owner's."""
     found = Source(name, continued=first > 1)
     for number, line in enumerate(lines, first):
         if line.strip():
             try:
-                found.records.append(_of_line(line, f"{name}#{number}"))
+                found.records.append(_of_line(line, f"{name}#{number}", owner))
             except Unreadable as error:
-                found.faults.append(f"{name}, line {number}: {error}")
+                found.faults.append(f"{_shown(name)}, line {number}: {error}")
     return found
 
 
-def source(path: Path, name: str) -> Source:
+def source(path: Path, name: str, owner: str) -> Source:
     """One file."""
     try:
         with _open(path) as file:
             if path.suffix.lower() in LINES:
-                return of_lines(file, name)
+                return of_lines(file, name, owner)
             text = _text(file)
-        _check_name(name)
+        _check_name(name, owner)
     except Unreadable as error:
         return Source(name, faults=[f"{_shown(name)}: {error}"])
     except OSError as error:
         return Source(name, faults=[f"{_shown(name)}: {(error.strerror or 'cannot be read').lower()}"])
     pieces = _sections(text) if path.suffix.lower() in MARKDOWN else [("", piece) for piece in _pieces(text)]
-    return Source(name, list(_records(name, pieces)), cut=True)
+    return Source(name, list(_records(name, owner, pieces)))
 
 
-def _of_folder(folder: Path) -> Iterator[Source]:
+def _of_folder(folder: Path, owner: str) -> Iterator[Source]:
     failed: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=failed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             path = Path(place, file)
             if not file.startswith(".") and path.suffix.lower() in TEXT | LINES:
-                yield source(path, path.relative_to(folder).as_posix())
+                name = _named(path, folder)
+                if path.resolve().is_relative_to(folder):
+                    yield source(path, name, owner)
+                else:
+                    yield Source(name, faults=[f"{_shown(name)}: is a link that leads out of the folder"])
     for error in failed:
-        name = Path(error.filename).relative_to(folder).as_posix()
+        name = _named(Path(error.filename), folder)
         yield Source(name, faults=[f"{_shown(name)}: {(error.strerror or 'cannot be read').lower()}"])
+
+
+def _named(path: Path, folder: Path) -> str:
+    return (folder.name / path.relative_to(folder)).as_posix()
 
 
 def _open(path: Path) -> BinaryIO:
@@ -116,21 +131,23 @@ def _text(file: BinaryIO) -> str:
     return text
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, owner: str) -> None:
     try:
-        RecordIn(id=f"{name}#9999999", text="x")
+        RecordIn(id=f"{name}#9999999", parent=owner, text="x")
     except ValidationError:
-        raise Unreadable("its name cannot be an id: 500 characters at most, none of them control characters") from None
+        raise Unreadable(
+            "its path cannot be kept: 500 characters at most, in UTF-8, none of them control characters"
+        ) from None
 
 
 def _shown(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()
+    return _CONTROL.sub("\ufffd", name.encode("utf-8", "replace").decode())
 
 
-def _records(name: str, pieces: list[tuple[str, str]]) -> Iterator[NewRecord]:
+def _records(name: str, owner: str, pieces: list[tuple[str, str]]) -> Iterator[NewRecord]:
     for number, (heading, text) in enumerate(pieces, 1):
         payload = {"path": name, "part": number} | ({"heading": heading} if heading else {})
-        yield NewRecord(name if len(pieces) == 1 else f"{name}#{number}", text, payload, parent=name)
+        yield NewRecord(name if len(pieces) == 1 else f"{name}#{number}", text, payload, parent=owner)
 
 
 def _sections(text: str) -> list[tuple[str, str]]:
@@ -173,14 +190,18 @@ def _cut(paragraph: str) -> Iterator[str]:
         yield rest
 
 
-def _of_line(line: bytes, otherwise: str) -> NewRecord:
+def _of_line(line: bytes, otherwise: str, owner: str | None) -> NewRecord:
     try:
         value = parse_json(line)
         if not isinstance(value, dict):
             raise Unreadable("is not a JSON object")
-        return RecordIn.model_validate({"id": otherwise} | value).to_record()
+        given = value if "id" in value else {"id": otherwise, "parent": owner} | value
+        return RecordIn.model_validate(given).to_record()
     except ValidationError as error:
         fault = faults_of(error)[0]
         raise Unreadable(f"{fault.pointer or 'the line'}: {fault.message}") from None
-    except LikewiseError:
-        raise Unreadable("is not valid JSON in UTF-8") from None
+    except Malformed as error:
+        known = error.detail == NUMBER_TOO_LARGE
+        raise Unreadable(error.detail if known else "is not valid JSON in UTF-8") from None
+    except LikewiseError as error:
+        raise Unreadable(error.detail) from None

@@ -1,19 +1,32 @@
 """The work of `likewise index`: files into a collection, only what changed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from psycopg.sql import SQL
+
 from likewise.cli import standard_input
-from likewise.cli.files import Source, of_lines, sources
-from likewise.cli.terminal import Report
+from likewise.cli.files import Source, of_lines, owner_of, sources
+from likewise.cli.models import named
+from likewise.cli.terminal import Report, in_a_line
+from likewise.db import collections
 from likewise.errors import Fault, Invalid, NotFound
 from likewise.kind import NewRecord
 from likewise.library import Likewise
+from likewise.settings import Settings
 
 BATCH = 500
+
+# Which of these ids are records that came from elsewhere, and from where.
+OF_OTHERS = SQL("""
+    SELECT id, parent FROM records
+    WHERE collection = %s AND id = ANY (%s::text[]) AND parent IS DISTINCT FROM %s
+""")
+# Everything that an earlier run stored from this path.
+OF_OWNER = SQL("SELECT id FROM records WHERE collection = %s AND parent = %s")
 
 
 @dataclass
@@ -39,28 +52,52 @@ class Indexed:
 
 
 async def index(likewise: Likewise, path: str, collection: str, model: str | None, report: Report) -> Indexed:
-    """Read what there is, store it in batches, and remove parts of files that became shorter."""
+    """Read what there is, store it in batches, and remove what the same path held before and holds no more."""
     done = Indexed(collection)
     tenant = await likewise.tenant()
+    there = await _is_there(likewise, tenant, collection, model)
+    here = _Here(None if path == "-" else owner_of(Path(path)))
     async for batch in _of_standard_input() if path == "-" else _of_path(path):
+        if there:
+            await _leave_out_others(likewise, tenant, collection, batch, here)
+        here.saw(batch)
         done.files += sum(not file.continued for file in batch)
         done.faults += [fault for file in batch for fault in file.faults]
         records = [record for file in batch for record in file.records]
-        if records:
-            await _ensure(likewise, tenant, collection, model)
+        if records and not there:
+            await likewise.collections.create(tenant, collection, model, None)
+            there = True
         for start in range(0, len(records), BATCH):
             await _write(likewise, tenant, records[start : start + BATCH], done)
-        for file in batch:
-            if file.cut and done.stored:
-                done.removed += await _remove_old_parts(likewise, tenant, collection, file)
         report(done.stored, done.stored)
+    if there and here.owner is not None:
+        done.removed = await _remove_gone(likewise, tenant, collection, here)
     return done
+
+
+class _Here:
+    """What a path holds now: the ids that were read, and the names of what could not be read to its end."""
+
+    def __init__(self, owner: str | None) -> None:
+        self.owner = owner
+        self._ids: set[str] = set()
+        self._unread: set[str] = set()
+
+    def saw(self, batch: Sequence[Source]) -> None:
+        self._ids |= {record.id for file in batch for record in file.records}
+        self._unread |= {file.name for file in batch if file.faults}
+
+    def may_have(self, id: str) -> bool:
+        """Whether a record's file is there, or nobody could look."""
+        name = id if id in self._unread else id.rpartition("#")[0] or id
+        above = (str(folder) for folder in PurePosixPath(id).parents)
+        return id in self._ids or name in self._unread or not self._unread.isdisjoint(above)
 
 
 async def _of_standard_input() -> AsyncIterator[list[Source]]:
     first = 1
     async for lines in standard_input.batches(BATCH):
-        yield [of_lines(lines, "stdin", first)]
+        yield [of_lines(lines, "stdin", first=first)]
         first += len(lines)
 
 
@@ -82,11 +119,45 @@ def _next_batch(files: Iterator[Source]) -> list[Source]:
     return batch
 
 
-async def _ensure(likewise: Likewise, tenant: int, collection: str, model: str | None) -> None:
+async def _is_there(likewise: Likewise, tenant: int, collection: str, model: str | None) -> bool:
+    """Whether the collection exists; Invalid if it does with another model than the one that is asked for."""
     try:
-        await likewise.collections.get(tenant, collection)
+        kept = (await likewise.collections.get(tenant, collection)).model
     except NotFound:
-        await likewise.collections.create(tenant, collection, model, None)
+        return False
+    if model is not None and (asked := _name_of(likewise.settings, model)) != kept:
+        raise Invalid(
+            f"The collection {collection} has the model {kept} and keeps it; {asked} needs a collection of its own."
+        )
+    return True
+
+
+def _name_of(settings: Settings, model: str) -> str:
+    try:
+        return named(settings, model).name
+    except NotFound:
+        return model
+
+
+async def _leave_out_others(
+    likewise: Likewise, tenant: int, collection: str, batch: Sequence[Source], here: _Here
+) -> None:
+    """Take the records out of files of which the collection has an id already that came from elsewhere."""
+    ids = [record.id for file in batch for record in file.records if record.parent == here.owner is not None]
+    if not ids:
+        return
+    async with likewise.runtime.pool.tenant(tenant) as tx:
+        number = (await collections.named(tx, collection)).id
+        others = {str(id_): parent for id_, parent in await tx.rows(OF_OTHERS, [number, ids, here.owner])}
+    for file in batch:
+        taken = next((record.id for record in file.records if record.id in others), None)
+        if taken is not None:
+            file.records.clear()
+            file.faults.append(f"{file.name}: the collection has {taken} {_origin(others[taken])}")
+
+
+def _origin(parent: str | None) -> str:
+    return "from elsewhere" if parent is None else f"from {in_a_line(parent)}"
 
 
 async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done: Indexed) -> None:
@@ -114,15 +185,15 @@ def _place(fault: Fault) -> int | None:
     return int(first) if first.isdecimal() else None
 
 
-async def _remove_old_parts(likewise: Likewise, tenant: int, collection: str, file: Source) -> int:
-    """Remove what a longer text of this file left behind; returns how many."""
-    count = len(file.records)
+async def _remove_gone(likewise: Likewise, tenant: int, collection: str, here: _Here) -> int:
+    """Remove the records of this path whose file, or part of it, is gone; returns how many."""
+    async with likewise.runtime.pool.tenant(tenant) as tx:
+        number = (await collections.named(tx, collection)).id
+        kept = [str(row[0]) for row in await tx.rows(OF_OWNER, [number, here.owner])]
     removed = 0
-    if count != 1:
-        removed += await _remove(likewise, tenant, collection, file.name)
-    number = 1 if count == 1 else count + 1
-    while await _remove(likewise, tenant, collection, f"{file.name}#{number}"):
-        removed, number = removed + 1, number + 1
+    for id_ in kept:
+        if not here.may_have(id_):
+            removed += await _remove(likewise, tenant, collection, id_)
     return removed
 
 

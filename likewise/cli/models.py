@@ -1,12 +1,14 @@
 """The models as the command line shows and tries them."""
 
+import os
 import time
 from typing import Any
 
 from likewise.embedding import weights
 from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.loading import LOCAL_PROVIDERS as RUN
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
-from likewise.errors import NotFound
+from likewise.errors import NotFound, SettingsError
 from likewise.settings import Settings
 
 TRIED_TEXTS = 64
@@ -43,6 +45,23 @@ def named(settings: Settings, name: str | None) -> ModelSpec:
     raise NotFound("There is no such model; `likewise models list` shows those there are.")
 
 
+def require_runnable(settings: Settings) -> ModelSpec:
+    """The default model; SettingsError if there is none of that name, or this version cannot run it."""
+    spec = named(settings, None)
+    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
+        raise SettingsError(
+            f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
+            "`likewise models list` shows the models there are."
+        )
+    if spec.architecture not in RUN:
+        runs = ", ".join(one.name for one in MODELS if one.architecture in RUN)
+        raise SettingsError(
+            f"LIKEWISE_MODEL: this version does not run {spec.name} ({spec.architecture}). Name one of those it runs: "
+            f"{runs}."
+        )
+    return spec
+
+
 async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
     """Load a model and let it embed; ModelUnavailable says what is wrong with it."""
     spec = named(settings, name)
@@ -70,6 +89,6 @@ async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
 
 
 def _state(spec: ModelSpec, settings: Settings) -> str:
-    if spec.architecture != "bert":
+    if spec.architecture not in RUN:
         return "not in this version"
     return "here" if weights.locate(spec, settings) else "not here"

@@ -67,7 +67,9 @@ def opened(settings: Settings, *, worker: bool) -> "AbstractAsyncContextManager[
     """The library, open while the context lasts."""
     # Imported here, and in the verbs, not above: it brings the model runtime, and `--help` need not wait for that.
     from likewise import library  # noqa: PLC0415
+    from likewise.cli.models import require_runnable  # noqa: PLC0415
 
+    require_runnable(settings)
     return library.open(settings, worker=worker)
 
 

@@ -3,14 +3,23 @@
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
 from typing import BinaryIO
 
+import typer
+
 STDIN = 0
 
 _Batch = list[bytes] | OSError
+
+
+def require(wanted: bool) -> None:
+    """Wrong usage, if standard input is to be read and the process was started with it closed (`<&-`)."""
+    if wanted and sys.stdin is None:
+        raise typer.BadParameter("Standard input is closed; give it a file or a pipe.", param_hint="'-'")
 
 
 async def batches(size: int) -> AsyncIterator[list[bytes]]:

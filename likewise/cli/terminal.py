@@ -50,6 +50,31 @@ def in_a_line(text: str, width: int = 100) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """A number with its noun."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+class Scored(Protocol):
+    """What was found, as far as its place in the list goes."""
+
+    @property
+    def score(self) -> float:
+        """What orders the hits of one search."""
+        ...
+
+    @property
+    def similarity(self) -> float | None:
+        """The cosine."""
+        ...
+
+
+def scores(hit: Scored) -> str:
+    """The score that orders the hits, then the cosine similarity."""
+    similarity = "  -  " if hit.similarity is None else f"{hit.similarity:.3f}"
+    return f"{hit.score:.3f}  {similarity}"
+
+
 @contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
     """Show how far some work is, with its rate and the time left: a bar on a terminal, lines elsewhere."""

@@ -1,5 +1,6 @@
 """A model's files, fetched with a progress bar before anything starts that needs them."""
 
+from likewise.cli.models import require_runnable
 from likewise.cli.terminal import progress
 from likewise.embedding import weights
 from likewise.embedding.models import Catalogue, ModelSpec
@@ -11,7 +12,7 @@ MIB = 2**20
 
 def fetch(settings: Settings, model: str | None, *, quiet: bool) -> ModelSpec:
     """Make sure that the files of a model that the settings allow are here; StartError if they cannot be had."""
-    spec = Catalogue(settings).resolve(model)
+    spec = require_runnable(settings) if model is None else Catalogue(settings).resolve(model)
     try:
         obtain(spec, settings, quiet=quiet)
     except ModelUnavailable as error:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ LONGEST_SOCKET_PATH = 103  # macOS; Linux takes 107
 # Folders that root makes open to the group of the user that runs Postgres; the data itself is that user's alone.
 PRIVATE, GROUP_ENTERS = 0o700, 0o750
 INITDB_OPTIONS = ("-E", "UTF8", "--data-checksums", "-U", "postgres", "--auth=peer", "--no-instructions")
+_BREAKS_SHELL = re.compile(r'["\\$`\n\r]')
 BUILTIN_LOCALE = (
     ("--locale-provider=builtin", "--locale=C.UTF-8"),
     # Where the C library knows no C.UTF-8.
@@ -57,6 +59,18 @@ class Cluster:
     def is_there(self) -> bool:
         """Whether Likewise has made or begun this cluster before."""
         return self.lock.exists()
+
+    def refuse_unusable_path(self) -> None:
+        """Refuse a folder that is a file, or whose name initdb's own shell command would not survive."""
+        if _BREAKS_SHELL.search(str(self.home)):
+            raise ServerStartError(
+                'LIKEWISE_DATA_DIR has a character in its path that Postgres cannot take: ", \\, $, ` or a line break. '
+                "Set it to another folder."
+            )
+        # Unlike Path.exists, this is false where one may not look.
+        nearest = next((place for place in (self.home, *self.home.parents) if os.path.lexists(place)), self.home)
+        if nearest.is_file():
+            raise ServerStartError(f"LIKEWISE_DATA_DIR leads through {nearest}, which is a file. Set it to a folder.")
 
     def account(self) -> Account:
         """The user that runs Postgres here."""

@@ -16,6 +16,7 @@ TABLE_GONE = "42P01"
 LOCK_TIMEOUT = "55P03"
 TOO_MANY = "54000"
 UNIQUE = "23505"
+DISK_FULL = "53100"
 
 # A collection's own tables are the only ones that go away.
 _TABLE_OF_A_COLLECTION = re.compile(r"\b(vec|terms)_\d+\b")
@@ -71,7 +72,14 @@ def scrubbed(error: Exception) -> LikewiseError:
     if state == LOCK_TIMEOUT:
         return DatabaseUnavailable("This collection is busy, as while its index is built. Try again.", code="busy")
     if state is not None and state.startswith(_AWAY):
-        return DatabaseUnavailable(f"The database cannot do this now (SQLSTATE {state}).")
+        return DatabaseUnavailable(why_away(state))
     if state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return DatabaseUnavailable()
     return DatabaseFailure(state, error.diag.table_name, error.diag.constraint_name)
+
+
+def why_away(state: str) -> str:
+    """What to say of a SQLSTATE that means that the database cannot work now."""
+    if state == DISK_FULL:
+        return f"The disk of the database is full. Free some space on it (SQLSTATE {state})."
+    return f"The database cannot do this now (SQLSTATE {state})."

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
@@ -15,7 +16,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
-from likewise.db.failures import STORAGE, Contended, scrubbed
+from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
 from likewise.errors import SettingsError
 
 T = TypeVar("T")
@@ -47,6 +48,9 @@ SETTLE = SQL("""
 # A connection is waited for this long before the caller hears that all are busy.
 POOL_TIMEOUT_SECONDS = 10.0
 TRIES = 8
+# A fault of the storage counts for this long after the last write that met it. Behind a balancer that sends nothing to
+# a server that is not ready no write would ever come to show that it is over; the next one that fails sets it again.
+FAULT_SECONDS = 30.0
 
 
 class Tx:
@@ -117,8 +121,13 @@ class Pool:
             name=name,
         )
         self.url = url
-        # What the last write met that the storage could not take, until one succeeds.
-        self.storage_fault: str | None = None
+        self._storage_fault: str | None = None
+        self._fault_at = 0.0
+
+    @property
+    def storage_fault(self) -> str | None:
+        """What the last write met that the storage could not take, until one succeeds or half a minute has passed."""
+        return self._storage_fault if time.monotonic() - self._fault_at < FAULT_SECONDS else None
 
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
@@ -155,14 +164,14 @@ class Pool:
                 except Exception:
                     await _quietly_roll_back(tx)
                     raise
-                wrote = self.storage_fault is not None and await tx.row(HAS_WRITTEN) == (True,)
+                wrote = self._storage_fault is not None and await tx.row(HAS_WRITTEN) == (True,)
                 await tx.finish(commit=True)
                 if wrote:
-                    self.storage_fault = None
+                    self._storage_fault = None
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, UnicodeError) as error:
             state = error.sqlstate if isinstance(error, psycopg.Error) else None
             if state is not None and state.startswith(STORAGE):
-                self.storage_fault = f"The last write that failed met a fault of the storage (SQLSTATE {state})."
+                self._storage_fault, self._fault_at = why_away(state), time.monotonic()
             raise scrubbed(error) from None
 
     @asynccontextmanager

@@ -117,6 +117,7 @@ class EmbeddedServer:
     def _enter(self) -> None:
         """Become a user of the server and see that it runs, in one turn, so that nobody stops it in between."""
         with explained(self._cluster.home):
+            self._cluster.refuse_unusable_path()
             if not self._cluster.is_there:
                 self._cluster.make_home(self._cluster.account())
             with open_lock(self._cluster.lock) as turn:

@@ -199,11 +199,18 @@ class Batcher:
 
     async def _embed(self, batch: list[Waiting]) -> None:
         try:
+            await self._call_or_split(batch)
+        except TimeoutError:
+            # A model that hangs is no text's fault, and each further try would take as long.
+            _fail(batch, ModelUnavailable("The model does not answer.", code="model_hangs"))
+
+    async def _call_or_split(self, batch: list[Waiting]) -> None:
+        try:
             await self._call(batch)
+        except TimeoutError:
+            raise
         except Unavailable as error:
             _fail(batch, error)
-        except TimeoutError:
-            _fail(batch, ModelUnavailable("The model does not answer.", code="model_hangs"))
         except Exception as error:  # noqa: BLE001 - a provider may raise anything
             # only the type: the message may repeat a text
             log.warning("the model failed on a batch of %d: %s", len(batch), type(error).__name__)
@@ -230,7 +237,7 @@ class Batcher:
         return True
 
     async def _split(self, batch: list[Waiting]) -> None:
-        """Embed the halves of a batch that failed, until the text that fails stands alone."""
+        """Embed the halves of a batch that failed, until the text that fails stands alone; TimeoutError ends it."""
         if len(batch) == 1:
             _fail(batch, Internal("The model could not embed this text.", code="text_failed"))
             return
@@ -240,6 +247,8 @@ class Batcher:
                 await self._call(half)
             except Unavailable as error:
                 _fail(half, error)
+            except TimeoutError:
+                raise
             except Exception:  # noqa: BLE001 - a provider may raise anything
                 await self._split(half)
 

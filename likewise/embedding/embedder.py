@@ -154,7 +154,11 @@ class Embedder:
         """The vectors of PROBE_TEXTS, float32 (8, d), made anew."""
         _, batcher = await self._slot(self._catalogue.resolve(model)).ready()
         items = batcher.submit(PROBE_TEXTS, "document", "interactive")
-        made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
+        try:
+            made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
+        finally:
+            for item in items:
+                item.leave()
         return np.stack([row.vector for row in _all_or_faults(list(made), made).values()])
 
     def _slot(self, spec: ModelSpec) -> Slot:

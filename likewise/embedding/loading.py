@@ -167,11 +167,9 @@ class Slot:
             raise ModelUnavailable("not wanted any more")
 
 
-def _again(error: LikewiseError | None) -> LikewiseError:
-    """A new error like that one: one exception is never raised for two callers."""
-    if error is None or isinstance(error, ModelUnavailable):
-        return ModelUnavailable(error.detail if error else None, code=error.code if error else None, retry_after=2)
-    return type(error)(error.detail)
+def _again(error: LikewiseError | None) -> ModelUnavailable:
+    """That error for one more caller. Whatever keeps a model from loading, to a caller the model is away."""
+    return ModelUnavailable(error.detail if error else None, code=error.code if error else None, retry_after=2)
 
 
 def _signature(folder: Path) -> tuple[str, int, int] | None:

@@ -81,6 +81,7 @@ class Catalogue:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._of_folders: dict[str, ModelSpec] = {}
         self._allowed = tuple(dict.fromkeys((settings.model, *settings.models_allowed)))
 
     def specs(self) -> list[ModelSpec]:
@@ -114,10 +115,16 @@ class Catalogue:
         for spec in MODELS:
             if spec.answers_to(name):
                 return spec
-        folder = Path(name).expanduser()
-        if not folder.is_absolute():
-            folder = folder.absolute() if len(folder.parts) > 1 else self._settings.models_folder / name
-        return local_spec(name, folder)
+        if name not in self._of_folders:
+            folder = Path(name).expanduser()
+            if not folder.is_absolute():
+                folder = folder.absolute() if len(folder.parts) > 1 else self._settings.models_folder / name
+            spec = local_spec(name, folder)
+            if not spec.dimension:
+                # It may come yet.
+                return spec
+            self._of_folders[name] = spec
+        return self._of_folders[name]
 
 
 def local_spec(name: str, folder: Path) -> ModelSpec:

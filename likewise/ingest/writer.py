@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-from likewise.cleaning import cleaned, cleaned_json, is_json, storable
+from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
 from likewise.db import records, terms
 from likewise.db.collections import Collection
 from likewise.db.pool import Pool, retried
@@ -18,6 +18,7 @@ from likewise.kind import Kind, NewRecord
 T = TypeVar("T")
 
 NOT_JSON = "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts."
+BAD_ID = "An id is a text without control characters and without U+FFFD, a character that was lost on the way."
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
 LARGE_BATCH = 20_000
@@ -121,8 +122,8 @@ async def _at_last_alone(work: Callable[[bool], Awaitable[T]]) -> T:
 def _refuse_unstorable(batch: Sequence[NewRecord]) -> None:
     faults = []
     for place, record in enumerate(batch):
-        if not record.id or not storable(record.id):
-            faults.append(Fault(f"/{place}/id", "invalid_value", "An id is a text without control characters."))
+        if not record.id or not fit_for_id(record.id):
+            faults.append(Fault(f"/{place}/id", "invalid_value", BAD_ID))
         if not is_json(record.payload):
             faults.append(Fault(f"/{place}/payload", "invalid_value", NOT_JSON))
     if faults:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from likewise.errors import Forbidden, Internal, Malformed, Overloaded, TooLarge, Unavailable
@@ -167,10 +168,11 @@ class BodyLimit:
         body = _CountedBody(receive, self)
         declared = _declared_length(headers)
         if declared > self.limit:
-            # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
-            if "expect" not in headers:
-                await body.drain()
-            raise body.too_large()
+            if "expect" in headers:
+                # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
+                raise body.too_large()
+            await _answer_and_drain(answer(body.too_large(), scope), scope, body, send)
+            return
         if self.held + declared > self.total:
             raise body.too_many()
         try:
@@ -231,6 +233,17 @@ class _CountedBody:
     def _count(self, message: Message) -> None:
         self._read += len(message.get("body", b""))
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+
+
+async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
+    """Answer at once, then read on for a moment before the answer ends and with it the connection."""
+
+    async def send_without_end(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    await refusal(scope, body.receive, send_without_end)
+    await body.drain()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Answered:

@@ -101,6 +101,9 @@ class BoundedHeads(HttpToolsProtocol):
         self._head_is_done()
         super().on_headers_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """CONNECT and Upgrade are answered like other requests; uvicorn would advise to install a WebSocket library."""
+
     def _head_is_done(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()

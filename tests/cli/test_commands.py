@@ -113,6 +113,7 @@ def test_without_weights_embed_does_not_start(likewise_command: Run) -> None:
     done = likewise_command("embed", "hello")
     assert done.returncode == NOT_STARTED
     assert "likewise models pull" in one_line(done.stderr)
+    assert "LIKEWISE_OFFLINE is set" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,84 @@ def test_index_reads_more_than_a_batch_of_standard_input(likewise_command: Run) 
     told = json.loads(done.stdout)
     assert (told["files"], told["created"]) == (1, 1_199)
     assert told["faults"] == ["stdin, line 1200: is not valid JSON in UTF-8"]
+
+
+def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(one_line(done.stdout))
+    return answer
+
+
+def test_index_removes_what_is_gone_and_nothing_else(likewise_command: Run, tmp_path: Path) -> None:
+    # Given
+    for name in ("stays.txt", "goes.txt", "breaks.txt"):
+        (tmp_path / name).write_text(name, "utf-8")
+    likewise_command("index", str(tmp_path), "-c", "gone")
+    likewise_command("index", "-", "-c", "gone", input='{"id": "piped", "text": "from a pipe"}\n')
+    # When: one is gone, and one cannot be read
+    (tmp_path / "goes.txt").unlink()
+    (tmp_path / "breaks.txt").write_bytes(b"\xff")
+    first = told(likewise_command("index", str(tmp_path), "-c", "gone", "--json"))
+    (tmp_path / "stays.txt").unlink()
+    (tmp_path / "breaks.txt").unlink()
+    second = told(likewise_command("index", str(tmp_path), "-c", "gone", "--json"))
+    piped = likewise_command("search", "pipe", "-c", "gone")
+    # Then
+    assert (first["unchanged"], first["removed"], len(first["faults"])) == (1, 1, 1)
+    assert (second["files"], second["removed"]) == (0, 2)
+    assert "piped" in piped.stdout
+
+
+def test_folders_of_different_names_do_not_meet(likewise_command: Run, tmp_path: Path) -> None:
+    for name in ("k1", "k2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"# Read\n\nabout {name}\n", "utf-8")
+        done = told(likewise_command("index", str(tmp_path / name), "-c", "two", "--json"))
+        assert (done["created"], done["changed"], done["removed"]) == (1, 0, 0)
+
+
+def test_folders_of_the_same_name_do_not_overwrite_each_other(likewise_command: Run, tmp_path: Path) -> None:
+    # Given
+    first, second = tmp_path / "1" / "docs", tmp_path / "2" / "docs"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(str(folder), "utf-8")
+    (second / "more.md").write_text("more", "utf-8")
+    likewise_command("index", str(first), "-c", "same")
+    # When
+    done = likewise_command("index", str(second), "-c", "same", "--json")
+    # Then
+    assert done.returncode == PARTLY
+    assert (told(done)["created"], told(done)["changed"], told(done)["removed"]) == (1, 0, 0)
+    assert told(done)["faults"][0].startswith("docs/README.md: the collection has docs/README.md from /")
+
+
+def test_another_model_than_the_collections_is_refused(likewise_command: Run, folder: Path) -> None:
+    likewise_command("index", str(folder), "-c", "modelled")
+    same = likewise_command("index", str(folder), "-c", "modelled", "--model", "all-MiniLM-L6-v2")
+    other = likewise_command("index", str(folder), "-c", "modelled", "--model", "bge-small")
+    assert same.returncode == PARTLY
+    assert other.returncode == FAILED
+    assert "minilm-l6-v2" in one_line(other.stderr)
+    assert "bge-small" in one_line(other.stderr)
+
+
+@pytest.mark.parametrize("name", ["mpnet-base", "text-embedding-3-small", "nope", "/nowhere/at/all"])
+@pytest.mark.parametrize("verb", [["serve", "--port", "0"], ["search", "x", "-c", "notes"], ["embed", "x"]])
+def test_a_model_that_cannot_be_had_stops_the_start(likewise_command: Run, verb: list[str], name: str) -> None:
+    done = likewise_command(*verb, LIKEWISE_MODEL=name)
+    assert done.returncode == NOT_STARTED
+    assert "LIKEWISE_MODEL: " in one_line(done.stderr)
+    assert "does not run" in done.stderr or "there is no such model" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["embed - <&-", "index - -c notes <&-"])
+def test_closed_standard_input_is_wrong_usage(environment: dict[str, str], verb: str) -> None:
+    command = f"{PROGRAM[0]} -c '{PROGRAM[2]}' {verb}"
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == USAGE
+    assert "Standard input is closed" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["missing", "fifo"])
@@ -242,6 +321,29 @@ def test_the_doctor_names_the_fault_and_its_mend(likewise_command: Run) -> None:
     assert [part for part, finding in findings.items() if finding["mend"]] == ["model"]
     assert "models pull" in findings["model"]["mend"]
     assert {"python", "settings", "data folder", "disk", "database", "waiting"} <= set(findings)
+
+
+@pytest.mark.parametrize(("name", "words"), [("mpnet-base", "does not run mpnet-base"), ("nope", "no such model")])
+def test_the_doctor_knows_a_model_that_cannot_be_had(likewise_command: Run, name: str, words: str) -> None:
+    done = likewise_command("doctor", "--json", LIKEWISE_MODEL=name)
+    findings = {finding["part"]: finding for finding in map(json.loads, done.stdout.splitlines())}
+    assert [part for part, finding in findings.items() if finding["mend"]] == ["model"]
+    assert words in findings["model"]["what"]
+    assert "LIKEWISE_MODEL" in findings["model"]["mend"]
+
+
+@pytest.mark.parametrize("end", ["file/below", 'with "quotes"', "with $dollar"])
+def test_the_doctor_attempts_every_check(likewise_command: Run, tmp_path: Path, end: str) -> None:
+    # Given: no database is named, and the data folder is none, or one that initdb cannot take
+    (tmp_path / "file").write_text("", "utf-8")
+    unset = {"LIKEWISE_DATABASE_URL": "", "LIKEWISE_DATABASE_SERVING_URL": ""}
+    # When
+    done = likewise_command("doctor", "--json", LIKEWISE_DATA_DIR=str(tmp_path / end), **unset)
+    # Then
+    findings = {finding["part"]: finding for finding in map(json.loads, done.stdout.splitlines())}
+    assert {"data folder", "disk", "model", "database"} <= set(findings)
+    assert "LIKEWISE_DATA_DIR" in findings["database"]["what"]
+    assert "LIKEWISE_DATABASE_URL" not in findings["database"]["mend"]
 
 
 def test_the_doctor_lists_the_settings_without_their_values(likewise_command: Run) -> None:

@@ -69,6 +69,13 @@ def test_a_line_that_is_not_utf_8_is_named_with_the_mend(embed: Any) -> None:
     assert errors == "likewise: Line 2 of standard input is not UTF-8; convert it first, as iconv does.\n"
 
 
+def test_a_text_that_is_cut_is_named(embed: Any) -> None:
+    code, lines, errors = embed("short", "word " * 1_000)
+    assert (code, len(lines)) == (0, 2)
+    assert errors.startswith("text 2: ")
+    assert errors.endswith(" tokens were cut off.\n")
+
+
 def test_no_lines_are_no_vectors(embed: Any) -> None:
     assert embed("-") == (0, [], "")
 

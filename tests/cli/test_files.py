@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from likewise.cli.files import PART_CHARS, of_lines, source, sources
+from likewise.cli.files import PART_CHARS, of_lines, owner_of, source, sources
 
 
 def ids(path: Path) -> list[str]:
@@ -23,13 +23,14 @@ def test_a_folder_is_read_by_name_without_what_is_hidden(tmp_path: Path) -> None
     for name in ("z.txt", "b/a.md", ".git/x.txt", ".hidden.txt", "picture.png"):
         (tmp_path / name).write_text("text", "utf-8")
     # Then
-    assert ids(tmp_path) == ["z.txt", "b/a.md"]
+    assert ids(tmp_path) == [f"{tmp_path.name}/z.txt", f"{tmp_path.name}/b/a.md"]
+    assert {record.parent for file in sources(tmp_path) for record in file.records} == {str(tmp_path)}
 
 
 def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text("all: it", "utf-8")
-    (record,) = source(tmp_path / "Makefile", "Makefile").records
-    assert (record.id, record.text, record.parent) == ("Makefile", "all: it", "Makefile")
+    ((record,),) = (file.records for file in sources(tmp_path / "Makefile"))
+    assert (record.id, record.text, record.parent) == ("Makefile", "all: it", str(tmp_path / "Makefile"))
 
 
 def test_a_long_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_a_long_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
     paragraphs = [f"{number} " + "word " * 100 for number in range(10)]
     (tmp_path / "long.txt").write_text("\n\n".join(paragraphs), "utf-8")
     # When
-    records = source(tmp_path / "long.txt", "long.txt").records
+    records = source(tmp_path / "long.txt", "long.txt", str(tmp_path)).records
     # Then
     assert [record.id for record in records] == [f"long.txt#{number}" for number in range(1, 6)]
     assert all(len(record.text or "") <= PART_CHARS for record in records)
@@ -48,7 +49,7 @@ def test_a_long_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["x" * 5_000, "word " * 2_000, " ".join(["y" * 2_000] * 3)])
 def test_a_long_paragraph_loses_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text, "utf-8")
-    records = source(tmp_path / "a.txt", "a.txt").records
+    records = source(tmp_path / "a.txt", "a.txt", str(tmp_path)).records
     assert "".join("".join((record.text or "").split()) for record in records) == "".join(text.split())
     assert all(0 < len(record.text or "") <= PART_CHARS for record in records)
 
@@ -58,7 +59,7 @@ def test_markdown_is_cut_at_headings_but_not_in_code(tmp_path: Path) -> None:
     text = "Before\n\n# Pumps\n\nCold.\n\n```sh\n# no heading\n```\n\n## Valves ##\n\nLeak.\n\n# Empty\n"
     (tmp_path / "a.md").write_text(text, "utf-8")
     # When
-    records = source(tmp_path / "a.md", "a.md").records
+    records = source(tmp_path / "a.md", "a.md", str(tmp_path)).records
     # Then
     assert [record.payload.get("heading") for record in records] == [None, "Pumps", "Valves"]
     assert records[1].text == "Pumps\n\nCold.\n\n```sh\n# no heading\n```"
@@ -82,6 +83,16 @@ def test_json_lines_keep_their_ids_and_name_bad_lines() -> None:
     ]
 
 
+def test_a_line_with_an_id_is_its_own_and_one_without_the_files() -> None:
+    found = of_lines([b'{"id": "a", "text": "x"}', b'{"text": "y"}', b'{"text": "z", "parent": "p"}'], "f", "/k")
+    assert [(record.id, record.parent) for record in found.records] == [("a", None), ("f#2", "/k"), ("f#3", "p")]
+
+
+def test_a_number_that_is_too_long_is_said_to_be() -> None:
+    found = of_lines([b'{"id": "a", "text": "x", "payload": {"n": ' + b"1" * 5_000 + b"}}"], "f")
+    assert "too long" in found.faults[0]
+
+
 def test_what_cannot_be_read_is_named_and_not_waited_for(tmp_path: Path) -> None:
     # Given
     os.mkfifo(tmp_path / "fifo.txt")
@@ -92,12 +103,33 @@ def test_what_cannot_be_read_is_named_and_not_waited_for(tmp_path: Path) -> None
     (tmp_path / "empty.txt").write_text("", "utf-8")
     # Then
     assert faults(tmp_path) == [
-        "dangling.txt: no such file or directory",
-        "fifo.txt: is not a regular file",
-        "latin.txt: is not text in UTF-8",
-        "nul.txt: is not text: it has NUL bytes",
+        f"{tmp_path.name}/dangling.txt: no such file or directory",
+        f"{tmp_path.name}/fifo.txt: is not a regular file",
+        f"{tmp_path.name}/latin.txt: is not text in UTF-8",
+        f"{tmp_path.name}/nul.txt: is not text: it has NUL bytes",
     ]
-    assert ids(tmp_path) == ["good.txt"]
+    assert ids(tmp_path) == [f"{tmp_path.name}/good.txt"]
+
+
+def test_links_are_followed_to_files_within_only(tmp_path: Path) -> None:
+    # Given
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (tmp_path / "outside.txt").write_text("outside", "utf-8")
+    (folder / "inside.txt").write_text("inside", "utf-8")
+    (folder / "in.txt").symlink_to("inside.txt")
+    (folder / "out.txt").symlink_to(tmp_path / "outside.txt")
+    # Then
+    assert ids(folder) == ["notes/in.txt", "notes/inside.txt"]
+    assert faults(folder) == ["notes/out.txt: is a link that leads out of the folder"]
+
+
+def test_a_link_to_a_folder_is_that_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("text", "utf-8")
+    (tmp_path / "link").symlink_to("real")
+    assert ids(tmp_path / "link") == ["real/a.txt"]
+    assert owner_of(tmp_path / "link") == str(tmp_path / "real")
 
 
 @pytest.mark.parametrize("name", [b"\xff.txt", b"a\nb.txt", b"\x1b[31m.txt"])
@@ -106,6 +138,7 @@ def test_a_name_that_cannot_be_an_id_is_a_fault(tmp_path: Path, name: bytes) -> 
     assert ids(tmp_path) == []
     assert len(faults(tmp_path)) == 1
     faults(tmp_path)[0].encode("utf-8")
+    assert faults(tmp_path)[0].isprintable()
 
 
 def test_a_folder_that_cannot_be_entered_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +154,10 @@ def test_a_folder_that_cannot_be_entered_is_a_fault(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "scandir", refuse)
     # Then
-    assert ids(tmp_path) == ["a.txt"]
-    assert faults(tmp_path) == ["locked: permission denied"]
+    assert ids(tmp_path) == [f"{tmp_path.name}/a.txt"]
+    assert faults(tmp_path) == [f"{tmp_path.name}/locked: permission denied"]
 
 
 def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
-    assert source(tmp_path / "a.txt", "a.txt").records[0].text == "hello"
+    assert source(tmp_path / "a.txt", "a.txt", str(tmp_path)).records[0].text == "hello"

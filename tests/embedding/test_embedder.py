@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from likewise.embedding import batching
 from likewise.embedding.embedder import MAX_CHARS, PROBE_TEXTS, Embedder
 from likewise.errors import Invalid, ModelUnavailable, NotSupported, Overloaded
 from likewise.settings import Settings
@@ -197,6 +198,27 @@ async def test_a_poisoned_text_is_named_and_the_others_are_not_lost(make_embedde
     assert (await other).vectors.shape == (1, 384)
     del texts[13]
     assert (await embedder.embed(1, texts)).cached.all()
+
+
+async def test_a_model_that_hangs_while_a_batch_is_split_fails_no_text(
+    make_embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a model that fails on a batch, can do a plain text, and then hangs
+    monkeypatch.setattr(batching, "PROVIDER_SECONDS", 0.05)
+
+    class Hanging(FakeProvider):
+        async def embed(self, texts: Any, role: Any) -> Any:
+            if len(self.calls) > 1:
+                self.gate = asyncio.Event()
+            return await super().embed(texts, role)
+
+    provider = Hanging(poison=lambda text: "text" in text and "plain" not in text)
+    # When many texts go through it
+    with pytest.raises(ModelUnavailable) as failed:
+        await make_embedder(provider).embed(1, [f"text {place}" for place in range(100)])
+    # Then it is the model's fault, told after one more try and not after one for each text
+    assert failed.value.code == "model_hangs"
+    assert len(provider.calls) == 3
 
 
 async def test_an_outage_costs_one_more_call_and_not_one_for_each_text(make_embedder: Any) -> None:

@@ -280,6 +280,45 @@ async def test_another_request_id_is_replaced(client: httpx2.AsyncClient, given:
 # Fields
 
 
+async def test_half_a_character_in_an_id_is_refused(client: httpx2.AsyncClient) -> None:
+    for half in ("d800", "d801"):
+        body = b'[{"id": "k\\u' + half.encode() + b'", "text": "x"}]'
+        answer = await client.post(RECORDS, content=body, headers=JSON)
+        is_problem(answer, 422)
+        assert faults(answer) == {"/0/id": "lost_character"}
+        assert "lost on the way" in answer.json()["detail"]
+
+
+async def test_a_number_that_is_too_long_is_said_to_be(client: httpx2.AsyncClient) -> None:
+    record = b'{"id": "1", "text": "x", "payload": {"n": ' + b"1" * 5_000 + b"}}"
+    whole = await client.post(RECORDS, content=b"[" + record + b"]", headers=JSON)
+    line = await client.post(RECORDS, content=record, headers=LINES)
+    assert "number is too long" in is_problem(whole, 400, "malformed")["detail"]
+    assert "number is too long" in line.json()["failed"][0]["message"]
+
+
+@pytest.mark.parametrize("name", ["", "My Docs", "a" * 64, "9", "a_b"])
+async def test_a_wrong_name_is_told_what_a_name_is(client: httpx2.AsyncClient, name: str) -> None:
+    problem = is_problem(await client.post(URL, json={"name": name}), 422)
+    assert "lower-case letters a to z, digits and hyphens" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        ("2026-12-31T23:59:60Z", "not in the range"),
+        ("2026-02-30T00:00:00Z", "not in the range"),
+        ("0001-01-01T00:00:00+01:00", "not in the range"),
+        ("yesterday", "RFC 3339"),
+    ],
+)
+async def test_a_time_that_is_not_kept_is_told_why(client: httpx2.AsyncClient, time: str, words: str) -> None:
+    stored = await client.post(RECORDS, json=[{"id": "1", "text": "x", "occurred_at": time}])
+    filtered = await client.post(SEARCH, json={"query": "x", "filters": {"occurred_at": time}})
+    for answer in (stored, filtered):
+        assert words in is_problem(answer, 422)["detail"]
+
+
 @pytest.mark.parametrize(
     ("body", "pointer", "code"),
     [
@@ -328,6 +367,9 @@ RECORD = {"id": "bad", "text": "text"}
         ({"id": "x" * 513}, "/0/id", "too_long"),
         ({"id": "x" * 10_000}, "/0/id", "too_long"),
         ({"id": "a\0b"}, "/0/id", "control_character"),
+        ({"id": "k\ufffd"}, "/0/id", "lost_character"),
+        ({"parent": "k\ufffd"}, "/0/parent", "lost_character"),
+        ({"status": "k\ufffd"}, "/0/status", "lost_character"),
         ({"id": "a\nb"}, "/0/id", "control_character"),
         ({"id": "a\x85b"}, "/0/id", "control_character"),
         ({"id": 7}, "/0/id", "wrong_type"),

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from psycopg.sql import SQL
 
 from likewise import library
+from likewise.db import pool
 from likewise.errors import DatabaseUnavailable
 from likewise.library import Health, Likewise
 from likewise.server.app import create_app
@@ -111,6 +112,30 @@ async def test_a_fault_of_the_storage_counts_until_a_write_succeeds(open_likewis
     assert (broken.status_code, broken.json()["code"]) == (503, "not_ready")
     assert sqlstate in broken.json()["parts"]["database"]
     assert healed.status_code == 200
+
+
+async def test_a_fault_of_the_storage_expires(open_likewise: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given: a balancer that sends no writes to a server that is not ready
+    raises = SQL("DO $$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = '53100'; END $$")
+    async with open_likewise(worker=False) as idle, calling(create_app(idle, idle.settings)) as client:
+
+        async def fail() -> str:
+            with pytest.raises(DatabaseUnavailable) as failed:
+                async with idle.runtime.pool.tenant(await idle.tenant()) as tx:
+                    await tx.execute(raises)
+            return failed.value.detail
+
+        # When
+        said = await fail()
+        broken = await client.get("/readyz")
+        monkeypatch.setattr(pool, "FAULT_SECONDS", 0.0)
+        expired = await client.get("/readyz")
+        monkeypatch.undo()
+        await fail()
+        again = await client.get("/readyz")
+    # Then
+    assert "The disk of the database is full. Free some space on it" in said
+    assert [answer.status_code for answer in (broken, expired, again)] == [503, 200, 503]
 
 
 def calling(app: FastAPI) -> httpx2.AsyncClient:

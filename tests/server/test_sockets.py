@@ -76,6 +76,36 @@ async def test_a_declared_length_over_the_limit_is_413(address: str) -> None:
     assert b'"code":"too_large"' in received
 
 
+@pytest.mark.parametrize("path", [RECORDS, "/api/v1/collections"])
+async def test_a_declared_length_over_the_limit_is_answered_without_its_body(address: str, path: str) -> None:
+    started = asyncio.get_running_loop().time()
+    received = await exchange(address, post(b"", "Content-Length: 1000000", path=path))
+    assert asyncio.get_running_loop().time() - started < 1
+    assert status(received) == 413
+    assert b"connection: close" in received
+
+
+async def test_the_sender_of_a_large_body_reads_the_answer(address: str) -> None:
+    # Given: one that reads nothing before it has sent everything, and then until the server closes
+    where = urlsplit(address)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.write(post(b" " * 2**24, f"Content-Length: {2**24}"))
+    # When
+    await writer.drain()
+    async with asyncio.timeout(10):
+        received = await reader.read()
+    writer.close()
+    # Then
+    assert status(received) == 413
+    assert complete(received)
+
+
+async def test_connect_is_refused_without_advice(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    received = await exchange(address, b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", seconds=2)
+    assert status(received) in (0, 400, 404, 405)
+    assert not [record for record in caplog.records if "pip install" in record.getMessage()]
+
+
 async def test_a_caller_that_asks_first_is_told_no(address: str) -> None:
     received = await exchange(address, post(b"", "Content-Length: 70000", "Expect: 100-continue"))
     assert status(received) == 413

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from likewise.apps.body import checked, faults_of, parse_json
+from likewise.apps.body import NUMBER_TOO_LARGE, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
 from likewise.apps.collections.service import CollectionsService, WriteResult
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, Malformed
@@ -169,7 +169,9 @@ def _on_line(number: int, error: LikewiseError) -> list[Fault]:
 
 
 def _line_words(error: LikewiseError) -> str:
-    return "This line is not valid JSON in UTF-8." if isinstance(error, Malformed) else error.detail
+    if isinstance(error, Malformed) and error.detail != NUMBER_TOO_LARGE:
+        return "This line is not valid JSON in UTF-8."
+    return error.detail
 
 
 def _stopped(number: int) -> Fault:

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import RequestModel, deeper_than, wrong
-from likewise.filters import rfc_3339
+from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
 
 MAX_ITEMS = 1_000
@@ -28,7 +28,10 @@ MAX_PAYLOAD_DEPTH = 16
 MAX_INDEXED = 32
 
 NAME = r"^[a-z][a-z0-9-]{0,62}$"
-NAME_IN_WORDS = "A collection's name has lower-case letters, digits and -, begins with a letter, and has 63 at most."
+NAME_IN_WORDS = (
+    "A collection's name has lower-case letters a to z, digits and hyphens, begins with a letter, "
+    "and has at most 63 characters."
+)
 # The apps' own collections are named `app:model`.
 NAME_IN_PATH = re.compile(r"[a-z][a-z0-9-]{0,62}(:[A-Za-z0-9._-]{1,128})?")
 
@@ -36,9 +39,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 
 
-def _without_control(value: str) -> str:
+def _whole(value: str) -> str:
     if _CONTROL.search(value):
         raise wrong("control_character", "This must not contain control characters.")
+    if "\ufffd" in value:
+        # Two ids that differed in what was lost would be one by now, and a record would replace another.
+        raise wrong("lost_character", "This contains U+FFFD, a character that was lost on the way; send it whole.")
+    return value
+
+
+def _collection_name(value: str) -> str:
+    if not re.fullmatch(NAME, value):
+        raise wrong("invalid_value", NAME_IN_WORDS)
     return value
 
 
@@ -54,7 +66,7 @@ def _moment(value: object) -> object:
     moment = rfc_3339(value) if isinstance(value, str) else _in_utc(value)
     if moment is not None:
         return moment
-    raise wrong("invalid_time", "This must be a time in RFC 3339 with its zone, as in 2026-01-31T12:00:00Z.")
+    raise wrong("invalid_time", why_no_time(value))
 
 
 def _in_utc(value: object) -> datetime | None:
@@ -79,7 +91,7 @@ def _later(value: object) -> object:
     return value
 
 
-Label = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_without_control)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_whole)]
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_not_blank)]
 Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=str)]
 # A field of the full API that is known by name and refused.
@@ -146,7 +158,7 @@ class PolicyIn(RequestModel):
 class CollectionIn(RequestModel):
     """A collection to make."""
 
-    name: str = Field(pattern=NAME)
+    name: Annotated[str, AfterValidator(_collection_name)] = Field(json_schema_extra={"pattern": NAME})
     model: str | None = Field(None, min_length=1, max_length=256)
     policy: PolicyIn | None = None
 
