@@ -1,6 +1,6 @@
 """Texts to vectors: speed beside sentence-transformers, agreement with it, and the time of one query.
 
-    python benchmarks/embedding.py [folder with throughput-passages/ and sts-benchmark-dev/]
+    python -m benchmarks.embedding [folder with throughput-passages/ and sts-benchmark-dev/]
 
 Each side gets the same 2,000 passages in parts, in turns, so that other load on the machine falls on all. Ours go the
 whole way through `Embedder` in the bulk lane without its cache. Sentence-transformers (PyTorch in fp32, batches of 32)
@@ -9,9 +9,7 @@ comparable when the machine is busy.
 """
 
 import asyncio
-import gzip
 import importlib.util
-import json
 import os
 import random
 import statistics
@@ -24,26 +22,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.surroundings import DATA, MODELS_FOLDER, lines
 from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import MODELS
 from likewise.embedding.provider import Matrix
 from likewise.settings import Settings, load_settings
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-MODELS_FOLDER = Path(os.environ.get("LIKEWISE_TEST_MODELS", Path.home() / ".cache" / "likewise-tests" / "models"))
 SEED, PASSAGES, LEAST_WORDS = 7, 2_000, 20
 PART, ROUNDS = 1_000, 4
 QUERY = "how do I find out whether two short sentences mean the same simple thing"  # 16 tokens, special ones included
 QUERIES = 400
 
 Side = Callable[[Sequence[str]], Awaitable[Matrix]]
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    """A packed JSONL file."""
-    with gzip.open(file, "rt", encoding="utf-8") as opened:
-        return [json.loads(line) for line in opened]
 
 
 def sample(data: Path) -> list[str]:
@@ -143,6 +134,7 @@ async def main(data: Path) -> None:
         other = sentence_transformers(model, threads)
         if other:
             sides["sentence-transformers"] = other
+        print(machine())
         print(f"{PASSAGES} passages of {LEAST_WORDS} words or more, {threads} threads; medians of {ROUNDS} rounds")
         vectors = await race(sides, sample(data))
         for name in sides:

@@ -1,15 +1,11 @@
 """What storing costs: records a second, vectors a second, and the server's peak memory, over HTTP.
 
-    .venv/bin/python benchmarks/ingest.py [passages.jsonl.gz]
+    python -m benchmarks.ingest [passages.jsonl.gz]
 
 The server is a fresh one in a temporary folder; Postgres's memory is not counted.
 """
 
 import asyncio
-import gzip
-import json
-import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,9 +13,9 @@ from typing import Any
 
 import httpx2
 
-from likewise.testing import LiveServer, open_folder
+from benchmarks.surroundings import DATA, fresh_server, lines, machine
+from likewise.testing import LiveServer
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH = 500
 
 
@@ -63,15 +59,9 @@ async def main() -> None:
     file = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA / "throughput-passages" / "passages.jsonl.gz"
     if not file.is_file():
         sys.exit(f"There is no file {file}: name one of packed JSON lines with id, text, source and kind.")
-    with gzip.open(file, "rt", encoding="utf-8") as opened:
-        passages = [json.loads(line) for line in opened]
-    folder = open_folder()
-    models = os.environ.get("LIKEWISE_MODELS_DIR", str(Path.home() / ".cache" / "likewise-tests" / "models"))
-    try:
-        async with LiveServer(folder, {"LIKEWISE_MODELS_DIR": models}).running() as server:
-            await measure(server, passages)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    print(machine())
+    async with fresh_server() as server:
+        await measure(server, lines(file))
 
 
 if __name__ == "__main__":

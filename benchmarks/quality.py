@@ -1,16 +1,12 @@
 """How well search finds: nDCG@10 on SciFact's training claims, over HTTP, in each mode.
 
-    .venv/bin/python benchmarks/quality.py [folder with scifact/]
+    python -m benchmarks.quality [folder with scifact/]
 
 The server is a fresh one in a temporary folder. Published for all-MiniLM-L6-v2 on these claims: dense 0.660.
 """
 
 import asyncio
-import gzip
-import json
 import math
-import os
-import shutil
 import statistics
 import sys
 import time
@@ -21,9 +17,8 @@ from typing import Any
 
 import httpx2
 
-from likewise.testing import LiveServer, open_folder
+from benchmarks.surroundings import DATA, fresh_server, lines, machine
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH = 500
 MODES = ("dense", "lexical", "hybrid")
 
@@ -34,12 +29,6 @@ def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], depth: int = 10) ->
     best = sorted(relevant.values(), reverse=True)[:depth]
     ideal = sum(grade / math.log2(place + 2) for place, grade in enumerate(best))
     return gain / ideal if ideal else 0.0
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    """A packed JSONL file."""
-    with gzip.open(file, "rt", encoding="utf-8") as opened:
-        return [json.loads(line) for line in opened]
 
 
 def judgements(file: Path) -> dict[str, dict[str, int]]:
@@ -93,13 +82,9 @@ async def main() -> None:
     data = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA / "scifact"
     if not data.is_dir():
         sys.exit(f"There is no folder {data}: name one with corpus.jsonl.gz, queries.jsonl.gz and qrels.tsv.")
-    folder = open_folder()
-    models = os.environ.get("LIKEWISE_MODELS_DIR", str(Path.home() / ".cache" / "likewise-tests" / "models"))
-    try:
-        async with LiveServer(folder, {"LIKEWISE_MODELS_DIR": models}).running() as server:
-            await measure(server.url, data)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    print(machine())
+    async with fresh_server() as server:
+        await measure(server.url, data)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def likewise(
 
 
 def run() -> None:
-    """The program. Exit codes: 0 ok, 1 failure, 2 usage, 3 could not start, 4 partly done."""
+    """The program. Exit codes: 0 ok, 1 failure, 2 usage, 3 could not start, 4 partly done, 130 Ctrl-C."""
     _keep_standard_files_open()
     code = main()
     try:

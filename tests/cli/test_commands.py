@@ -116,6 +116,16 @@ def test_without_weights_embed_does_not_start(likewise_command: Run) -> None:
     assert "LIKEWISE_OFFLINE is set" in done.stderr
 
 
+def test_a_models_folder_that_cannot_be_written_is_named_once_with_its_setting(
+    likewise_command: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    done = likewise_command("embed", "x", LIKEWISE_OFFLINE="false", LIKEWISE_MODELS_DIR=str(tmp_path / "file" / "m"))
+    assert done.returncode == NOT_STARTED
+    assert one_line(done.stderr).count("cannot be written") == 1
+    assert "LIKEWISE_MODELS_DIR names it" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of notes, with one file that is no text."""
