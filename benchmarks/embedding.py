@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.surroundings import DATA, MODELS_FOLDER, lines
+from benchmarks.surroundings import DATA, MODELS_FOLDER, lines, machine
 from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import MODELS
