@@ -1,7 +1,8 @@
 """One Postgres for the run, a database for each test, and a Likewise on it with a deterministic model."""
 
+import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +18,16 @@ from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres, throwaway_postgres
 
 Opener = Callable[..., AbstractAsyncContextManager[Likewise]]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A test that sets up log lines leaves no handler behind on a stream that is closed after it."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """No vector is compared with one of another space: what a generation was made with, against what this process has."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -54,6 +55,7 @@ class Admission:
         self._embedder = embedder
         self._admitted: set[tuple[int, str]] = set()
         self._refused: dict[int, _Refusal] = {}
+        self._asking = asyncio.Lock()
 
     @property
     def refused(self) -> dict[int, str]:
@@ -69,8 +71,15 @@ class Admission:
             CollectionGone: the generation went with its collection.
         """
         model = await self._embedder.opened(generation.model)
+        if (generation.id, model.space) not in self._admitted:
+            # Several that come at once, as workers and searches do at a start, are one question to the model.
+            async with self._asking:
+                generation = await self._check(tenant, generation, model)
+        return Admitted(generation, model)
+
+    async def _check(self, tenant: int, generation: Generation, model: OpenModel) -> Generation:
         if (generation.id, model.space) in self._admitted:
-            return Admitted(generation, model)
+            return generation
         refusal = self._refused.get(generation.id)
         if refusal is not None and refusal.space == model.space and refusal.again > time.monotonic():
             raise ModelUnavailable(refusal.reason, code="model_differs", retry_after=30)
@@ -84,7 +93,7 @@ class Admission:
             raise ModelUnavailable(reason, code="model_differs", retry_after=30)
         self._refused.pop(generation.id, None)
         self._admitted.add((generation.id, model.space))
-        return Admitted(generation, model)
+        return generation
 
     async def _adopt(self, tenant: int, generation: Generation, model: OpenModel) -> Generation:
         """The first process that makes vectors here says what they are made with."""
