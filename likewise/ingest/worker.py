@@ -80,6 +80,8 @@ class Worker:
         self._claim_size = claim_size
         self._last_tenant = 0
         self._resting: dict[int, _Rest] = {}
+        self._turns = asyncio.Semaphore(CLAIMS_AT_ONCE)
+        self._one_alone = asyncio.Lock()
 
     async def run(self) -> None:
         """Work until cancelled; a database or a model that is away is waited for."""
@@ -181,10 +183,19 @@ class Worker:
                 return False
             self._last_tenant = entries[-1].tenant
             worked = False
-            async with self._renewed({entry.tenant for entry in entries}, claim):
+            turn = self._nobody_beside() if alone else self._turns
+            async with self._renewed({entry.tenant for entry in entries}, claim), turn:
                 for (tenant, generation), contents in _grouped(entries).items():
                     worked |= await self._work_or_rest(tenant, generation, contents, claim)
         return worked
+
+    @contextlib.asynccontextmanager
+    async def _nobody_beside(self) -> AsyncIterator[None]:
+        """The turns of all claims: a text that may kill the process takes no others with it."""
+        async with self._one_alone, contextlib.AsyncExitStack() as turns:
+            for _ in range(CLAIMS_AT_ONCE):
+                await turns.enter_async_context(self._turns)
+            yield
 
     async def _work_or_rest(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> bool:
         """Work on one generation's share of a claim; one that fails rests, and does not keep the others from theirs."""
