@@ -1,7 +1,8 @@
 """Records and the contents they point at.
 
-Locks are taken in one order everywhere: the collection's advisory lock, contents, records; rows of a batch by their
-keys. What hangs on a content (waiting, vec_, terms_) is written by who holds its lock, or skipped where it is locked.
+Locks are taken in one order everywhere: the collection's advisory lock, contents, new records, changed records; rows of
+a batch by their keys. What hangs on a content (waiting, vec_, terms_) is written by who holds its lock, or skipped
+where it is locked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -218,8 +219,9 @@ async def write(
         return Written(0, 0, len(records), tuple(sorted(unchanged)), {})
     old = {records[place].id: (pk, content) for place, (pk, content) in present.items() if place not in same}
     added, by_hash = await _get_or_make_contents(tx, collection, fresh, old, keep_text=keep_text)
-    left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
+    # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], by_hash)
+    left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
     pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
     if indexed:
         await _write_fields(tx, collection, fresh, pks, by_hash, indexed, changed=[pk for pk, _ in old.values()])

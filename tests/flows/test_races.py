@@ -88,6 +88,24 @@ async def test_many_writers_of_a_few_hot_ids(lw: Likewise) -> None:
     assert (await notes.stats())["records"] == 12
 
 
+async def test_ids_that_are_new_to_one_writer_and_known_to_another(lw: Likewise) -> None:
+    """One changes b and adds a, while another, who came before b was there, adds both."""
+    notes = lw.collection("notes")
+    await notes.create()
+
+    async def know(n: int) -> None:
+        await notes.add([{"id": f"b{n}", "text": f"first {n}"}], wait=False)
+        await notes.add([{"id": f"a{n}", "text": f"new {n}"}, {"id": f"b{n}", "text": f"second {n}"}], wait=False)
+
+    async def come(n: int) -> None:
+        await notes.add([{"id": f"a{n}", "text": f"other {n}"}, {"id": f"b{n}", "text": f"another {n}"}], wait=False)
+
+    for start in range(0, 200, 10):
+        await asyncio.gather(*(one(n) for n in range(start, start + 10) for one in (know, come)))
+    await embedded(lw, "notes")
+    assert (await notes.stats())["records"] == 400
+
+
 async def test_records_with_few_texts_come_go_and_change_at_once(lw: Likewise) -> None:
     """Every content is somebody's last all the time."""
     notes = lw.collection("notes")
