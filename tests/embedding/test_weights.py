@@ -5,8 +5,8 @@ import hashlib
 import http.server
 import importlib.util
 import multiprocessing
-import subprocess
 import socket
+import subprocess
 import threading
 import time
 import zipfile
