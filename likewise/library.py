@@ -14,12 +14,13 @@ from likewise.apps.collections.service import (
     RecordView,
     SearchResult,
     WriteResult,
+    refuse_repeats,
 )
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
-from likewise.ingest.writer import NOT_JSON
+from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
 from likewise.search.searcher import Mode, SearchRequest
@@ -27,7 +28,8 @@ from likewise.settings import Settings, load_settings
 
 # One transaction holds this many records of a longer list.
 BATCH = 500
-PROGRESS_SECONDS = 0.2
+# A few texts are done in an instant; many need not be counted more often than each second.
+FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 # The database has answered already; what is waited for here is a connection of ours that is free.
 ASK_SECONDS = 1.0
 
@@ -103,13 +105,15 @@ class Likewise:
 
     async def wait_until_embedded(self, collection: str, on_progress: Progress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
+        pause = FIRST_LOOK_SECONDS
         while True:
             stats = await self.collections.stats(await self.tenant(), collection)
             if on_progress is not None:
                 on_progress(stats["contents"] - stats["waiting"], stats["contents"])
             if stats["waiting"] == 0:
                 return
-            await asyncio.sleep(PROGRESS_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_SECONDS)
 
 
 class Collection:
@@ -126,12 +130,16 @@ class Collection:
         return await self._service.create(await self._likewise.tenant(), self.name, model, policy)
 
     async def add(self, records: Sequence[Mapping[str, Any] | NewRecord], *, wait: bool = True) -> WriteResult:
-        """Store records: `{id, text, payload?, parent?, status?, occurred_at?}`, in batches of 500.
+        """Store records: `{id, text, payload?, parent?, status?, occurred_at?}`, in batches of 500, each whole.
 
         Args:
             wait: whether to return only when they have their vectors; `failed` names those that can have none.
+
+        Raises:
+            Invalid: a record that is none, or two with one id; nothing is stored.
+            ModelUnavailable: with `wait`, the records of this batch and those before it are stored, later ones not.
         """
-        incoming = [_record(one, place) for place, one in enumerate(records)]
+        incoming = _checked_list(records)
         await self._ensure()
         tenant = await self._likewise.tenant()
         total = WriteResult(0, 0, 0)
@@ -205,10 +213,22 @@ def _moved(fault: Fault, start: int) -> Fault:
     return replace(fault, pointer=f"/{start + int(place)}/{rest}")
 
 
+def _checked_list(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
+    """All records, or Invalid before the first of them is stored."""
+    if isinstance(records, str | Mapping) or not isinstance(records, Sequence):
+        raise Invalid.at("", "Records come as a list, one of them as a list of one.", "wrong_type")
+    incoming = [_record(one, place) for place, one in enumerate(records)]
+    refuse_unstorable(incoming)
+    refuse_repeats(incoming)
+    return incoming
+
+
 def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
     """A record as the HTTP API would take it; Invalid with its place in the list if it is not one."""
     if isinstance(one, NewRecord):
         return one
+    if not isinstance(one, Mapping):
+        raise Invalid.at(f"/{place}", "A record is an object with an id and a text.", "wrong_type")
     if not is_json(one.get("payload", {})):
         raise Invalid.at(f"/{place}/payload", NOT_JSON)
     # The id keeps its form, and is refused if it cannot.

@@ -9,13 +9,11 @@ if TYPE_CHECKING:
     from likewise.db.collections import Generation
     from likewise.library import Likewise
 
-# A few texts are done in an instant; many need not be counted more often than each second.
-FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
-
 
 async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) -> str | None:
     """Wait until a collection's texts have their vectors; returns why not, if the model cannot make them."""
     from likewise.db import collections, waiting  # noqa: PLC0415
+    from likewise.library import FIRST_LOOK_SECONDS, LOOK_SECONDS  # noqa: PLC0415
 
     tenant = await likewise.tenant()
     total = (await likewise.collections.stats(tenant, collection))["contents"]

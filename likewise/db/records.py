@@ -93,7 +93,7 @@ HOLD_CONTENT = SQL("SELECT 1 FROM contents WHERE pk = %s FOR UPDATE")
 DROP_RECORD = SQL("DELETE FROM records WHERE pk = %s AND content = %s")
 DROP_WAITING = SQL("DELETE FROM waiting WHERE content = ANY (%s::bigint[]) AND generation = ANY (%s::int[])")
 DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[])")
-# For every row that the matching records need, in every generation that is still there, retired ones included.
+# Retired ones included: they keep their vectors until they are dropped.
 ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
 VIEW = SQL("""

@@ -17,7 +17,7 @@ from likewise.db.pool import Tx, table
 # Tried on SciFact's training claims; see docs/benchmarks.md.
 K1 = 1.2
 B = 0.75
-# The length of sparse vectors; terms are in 1..TERM_SPACE.
+# The largest length that a sparsevec can have; terms are in 1..TERM_SPACE.
 TERM_SPACE = 1_000_000_000
 # The rarest terms of a query are taken until they may bring this many texts; more would be read to be thrown away.
 MOST_CANDIDATES = 5_000

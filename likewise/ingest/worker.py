@@ -30,6 +30,7 @@ CLAIM_SIZE = 512
 # One claim is written while the next is in the model.
 CLAIMS_AT_ONCE = 2
 LEAST_REST, MOST_REST = 1.0, 30.0
+# An eighth of what may wait for the model by default (4 characters a token), so that no claim fills its queue.
 PART_CHARS = 1_000_000
 POLL_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
@@ -105,7 +106,7 @@ class Worker:
                 await self._wakeups.wait(POLL_SECONDS)
 
     async def step(self) -> bool:
-        """Claim once and work on what came; False if nothing could be done."""
+        """Claim once from the queue, and try some entries by themselves; False if nothing could be done."""
         models = await self._ready_models()
         if not models:
             return False
@@ -149,13 +150,13 @@ class Worker:
                 await self._work_on(tenant, generation, ours, claim, interactive=True)
         except (ModelUnavailable, Overloaded) as error:
             await self._release(tenant, generation, ours, claim)
-            raise ModelUnavailable(f"The records are stored and wait for their vectors. {error.detail}") from None
+            raise _stored(error) from None
 
     async def _check_model(self, model: str) -> None:
         try:
             await self._embedder.opened(model)
         except ModelUnavailable as error:
-            raise ModelUnavailable(f"The records are stored and wait for their vectors. {error.detail}") from None
+            raise _stored(error) from None
 
     async def _ready_models(self) -> list[str]:
         """The models that something waits for and that can be opened now."""
@@ -337,6 +338,11 @@ class Worker:
             with contextlib.suppress(LikewiseError):
                 await waiting.sweep(self._pool)
             await asyncio.sleep(min(SWEEP_SECONDS, self._lease.total_seconds()))
+
+
+def _stored(error: LikewiseError) -> ModelUnavailable:
+    """What a writer hears who waits for vectors that do not come."""
+    return ModelUnavailable(f"The records are stored and wait for their vectors. {error.detail}")
 
 
 def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:

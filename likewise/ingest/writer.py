@@ -45,7 +45,7 @@ class Writer:
         Raises:
             Invalid: an id or a payload that cannot be stored as it is.
         """
-        _refuse_unstorable(batch)
+        refuse_unstorable(batch)
         large = sum(len(record.text or "") for record in batch) > LARGE_BATCH
         prepared = await _beside(large, _prepared, kind, batch)
         if not prepared:
@@ -119,7 +119,8 @@ async def _at_last_alone(work: Callable[[bool], Awaitable[T]]) -> T:
     return await retried(lambda: work(next(tries) >= TRIES_BESIDE_OTHERS))
 
 
-def _refuse_unstorable(batch: Sequence[NewRecord]) -> None:
+def refuse_unstorable(batch: Sequence[NewRecord]) -> None:
+    """Invalid, with a fault for each id and each payload that cannot be stored as it is."""
     faults = []
     for place, record in enumerate(batch):
         if not record.id or not fit_for_id(record.id):

@@ -9,13 +9,13 @@ from hashlib import blake2b
 
 import Stemmer
 
+from likewise.db.terms import TERM_SPACE
+
 # Recorded with every collection: terms of one analyzer are never compared with another's.
 ANALYZER = "english-1"
 
 # A sparsevec holds 16,000 entries; a text with more distinct words than half of that is a dump, not prose.
 MOST_TERMS = 8_000
-# The largest index that a sparsevec can have.
-TERM_SPACE = 1_000_000_000
 
 # Words so common that they say nothing of a text. Short on purpose: what is left is weighed by how rare it is.
 STOP_WORDS = frozenset(

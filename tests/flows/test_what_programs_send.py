@@ -176,3 +176,26 @@ async def test_texts_are_always_kept_in_this_version(shared: Likewise) -> None:
         await shared.collection("forgetful").create(policy=Policy(keep_text=False))
     with pytest.raises(NotFound):
         await shared.collection("forgetful").stats()
+
+
+@pytest.mark.parametrize("records", ["abc", {"id": "1", "text": "x"}, None, 5, ["abc"], [None], [("id", "1")]])
+async def test_what_is_no_list_of_records_is_refused(lw: Likewise, records: Any) -> None:
+    with pytest.raises(Invalid):
+        await lw.collection("notes").add(records)
+
+
+@pytest.mark.parametrize("texts", ["abc", "", None, 5, ["a", 5], [None], [b"a"]])
+async def test_what_is_no_list_of_texts_is_refused(lw: Likewise, texts: Any) -> None:
+    with pytest.raises(Invalid):
+        await lw.embed(texts)
+
+
+async def test_an_id_given_twice_far_apart_stores_nothing(lw: Likewise) -> None:
+    # Given a list longer than one transaction takes, and a late record with the id of an early one
+    records = [{"id": str(n), "text": f"text {n}"} for n in range(1_100)] + [{"id": "3", "text": "again"}]
+    # When it is added, then it is refused with the place of the late one, before anything is stored
+    with pytest.raises(Invalid) as refused:
+        await lw.collection("notes").add(records, wait=False)
+    assert [fault.pointer for fault in refused.value.faults] == ["/1100/id"]
+    with pytest.raises(NotFound):
+        await lw.collection("notes").stats()

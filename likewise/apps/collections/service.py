@@ -144,7 +144,7 @@ class CollectionsService:
             ModelUnavailable: with `wait`, the records are stored and the model is away.
         """
         collection = await self._named(tenant, name)
-        _refuse_repeats(batch)
+        refuse_repeats(batch)
         if collection.policy.on_long == "refuse":
             await self._refuse_long(collection, batch)
         lane = INTERACTIVE if wait else BULK
@@ -232,7 +232,7 @@ def _at_text(fault: Fault) -> Fault:
     return replace(fault, pointer=f"{fault.pointer.removeprefix('/texts')}/text")
 
 
-def _refuse_repeats(batch: Sequence[NewRecord]) -> None:
+def refuse_repeats(batch: Sequence[NewRecord]) -> None:
     """Which of two records with one id counts would be a guess."""
     message = "An earlier record of this batch has the same id."
     seen: set[str] = set()
