@@ -6,27 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from psycopg.sql import SQL
-
 from likewise.cli import standard_input
 from likewise.cli.files import Source, of_lines, owner_of, sources
 from likewise.cli.models import named
 from likewise.cli.terminal import Report, in_a_line
-from likewise.db import collections
+from likewise.db import collections, lookups
 from likewise.errors import Fault, Invalid, NotFound
 from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.settings import Settings
 
 BATCH = 500
-
-# Which of these ids are records that came from elsewhere, and from where.
-OF_OTHERS = SQL("""
-    SELECT id, parent FROM records
-    WHERE collection = %s AND id = ANY (%s::text[]) AND parent IS DISTINCT FROM %s
-""")
-# Everything that an earlier run stored from this path.
-OF_OWNER = SQL("SELECT id FROM records WHERE collection = %s AND parent = %s")
 
 
 @dataclass
@@ -71,7 +61,7 @@ async def index(likewise: Likewise, path: str, collection: str, model: str | Non
             await _write(likewise, tenant, records[start : start + BATCH], done)
         report(done.stored, done.stored)
     if there and here.owner is not None:
-        done.removed = await _remove_gone(likewise, tenant, collection, here)
+        done.removed = await _remove_gone(likewise, tenant, collection, here, here.owner)
     return done
 
 
@@ -148,7 +138,7 @@ async def _leave_out_others(
         return
     async with likewise.runtime.pool.tenant(tenant) as tx:
         number = (await collections.named(tx, collection)).id
-        others = {str(id_): parent for id_, parent in await tx.rows(OF_OTHERS, [number, ids, here.owner])}
+        others = await lookups.of_others(tx, number, ids, here.owner)
     for file in batch:
         taken = next((record.id for record in file.records if record.id in others), None)
         if taken is not None:
@@ -185,11 +175,11 @@ def _place(fault: Fault) -> int | None:
     return int(first) if first.isdecimal() else None
 
 
-async def _remove_gone(likewise: Likewise, tenant: int, collection: str, here: _Here) -> int:
+async def _remove_gone(likewise: Likewise, tenant: int, collection: str, here: _Here, owner: str) -> int:
     """Remove the records of this path whose file, or part of it, is gone; returns how many."""
     async with likewise.runtime.pool.tenant(tenant) as tx:
         number = (await collections.named(tx, collection)).id
-        kept = [str(row[0]) for row in await tx.rows(OF_OWNER, [number, here.owner])]
+        kept = await lookups.of_parent(tx, number, owner)
     removed = 0
     for id_ in kept:
         if not here.may_have(id_):

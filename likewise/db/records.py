@@ -1,4 +1,4 @@
-"""Records and the contents they point at.
+"""Records and the contents they point at, as they are written and deleted.
 
 Locks are taken in one order everywhere: the collection's advisory lock, contents, new records, changed records; rows of
 a batch by their keys. What hangs on a content (waiting, vec_, terms_) is written by who holds its lock, or skipped
@@ -18,7 +18,7 @@ from likewise.cleaning import storable
 from likewise.db import collections, terms
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.pool import Tx, table
-from likewise.db.where import INDEXED_CHARS, Where
+from likewise.db.where import INDEXED_CHARS
 from likewise.kind import Payload
 
 Lane = int
@@ -96,39 +96,6 @@ DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[])")
 # Retired ones included: they keep their vectors until they are dropped.
 ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
-VIEW = SQL("""
-    r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
-    c.state, c.reason, v.truncated
-""")
-ONE = SQL("""
-    SELECT {view} FROM records r JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
-    WHERE r.collection = %s AND r.id = %s
-""")
-# Every content that a ranking gave, joined under row-level security; at most `most` records of each, oldest first.
-OF_CONTENTS = SQL("""
-    SELECT {view} FROM unnest(%(contents)s::bigint[]) WITH ORDINALITY AS wanted (content, place)
-    CROSS JOIN LATERAL (
-        SELECT r.* FROM records r WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
-        ORDER BY r.pk LIMIT %(most)s
-    ) r
-    JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
-    ORDER BY wanted.place, r.pk
-""")
-FAILED = SQL("""
-    SELECT r.id, coalesce(c.reason, 'failed') FROM records r JOIN contents c ON c.pk = r.content
-    WHERE r.collection = %s AND r.id = ANY (%s::text[]) AND c.state = 'failed'
-""")
-COUNT = SQL("""
-    SELECT (SELECT count(*) FROM records WHERE collection = %(collection)s),
-           (SELECT count(*) FROM contents WHERE collection = %(collection)s),
-           (SELECT count(*) FROM contents WHERE collection = %(collection)s AND state = 'failed'),
-           (SELECT count(*) FROM {vectors})
-""")
-SHARED = SQL("SELECT 1 FROM records WHERE content = %s AND pk <> %s LIMIT 1")
-MATCHING_CONTENTS = SQL(
-    "SELECT DISTINCT r.content FROM records r WHERE {condition} AND r.pk IS DISTINCT FROM %(without)s"
-)
-
 
 @dataclass(frozen=True)
 class PreparedRecord:
@@ -145,25 +112,6 @@ class PreparedRecord:
 
 
 @dataclass(frozen=True)
-class StoredRecord:
-    """A record as it stands, with its content's text and state. `truncated` counts tokens; None without a vector."""
-
-    pk: int
-    content: int
-    id: str
-    text: str | None
-    payload: dict[str, Any]
-    parent: str | None
-    status: str | None
-    occurred_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
-    state: str
-    reason: str | None
-    truncated: int | None
-
-
-@dataclass(frozen=True)
 class Written:
     """What a batch did: how many records of each outcome, and the contents that they all point at now."""
 
@@ -172,16 +120,6 @@ class Written:
     unchanged: int
     contents: tuple[int, ...]
     new_contents: Mapping[bytes, int]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How much a collection holds, and how many of its contents have a vector in a generation."""
-
-    records: int
-    contents: int
-    failed: int
-    vectors: int
 
 
 def text_hash(text: str) -> bytes:
@@ -250,49 +188,9 @@ async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -
     return True
 
 
-async def failed(tx: Tx, collection: int, ids: Sequence[str]) -> dict[str, str]:
-    """Those of the records whose text the model could not embed, with the reason's code."""
-    return {str(id_): str(reason) for id_, reason in await tx.rows(FAILED, [collection, list(ids)])}
-
-
-async def count(tx: Tx, collection: int, generation: int) -> Counts:
-    """How much a collection holds."""
-    row = await tx.row(COUNT.format(vectors=table("vec", generation)), {"collection": collection})
-    return Counts(*row) if row else Counts(0, 0, 0, 0)
-
-
 async def known(tx: Tx, collection: int, hashes: Sequence[bytes]) -> frozenset[bytes]:
     """Which of these texts are contents already."""
     return frozenset(bytes(row[0]) for row in await tx.rows(KNOWN, [collection, list(hashes)]))
-
-
-async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRecord | None:
-    """One record by its id."""
-    if not storable(record):
-        return None
-    statement = ONE.format(view=VIEW, vectors=table("vec", generation))
-    row = await tx.row(statement, [collection, record])
-    return None if row is None else StoredRecord(*row)
-
-
-async def of_contents(
-    tx: Tx, generation: int, contents: Sequence[int], where: Where, *, most: int, without: int | None
-) -> list[StoredRecord]:
-    """The records of these contents that fit the condition, in the contents' order."""
-    statement = OF_CONTENTS.format(view=VIEW, vectors=table("vec", generation), condition=where.sql)
-    parameters = {**where.parameters, "contents": list(contents), "most": most, "without": without}
-    return [StoredRecord(*row) for row in await tx.rows(statement, parameters)]
-
-
-async def shared(tx: Tx, content: int, record: int) -> bool:
-    """Whether another record has this content too."""
-    return await tx.row(SHARED, [content, record]) is not None
-
-
-async def matching_contents(tx: Tx, where: Where, *, without: int | None) -> list[int]:
-    """The contents of all records that fit the condition."""
-    statement = MATCHING_CONTENTS.format(condition=where.sql)
-    return [int(row[0]) for row in await tx.rows(statement, {**where.parameters, "without": without})]
 
 
 async def _compare(

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 
 from likewise import filters
-from likewise.db import collections, records, terms
+from likewise.db import collections, lookups, terms
 from likewise.db.collections import Collection
 from likewise.db.failures import CollectionGone
+from likewise.db.lookups import StoredRecord
 from likewise.db.pool import Pool, Tx, retried
-from likewise.db.records import StoredRecord
 from likewise.db.where import Where, condition
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
@@ -165,7 +165,7 @@ class Searcher:
             question = await self._question(tx, collection, request, vector)
             among = None
             if tree is not None:
-                among = await records.matching_contents(tx, where, without=question.without)
+                among = await lookups.matching_contents(tx, where, without=question.without)
                 if not among:
                     return []
             return await self._find(tx, collection, request, question, where, among)
@@ -195,7 +195,7 @@ class Searcher:
         if request.like is None:
             words = [] if request.mode == "dense" else await _query_terms(request.query or "")
             return _Question(vector, words, None)
-        found = await records.one(tx, collection.id, collection.active.id, request.like)
+        found = await lookups.one(tx, collection.id, collection.active.id, request.like)
         if found is None:
             raise NotFound("There is no record of this id.", code="record_not_found")
         if request.mode != "lexical" or request.threshold is not None:
@@ -204,7 +204,7 @@ class Searcher:
             if vector is None and (request.mode == "dense" or request.threshold is not None):
                 raise Conflict("This record has no vector yet. Try again soon.", code="waiting", retry_after=1)
         words = [] if request.mode == "dense" else await self._like_terms(tx, collection, found.content)
-        shared = await records.shared(tx, found.content, found.pk)
+        shared = await lookups.shared(tx, found.content, found.pk)
         return _Question(vector, words, found.pk, None if shared else found.content)
 
     async def _like_terms(self, tx: Tx, collection: Collection, content: int) -> list[int]:
@@ -250,7 +250,7 @@ class Searcher:
         similarities = dict(zip(dense.contents, dense.similarities, strict=True))
         words = dict(lexical)
         scores = dict(await self._best(tx, collection, request, question, ranked, similarities))
-        loaded = await records.of_contents(
+        loaded = await lookups.of_contents(
             tx, collection.active.id, list(scores), where, most=request.limit, without=question.without
         )
         by_meaning = frozenset(dense.contents)

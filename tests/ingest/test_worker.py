@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 
 import likewise
 from likewise.apps.collections.service import KIND
-from likewise.db import collections, records, waiting
+from likewise.db import collections, lookups, records, waiting
 from likewise.db.collections import Generation
 from likewise.db.failures import DatabaseFailure
 from likewise.db.pool import Pool, Tx
@@ -343,7 +343,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
     await asyncio.wait_for(idle.wait_until_embedded("notes"), 5)
     async with idle.runtime.pool.tenant(await idle.tenant()) as tx:
         collection = await collections.named(tx, "notes")
-        record = await records.one(tx, collection.id, collection.active.id, "text")
+        record = await lookups.one(tx, collection.id, collection.active.id, "text")
         assert record is not None
         stored = (await PgvectorStore().fetch(tx, collection.active, [record.content]))[record.content]
     own = (await FakeProvider().embed(["text"], "document")).vectors[0]

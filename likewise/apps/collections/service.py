@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any, Literal
 
 from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
-from likewise.db import collections, records, waiting
+from likewise.db import collections, lookups, waiting
 from likewise.db.collections import Collection
-from likewise.db.records import BULK, INTERACTIVE, StoredRecord
+from likewise.db.lookups import StoredRecord
+from likewise.db.records import BULK, INTERACTIVE
 from likewise.errors import Fault, Invalid, NotFound, NotSupported
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
@@ -156,7 +157,7 @@ class CollectionsService:
         """One record; NotFound if there is none."""
         async with self._runtime.pool.tenant(tenant) as tx:
             collection = await collections.named(tx, name)
-            found = await records.one(tx, collection.id, collection.active.id, id)
+            found = await lookups.one(tx, collection.id, collection.active.id, id)
         if found is None:
             raise NotFound("There is no record of this id.", code="record_not_found")
         return _record_view(found)
@@ -176,7 +177,7 @@ class CollectionsService:
         """Counts of a collection, and the state of its vectors and their index."""
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             collection = await collections.named(tx, name)
-            counts = await records.count(tx, collection.id, collection.active.id)
+            counts = await lookups.count(tx, collection.id, collection.active.id)
             left, _ = await waiting.count(tx, collection.active.id)
         return {
             "records": counts.records,
@@ -199,7 +200,7 @@ class CollectionsService:
         """Wait for the vectors; a fault for each record whose text the model could not embed."""
         await self._runtime.worker.embed_now(tenant, collection.active.id, contents)
         async with self._runtime.pool.tenant(tenant) as tx:
-            failed = await records.failed(tx, collection.id, [record.id for record in batch])
+            failed = await lookups.failed(tx, collection.id, [record.id for record in batch])
         message = "The record is stored and found by its words; the model could not embed its text."
         return [
             Fault(f"/{place}/text", failed[record.id], message)
