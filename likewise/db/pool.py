@@ -82,6 +82,12 @@ class Tx:
         """The first row, or None."""
         return await (await self.execute(statement, parameters)).fetchone()
 
+    async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
+        """Run statements in their order within one round trip; the rows of each."""
+        async with self.connection.pipeline():
+            cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
     async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Bulk rows into a table without row-level security, in the binary format."""
         if not self._begun:

@@ -40,6 +40,8 @@ ALONE_A_STEP = 16
 AWAY_SECONDS = 1.0
 RETRY_AFTER = timedelta(seconds=2)
 WAIT_SECONDS = 30.0
+# Of the requests whose texts a claim has, so many are named in its log line.
+LOGGED_REQUESTS = 10
 
 log = get_logger(__name__)
 
@@ -182,7 +184,8 @@ class Worker:
             )
             if not entries:
                 return False
-            self._last_tenant = entries[-1].tenant
+            self._last_tenant = _last_in_turn(entries, self._last_tenant)
+            _log_requests(entries)
             worked = False
             turn = self._nobody_beside() if alone else self._turns
             async with self._renewed({entry.tenant for entry in entries}, claim), turn:
@@ -357,6 +360,17 @@ def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
         chars += len(text)
     if part:
         yield part
+
+
+def _last_in_turn(entries: Sequence[Entry], after: int) -> int:
+    """The tenant that comes last on the way round from the one after `after`."""
+    return max((entry.tenant for entry in entries), key=lambda tenant: (tenant <= after, tenant))
+
+
+def _log_requests(entries: Sequence[Entry]) -> None:
+    """One line that ties a claim to the requests whose texts are in it."""
+    requests = dict.fromkeys(entry.request_id for entry in entries if entry.request_id is not None)
+    log.info("claimed", texts=len(entries), requests=len(requests), request_ids=list(requests)[:LOGGED_REQUESTS])
 
 
 def _grouped(entries: Sequence[Entry]) -> dict[tuple[int, int], list[int]]:
