@@ -155,6 +155,7 @@ async def open_runtime(
         runtime.wakeups.start()
         stack.push_async_callback(runtime.wakeups.close)
         stack.push_async_callback(_flush_once, runtime)
+        stack.push_async_callback(runtime.writer.close)
         await stack.enter_async_context(_background(_tasks(runtime, worker=worker)))
         yield runtime
 

@@ -96,6 +96,9 @@ class Settings(BaseSettings):
         60.0, ge=1, le=3600, description="How long a worker may be silent before others take over what it had begun."
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
+    max_stream_bytes: int = Field(
+        2**30, ge=1_024, description="Largest body of lines (NDJSON), which is stored while it arrives, in bytes."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     shutdown_seconds: float = Field(
         20.0, ge=0, le=3600, description="Time that running requests have to end after SIGTERM."

@@ -13,6 +13,7 @@ from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import PreparedRecord, Written
 from likewise.errors import Fault, Invalid
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
+from likewise.ingest.grouping import Grouping
 from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
@@ -21,13 +22,15 @@ from likewise.observe.request_id import REQUEST_ID
 T = TypeVar("T")
 BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
 
-NOTHING = Written(0, 0, 0, {}, {})
+NOTHING = Written({}, {})
 
 NOT_JSON = "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts."
 BAD_ID = "An id is a text without control characters and without U+FFFD, a character that was lost on the way."
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
 LARGE_BATCH = 20_000
+# Up to here writes that come at once share transactions; what is larger has enough of its own to do.
+SMALL_BATCH = 16
 # Tries of a write beside others; after that it has the collection to itself for a moment.
 TRIES_BESIDE_OTHERS = 3
 
@@ -38,7 +41,12 @@ class Writer:
     def __init__(self, pool: Pool, wakeups: Wakeups) -> None:
         self._pool = pool
         self._wakeups = wakeups
+        self._groups: Grouping[tuple[int, int, int]] = Grouping()
         self.averages = TermAverages()
+
+    async def close(self) -> None:
+        """Wait for the writes that are under way."""
+        await self._groups.close()
 
     async def write(
         self,
@@ -64,6 +72,24 @@ class Writer:
         prepared = await _beside(large, _prepared, kind, batch)
         if not prepared and before_commit is None:
             return NOTHING
+        if before_commit is not None or large or len(prepared) > SMALL_BATCH:
+            return await self._store(tenant, collection, kind, prepared, lane, before_commit)
+        return await self._groups.write(
+            (tenant, collection.id, lane),
+            prepared,
+            lambda group: self._store(tenant, collection, kind, group, lane),
+        )
+
+    async def _store(
+        self,
+        tenant: int,
+        collection: Collection,
+        kind: Kind,
+        prepared: Sequence[PreparedRecord],
+        lane: int,
+        before_commit: BeforeCommit | None = None,
+    ) -> Written:
+        """Commit records, in spite of others who write the same, and count what came and went."""
         terms_of = BatchTerms(self.averages, collection) if collection.policy.keep_terms else None
         written = await _at_last_alone(
             lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, before_commit, alone=alone)

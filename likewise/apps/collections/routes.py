@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from likewise.apps.body import NDJSON, JsonBody, media_type, read_bytes, read_json
+from likewise.apps.body import NDJSON, JsonBody, Lines, media_type, read_json
 from likewise.apps.collections.batches import checked_array, write_array, write_lines
 from likewise.apps.collections.schemas import (
     NAME_IN_PATH,
@@ -36,7 +36,7 @@ from likewise.search.searcher import SearchRequest
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
 
 
-def existing_name(name: Annotated[str, Path(description="A collection's name.")]) -> str:
+async def existing_name(name: Annotated[str, Path(description="A collection's name.")]) -> str:
     """A name from the path; one that no collection can have is simply not there."""
     if not NAME_IN_PATH.fullmatch(name):
         raise NotFound("There is no such collection.")
@@ -94,7 +94,7 @@ async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> R
 async def write_records(tenant: Tenant, service: Collections, name: Name, request: Request) -> Answer:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     if media_type(request) == NDJSON:
-        return Answer(await write_lines(service, tenant, name, await read_bytes(request)))
+        return Answer(await write_lines(service, tenant, name, Lines(request)))
     return Answer(await write_array(service, tenant, name, await read_json(request, checked_array)))
 
 
