@@ -89,6 +89,12 @@ class Settings(BaseSettings):
         ge=1_000,
         description="Tokens (4 characters each) that may wait for a model in one process before requests are refused.",
     )
+    waiting_tokens: int = Field(
+        200_000_000,
+        ge=1_000,
+        description="Tokens (4 characters each) of stored texts that may wait for their vectors in a model, of all "
+        "tenants, before writes are refused; by default some hours of work for a small processor.",
+    )
     embed_worker: bool = Field(
         True, description="Whether `serve` also embeds what waits; `false` leaves it to `likewise worker`."
     )

@@ -12,6 +12,7 @@ from likewise.db.collections import Collection
 from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import PreparedRecord, Written
 from likewise.errors import Fault, Invalid
+from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
 from likewise.ingest.grouping import Grouping
 from likewise.ingest.stopping import stop
@@ -38,8 +39,9 @@ TRIES_BESIDE_OTHERS = 3
 class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
-    def __init__(self, pool: Pool, wakeups: Wakeups) -> None:
+    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog) -> None:
         self._pool = pool
+        self.backlog = backlog
         self._wakeups = wakeups
         self._groups: Grouping[tuple[int, int, int]] = Grouping()
         self.averages = TermAverages()
@@ -66,8 +68,13 @@ class Writer:
 
         Raises:
             Invalid: an id or a payload that cannot be stored as it is.
+            Overloaded: as many texts wait for their vectors as may.
+            TooManyRequests: so many of this tenant's.
         """
         refuse_unstorable(batch)
+        if lane == records.BULK:
+            tokens = sum(records.tokens(record.text or "") for record in batch)
+            self.backlog.admit(tenant, collection.active.model, tokens)
         large = _is_large(record.text or "" for record in batch)
         prepared = await _beside(large, _prepared, kind, batch)
         if not prepared and before_commit is None:
@@ -98,6 +105,8 @@ class Writer:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
             await self._count_gone(collection, written.left_texts)
         if written.waiting:
+            entered = sum(one.tokens for one in prepared if one.text_hash in written.new_contents)
+            self.backlog.entered(tenant, collection.active.model, entered)
             self._wakeups.mark()
         return written
 

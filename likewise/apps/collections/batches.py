@@ -117,7 +117,7 @@ async def _store(service: CollectionsService, tenant: int, name: str, lines: _Ta
     try:
         lines.stored(await _write(service, tenant, name, lines.batch))
     except LikewiseError as error:
-        if error.status < Internal.status or not lines.any_stored:
+        if not (error.retryable or error.status >= Internal.status) or not lines.any_stored:
             raise
         log.warning("lines not stored", error=error)
         lines.fail([_not_stored(min(number for number, _ in lines.batch.values()))])

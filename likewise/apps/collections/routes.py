@@ -88,7 +88,7 @@ async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> R
 @router.post(
     "/{name}/records",
     response_model=WriteAnswer,
-    responses=refusals(*BODY_REFUSALS, 404),
+    responses=refusals(*BODY_REFUSALS, 404, 429),
     openapi_extra=documented_body(RecordsIn, **{NDJSON: RecordIn.model_json_schema()}),
 )
 async def write_records(tenant: Tenant, service: Collections, name: Name, request: Request) -> Answer:
