@@ -160,6 +160,7 @@ class Pool:
             name=name,
         )
         self.url = url
+        self.most = most
         self._storage_fault: str | None = None
         self._fault_at = 0.0
 

@@ -16,6 +16,7 @@ from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
 from likewise.ingest.grouping import Grouping
 from likewise.ingest.stopping import stop
+from likewise.ingest.turns import Turns
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
@@ -41,6 +42,8 @@ class Writer:
 
     def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog) -> None:
         self._pool = pool
+        # The other connections are for those who search meanwhile.
+        self._turns = Turns(max(1, pool.most // 2))
         self.backlog = backlog
         self._wakeups = wakeups
         self._groups: Grouping[tuple[int, int, int]] = Grouping()
@@ -136,7 +139,7 @@ class Writer:
     ) -> Written:
         policy = collection.policy
         indexed = tuple(dict.fromkeys((*kind.indexed, *policy.indexed)))
-        async with self._pool.tenant(tenant) as tx:
+        async with self._turns.turn(tenant), self._pool.tenant(tenant) as tx:
             compared = await records.compare(tx, collection.id, prepared, alone=alone)
             # Postgres stores the records while this process reads their words.
             async with _learning(terms_of, compared.fresh) as learnt:

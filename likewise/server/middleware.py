@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from http import HTTPStatus
+from statistics import median
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,6 +35,13 @@ BODIES_BYTES = 256 * 2**20
 STREAM_BYTES = 2**30
 # A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
 MOST_REQUESTS = 512
+# What takes longer than this because others are before it is not worth letting in.
+PATIENCE_SECONDS = 1.0
+# Of what is let in; searches are short, and somebody waits for each.
+WRITES_SHARE = 0.75
+LEAST_REQUESTS = 16
+# How long, and of how many requests at least, the time that they take is looked at.
+LEARN_SECONDS, LEARN_REQUESTS = 0.5, 8
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 
@@ -100,25 +108,52 @@ class Errors:
 
 
 class RequestLimit:
-    """Refuses a request at once when as many as this server holds are running; probes are answered all the same."""
+    """Refuses a request at once when as many as this server holds are running; probes are answered all the same.
 
-    def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS) -> None:
+    How many that is follows from how long requests take: what would wait for longer than some seconds is refused, so
+    that what was let in is done while somebody still wants it. Writes leave room for searches.
+    """
+
+    def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.app = app
         self.most = most
+        self.patience_seconds = patience_seconds
+        self.allowed = most
         self._running = 0
+        self._writing = 0
+        self._took: list[float] = []
+        self._since = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        if self._running >= self.most:
+        writes = scope["method"] == "POST" and scope["path"].endswith("/records")
+        if self._running >= self.allowed or (writes and self._writing >= self.allowed * WRITES_SHARE):
             raise Overloaded("The server has as many requests as it can hold; ask again.")
         self._running += 1
+        self._writing += writes
+        began = time.monotonic()
         try:
             await self.app(scope, receive, send)
         finally:
             self._running -= 1
+            self._writing -= writes
+            if not _is_stream(scope):
+                self._learn(began, time.monotonic())
+
+    def _learn(self, began: float, now: float) -> None:
+        """Let in as many as are done within the patience, from how many are done now (Little's law)."""
+        self._took.append(now - began)
+        if now - self._since < LEARN_SECONDS or len(self._took) < LEARN_REQUESTS:
+            return
+        typical, pace = median(self._took), len(self._took) / (now - self._since)
+        if typical > self.patience_seconds:
+            self.allowed = min(self.most, max(LEAST_REQUESTS, round(pace * self.patience_seconds)))
+        elif typical < self.patience_seconds / 2:
+            self.allowed = min(self.most, 2 * self.allowed)
+        self._took, self._since = [], now
 
 
 class AddressGuard:
@@ -171,7 +206,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        streamed = headers.get("content-type", "").partition(";")[0].strip().lower() == NDJSON
+        streamed = _is_stream(scope)
         body = _CountedBody(receive, self, self.stream_limit if streamed else self.limit)
         declared = _declared_length(headers)
         if declared > body.limit:
@@ -298,6 +333,11 @@ class _Answered:
             if self._request_id is not None:
                 MutableHeaders(scope=message)["x-request-id"] = self._request_id
         await self._send(message)
+
+
+def _is_stream(scope: Scope) -> bool:
+    """Whether the body is one of lines, which is stored while it arrives."""
+    return Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower() == NDJSON
 
 
 def _declared_length(headers: Headers) -> int:
