@@ -40,6 +40,8 @@ PATIENCE_SECONDS = 1.0
 # Of what is let in; searches are short, and somebody waits for each.
 WRITES_SHARE = 0.75
 LEAST_REQUESTS = 16
+# More are let in once so many have been seen to be done in time.
+UNTRIED_REQUESTS = 128
 # How long, and of how many requests at least, the time that they take is looked at.
 LEARN_SECONDS, LEARN_REQUESTS = 0.5, 8
 # Who watches over a busy server must not take it for a dead one.
@@ -102,7 +104,8 @@ class Errors:
             if answered.status is not None:
                 raise
             known = as_likewise_error(error)
-            if known.status >= Internal.status:
+            # A refusal is nothing to look into, and there may be thousands; the request's own line has its status.
+            if known.status >= Internal.status and not isinstance(known, Overloaded):
                 (log.error if known.status == Internal.status else log.warning)("request failed", error=error)
             await answer(known, scope)(scope, receive, send)
 
@@ -118,7 +121,7 @@ class RequestLimit:
         self.app = app
         self.most = most
         self.patience_seconds = patience_seconds
-        self.allowed = most
+        self.allowed = min(most, UNTRIED_REQUESTS)
         self._running = 0
         self._writing = 0
         self._took: list[float] = []
@@ -149,10 +152,12 @@ class RequestLimit:
         if now - self._since < LEARN_SECONDS or len(self._took) < LEARN_REQUESTS:
             return
         typical, pace = median(self._took), len(self._took) / (now - self._since)
+        in_time = round(pace * self.patience_seconds)
         if typical > self.patience_seconds:
-            self.allowed = min(self.most, max(LEAST_REQUESTS, round(pace * self.patience_seconds)))
+            self.allowed = min(self.most, max(LEAST_REQUESTS, in_time))
         elif typical < self.patience_seconds / 2:
-            self.allowed = min(self.most, 2 * self.allowed)
+            recovered = min(UNTRIED_REQUESTS, 2 * self.allowed)
+            self.allowed = min(self.most, max(self.allowed, recovered, 2 * in_time))
         self._took, self._since = [], now
 
 
