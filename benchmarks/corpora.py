@@ -9,6 +9,7 @@ import hashlib
 import random
 import re
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.surroundings import MODELS_FOLDER, lines
 from likewise.embedding.embedder import Embedder
+from likewise.search.analyzer import STOP_WORDS
 from likewise.settings import load_settings
 
 Halves = NDArray[np.float16]
@@ -31,6 +33,15 @@ MOST_CHARS = 4_000
 LEAST_WORDS = 3
 QUERIES = 3_000
 QUERY_WORDS = (4, 30)
+COMMON_WORDS, COMMON_QUERIES = 150, 100
+COMMON = [
+    "how to use the same value in all of these",
+    "what is returned when the type of an object is not the default",
+    "set the name of the file to use",
+    "all the values that are the same as the first one",
+    "the number of times this function may be called",
+    "return a new list of all the names",
+]
 CLUSTERS, CLUSTER_SAMPLE, CLUSTER_ROUNDS = 12, 20_000, 12
 # The cosine of a made vector to the real one that it comes from, about.
 PERTURBED_COSINE = 0.9
@@ -42,7 +53,7 @@ _SPACES = re.compile(r"\s+")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts with their vectors, and queries that are none of them.
+    """Texts with their vectors, queries that are none of them, and queries of words that very many texts have.
 
     `vectors` float16 (n, d) as they are stored; `query_vectors` float32 (q, d); `share` 0..99 at random; `cluster` the
     number of the nearest of CLUSTERS means, `query_cluster` the queries' own. `sources` counts the real texts by where
@@ -53,6 +64,8 @@ class Corpus:
     vectors: Halves
     queries: list[str]
     query_vectors: Floats
+    common: list[str]
+    common_vectors: Floats
     share: Numbers
     cluster: Numbers
     query_cluster: Numbers
@@ -72,25 +85,35 @@ async def corpus(size: int, data: Path, cache: Path, spare: int = 0) -> Corpus:
     embedder = Embedder(load_settings(data_dir=cache, models_dir=MODELS_FOLDER))
     try:
         vectors = await _embedded(embedder, [*real, *left], cache)
-        asked = [await embedder.embed(1, [query], role="query", use_cache=False) for query in queries]
+        common = common_queries(real)
+        query_vectors, common_vectors = await _asked(embedder, queries), await _asked(embedder, common)
     finally:
         await embedder.close()
-    query_vectors = np.concatenate([one.vectors for one in asked])
     stored, spare_vectors = vectors[: len(real)], vectors[len(real) :]
     whole, stored = _with_made(real, stored, size)
     means = _means(stored)
     return Corpus(
-        whole, stored, queries, query_vectors, np.random.default_rng(SEED).integers(0, 100, size),
-        _nearest_mean(stored, means), _nearest_mean(query_vectors, means),
-        _counted(sources[: len(real)]), len(real), left, spare_vectors,
-    )  # fmt: skip
+        texts=whole,
+        vectors=stored,
+        queries=queries,
+        query_vectors=query_vectors,
+        common=common,
+        common_vectors=common_vectors,
+        share=np.random.default_rng(SEED).integers(0, 100, size),
+        cluster=_nearest_mean(stored, means),
+        query_cluster=_nearest_mean(query_vectors, means),
+        sources=_counted(sources[: len(real)]),
+        real=len(real),
+        spare=left,
+        spare_vectors=spare_vectors,
+    )
 
 
 def save(folder: Path, corpus: Corpus) -> None:
     """Keep a corpus in a folder."""
-    names = ("texts", "queries", "sources", "real", "spare")
+    names = ("texts", "queries", "common", "sources", "real", "spare")
     (folder / "corpus.json").write_bytes(orjson.dumps({name: getattr(corpus, name) for name in names}))
-    arrays = ("vectors", "query_vectors", "share", "cluster", "query_cluster", "spare_vectors")
+    arrays = ("vectors", "query_vectors", "common_vectors", "share", "cluster", "query_cluster", "spare_vectors")
     with (folder / "corpus.npz").open("wb") as opened:
         np.savez(opened, **{name: getattr(corpus, name) for name in arrays})
 
@@ -156,6 +179,21 @@ def _divided(found: dict[str, str], data: Path) -> tuple[list[str], list[str], l
     queries = sorted(dict.fromkeys([*claims, *held_back]), key=_digest)
     kept = [text for text in ordered if text not in set(queries)]
     return kept, [found[text] for text in kept], queries
+
+
+def common_queries(texts: Sequence[str]) -> list[str]:
+    """Queries of words that very many texts have: some as people ask, most drawn."""
+    counted = Counter(word for text in texts for word in {*text.casefold().split()} if word.isalpha())
+    words = [word for word, _ in counted.most_common(COMMON_WORDS + len(STOP_WORDS)) if word not in STOP_WORDS]
+    chance = random.Random(SEED)
+    drawn = [" ".join(chance.sample(words, chance.randint(3, 8))) for _ in range(COMMON_QUERIES - len(COMMON))]
+    return [*COMMON, *drawn]
+
+
+async def _asked(embedder: Embedder, queries: Sequence[str]) -> Floats:
+    """The vectors of queries, embedded one by one as the server does."""
+    made = [await embedder.embed(1, [query], role="query", use_cache=False) for query in queries]
+    return np.concatenate([one.vectors for one in made])
 
 
 def _digest(text: str) -> bytes:

@@ -1,5 +1,6 @@
 """What a search should have found: cosines, BM25 and their fusion computed over everything, with numpy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,14 +11,14 @@ from psycopg.sql import SQL
 
 from benchmarks.corpora import Floats, Halves, Numbers
 from likewise.db.pool import Row, table
-from likewise.db.terms import inverse_frequency
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
-from likewise.search.searcher import DEPTH
 
 Mask = NDArray[np.bool_]
 
 AT_ONCE = 50_000
+# So many of each ranking are fused.
+DEPTH = 100
 # Scores are computed here and in the database with other roundings: those so near to the last are as good.
 COSINE_TOLERANCE, SCORE_TOLERANCE = 1e-5, 1e-4
 
@@ -92,10 +93,6 @@ class Words:
         places, terms, weights = _unpacked(bytes(data), place_of)
         return cls(max(place_of.values()) + 1, places, terms, weights, total)
 
-    def common(self, most: int) -> list[int]:
-        """The terms that the most contents have."""
-        return [int(term) for term in self._known[np.argsort(-self._counts)[:most]]]
-
     def scores(self, query: str) -> Floats:
         """The BM25 score of each content."""
         found = np.zeros(self._contents, np.float32)
@@ -104,7 +101,7 @@ class Words:
             if at < len(self._known) and self._known[at] == term:
                 n = int(self._counts[at])
                 part = slice(self._starts[at], self._starts[at] + n)
-                found[self._places[part]] += inverse_frequency(n, self._total) * self._weights[part]
+                found[self._places[part]] += _rarity(n, self._total) * self._weights[part]
         return found
 
     def best(self, scores: Floats, k: int, allowed: Mask) -> list[tuple[int, float]]:
@@ -145,6 +142,11 @@ def agreement(
         fused = [one for one, _ in fuse(dense, lexical, depth=DEPTH, background=background)][:k]
         shares.append(len(set(fused).intersection(hits)) / max(1, len(fused)))
     return float(np.mean(shares))
+
+
+def _rarity(containing: int, total: int) -> float:
+    """BM25's idf in the form that is never negative."""
+    return math.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5))
 
 
 def _unpacked(data: bytes, place_of: dict[int, int]) -> tuple[Numbers, Numbers, Floats]:

@@ -12,14 +12,12 @@ stored corpus is used again the next time; after the part `deletes` it is not.
 import argparse
 import asyncio
 import os
-import random
 import shutil
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,11 +29,10 @@ import numpy as np
 import orjson
 
 from benchmarks import corpora
-from benchmarks.corpora import Corpus
+from benchmarks.corpora import Corpus, Floats
 from benchmarks.exact import Mask, Vectors, Words, agreement
 from benchmarks.stored import NAME, Client, ProcessorTime, Stored, add, as_owner, serving, store
 from benchmarks.surroundings import DATA, machine
-from likewise.search.analyzer import STOP_WORDS
 from likewise.testing import LiveServer
 
 SIZES = {"20k": 20_000, "100k": 100_000, "1m": 1_000_000}
@@ -46,17 +43,8 @@ WARM_UP = 20
 CLIENTS = 4
 # The cluster that filters ask for has about this share of all.
 CLUSTER_SHARE = 0.08
-COMMON_WORDS, COMMON_QUERIES = 150, 100
 DELETED_SHARE = 0.1
 REBUILT_WITHIN_SECONDS = 300.0
-COMMON = [
-    "how to use the same value in all of these",
-    "what is returned when the type of an object is not the default",
-    "set the name of the file to use",
-    "all the values that are the same as the first one",
-    "the number of times this function may be called",
-    "return a new list of all the names",
-]
 
 
 @dataclass(frozen=True)
@@ -137,7 +125,6 @@ class Bench:
         self._processor = ProcessorTime(server)
         self.table = Table()
         self._queries = queries
-        self._common = common_queries(corpus.texts)
         self._turn = cycle(range(len(corpus.queries)))
 
     def unfiltered(self) -> None:
@@ -145,7 +132,8 @@ class Bench:
         whole = self._filtered("none", None, np.ones(len(self.corpus), np.bool_))
         for mode in ("hybrid", "dense", "lexical"):
             self._row(mode, whole)
-        self._words_row("common words", self._common)
+        self._hybrid_row("common words", self.corpus.common, self.corpus.common_vectors, whole)
+        self._words_row("common words", self.corpus.common, whole)
 
     def filters(self) -> None:
         """Random filters of three sizes, and a cluster of the vectors asked from the others."""
@@ -207,56 +195,55 @@ class Bench:
         return Filtered(name, filters, allowed, range(len(self.corpus.queries)) if queries is None else list(queries))
 
     def _row(self, mode: str, one: Filtered) -> None:
-        """Ask the next queries of the turn for ten, for the times, and for a hundred, for the deeper recall."""
+        """The next queries of the turn: for ten, for the times, and for a hundred, for the deeper recall."""
         fitting = set(one.queries)
         chosen = list(islice((query for query in self._turn if query in fitting), self._queries))
-        texts = [self.corpus.queries[query] for query in chosen]
+        texts, vectors = [self.corpus.queries[query] for query in chosen], self.corpus.query_vectors[chosen]
         if mode == "lexical":
             self._words_row(one.name, texts, one)
-            return
-        asked_with = self.corpus.query_vectors[chosen]
-        asked = self._timed(texts, mode, one.filters)
-        short = asked.short(min(LIMIT, int(one.allowed.sum())))
-        self._refuse_strangers(asked, one)
-        vectors = self.truth.vectors
-        if mode == "dense":
-            shallow = vectors.recall(vectors.best(asked_with, LIMIT, one.allowed), asked_with, asked.found)
-            deeper = ask_all(self.client, texts, mode, one.filters, DEEP, Asked())
-            deep = vectors.recall(vectors.best(asked_with, DEEP, one.allowed), asked_with, deeper.found)
-            short += deeper.short(min(DEEP, int(one.allowed.sum())))
-            self.table.add(mode, one.name, asked, short, shallow, deep)
+        elif mode == "dense":
+            self._dense_row(one.name, texts, vectors, one)
         else:
-            agreed = agreement(
-                vectors, self.truth.words, (texts, asked_with), LIMIT, one.allowed, self.truth.background, asked.found
-            )
-            self.table.add(mode, one.name, asked, short, agreed)
+            self._hybrid_row(one.name, texts, vectors, one)
 
-    def _words_row(self, name: str, texts: Sequence[str], one: Filtered | None = None) -> None:
-        words = self.truth.words
-        filters, allowed = (None, np.ones(len(self.corpus), np.bool_)) if one is None else (one.filters, one.allowed)
-        asked = self._timed(texts, "lexical", filters)
-        deeper = ask_all(self.client, texts, "lexical", filters, DEEP, Asked())
-        short = 0
+    def _hybrid_row(self, name: str, texts: Sequence[str], vectors: Floats, one: Filtered) -> None:
+        asked = self._timed(texts, "hybrid", one)
+        truth = self.truth
+        agreed = agreement(
+            truth.vectors, truth.words, (texts, vectors), LIMIT, one.allowed, truth.background, asked.found
+        )
+        self.table.add("hybrid", name, asked, asked.short(min(LIMIT, int(one.allowed.sum()))), agreed)
+
+    def _dense_row(self, name: str, texts: Sequence[str], vectors: Floats, one: Filtered) -> None:
+        asked = self._timed(texts, "dense", one)
+        deeper = ask_all(self.client, texts, "dense", one.filters, DEEP, Asked())
+        fitting, exact = int(one.allowed.sum()), self.truth.vectors
+        short = asked.short(min(LIMIT, fitting)) + deeper.short(min(DEEP, fitting))
+        shallow = exact.recall(exact.best(vectors, LIMIT, one.allowed), vectors, asked.found)
+        deep = exact.recall(exact.best(vectors, DEEP, one.allowed), vectors, deeper.found)
+        self.table.add("dense", name, asked, short, shallow, deep)
+
+    def _words_row(self, name: str, texts: Sequence[str], one: Filtered) -> None:
+        asked = self._timed(texts, "lexical", one)
+        deeper = ask_all(self.client, texts, "lexical", one.filters, DEEP, Asked())
+        words, short = self.truth.words, 0
         for text, hits, more in zip(texts, asked.found, deeper.found, strict=True):
-            matching = int(((words.scores(text) > 0) & allowed).sum())
+            matching = int(((words.scores(text) > 0) & one.allowed).sum())
             short += (len(hits) < min(LIMIT, matching)) + (len(more) < min(DEEP, matching))
-        shallow = words.recall(texts, LIMIT, allowed, asked.found)
-        self.table.add("lexical", name, asked, short, shallow, words.recall(texts, DEEP, allowed, deeper.found))
+        shallow = words.recall(texts, LIMIT, one.allowed, asked.found)
+        self.table.add("lexical", name, asked, short, shallow, words.recall(texts, DEEP, one.allowed, deeper.found))
 
-    def _timed(self, texts: Sequence[str], mode: str, filters: Mapping[str, Any] | None) -> Asked:
+    def _timed(self, texts: Sequence[str], mode: str, one: Filtered) -> Asked:
         """The answers, after some to other queries that are not counted."""
-        others = [self.corpus.queries[one] for one in islice(self._turn, WARM_UP)]
-        ask_all(self.client, others, mode, filters, LIMIT, Asked())
+        others = [self.corpus.queries[query] for query in islice(self._turn, WARM_UP)]
+        ask_all(self.client, others, mode, one.filters, LIMIT, Asked())
         before = self._processor.seconds()
-        asked = ask_all(self.client, texts, mode, filters, LIMIT, Asked())
+        asked = ask_all(self.client, texts, mode, one.filters, LIMIT, Asked())
         asked.cpu = self._processor.seconds() - before
-        return asked
-
-    @staticmethod
-    def _refuse_strangers(asked: Asked, one: Filtered) -> None:
         strangers = sum(not one.allowed[place] for hits in asked.found for place in hits)
         if strangers:
             print(f"WRONG: {strangers} hits do not fit the filter {one.name}")
+        return asked
 
 
 def ask_all(
@@ -273,15 +260,6 @@ def ask_all(
         into.took.append(answer["took_ms"])
         into.found.append([int(hit["id"]) for hit in answer["hits"]])
     return into
-
-
-def common_queries(texts: Sequence[str]) -> list[str]:
-    """Queries that have only words which very many texts have: some as people ask, most drawn."""
-    counted = Counter(word for text in texts for word in {*text.casefold().split()} if word.isalpha())
-    words = [word for word, _ in counted.most_common(COMMON_WORDS + len(STOP_WORDS)) if word not in STOP_WORDS]
-    chance = random.Random(corpora.SEED)
-    drawn = [" ".join(chance.sample(words, chance.randint(3, 8))) for _ in range(COMMON_QUERIES - len(COMMON))]
-    return [*COMMON, *drawn]
 
 
 async def delete_and_go_on(bench: Bench, stored: Stored, folder: Path) -> None:
