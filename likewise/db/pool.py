@@ -1,6 +1,7 @@
 """Connections to Postgres, and a transaction as a tenant."""
 
 import asyncio
+import contextlib
 import random
 import select
 import time
@@ -20,7 +21,9 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
+from likewise.db import ids
 from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
+from likewise.db.planning import SET_PLAN, Plan
 from likewise.errors import SettingsError
 
 T = TypeVar("T")
@@ -54,6 +57,8 @@ SETTLE = SQL("""
 # A connection is waited for this long before the caller hears that all are busy.
 POOL_TIMEOUT_SECONDS = 10.0
 TRIES = 8
+# A server that does not answer does not keep who was cancelled.
+END_SECONDS = 1.0
 # A fault of the storage counts for this long after the last write that met it. Behind a balancer that sends nothing to
 # a server that is not ready no write would ever come to show that it is over; the next one that fails sets it again.
 FAULT_SECONDS = 30.0
@@ -83,26 +88,48 @@ class Tx:
         self._begin = begin
         self._begun = False
         self._last: list[tuple[Statement, Parameters]] = []
+        self._plan: Plan | None = None
 
-    async def execute(self, statement: Statement, parameters: Parameters | None = None) -> AsyncCursor[Row]:
-        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs."""
-        if self._begun:
+    async def execute(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> AsyncCursor[Row]:
+        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs.
+
+        Args:
+            plan: how Postgres goes about this statement and those after it.
+        """
+        ahead = self._ahead(plan)
+        if not ahead:
             return await self.connection.execute(statement, parameters)
-        self._begun = True
         async with self.connection.pipeline():
-            await self.connection.execute(self._begin)
-            if self.tenant is not None:
-                settings = SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT
-                await self.connection.execute(settings, [str(self.tenant)])
+            for one, values in ahead:
+                await self.connection.execute(one, values)
             return await self.connection.execute(statement, parameters)
 
-    async def rows(self, statement: Statement, parameters: Parameters | None = None) -> list[Row]:
-        """All rows that the statement gives."""
-        return await (await self.execute(statement, parameters)).fetchall()
+    def _ahead(self, plan: Plan | None) -> list[tuple[SQL, Parameters | None]]:
+        """What must come before the next statement, in the same round trip."""
+        ahead: list[tuple[SQL, Parameters | None]] = []
+        if not self._begun:
+            self._begun = True
+            ahead.append((self._begin, None))
+            if self.tenant is not None:
+                ahead.append((SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT, [str(self.tenant)]))
+        if plan is not None and plan != self._plan:
+            self._plan = plan
+            ahead.append((SET_PLAN, plan.parameters()))
+        return ahead
 
-    async def row(self, statement: Statement, parameters: Parameters | None = None) -> Row | None:
+    async def rows(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> list[Row]:
+        """All rows that the statement gives."""
+        return await (await self.execute(statement, parameters, plan=plan)).fetchall()
+
+    async def row(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> Row | None:
         """The first row, or None."""
-        return await (await self.execute(statement, parameters)).fetchone()
+        return await (await self.execute(statement, parameters, plan=plan)).fetchone()
 
     async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
         """Run statements in their order within one round trip; the rows of each."""
@@ -224,7 +251,7 @@ class Pool:
             raise
         except BaseException:
             # A statement was cut short: what the server has prepared and what psycopg remembers of it may differ.
-            await connection.close()
+            await asyncio.shield(_end(connection))
             raise
         finally:
             # Cancelled while it waits for the pool's lock, this would lose the connection for good.
@@ -268,18 +295,24 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     # Postgres writes 1e308 out in full, which json would read as an integer that nobody can write again.
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
+    ids.register(connection)
     connection.adapters.register_dumper(Encoded, _EncodedDumper)
 
 
 async def _check(connection: AsyncConnection[Row]) -> None:
-    """Raise if the connection is dead. A server that ends closes it, and then there is something to read.
-
-    Asking the server each time would be one round trip in five of a small write.
-    """
-    waiting = select.poll()
-    waiting.register(connection.fileno(), select.POLLIN)
-    if waiting.poll(0):
+    """Ask a connection whether it is alive if anything has come over it: an idle one is silent until its end."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+    if poll.poll(0):
         await AsyncConnectionPool.check_connection(connection)
+
+
+async def _end(connection: AsyncConnection[Row]) -> None:
+    """Close a connection whose transaction is over: its locks must not outlive it until the server hears of the end."""
+    with contextlib.suppress(psycopg.Error, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await connection.rollback()
+    await connection.close()
 
 
 async def _quietly_roll_back(tx: Tx) -> None:

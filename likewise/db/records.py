@@ -92,10 +92,16 @@ CHANGE_RECORDS = SQL("""
 """)
 DROP_FIELDS = SQL("DELETE FROM record_fields WHERE record = ANY (%s::bigint[])")
 ADD_FIELDS = SQL("""
-    INSERT INTO record_fields (tenant, collection, field, value, number, record, content)
-    SELECT %b, %b, i.field, i.value, i.number, i.record, i.content
-    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bigint[], %b::bigint[])
-         AS i (field, value, number, record, content)
+    INSERT INTO record_fields (tenant, collection, field, value, number, element, record, content)
+    SELECT %b, %b, i.field, i.value, i.number, i.element, i.record, i.content
+    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[], %b::bigint[])
+         AS i (field, value, number, element, record, content)
+""")
+ADD_FACTS = SQL("""
+    INSERT INTO content_fields (tenant, collection, field, value, number, element, content)
+    SELECT %b, %b, i.field, i.value, i.number, i.element, i.content
+    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[])
+         AS i (field, value, number, element, content)
 """)
 ADD_WAITING = SQL("""
     INSERT INTO waiting (tenant, generation, content, lane, tokens, request_id)
@@ -243,9 +249,20 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
 
 
 async def write(
-    tx: Tx, collection: int, compared: Compared, *, indexed: Sequence[str], lane: Lane, keep_text: bool
+    tx: Tx,
+    collection: int,
+    compared: Compared,
+    *,
+    indexed: Sequence[str],
+    lane: Lane,
+    keep_text: bool,
+    facts: Sequence[str] = (),
 ) -> Written:
     """Store what `compare` found to be new or different, in the order of the locks.
+
+    Args:
+        indexed: the payload fields that an index knows of each record.
+        facts: those that the text itself determines, which an index knows of each content.
 
     Raises:
         Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
@@ -264,6 +281,8 @@ async def write(
     pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
     if indexed:
         await _write_fields(tx, collection, fresh, pks, by_hash, indexed, changed=[pk for pk, _ in old.values()])
+    if facts and added:
+        await _write_facts(tx, collection, fresh, added, facts)
     return Written(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
@@ -398,23 +417,39 @@ async def _write_fields(
     if changed:
         await tx.execute(DROP_FIELDS, [list(changed)])
     rows = [
-        (name, value, number, pks[record.id], by_hash[record.text_hash])
+        (name, value, number, element, pks[record.id], by_hash[record.text_hash])
         for record in records
         for name in indexed
-        for value, number in _field_values(record.payload, name)
+        for value, number, element in field_values(record.payload, name)
     ]
     if rows:
         await tx.execute(ADD_FIELDS, [tx.tenant, collection, *(list(column) for column in zip(*rows, strict=True))])
 
 
-def _field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None]]:
-    """What the index knows of a field: a string's beginning or a number, for a list of each scalar in it."""
+async def _write_facts(
+    tx: Tx, collection: int, records: Sequence[PreparedRecord], added: Mapping[bytes, int], facts: Sequence[str]
+) -> None:
+    """The fields of new contents, as any record with that text has them."""
+    one_of_each = {record.text_hash: record for record in records if record.text_hash in added}
+    rows = [
+        (name, value, number, element, added[key])
+        for key, record in one_of_each.items()
+        for name in facts
+        for value, number, element in field_values(record.payload, name)
+    ]
+    if rows:
+        await tx.execute(ADD_FACTS, [tx.tenant, collection, *(list(column) for column in zip(*rows, strict=True))])
+
+
+def field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None, bool]]:
+    """What the index knows of a field: a string's beginning or a number; of a list, each such element."""
     value = payload_field(payload, name)
-    for one in value if isinstance(value, list) else [value]:
+    is_list = isinstance(value, list)
+    for one in value if is_list else [value]:
         if isinstance(one, str):
-            yield one[:INDEXED_CHARS], None
+            yield one[:INDEXED_CHARS], None, is_list
         elif isinstance(one, int | float) and not isinstance(one, bool):
-            yield None, float(one)
+            yield None, float(one), is_list
 
 
 def payload_field(payload: Payload, name: str) -> Any:

@@ -18,7 +18,7 @@ from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
-from likewise.ingest.stopping import stop
+from likewise.ingest.stopping import stop, to_its_end
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
 from likewise.vectors.admission import Admission, Admitted
@@ -172,15 +172,17 @@ class Worker:
     async def _claim_and_work(self, models: Sequence[str], *, alone: bool) -> bool:
         claim = uuid4()
         async with self._given_back(claim):
-            entries = await waiting.claim(
-                self._pool,
-                models,
-                claim,
-                lease=self._lease,
-                most=self._claim_size,
-                after_tenant=self._last_tenant,
-                alone=alone,
-                resting=self._at_rest(),
+            entries = await to_its_end(
+                waiting.claim(
+                    self._pool,
+                    models,
+                    claim,
+                    lease=self._lease,
+                    most=self._claim_size,
+                    after_tenant=self._last_tenant,
+                    alone=alone,
+                    resting=self._at_rest(),
+                )
             )
             if not entries:
                 return False

@@ -138,13 +138,19 @@ class Writer:
         alone: bool,
     ) -> Written:
         policy = collection.policy
-        indexed = tuple(dict.fromkeys((*kind.indexed, *policy.indexed)))
+        indexed = tuple(field for field in dict.fromkeys((*kind.indexed, *policy.indexed)) if field not in kind.in_text)
         async with self._turns.turn(tenant), self._pool.tenant(tenant) as tx:
             compared = await records.compare(tx, collection.id, prepared, alone=alone)
             # Postgres stores the records while this process reads their words.
             async with _learning(terms_of, compared.fresh) as learnt:
                 written = await records.write(
-                    tx, collection.id, compared, indexed=indexed, lane=lane, keep_text=policy.keep_text
+                    tx,
+                    collection.id,
+                    compared,
+                    indexed=indexed,
+                    lane=lane,
+                    keep_text=policy.keep_text,
+                    facts=kind.in_text,
                 )
                 await learnt
             if terms_of is not None and written.new_contents:
