@@ -48,7 +48,7 @@ def record(passage: dict[str, Any]) -> dict[str, Any]:
 
 async def make_collection(server: LiveServer) -> None:
     """The collection that everything goes into."""
-    status, answer = await Caller(server).post("/api/v1/collections", b'{"name": "passages"}')
+    status, answer = await Caller(server.url).post("/api/v1/collections", b'{"name": "passages"}')
     if status != 201:
         sys.exit(f"The collection could not be made: {answer.decode()}")
 
@@ -60,7 +60,7 @@ async def store(
     left = iter(bodies)
 
     async def send() -> None:
-        caller = Caller(server)
+        caller = Caller(server.url)
         for body in left:
             status, answer = await caller.post(RECORDS, body, media_type)
             if status != 200 or orjson.loads(answer)["failed"]:
@@ -92,7 +92,7 @@ async def refuse_unfound(server: LiveServer, records: list[dict[str, Any]]) -> N
     """What is stored is found by its words; if not, the figures mean nothing."""
     for one in records[:: len(records) // 20]:
         question = orjson.dumps({"query": one["text"], "mode": "lexical", "limit": 5})
-        _, answer = await Caller(server).post("/api/v1/collections/passages/search", question)
+        _, answer = await Caller(server.url).post("/api/v1/collections/passages/search", question)
         if one["id"] not in {hit["id"] for hit in orjson.loads(answer)["hits"]}:
             sys.exit(f"{one['id']} is stored and not found by its words.")
 
@@ -124,7 +124,7 @@ async def one_by_one(records: list[dict[str, Any]]) -> None:
         texts = (one["text"] for one in itertools.cycle(records))
 
         async def ours() -> Callable[[], Awaitable[Any]]:
-            caller = Caller(server)
+            caller = Caller(server.url)
             return lambda: caller.post(RECORDS, next(bodies))
 
         async def plain() -> Callable[[], Awaitable[Any]]:

@@ -74,12 +74,12 @@ def question(text: str) -> bytes:
     return orjson.dumps({"query": " ".join(text.split()[3:9]) or "anything", "mode": "lexical"})
 
 
-async def closed(server: LiveServer, work: Iterator[tuple[str, bytes]], clients: int, seconds: float) -> Outcome:
+async def closed(url: str, work: Iterator[tuple[str, bytes]], clients: int, seconds: float) -> Outcome:
     """So many clients, each with one request at a time."""
     outcome, end = Outcome(), time.perf_counter() + seconds
 
     async def client() -> None:
-        caller = Caller(server)
+        caller = Caller(url)
         while time.perf_counter() < end:
             await ask(caller, next(work), outcome)
 
@@ -87,12 +87,12 @@ async def closed(server: LiveServer, work: Iterator[tuple[str, bytes]], clients:
     return outcome
 
 
-async def offered(server: LiveServer, work: Iterator[tuple[str, bytes]], rate: float, seconds: float) -> Outcome:
+async def offered(url: str, work: Iterator[tuple[str, bytes]], rate: float, seconds: float) -> Outcome:
     """So many requests a second, whatever becomes of those before."""
     outcome, free, tasks = Outcome(), list[Caller](), set[asyncio.Task[None]]()
 
     async def one() -> None:
-        caller = free.pop() if free else Caller(server)
+        caller = free.pop() if free else Caller(url)
         await ask(caller, next(work), outcome)
         free.append(caller)
 
@@ -123,9 +123,9 @@ async def ask(caller: Caller, request: tuple[str, bytes], outcome: Outcome) -> N
     outcome.add(status, time.perf_counter() - began)
 
 
-async def interactive(server: LiveServer, records: list[dict[str, Any]], outcome: Outcome) -> None:
+async def interactive(url: str, records: list[dict[str, Any]], outcome: Outcome) -> None:
     """Somebody who asks, and asks again if refused, until cancelled; the time is that of all tries together."""
-    caller = Caller(server)
+    caller = Caller(url)
     for one in itertools.cycle(records):
         began = time.perf_counter()
         while (await caller.post(f"{COLLECTION}/search", question(one["text"])))[0] != 200:
@@ -140,11 +140,11 @@ def resident_mib(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-async def peak(server: LiveServer, work: Iterator[tuple[str, bytes]]) -> float:
+async def peak(url: str, work: Iterator[tuple[str, bytes]]) -> float:
     """The most requests a second that get done."""
     rates = []
     for clients in RAMP:
-        outcome = await closed(server, work, clients, RAMP_SECONDS)
+        outcome = await closed(url, work, clients, RAMP_SECONDS)
         rates.append(len(outcome.done) / RAMP_SECONDS)
         print(f"{clients:>4} clients  {rates[-1]:.0f}/s done, p99 {percentile(outcome.done, 0.99):.0f} ms")
     return max(rates)
@@ -155,8 +155,8 @@ async def overloaded(
 ) -> None:
     """Five times the peak, and what is said of it."""
     asked, before = Outcome(), resident_mib(server.pid)
-    asking = asyncio.create_task(interactive(server, records, asked))
-    outcome = await offered(server, work, TIMES * most, OVERLOAD_SECONDS)
+    asking = asyncio.create_task(interactive(server.url, records, asked))
+    outcome = await offered(server.url, work, TIMES * most, OVERLOAD_SECONDS)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     goodput = len(outcome.done) / OVERLOAD_SECONDS
@@ -181,7 +181,7 @@ async def main() -> None:
     async with fresh_server(STORE_ONLY) as server:
         await make_collection(server)
         work = requests(records)
-        await overloaded(server, records, work, await peak(server, work))
+        await overloaded(server, records, work, await peak(server.url, work))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def database_url(server: LiveServer, role: str) -> str:
 class Caller:
     """One connection that sends a request and reads its answer, at next to no cost beside the server's."""
 
-    def __init__(self, server: LiveServer) -> None:
-        self._where = urlsplit(server.url)
+    def __init__(self, url: str) -> None:
+        self._where = urlsplit(url)
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 

@@ -139,8 +139,8 @@ class PreparedRecord:
 
     @property
     def tokens(self) -> int:
-        """An estimate of what the model will read."""
-        return tokens(self.text)
+        """An estimate of what the model will read: 4 characters a token."""
+        return len(self.text) // CHARS_A_TOKEN + 1
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,6 @@ class Written:
 
     def _count(self, outcome: Outcome) -> int:
         return sum(one == outcome for one in self.outcome_of.values())
-
-
-def tokens(text: str) -> int:
-    """An estimate of what a model will read of a text: 4 characters a token."""
-    return len(text) // CHARS_A_TOKEN + 1
 
 
 def text_hash(text: str) -> bytes:

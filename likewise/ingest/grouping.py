@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from likewise.db.records import PreparedRecord, Written
-from likewise.errors import LikewiseError
+from likewise.errors import Internal, LikewiseError
 
 # One group is committed while the next is prepared; whoever comes meanwhile joins the one after.
 GROUPS_AT_ONCE = 2
@@ -102,16 +102,18 @@ def _taken(members: list[_Member]) -> list[_Member]:
 
 
 async def _store(group: Sequence[_Member], store: Callable[[Sequence[PreparedRecord]], Awaitable[Written]]) -> None:
-    """Store a group; one that fails is stored member by member, so that a failure reaches just those whose it is."""
+    """Store a group; one that the database refuses is stored member by member: a fault is only its own member's."""
     try:
         records = sorted((record for member in group for record in member.records), key=lambda record: record.id)
         written = await store(records)
     except LikewiseError as error:
-        if len(group) == 1:
-            _fail(group[0], error)
+        if len(group) > 1 and error.status == Internal.status:
+            for member in group:
+                await _store([member], store)
             return
+        # What is away, or gone, is so for each of them.
         for member in group:
-            await _store([member], store)
+            _fail(member, error)
         return
     except BaseException as error:
         for member in group:

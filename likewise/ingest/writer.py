@@ -75,13 +75,12 @@ class Writer:
             TooManyRequests: so many of this tenant's.
         """
         refuse_unstorable(batch)
-        if lane == records.BULK:
-            tokens = sum(records.tokens(record.text or "") for record in batch)
-            self.backlog.admit(tenant, collection.active.model, tokens)
         large = _is_large(record.text or "" for record in batch)
         prepared = await _beside(large, _prepared, kind, batch)
         if not prepared and before_commit is None:
             return NOTHING
+        if lane == records.BULK:
+            self.backlog.admit(tenant, collection.active.model, sum(one.tokens for one in prepared))
         if before_commit is not None or large or len(prepared) > SMALL_BATCH:
             return await self._store(tenant, collection, kind, prepared, lane, before_commit)
         return await self._groups.write(

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from likewise.db.failures import DatabaseFailure
 from likewise.db.records import PreparedRecord, Written
-from likewise.errors import Invalid, NotFound
+from likewise.errors import DatabaseUnavailable, NotFound
 from likewise.ingest.grouping import GROUPS_AT_ONCE, MOST_RECORDS, Grouping
 from likewise.library import Likewise
 
@@ -16,7 +17,7 @@ def record(id: str) -> PreparedRecord:
 
 
 class Storage:
-    """Stores groups when it is told to, and refuses those that have an id called bad."""
+    """Stores groups when it is told to, refuses those with an id called bad, and is away for one called so."""
 
     def __init__(self) -> None:
         self.groups: list[list[str]] = []
@@ -28,7 +29,9 @@ class Storage:
         self.groups.append(ids)
         await self.go.wait()
         if "bad" in ids:
-            raise Invalid("bad")
+            raise DatabaseFailure("54000")
+        if "away" in ids:
+            raise DatabaseUnavailable
         return Written(dict.fromkeys(ids, "created"), {one: at for at, one in enumerate(ids)})
 
 
@@ -75,7 +78,16 @@ async def test_a_failure_reaches_only_the_one_whose_it_is() -> None:
     tasks = await callers(grouping, storage, *([["x"], ["y"], ["a"], ["bad"], ["c"]]))
     storage.go.set()
     done = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(one) for one in done] == [Written, Written, Written, Invalid, Written]
+    assert [type(one) for one in done] == [Written, Written, Written, DatabaseFailure, Written]
+
+
+async def test_a_database_that_is_away_is_asked_once_for_all() -> None:
+    storage, grouping = Storage(), Grouping[int]()
+    storage.go.set()
+    tasks = await callers(grouping, storage, *([["x"], ["y"], ["a"], ["away"], ["c"]]))
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert done.count(done[3]) == len(next(group for group in storage.groups if "away" in group))
+    assert sum(map(len, storage.groups)) == 5
 
 
 async def test_a_caller_that_leaves_before_its_turn_stores_nothing() -> None:

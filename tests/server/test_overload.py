@@ -9,9 +9,12 @@ import httpx2
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from benchmarks import overload
 from likewise.errors import Overloaded
+from likewise.library import Likewise
 from likewise.server import middleware
 from likewise.server.middleware import BodyLimit, Errors, RequestLimit
+from tests.flows.patience import until
 from tests.server.conftest import BASE
 
 
@@ -142,3 +145,23 @@ async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch:
 
 def test_one_body_always_fits() -> None:
     assert BodyLimit(Overloaded, limit=2**40).total == 2**40  # type: ignore[arg-type]
+
+
+async def test_five_times_as_much_as_there_is_room_for(address: str, shared: Likewise) -> None:
+    """The benchmark's own load, small: everybody is answered, and who asks again gets through."""
+    # Given
+    await shared.collection("passages").create()
+    records = [{"id": f"{n}", "text": f"the pump number {n} fails when it is cold"} for n in range(200)]
+    work, asked = overload.requests(records), overload.Outcome()
+    # When
+    asking = asyncio.create_task(overload.interactive(address, records, asked))
+    outcome = await overload.offered(address, work, rate=400, seconds=2)
+    await until(lambda: len(asked.done) > 1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    # Then
+    assert outcome.failed == 0
+    assert len(outcome.done) > 0
+    assert len(outcome.done) + len(outcome.refused) + outcome.unsent == 801
+    written = (await shared.collection("passages").stats())["records"]
+    assert written % overload.RECORDS_A_WRITE == 0
