@@ -56,10 +56,15 @@ class CollectionGone(NotFound):
     code = "collection_not_found"
 
 
+def busy() -> DatabaseUnavailable:
+    """What a caller hears for whom no connection was free in time."""
+    return DatabaseUnavailable("All database connections are busy.", code="database_busy")
+
+
 def scrubbed(error: Exception) -> LikewiseError:
     """The error to raise in place of one from psycopg; it never carries a value."""
     if isinstance(error, PoolTimeout | TooManyRequests):
-        return DatabaseUnavailable("All database connections are busy.", code="database_busy")
+        return busy()
     if isinstance(error, PoolClosed):
         return DatabaseUnavailable("The server is stopping.", code="stopping")
     if not isinstance(error, psycopg.Error):

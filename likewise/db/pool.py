@@ -6,7 +6,7 @@ import random
 import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -22,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
 from likewise.db import ids
-from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
+from likewise.db.failures import STORAGE, Contended, busy, scrubbed, why_away
 from likewise.db.planning import SET_PLAN, Plan
 from likewise.errors import SettingsError
 
@@ -188,6 +188,8 @@ class Pool:
         )
         self.url = url
         self.most = most
+        # Readers that wait for a connection must not be in the way of writers, who need theirs for less.
+        self._readers = asyncio.Semaphore(most - most // 4)
         self._storage_fault: str | None = None
         self._fault_at = 0.0
 
@@ -212,7 +214,11 @@ class Pool:
     @asynccontextmanager
     async def tenant(self, tenant: int, *, snapshot: bool = False) -> AsyncIterator[Tx]:
         """A transaction that sees this tenant's rows only; it commits at the end of the block."""
-        async with self._transaction(tenant, BEGIN_SNAPSHOT if snapshot else BEGIN) as tx:
+        if not snapshot:
+            async with self._transaction(tenant, BEGIN) as tx:
+                yield tx
+            return
+        async with in_time(self._readers), self._transaction(tenant, BEGIN_SNAPSHOT) as tx:
             yield tx
 
     @asynccontextmanager
@@ -271,6 +277,20 @@ class Pool:
                 "The serving role may create objects in the schema `likewise`. "
                 "Set LIKEWISE_DATABASE_SERVING_URL to a plain role; `likewise db upgrade` makes one."
             )
+
+
+@asynccontextmanager
+async def in_time(turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    """Have a turn that comes soon enough; DatabaseUnavailable if it does not."""
+    try:
+        async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
+            await turn.__aenter__()
+    except TimeoutError:
+        raise busy() from None
+    try:
+        yield
+    finally:
+        await turn.__aexit__(None, None, None)
 
 
 async def retried(work: Callable[[], Awaitable[T]]) -> T:

@@ -36,14 +36,16 @@ STREAM_BYTES = 2**30
 # A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
 MOST_REQUESTS = 512
 # What takes longer than this because others are before it is not worth letting in.
-PATIENCE_SECONDS = 1.0
-# Of what is let in; searches are short, and somebody waits for each.
-WRITES_SHARE = 0.75
-LEAST_REQUESTS = 16
+PATIENCE_SECONDS = 0.5
+LEAST_REQUESTS = 8
 # More are let in once so many have been seen to be done in time.
-UNTRIED_REQUESTS = 128
+UNTRIED_REQUESTS = 64
 # How long, and of how many requests at least, the time that they take is looked at.
-LEARN_SECONDS, LEARN_REQUESTS = 0.5, 8
+LEARN_SECONDS, LEARN_REQUESTS = 0.5, 4
+TOO_BUSY = Overloaded("The server has as many requests as it can hold; ask again.")
+REFUSALS_SECONDS = 1.0
+# In the scope of a request that was refused at the door.
+REFUSED = "likewise.refused"
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 
@@ -74,7 +76,8 @@ class RequestLog:
         try:
             await self.app(scope, receive, answered.send)
         finally:
-            _log_request(scope, answered.status, time.perf_counter() - started)
+            if REFUSED not in scope:
+                _log_request(scope, answered.status, time.perf_counter() - started)
             REQUEST_ID.reset(token)
 
 
@@ -113,46 +116,64 @@ class Errors:
 class RequestLimit:
     """Refuses a request at once when as many as this server holds are running; probes are answered all the same.
 
-    How many that is follows from how long requests take: what would wait for longer than some seconds is refused, so
-    that what was let in is done while somebody still wants it. Writes leave room for searches.
+    How many that is follows from how long requests take: what would wait for longer than a moment is refused, so that
+    what was let in is done while somebody still wants it. Writes are counted apart, and so keep no search out.
     """
 
     def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.app = app
+        self.writes = _Room(most, patience_seconds)
+        self.others = _Room(most, patience_seconds)
         self.most = most
-        self.patience_seconds = patience_seconds
-        self.allowed = min(most, UNTRIED_REQUESTS)
-        self._running = 0
-        self._writing = 0
-        self._took: list[float] = []
-        self._since = time.monotonic()
+        self._refused = 0
+        self._told = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        writes = scope["method"] == "POST" and scope["path"].endswith("/records")
-        if self._running >= self.allowed or (writes and self._writing >= self.allowed * WRITES_SHARE):
-            raise Overloaded("The server has as many requests as it can hold; ask again.")
-        self._running += 1
-        self._writing += writes
+        room = self.writes if scope["method"] == "POST" and scope["path"].endswith("/records") else self.others
+        if room.running >= room.allowed or self.writes.running + self.others.running >= self.most:
+            await self._refuse(scope, receive, send)
+            return
+        room.running += 1
         began = time.monotonic()
         try:
             await self.app(scope, receive, send)
         finally:
-            self._running -= 1
-            self._writing -= writes
+            room.running -= 1
             if not _is_stream(scope):
-                self._learn(began, time.monotonic())
+                room.learn(began, time.monotonic())
 
-    def _learn(self, began: float, now: float) -> None:
-        """Let in as many as are done within the patience, from how many are done now (Little's law)."""
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is refused must cost next to nothing: thousands a second get one log line together."""
+        scope[REFUSED] = True
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._told >= REFUSALS_SECONDS:
+            log.warning("requests refused", count=self._refused)
+            self._refused, self._told = 0, now
+        await answer(TOO_BUSY, scope)(scope, receive, send)
+
+
+class _Room:
+    """How many requests of one sort may run: as many as are done within the patience (Little's law)."""
+
+    def __init__(self, most: int, patience_seconds: float) -> None:
+        self.most = most
+        self.patience_seconds = patience_seconds
+        self.allowed = min(most, UNTRIED_REQUESTS)
+        self.running = 0
+        self._took: list[float] = []
+        self._since = time.monotonic()
+
+    def learn(self, began: float, now: float) -> None:
+        """Take in that a request has ended."""
         self._took.append(now - began)
         if now - self._since < LEARN_SECONDS or len(self._took) < LEARN_REQUESTS:
             return
-        typical, pace = median(self._took), len(self._took) / (now - self._since)
-        in_time = round(pace * self.patience_seconds)
+        typical, in_time = median(self._took), round(len(self._took) / (now - self._since) * self.patience_seconds)
         if typical > self.patience_seconds:
             self.allowed = min(self.most, max(LEAST_REQUESTS, in_time))
         elif typical < self.patience_seconds / 2:

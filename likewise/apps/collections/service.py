@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
 from likewise.db import collections, lookups, waiting
-from likewise.db.collections import Collection, RecentCollections
+from likewise.db.collections import Collection
 from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
 from likewise.db.records import BULK, INTERACTIVE, Written
@@ -17,6 +17,7 @@ from likewise.errors import Fault, Invalid, NotFound, NotSupported
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
+from likewise.search.recent import RecentCollections
 from likewise.search.request import Found, SearchRequest
 
 KIND = Kind(name="collection", text=lambda record: record.text or "")
@@ -155,12 +156,12 @@ class CollectionsService:
             self._recent.forget(tenant, name)
         lane = INTERACTIVE if wait else BULK
         try:
-            collection = await self._recent.get(tenant, name)
+            collection = await self._recent.named(tenant, name)
             written = await self._write(tenant, collection, batch, lane)
         except CollectionGone:
             # It may have been dropped and made again since it was looked up.
             self._recent.forget(tenant, name)
-            collection = await self._recent.get(tenant, name)
+            collection = await self._recent.named(tenant, name)
             written = await self._write(tenant, collection, batch, lane)
         failed = await self._embed_now(tenant, collection, batch, written.contents) if wait else []
         return WriteResult(written.created, written.changed, written.unchanged, failed)
