@@ -17,7 +17,7 @@ from likewise.errors import Internal, LikewiseError, ModelUnavailable, Overloade
 log = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 4  # English prose and WordPiece; an estimate is enough to bound a queue
-BATCH_TEXTS = 256
+INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next interactive text waits for it
 RUNNING = 2  # batches of each lane and role at a time: one is prepared while the other is in the model
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
@@ -98,7 +98,8 @@ class _Queue:
         """The next batch, of about so many tokens: neighbours by length."""
         batch: list[Waiting] = []
         tokens = 0
-        while self.waits() and len(batch) < BATCH_TEXTS:
+        limit = min(limit, INTERACTIVE_TOKENS) if self.lane == "interactive" else limit
+        while self.waits() and len(batch) < WINDOW[self.lane]:
             if not self.window:
                 self._fill_window()
             if batch and tokens + self.window[-1].tokens > limit:

@@ -12,6 +12,7 @@ from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget, Waiting
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.loading import ModelState, Slot
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
@@ -174,7 +175,7 @@ class Embedder:
     def _state(self, spec: ModelSpec) -> ModelState:
         if spec.name in self._slots:
             return self._slots[spec.name].state
-        if spec.architecture != "bert":
+        if spec.architecture not in ARCHITECTURES:
             return ModelState(spec.name, "failed", f"This version does not run {spec.architecture} models yet.")
         if spec.name in self._providers or weights.locate(spec, self._settings) is not None:
             return ModelState(spec.name, "present")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget
+from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Provider, ProviderFactory
 from likewise.errors import LikewiseError, ModelUnavailable
@@ -23,9 +24,8 @@ LOCAL_RETRY_SECONDS = 2.0
 NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
 
-LOCAL_PROVIDERS = {
-    "bert": "likewise.embedding.providers.openvino"
-}  # imported when a model of that architecture is loaded
+# imported when a model of that architecture is loaded
+LOCAL_PROVIDERS = dict.fromkeys(ARCHITECTURES, "likewise.embedding.providers.openvino")
 
 
 State = Literal["absent", "present", "loading", "ready", "failed"]
