@@ -13,6 +13,7 @@ import numpy as np
 from likewise.embedding.cache import Cached
 from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+from likewise.observe.steps import ModelBatch
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +119,9 @@ class _Queue:
 class Batcher:
     """Feeds one provider. A bulk batch starts only while nothing interactive waits or runs, or after many of those."""
 
-    def __init__(self, provider: Provider, budget: QueueBudget) -> None:
+    def __init__(self, provider: Provider, budget: QueueBudget, model: str = "unnamed") -> None:
         self._provider = provider
+        self._model = model
         self._budget = budget
         self._queues: dict[tuple[Lane, Role], _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -220,9 +222,11 @@ class Batcher:
                 _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
 
     async def _call(self, batch: list[Waiting]) -> None:
-        async with asyncio.timeout(PROVIDER_SECONDS):
-            result = await self._provider.embed([item.text for item in batch], batch[0].role)
-        check(result, len(batch), self._provider.dimension)
+        with ModelBatch(self._model, batch[0].lane) as step:
+            async with asyncio.timeout(PROVIDER_SECONDS):
+                result = await self._provider.embed([item.text for item in batch], batch[0].role)
+            check(result, len(batch), self._provider.dimension)
+            step.done(len(batch), result.tokens, result.truncated)
         for item, row in zip(batch, _rows(result), strict=True):
             if not item.future.done():
                 item.future.set_result(row)

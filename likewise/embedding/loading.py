@@ -110,7 +110,7 @@ class Slot:
         while self.provider is None:
             try:
                 provider = await self._open()
-                self.batcher = Batcher(provider, self._budget)
+                self.batcher = Batcher(provider, self._budget, self.spec.name)
                 self.provider, self._error = provider, None
             except LikewiseError as error:
                 self._note(error)

@@ -14,6 +14,7 @@ from likewise.errors import Fault, Invalid
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
+from likewise.observe.steps import stored
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Writer:
         written = await _at_last_alone(
             lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, alone=alone)
         )
+        stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
         if collection.policy.keep_terms:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
         if written.new_contents:

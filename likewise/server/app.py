@@ -13,13 +13,13 @@ from starlette.routing import Match
 from likewise.apps.collections import routes as collections
 from likewise.library import Likewise
 from likewise.observe.version import program_version
-from likewise.server import health, reference
+from likewise.server import health, metrics, reference
 from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLimit, RequestLog
 from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error
 from likewise.settings import Settings
 
-ROUTERS = (health.router, reference.router, collections.router)
+ROUTERS = (health.router, metrics.router, reference.router, collections.router)
 
 Opener = Callable[[], AbstractAsyncContextManager[Likewise]]
 

@@ -8,6 +8,7 @@ from psycopg.sql import SQL, Composed
 
 from likewise.db.collections import Generation
 from likewise.db.pool import Tx, table
+from likewise.observe.steps import search_plan
 from likewise.vectors.store import Matrix, Ranking, Reading, Vector
 
 # Recall@10 of 0.988 at 93,000 vectors; half of that finds 0.95.
@@ -60,6 +61,7 @@ class PgvectorStore:
     ) -> Ranking:
         """See VectorStore.search. Whole collections go by the index once it is there, else by a scan."""
         half = HalfVector(query.astype(np.float16))
+        search_plan("among" if among is not None else "index" if generation.index_state == "ready" else "scan")
         if among is not None:
             rows = await tx.rows(_named(NEAREST_AMONG, generation), [half, list(among), half, k])
         elif generation.index_state == "ready":
