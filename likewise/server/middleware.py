@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from likewise.errors import Forbidden, Internal, Malformed, Overloaded, TooLarge, Unavailable
 from likewise.observe.logs import get_logger
+from likewise.observe.metrics import METHODS, one_of
 from likewise.observe.request_id import REQUEST_ID, request_id_for
 from likewise.observe.steps import Answering
 from likewise.server.problems import Refused, answer, as_likewise_error
@@ -278,7 +279,8 @@ def _declared_length(headers: Headers) -> int:
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     log.info(
         "request",
-        method=scope["method"],
+        # One of those that there are, because it may be any word of the caller's.
+        method=one_of(scope["method"], METHODS),
         route=_route(scope),
         status=_CLIENT_LEFT if status is None else status,
         ms=round(seconds * 1000, 1),
