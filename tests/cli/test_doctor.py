@@ -38,7 +38,7 @@ def tiny_model(tmp_path: Path) -> Path:
 def examine(database: DatabaseUrls, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
     """What the doctor finds by part; on a machine where nothing is wrong but what a variable says."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdout", open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    monkeypatch.setattr("sys.stdout", printing_in("utf-8"))
     for name in [name for name in os.environ if name.startswith("LIKEWISE_")]:
         monkeypatch.delenv(name)
 
@@ -99,7 +99,7 @@ async def test_where_nothing_is_wrong_it_says_so_of_every_part(examine: Examine)
 
 
 async def test_a_terminal_without_utf8(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdout", open(os.devnull, "w", encoding="latin-1"))  # noqa: SIM115
+    monkeypatch.setattr("sys.stdout", printing_in("latin-1"))
     assert "C.UTF-8" in only(await examine(), "locale")
 
 
