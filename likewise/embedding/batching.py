@@ -5,6 +5,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -58,6 +59,8 @@ class Waiting:
     role: Role
     lane: Lane
     future: asyncio.Future[Cached]
+    # Whose request it is, for log lines and spans: a batch begins when another ends, which may be anybody's.
+    context: Context
     taken: bool = False
     waiters: int = 0
 
@@ -135,7 +138,8 @@ class Batcher:
         tokens = sum(map(estimated_tokens, texts))
         self._budget.take(tokens)
         loop = asyncio.get_running_loop()
-        items = [Waiting(text, role, lane, loop.create_future()) for text in texts]
+        context = copy_context()
+        items = [Waiting(text, role, lane, loop.create_future(), context) for text in texts]
         for item in items:
             item.future.add_done_callback(partial(self._done, item.tokens))
         self._queue(lane, role).came.extend(items)
@@ -186,7 +190,8 @@ class Batcher:
 
     def _start(self, queue: _Queue) -> None:
         queue.running += 1
-        task = asyncio.create_task(self._run(queue, queue.take(self._provider.batch_tokens)))
+        batch = queue.take(self._provider.batch_tokens)
+        task = asyncio.create_task(self._run(queue, batch), context=batch[0].context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -1,5 +1,7 @@
 """Spans: which there are, what belongs to what, and how they are switched on."""
 
+import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,8 +15,14 @@ import httpx2
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
+from likewise.embedding.provider import Lane
+from likewise.errors import Invalid
 from likewise.library import Likewise
+from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import WorkerStep
+from likewise.observe.tracing import Span
+from likewise.testing import FakeProvider
+from tests.conftest import Opener
 
 ROOT = Path(__file__).parents[2]
 NOTES = "/api/v1/collections/notes"
@@ -108,6 +116,33 @@ async def test_a_malformed_trace_is_a_new_one(client: httpx2.AsyncClient, spans:
     span, _ = only(spans(), "GET /livez")
     assert answer.status_code == 200
     assert span.parent is None
+
+
+async def test_a_batch_belongs_to_its_own_request(
+    open_likewise: Opener, provider: FakeProvider, spans: Spans, lines: Callable[[], Any]
+) -> None:
+    async with open_likewise(worker=False) as lw:
+        await lw.embed(["so that the model is loaded"])
+        provider.gate = asyncio.Event()
+        provider.poison = lambda text: "poisoned" in text
+
+        async def asked(request_id: str, text: str, lane: Lane) -> None:
+            REQUEST_ID.set(request_id)
+            with Span(request_id), contextlib.suppress(Invalid):
+                await lw.embedder.embed(0, [text], lane=lane)
+
+        # When: a batch waits until that of another request has ended
+        first = asyncio.create_task(asked("first", "one", "interactive"))
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(asked("second", "poisoned", "bulk"))
+        await asyncio.sleep(0.01)
+        provider.gate.set()
+        await asyncio.gather(first, second)
+    # Then
+    of_model = [span for span in spans() if span.name == "model" and (span.attributes or {}).get("error.type")]
+    assert {span.context.trace_id for span in of_model} == {only(spans(), "second")[0].context.trace_id}
+    (line,) = [line for line in lines() if line["event"].startswith("the model failed")]
+    assert line["request_id"] == "second"
 
 
 # Switching it on, in processes of their own: OpenTelemetry takes one provider in a process's life.
