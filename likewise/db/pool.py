@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +17,9 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
+from likewise.db import ids
 from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
+from likewise.db.planning import SET_PLAN, Plan
 from likewise.errors import SettingsError
 
 T = TypeVar("T")
@@ -61,26 +64,48 @@ class Tx:
         self.tenant = tenant
         self._begin = begin
         self._begun = False
+        self._plan: Plan | None = None
 
-    async def execute(self, statement: Statement, parameters: Parameters | None = None) -> AsyncCursor[Row]:
-        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs."""
-        if self._begun:
+    async def execute(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> AsyncCursor[Row]:
+        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs.
+
+        Args:
+            plan: how Postgres goes about this statement and those after it.
+        """
+        ahead = self._ahead(plan)
+        if not ahead:
             return await self.connection.execute(statement, parameters)
-        self._begun = True
         async with self.connection.pipeline():
-            await self.connection.execute(self._begin)
-            if self.tenant is not None:
-                settings = SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT
-                await self.connection.execute(settings, [str(self.tenant)])
+            for one, values in ahead:
+                await self.connection.execute(one, values)
             return await self.connection.execute(statement, parameters)
 
-    async def rows(self, statement: Statement, parameters: Parameters | None = None) -> list[Row]:
-        """All rows that the statement gives."""
-        return await (await self.execute(statement, parameters)).fetchall()
+    def _ahead(self, plan: Plan | None) -> list[tuple[SQL, Parameters | None]]:
+        """What must come before the next statement, in the same round trip."""
+        ahead: list[tuple[SQL, Parameters | None]] = []
+        if not self._begun:
+            self._begun = True
+            ahead.append((self._begin, None))
+            if self.tenant is not None:
+                ahead.append((SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT, [str(self.tenant)]))
+        if plan is not None and plan != self._plan:
+            self._plan = plan
+            ahead.append((SET_PLAN, plan.parameters()))
+        return ahead
 
-    async def row(self, statement: Statement, parameters: Parameters | None = None) -> Row | None:
+    async def rows(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> list[Row]:
+        """All rows that the statement gives."""
+        return await (await self.execute(statement, parameters, plan=plan)).fetchall()
+
+    async def row(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> Row | None:
         """The first row, or None."""
-        return await (await self.execute(statement, parameters)).fetchone()
+        return await (await self.execute(statement, parameters, plan=plan)).fetchone()
 
     async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Bulk rows into a table without row-level security, in the binary format."""
@@ -116,7 +141,7 @@ class Pool:
             timeout=POOL_TIMEOUT_SECONDS,
             configure=settle,
             # A server that was killed and started again leaves dead connections here; they are found before use.
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             kwargs={"autocommit": True, "application_name": name},
             name=name,
         )
@@ -233,6 +258,15 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     # Postgres writes 1e308 out in full, which json would read as an integer that nobody can write again.
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
+    ids.register(connection)
+
+
+async def _check(connection: AsyncConnection[Row]) -> None:
+    """Ask a connection whether it is alive if anything has come over it: an idle one is silent until its end."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
 
 
 async def _quietly_roll_back(tx: Tx) -> None:

@@ -74,10 +74,10 @@ CHANGE_RECORDS = SQL("""
 """)
 DROP_FIELDS = SQL("DELETE FROM record_fields WHERE record = ANY (%s::bigint[])")
 ADD_FIELDS = SQL("""
-    INSERT INTO record_fields (tenant, collection, field, value, number, record, content)
-    SELECT %s, %s, i.field, i.value, i.number, i.record, i.content
-    FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[])
-         AS i (field, value, number, record, content)
+    INSERT INTO record_fields (tenant, collection, field, value, number, element, record, content)
+    SELECT %s, %s, i.field, i.value, i.number, i.element, i.record, i.content
+    FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bool[], %s::bigint[], %s::bigint[])
+         AS i (field, value, number, element, record, content)
 """)
 ADD_WAITING = SQL("""
     INSERT INTO waiting (tenant, generation, content, lane)
@@ -279,23 +279,24 @@ async def _write_fields(
     if changed:
         await tx.execute(DROP_FIELDS, [list(changed)])
     rows = [
-        (name, value, number, pks[record.id], by_hash[record.text_hash])
+        (name, value, number, element, pks[record.id], by_hash[record.text_hash])
         for record in records
         for name in indexed
-        for value, number in _field_values(record.payload, name)
+        for value, number, element in field_values(record.payload, name)
     ]
     if rows:
         await tx.execute(ADD_FIELDS, [tx.tenant, collection, *(list(column) for column in zip(*rows, strict=True))])
 
 
-def _field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None]]:
-    """What the index knows of a field: a string's beginning or a number, for a list of each scalar in it."""
+def field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None, bool]]:
+    """What the index knows of a field: a string's beginning or a number; of a list, each such element."""
     value = payload_field(payload, name)
-    for one in value if isinstance(value, list) else [value]:
+    is_list = isinstance(value, list)
+    for one in value if is_list else [value]:
         if isinstance(one, str):
-            yield one[:INDEXED_CHARS], None
+            yield one[:INDEXED_CHARS], None, is_list
         elif isinstance(one, int | float) and not isinstance(one, bool):
-            yield None, float(one)
+            yield None, float(one), is_list
 
 
 def payload_field(payload: Payload, name: str) -> Any:

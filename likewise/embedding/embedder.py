@@ -152,6 +152,11 @@ class Embedder:
         """What the cache holds in this process's memory; None if it is elsewhere."""
         return self._cache.bytes if isinstance(self._cache, MemoryCache) else None
 
+    def is_ready(self, model: str | None = None) -> bool:
+        """Whether texts can be embedded now, without waiting for the model to load."""
+        slot = self._slots.get(self._catalogue.resolve(model).name)
+        return slot is not None and slot.provider is not None
+
     def states(self) -> list[ModelState]:
         """How it stands with each allowed model, the default first."""
         return [self._state(spec) for spec in self._catalogue.specs()]
