@@ -144,7 +144,7 @@ async def _connections(settings: Settings, where: Database, connection: Connecti
     limits = (facts.connections, facts.database_limit, -1 if role is None else role.limit)
     most = min(limit for limit in limits if limit >= 0)
     wanted = settings.database_connections + OTHER_CONNECTIONS
-    what = f"{most} for Likewise, of which a process takes up to {wanted}; {facts.taken} are taken"
+    what = f"{most} for Likewise, {facts.taken} taken; one process takes up to {wanted}"
     if wanted > most:
         fitting = max(2, most - OTHER_CONNECTIONS)
         mend = f"Set LIKEWISE_DATABASE_CONNECTIONS to {fitting} or less, or raise the server's or the role's limit."
