@@ -97,15 +97,15 @@ def named_database(settings: Settings) -> Database:
     return Database(settings.database_url, serving, None)
 
 
-async def upgrade_database(settings: Settings) -> list[str]:
-    """Bring the schema up to date; returns the names of the steps applied."""
+async def upgrade_database(settings: Settings, report: migrate.Report | None = None) -> list[str]:
+    """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:
             raise SettingsError("Upgrading needs the owner of the schema. Set LIKEWISE_DATABASE_URL.")
         server = await EmbeddedServer.start(settings.data_dir, postgres_bin=settings.postgres_bin)
         try:
             local = server.url("likewise_owner")
-            return await _reached(lambda: migrate.upgrade(local, server_role=roles.SERVER_ROLE))
+            return await _reached(lambda: migrate.upgrade(local, server_role=roles.SERVER_ROLE, report=report))
         finally:
             await server.close()
     _refuse_unreadable_urls(settings)
@@ -114,7 +114,7 @@ async def upgrade_database(settings: Settings) -> list[str]:
     if serving is None:
         serving = await _reached(lambda: roles.make_serving_role(owner, settings.data_dir))
     role = roles.role_of(serving)
-    return await _reached(lambda: migrate.upgrade(owner, server_role=role))
+    return await _reached(lambda: migrate.upgrade(owner, server_role=role, report=report))
 
 
 def _refuse_unreadable_urls(settings: Settings) -> None:

@@ -96,6 +96,13 @@ class Settings(BaseSettings):
         60.0, ge=1, le=3600, description="How long a worker may be silent before others take over what it had begun."
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
+    metrics_token: str | None = Field(
+        None,
+        min_length=16,
+        repr=False,
+        description="What `GET /metrics` wants as `Authorization: Bearer` where callers need a credential: its numbers "
+        "are over all tenants. Absent: it is closed then.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     shutdown_seconds: float = Field(
         20.0, ge=0, le=3600, description="Time that running requests have to end after SIGTERM."

@@ -163,6 +163,11 @@ class Pool:
         """What the last write met that the storage could not take, until one succeeds or half a minute has passed."""
         return self._storage_fault if time.monotonic() - self._fault_at < FAULT_SECONDS else None
 
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """What the pool counts of itself, by psycopg_pool's names."""
+        return self._pool.get_stats()
+
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
         try:

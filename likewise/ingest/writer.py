@@ -17,6 +17,7 @@ from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.steps import stored
 
 T = TypeVar("T")
 BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
@@ -68,6 +69,7 @@ class Writer:
         written = await _at_last_alone(
             lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, before_commit, alone=alone)
         )
+        stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
         if terms_of is not None:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
             await self._count_gone(collection, written.left_texts)

@@ -15,6 +15,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.filters import Filter
 from likewise.kind import Kind
+from likewise.observe.steps import Searching
 from likewise.search.analyzer import analyze
 from likewise.search.grouping import Groups, group_field, without_groups
 from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
@@ -53,6 +54,10 @@ class Searcher:
             Invalid: a wrong filter, or words asked for where none are kept.
             ModelUnavailable: meaning was asked for (mode `dense`, or a threshold) and the model is away.
         """
+        with Searching(request.mode) as step:
+            return step.done(await self._timed(tenant, name, kind, request))
+
+    async def _timed(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         started = time.perf_counter()
         tree = filters.parse(request.filters, kind.aliases)
         grouped = group_field(request.group_by, kind.aliases)

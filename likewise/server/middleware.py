@@ -16,7 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from likewise.errors import Forbidden, Internal, Malformed, Overloaded, TooLarge, Unavailable
 from likewise.observe.logs import get_logger
+from likewise.observe.metrics import METHODS, one_of
 from likewise.observe.request_id import REQUEST_ID, request_id_for
+from likewise.observe.steps import Answering
 from likewise.server.problems import Refused, answer, as_likewise_error
 from likewise.settings import LOOPBACK
 
@@ -32,7 +34,7 @@ BODIES_BYTES = 256 * 2**20
 # A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
 MOST_REQUESTS = 512
 # Who watches over a busy server must not take it for a dead one.
-PROBES = frozenset({"/livez", "/readyz", "/healthz"})
+PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
@@ -54,14 +56,19 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = request_id_for(Headers(scope=scope).get("x-request-id"))
+        headers = Headers(scope=scope)
+        request_id = request_id_for(headers.get("x-request-id"))
         token = REQUEST_ID.set(request_id)
         answered = _Answered(send, request_id)
         started = time.perf_counter()
         try:
-            await self.app(scope, receive, answered.send)
+            with Answering(scope["method"], headers, request_id) as step:
+                try:
+                    await self.app(scope, receive, answered.send)
+                finally:
+                    step.answered(_route(scope), answered.status)
+                    _log_request(scope, answered.status, time.perf_counter() - started)
         finally:
-            _log_request(scope, answered.status, time.perf_counter() - started)
             REQUEST_ID.reset(token)
 
 
@@ -272,12 +279,17 @@ def _declared_length(headers: Headers) -> int:
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     log.info(
         "request",
-        method=scope["method"],
-        # The template, because a path may hold somebody's ids.
-        route=getattr(scope.get("route"), "path", None),
+        # One of those that there are, because it may be any word of the caller's.
+        method=one_of(scope["method"], METHODS),
+        route=_route(scope),
         status=_CLIENT_LEFT if status is None else status,
         ms=round(seconds * 1000, 1),
     )
+
+
+def _route(scope: Scope) -> str | None:
+    """The template, because a path may hold somebody's ids; None where no route fits."""
+    return getattr(scope.get("route"), "path", None)
 
 
 def _refuse_oversized(scope: Scope) -> None:

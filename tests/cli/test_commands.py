@@ -15,6 +15,8 @@ import pytest
 from tests.cli.conftest import PROGRAM, Run
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
+# Without a model the texts of this file's tests wait for as long as they run.
+PATIENT = {"LIKEWISE_LEASE_SECONDS": "3600"}
 
 
 def one_line(text: str) -> str:
@@ -325,7 +327,7 @@ def test_the_database_and_the_models_are_shown(likewise_command: Run) -> None:
 
 
 def test_the_doctor_names_the_fault_and_its_mend(likewise_command: Run) -> None:
-    done = likewise_command("doctor", "--json")
+    done = likewise_command("doctor", "--json", **PATIENT)
     findings = {finding["part"]: finding for finding in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == FAILED
     assert [part for part, finding in findings.items() if finding["mend"]] == ["model"]
@@ -335,7 +337,7 @@ def test_the_doctor_names_the_fault_and_its_mend(likewise_command: Run) -> None:
 
 @pytest.mark.parametrize(("name", "words"), [("mpnet-base", "does not run mpnet-base"), ("nope", "no such model")])
 def test_the_doctor_knows_a_model_that_cannot_be_had(likewise_command: Run, name: str, words: str) -> None:
-    done = likewise_command("doctor", "--json", LIKEWISE_MODEL=name)
+    done = likewise_command("doctor", "--json", LIKEWISE_MODEL=name, **PATIENT)
     findings = {finding["part"]: finding for finding in map(json.loads, done.stdout.splitlines())}
     assert [part for part, finding in findings.items() if finding["mend"]] == ["model"]
     assert words in findings["model"]["what"]

@@ -13,6 +13,7 @@ from likewise.apps.collections.service import CollectionsService, WriteResult
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, Malformed
 from likewise.kind import BATCH, NewRecord
 from likewise.observe.logs import get_logger
+from likewise.observe.steps import refused
 
 # A file that is not what its sender thinks must not fill the answer with a fault for each of millions of lines.
 MAX_BAD_LINES = 1_000
@@ -93,7 +94,9 @@ class _Lines:
         self.fail(result.failed)
 
     def fail(self, faults: list[Fault]) -> None:
-        self.bad += len({fault.pointer.removeprefix("/").partition("/")[0] for fault in faults})
+        bad = len({fault.pointer.removeprefix("/").partition("/")[0] for fault in faults})
+        refused(bad)
+        self.bad += bad
         self.done.failed.extend(faults)
 
 

@@ -11,6 +11,7 @@ from psycopg.sql import SQL, Composable, Composed
 from likewise.db.collections import Generation
 from likewise.db.planning import EVERY_ROW, Plan
 from likewise.db.pool import Tx, table
+from likewise.observe.steps import search_plan
 from likewise.vectors.store import Among, Fitting, Matrix, Ranking, Reading, Vector
 
 # Recall@100 of 0.98 at 100,000 vectors; half of that finds 0.95.
@@ -94,6 +95,7 @@ class PgvectorStore:
         plan: Plan,
         name: str,
     ) -> Ranking:
+        search_plan(name)
         composed = SQL(statement).format(vectors=table("vec", generation.id), fits=fits)
         rows = await tx.rows(composed, parameters, plan=plan)
         return Ranking(tuple(row[0] for row in rows), tuple(row[1] for row in rows), plan=name)
