@@ -16,6 +16,7 @@ from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
+from likewise.ingest.backlog import Backlog
 from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
@@ -155,6 +156,7 @@ async def open_runtime(
         runtime.wakeups.start()
         stack.push_async_callback(runtime.wakeups.close)
         stack.push_async_callback(_flush_once, runtime)
+        stack.push_async_callback(runtime.writer.close)
         await stack.enter_async_context(_background(_tasks(runtime, worker=worker)))
         yield runtime
 
@@ -171,14 +173,14 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         admission=admission,
         store=store,
         wakeups=wakeups,
-        writer=Writer(pool, wakeups),
+        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
         searcher=Searcher(pool, embedder, admission, store),
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
     )
 
 
 def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[None]]]:
-    tasks: list[Callable[[], Awaitable[None]]] = [lambda: _flush(runtime)]
+    tasks: list[Callable[[], Awaitable[None]]] = [lambda: _flush(runtime), runtime.writer.backlog.run]
     if worker:
         tasks.append(runtime.worker.run)
     if runtime.database.owner_url is not None:

@@ -89,6 +89,12 @@ class Settings(BaseSettings):
         ge=1_000,
         description="Tokens (4 characters each) that may wait for a model in one process before requests are refused.",
     )
+    waiting_tokens: int = Field(
+        200_000_000,
+        ge=1_000,
+        description="Tokens (4 characters each) of stored texts that may wait for their vectors in a model, of all "
+        "tenants, before writes are refused; by default some hours of work for a small processor.",
+    )
     embed_worker: bool = Field(
         True, description="Whether `serve` also embeds what waits; `false` leaves it to `likewise worker`."
     )
@@ -102,6 +108,9 @@ class Settings(BaseSettings):
         repr=False,
         description="What `GET /metrics` wants as `Authorization: Bearer` where callers need a credential: its numbers "
         "are over all tenants. Absent: it is closed then.",
+    )
+    max_stream_bytes: int = Field(
+        2**30, ge=1_024, description="Largest body of lines (NDJSON), which is stored while it arrives, in bytes."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     shutdown_seconds: float = Field(

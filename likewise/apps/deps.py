@@ -40,7 +40,7 @@ async def caller(request: Request) -> int:
     return await services(request).tenant()
 
 
-def collections(request: Request) -> CollectionsService:
+async def collections(request: Request) -> CollectionsService:
     """The service of the general API."""
     return services(request).collections
 

@@ -1,5 +1,6 @@
 """Collections and their generations."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -19,6 +20,9 @@ from likewise.kind import Policy
 
 # Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
 MOST_COLLECTIONS = 100
+# A collection's row is looked up anew for writing after so long; its totals of terms may be older by that.
+RECENT_SECONDS = 1.0
+MOST_RECENT = 10_000
 
 GenerationState = Literal["building", "active", "retired"]
 
@@ -135,6 +139,33 @@ async def named(tx: Tx, name: str) -> Collection:
     if row is None:
         raise NotFound("There is no collection of this name.", code="collection_not_found")
     return _collection(row)
+
+
+class RecentCollections:
+    """Collections as they were a moment ago, for writers: what they need of one does not change as long as it lives.
+
+    One that has been dropped is found out by its lock (CollectionGone); then `forget` it and look again.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._seen: dict[tuple[int, str], tuple[float, Collection]] = {}
+
+    async def get(self, tenant: int, name: str) -> Collection:
+        """The collection of this name; NotFound if this tenant has none."""
+        seen_at, collection = self._seen.get((tenant, name), (0.0, None))
+        if collection is not None and time.monotonic() - seen_at < RECENT_SECONDS:
+            return collection
+        async with self._pool.tenant(tenant) as tx:
+            collection = await named(tx, name)
+        if len(self._seen) >= MOST_RECENT:
+            self._seen.clear()
+        self._seen[tenant, name] = (time.monotonic(), collection)
+        return collection
+
+    def forget(self, tenant: int, name: str) -> None:
+        """Look again the next time."""
+        self._seen.pop((tenant, name), None)
 
 
 async def listed(tx: Tx, *, after: str, limit: int) -> list[Collection]:

@@ -56,7 +56,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
             Middleware(Errors),
             Middleware(RequestLimit),
             Middleware(AddressGuard, loopback_only=settings.auth == "none"),
-            Middleware(BodyLimit, limit=settings.max_body_bytes),
+            Middleware(BodyLimit, limit=settings.max_body_bytes, stream_limit=settings.max_stream_bytes),
         ],
         exception_handlers={HTTPException: _refusal, RequestValidationError: _refusal},
     )

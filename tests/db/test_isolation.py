@@ -218,7 +218,7 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
     definers = {name: settings for name, definer, settings, _ in found if definer}
     assert set(definers) == {
         "tenant_named", "make_generation", "make_collection", "drop_collection",
-        "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models",
+        "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
     }  # fmt: skip
     assert set(map(tuple, definers.values())) == {("search_path=likewise, pg_temp",)}
     assert [name for name, _, _, by_all in found if by_all] == []

@@ -7,7 +7,7 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from likewise.apps.body import NDJSON, JsonBody, media_type, read_bytes, read_json
+from likewise.apps.body import NDJSON, JsonBody, Lines, media_type, read_json
 from likewise.apps.collections.batches import checked_array, write_array, write_lines
 from likewise.apps.collections.schemas import (
     NAME_IN_PATH,
@@ -38,7 +38,7 @@ from likewise.errors import NotFound
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
 
 
-def existing_name(name: Annotated[str, Path(description="A collection's name.")]) -> str:
+async def existing_name(name: Annotated[str, Path(description="A collection's name.")]) -> str:
     """A name from the path; one that no collection can have is simply not there."""
     if not NAME_IN_PATH.fullmatch(name):
         raise NotFound("There is no such collection.")
@@ -93,13 +93,13 @@ async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> R
 @router.post(
     "/{name}/records",
     response_model=WriteAnswer,
-    responses=refusals(*BODY_REFUSALS, 404),
+    responses=refusals(*BODY_REFUSALS, 404, 429),
     openapi_extra=documented_body(RecordsIn, **{NDJSON: RecordIn.model_json_schema()}),
 )
 async def write_records(tenant: Tenant, service: Collections, name: Name, request: Request) -> Answer:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     if media_type(request) == NDJSON:
-        return Answer(await write_lines(service, tenant, name, await read_bytes(request)))
+        return Answer(await write_lines(service, tenant, name, Lines(request)))
     return Answer(await write_array(service, tenant, name, await read_json(request, checked_array)))
 
 

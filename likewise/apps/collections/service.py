@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
 from likewise.db import collections, lookups, waiting
-from likewise.db.collections import Collection
+from likewise.db.collections import Collection, RecentCollections
+from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
-from likewise.db.records import BULK, INTERACTIVE
+from likewise.db.records import BULK, INTERACTIVE, Written
 from likewise.errors import Fault, Invalid, NotFound, NotSupported
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
@@ -94,6 +95,7 @@ class CollectionsService:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._recent = RecentCollections(runtime.pool)
 
     async def list(self, tenant: int, limit: int, after: str | None) -> builtins.list[CollectionView]:
         """Collections by name, those after the name `after`."""
@@ -147,14 +149,26 @@ class CollectionsService:
             Invalid: two records with one id, or a text over the model's limit where the policy refuses those.
             ModelUnavailable: with `wait`, the records are stored and the model is away.
         """
-        collection = await self._named(tenant, name)
         refuse_repeats(batch)
-        if collection.policy.on_long == "refuse":
-            await self._refuse_long(collection, batch)
+        if not batch:
+            # Nobody would find out that it is gone.
+            self._recent.forget(tenant, name)
         lane = INTERACTIVE if wait else BULK
-        written = await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane)
+        try:
+            collection = await self._recent.get(tenant, name)
+            written = await self._write(tenant, collection, batch, lane)
+        except CollectionGone:
+            # It may have been dropped and made again since it was looked up.
+            self._recent.forget(tenant, name)
+            collection = await self._recent.get(tenant, name)
+            written = await self._write(tenant, collection, batch, lane)
         failed = await self._embed_now(tenant, collection, batch, written.contents) if wait else []
         return WriteResult(written.created, written.changed, written.unchanged, failed)
+
+    async def _write(self, tenant: int, collection: Collection, batch: Sequence[NewRecord], lane: int) -> Written:
+        if collection.policy.on_long == "refuse":
+            await self._refuse_long(collection, batch)
+        return await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane)
 
     async def record(self, tenant: int, name: str, id: str) -> RecordView:
         """One record; NotFound if there is none."""
