@@ -5,11 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
+from likewise.auth.authentication import Authentication
 from likewise.db import collections, migrate, roles
 from likewise.db.maintenance import Maintenance
 from likewise.db.pool import Pool
@@ -59,6 +61,7 @@ class Runtime:
     writer: Writer
     searcher: Searcher
     worker: Worker
+    authentication: Authentication
 
     async def tenant(self) -> int:
         """The one tenant of a server without authentication."""
@@ -174,6 +177,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         writer=Writer(pool, wakeups),
         searcher=Searcher(pool, embedder, admission, store),
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
+        authentication=Authentication(pool, settings, ONLY_TENANT),
     )
 
 
@@ -212,8 +216,9 @@ async def _flush(runtime: Runtime) -> None:
 
 
 async def _flush_once(runtime: Runtime) -> None:
-    with contextlib.suppress(LikewiseError):
-        await runtime.writer.averages.flush(runtime.pool)
+    for flush in (partial(runtime.writer.averages.flush, runtime.pool), runtime.authentication.flush):
+        with contextlib.suppress(LikewiseError):
+            await flush()
 
 
 async def _reached(work: Callable[[], Awaitable[T]]) -> T:

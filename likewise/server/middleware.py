@@ -141,7 +141,8 @@ class AddressGuard:
 class BodyLimit:
     """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
 
-    All bodies together have a limit too: each counts until its request is answered.
+    Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
+    together have a limit too: each counts until its request is answered.
     """
 
     def __init__(
@@ -165,27 +166,25 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        body = _CountedBody(receive, self)
-        declared = _declared_length(headers)
-        if declared > self.limit:
-            if "expect" in headers:
-                # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
-                raise body.too_large()
-            await _answer_and_drain(answer(body.too_large(), scope), scope, body, send)
-            return
-        if self.held + declared > self.total:
-            raise body.too_many()
+        body = _CountedBody(receive, self, _declared_length(headers))
         try:
             await self.app(scope, body.receive, send)
+        except TooLarge as refusal:
+            # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
+            if not body.unread or "expect" in headers:
+                raise
+            await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
             self.held -= body.held
 
 
 class _CountedBody:
-    def __init__(self, receive: Receive, bounds: BodyLimit) -> None:
+    def __init__(self, receive: Receive, bounds: BodyLimit, declared: int) -> None:
         self._receive = receive
         self._bounds = bounds
+        self._declared = declared
         self._read = 0
+        self.unread = True
         self.held = 0
         self._complete = False
         self._deadline = time.monotonic() + bounds.body_seconds
@@ -193,6 +192,9 @@ class _CountedBody:
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
+        if self.unread:
+            self._refuse_declared()
+        self.unread = False
         message = await self._in_time()
         self._count(message)
         if self._read > self._bounds.limit:
@@ -215,6 +217,12 @@ class _CountedBody:
 
     def too_many(self) -> Overloaded:
         return Overloaded("The server holds as many bytes of requests as it can; send this again.")
+
+    def _refuse_declared(self) -> None:
+        if self._declared > self._bounds.limit:
+            raise self.too_large()
+        if self._bounds.held + self._declared > self._bounds.total:
+            raise self.too_many()
 
     def _hold(self, count: int) -> None:
         if self._bounds.held + count > self._bounds.total:

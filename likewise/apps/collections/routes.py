@@ -22,9 +22,11 @@ from likewise.apps.collections.schemas import (
 )
 from likewise.apps.deps import (
     BODY_REFUSALS,
+    Admin,
     Answer,
     Collections,
-    Tenant,
+    Reader,
+    Writer,
     cursor_for,
     documented_body,
     position_of,
@@ -32,6 +34,8 @@ from likewise.apps.deps import (
 )
 from likewise.errors import NotFound
 from likewise.search.searcher import SearchRequest
+
+NOT_YET = "This version does not have this route yet."
 
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
 
@@ -47,7 +51,7 @@ Name = Annotated[str, Depends(existing_name)]
 
 
 @router.get("", response_model=CollectionsAnswer, responses=refusals(422))
-async def list_collections(tenant: Tenant, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
+async def list_collections(tenant: Reader, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
     """The collections by name, a page at a time."""
     after = None if page.cursor is None else position_of("collections", tenant, page.cursor, NAME_IN_PATH)
     # One more than asked tells whether another page follows.
@@ -65,7 +69,7 @@ async def list_collections(tenant: Tenant, service: Collections, page: Annotated
     openapi_extra=documented_body(CollectionIn),
 )
 async def create_collection(
-    tenant: Tenant, service: Collections, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
+    tenant: Writer, service: Collections, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
 ) -> Answer:
     """Make a collection; its model and policy are fixed from here on."""
     policy = body.policy.to_policy() if body.policy else None
@@ -73,13 +77,13 @@ async def create_collection(
 
 
 @router.get("/{name}", response_model=CollectionAnswer, responses=refusals(404))
-async def get_collection(tenant: Tenant, service: Collections, name: Name) -> Answer:
+async def get_collection(tenant: Reader, service: Collections, name: Name) -> Answer:
     """One collection."""
     return Answer(await service.get(tenant, name))
 
 
 @router.delete("/{name}", status_code=204, responses=refusals(404, 409))
-async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> Response:
+async def drop_collection(tenant: Admin, service: Collections, name: Name) -> Response:
     """Drop a collection with all it holds."""
     await service.drop(tenant, name)
     return Response(status_code=204)
@@ -91,7 +95,7 @@ async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> R
     responses=refusals(*BODY_REFUSALS, 404),
     openapi_extra=documented_body(RecordsIn, **{NDJSON: RecordIn.model_json_schema()}),
 )
-async def write_records(tenant: Tenant, service: Collections, name: Name, request: Request) -> Answer:
+async def write_records(tenant: Writer, service: Collections, name: Name, request: Request) -> Answer:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     if media_type(request) == NDJSON:
         return Answer(await write_lines(service, tenant, name, await read_bytes(request)))
@@ -99,13 +103,13 @@ async def write_records(tenant: Tenant, service: Collections, name: Name, reques
 
 
 @router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(404))
-async def get_record(tenant: Tenant, service: Collections, name: Name, record_id: str) -> Answer:
+async def get_record(tenant: Reader, service: Collections, name: Name, record_id: str) -> Answer:
     """One record. Its id reaches to the end of the path and may hold `/`."""
     return Answer(await service.record(tenant, name, record_id))
 
 
 @router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(404))
-async def delete_record(tenant: Tenant, service: Collections, name: Name, record_id: str) -> Response:
+async def delete_record(tenant: Writer, service: Collections, name: Name, record_id: str) -> Response:
     """Delete a record; it is gone from every table before the answer."""
     await service.delete(tenant, name, record_id)
     return Response(status_code=204)
@@ -118,7 +122,7 @@ async def delete_record(tenant: Tenant, service: Collections, name: Name, record
     openapi_extra=documented_body(SearchIn),
 )
 async def search_collection(
-    tenant: Tenant, service: Collections, name: Name, body: Annotated[SearchIn, Depends(JsonBody(SearchIn))]
+    tenant: Reader, service: Collections, name: Name, body: Annotated[SearchIn, Depends(JsonBody(SearchIn))]
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
     request = SearchRequest(body.query, body.like, body.limit, body.filters, body.mode, body.threshold)
@@ -126,16 +130,21 @@ async def search_collection(
 
 
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(404))
-async def collection_stats(tenant: Tenant, service: Collections, name: Name) -> Answer:
+async def collection_stats(tenant: Reader, service: Collections, name: Name) -> Answer:
     """What the collection holds."""
     return Answer(await service.stats(tenant, name))
 
 
 @router.api_route("/{name}/clusters", methods=["GET", "POST"], include_in_schema=False)
 @router.get("/{name}/clusters/{cluster}", include_in_schema=False)
+async def clusters_come_later(_: Reader) -> Response:
+    """Routes of the full API that this version knows by name only."""
+    raise NotFound(NOT_YET, code="not_supported")
+
+
 @router.post("/{name}/reembed", include_in_schema=False)
 @router.post("/{name}/switch", include_in_schema=False)
 @router.post("/{name}/rollback", include_in_schema=False)
-async def come_later() -> Response:
-    """Routes of the full API that this version knows by name only."""
-    raise NotFound("This version does not have this route yet.", code="not_supported")
+async def generations_come_later(_: Admin) -> Response:
+    """The same for those that change the model of a collection."""
+    raise NotFound(NOT_YET, code="not_supported")
