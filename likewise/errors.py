@@ -9,6 +9,7 @@ LikewiseError
 ├── NotFound                404  missing, or another tenant's
 ├── MethodNotAllowed        405
 ├── Conflict                409
+│   └── InProgress          409  the same request is still running
 ├── TooLarge                413
 ├── UnsupportedMediaType    415
 ├── TooManyRequests         429
@@ -101,6 +102,16 @@ class Conflict(LikewiseError):
 
     status = 409
     code = "conflict"
+
+
+class InProgress(Conflict):
+    """The same request is still running; ask again for its answer."""
+
+    code = "request_in_progress"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=1)
 
 
 class TooLarge(LikewiseError):

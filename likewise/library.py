@@ -54,7 +54,6 @@ class Likewise:
         self.settings = runtime.settings
         self.embedder: Embedder = runtime.embedder
         self.collections = CollectionsService(runtime)
-        self.authentication = runtime.authentication
         self._tenant: int | None = None
 
     async def tenant(self) -> int:

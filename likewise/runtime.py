@@ -12,7 +12,8 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from likewise.auth.authentication import Authentication
-from likewise.db import collections, migrate, roles
+from likewise.auth.quotas import Quotas
+from likewise.db import collections, idempotency, migrate, roles
 from likewise.db.maintenance import Maintenance
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
@@ -32,6 +33,9 @@ from likewise.vectors.stores.pgvector import PgvectorStore
 # The tenant of a server that asks nobody who they are.
 ONLY_TENANT = "default"
 FLUSH_SECONDS = 2.0
+# Requests with an Idempotency-Key are remembered for a day: some minutes more do no harm.
+FORGET_SECONDS = 60.0
+MOST_FORGOTTEN = 10_000
 
 T = TypeVar("T")
 
@@ -62,6 +66,7 @@ class Runtime:
     searcher: Searcher
     worker: Worker
     authentication: Authentication
+    quotas: Quotas
 
     async def tenant(self) -> int:
         """The one tenant of a server without authentication."""
@@ -178,11 +183,12 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         searcher=Searcher(pool, embedder, admission, store),
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
         authentication=Authentication(pool, settings, ONLY_TENANT),
+        quotas=Quotas(settings.quota_tokens_per_minute),
     )
 
 
 def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[None]]]:
-    tasks: list[Callable[[], Awaitable[None]]] = [lambda: _flush(runtime)]
+    tasks: list[Callable[[], Awaitable[None]]] = [lambda: _flush(runtime), lambda: _forget(runtime)]
     if worker:
         tasks.append(runtime.worker.run)
     if runtime.database.owner_url is not None:
@@ -213,6 +219,12 @@ async def _flush(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
         await _flush_once(runtime)
+
+
+async def _forget(runtime: Runtime) -> None:
+    while True:
+        await asyncio.sleep(FORGET_SECONDS)
+        await idempotency.forget_expired(runtime.pool, MOST_FORGOTTEN)
 
 
 async def _flush_once(runtime: Runtime) -> None:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Protocol
 
 import orjson
@@ -11,9 +12,9 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from likewise.apps.collections.service import CollectionsService
-from likewise.auth.authentication import Authentication
 from likewise.auth.caller import Scope
 from likewise.errors import Forbidden, Invalid
+from likewise.runtime import Runtime
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -27,8 +28,8 @@ class Services(Protocol):
         ...
 
     @property
-    def authentication(self) -> Authentication:
-        """Who decides who calls."""
+    def runtime(self) -> Runtime:
+        """The open parts."""
         ...
 
 
@@ -47,7 +48,7 @@ class Requires:
     async def __call__(self, request: Request) -> int:
         """Decide by the headers alone."""
         headers = request.headers
-        authentication = services(request).authentication
+        authentication = services(request).runtime.authentication
         caller = await authentication.caller(headers.getlist("authorization"), headers.getlist("x-api-key"))
         if self.scope not in caller.scopes:
             raise Forbidden(
@@ -58,6 +59,11 @@ class Requires:
 
 def nobody_is_asked() -> None:
     """Marks a route that is open to everybody."""
+
+
+def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
+    """Takes the tokens of texts from a tenant's quota; TooManyRequests or TooLarge if it does not hold them."""
+    return services(request).runtime.quotas.spend
 
 
 def collections(request: Request) -> CollectionsService:
@@ -71,6 +77,7 @@ Writer = Annotated[int, Depends(Requires(Scope.WRITE))]
 Admin = Annotated[int, Depends(Requires(Scope.ADMIN))]
 Anyone = Annotated[None, Depends(nobody_is_asked)]
 
+Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]
 Collections = Annotated[CollectionsService, Depends(collections)]
 
 

@@ -1,6 +1,6 @@
 """Collections and their generations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -94,9 +94,21 @@ async def tenant_named(pool: Pool, name: str) -> int:
 
 
 async def make(
-    pool: Pool, tenant: int, name: str, *, kind: str, analyzer: str, policy: Policy, model: str, dimension: int
+    pool: Pool,
+    tenant: int,
+    name: str,
+    *,
+    kind: str,
+    analyzer: str,
+    policy: Policy,
+    model: str,
+    dimension: int,
+    before_commit: Callable[[Tx, Collection], Awaitable[None]] | None = None,
 ) -> Collection:
     """Make a collection with its tables and its first generation.
+
+    Args:
+        before_commit: what else belongs to the same transaction.
 
     Raises:
         Conflict: it exists, or the tenant has as many as it may have.
@@ -113,7 +125,10 @@ async def make(
                     f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
                 ) from None
             raise
-        return await named(tx, name)
+        made = await named(tx, name)
+        if before_commit is not None:
+            await before_commit(tx, made)
+        return made
 
 
 async def drop(pool: Pool, tenant: int, collection: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
 from likewise.db import records, terms
 from likewise.db.collections import Collection
-from likewise.db.pool import Pool, retried
+from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import PreparedRecord, Written
 from likewise.errors import Fault, Invalid
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
@@ -16,6 +16,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 
 T = TypeVar("T")
+BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
 
 NOT_JSON = "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts."
 BAD_ID = "An id is a text without control characters and without U+FFFD, a character that was lost on the way."
@@ -35,12 +36,20 @@ class Writer:
         self.averages = TermAverages()
 
     async def write(
-        self, tenant: int, collection: Collection, kind: Kind, batch: Sequence[NewRecord], *, lane: int = records.BULK
+        self,
+        tenant: int,
+        collection: Collection,
+        kind: Kind,
+        batch: Sequence[NewRecord],
+        *,
+        lane: int = records.BULK,
+        before_commit: BeforeCommit | None = None,
     ) -> Written:
         """Commit a batch of records with distinct ids; findable by their words from then on.
 
         Args:
             lane: which records' vectors come first, `records.INTERACTIVE` or `records.BULK`.
+            before_commit: what else belongs to the same transaction. It is run again when the transaction is.
 
         Raises:
             Invalid: an id or a payload that cannot be stored as it is.
@@ -57,7 +66,7 @@ class Writer:
                 large, terms_of.learn, {one.text_hash: one.text for one in prepared if one.text_hash not in known}
             )
         written = await _at_last_alone(
-            lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, alone=alone)
+            lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, before_commit, alone=alone)
         )
         if collection.policy.keep_terms:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
@@ -82,6 +91,7 @@ class Writer:
         prepared: Sequence[PreparedRecord],
         terms_of: BatchTerms,
         lane: int,
+        before_commit: BeforeCommit | None,
         *,
         alone: bool,
     ) -> Written:
@@ -96,6 +106,8 @@ class Writer:
                 terms_of.learn({one.text_hash: one.text for one in prepared if one.text_hash in written.new_contents})
                 rows = {content: terms_of.row(key) for key, content in written.new_contents.items()}
                 await terms.write(tx, collection.id, rows)
+            if before_commit is not None:
+                await before_commit(tx, written)
         return written
 
     async def _known(self, tenant: int, collection: Collection, prepared: Sequence[PreparedRecord]) -> frozenset[bytes]:

@@ -265,7 +265,7 @@ async def test_a_revoked_key_is_refused_once_it_is_asked_for_again(
     owner = await Pool(shared_settings.database_url or "", most=1).open()
     await keys.revoke(owner, prefix_of(token) or "")
     await owner.close()
-    shared.authentication._keys = KeyRing(shared.runtime.pool)
+    shared.runtime.authentication._keys = KeyRing(shared.runtime.pool)
     # Then
     assert (await client.get(URL, headers=bearer(token))).status_code == 401
 
@@ -302,10 +302,10 @@ async def test_a_server_without_any_key_says_so(settings: Settings, capfd: pytes
     async with likewise.open(asking, embedder=embedder, worker=False) as lw:
         logs.configure("info", lines)
         # When there is none, and when there is one
-        await lw.authentication.warn_if_nobody_can_call()
+        await lw.runtime.authentication.warn_if_nobody_can_call()
         warned = lines.getvalue()
         await make_key(asking, "acme", Scope.READ)
-        await lw.authentication.warn_if_nobody_can_call()
+        await lw.runtime.authentication.warn_if_nobody_can_call()
     # Then
     assert "likewise keys create" in warned
     assert lines.getvalue().count("no_api_key") == 1

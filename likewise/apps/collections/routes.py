@@ -1,11 +1,12 @@
 """The routes of the general API, `/api/v1/collections`."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from likewise.apps.body import NDJSON, JsonBody, media_type, read_bytes, read_json
-from likewise.apps.collections.batches import checked_array, write_array, write_lines
+from likewise.apps.collections.batches import checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
     NAME_IN_PATH,
     CollectionAnswer,
@@ -26,12 +27,14 @@ from likewise.apps.deps import (
     Answer,
     Collections,
     Reader,
+    Spending,
     Writer,
     cursor_for,
     documented_body,
     position_of,
     refusals,
 )
+from likewise.apps.idempotency import Once
 from likewise.errors import NotFound
 from likewise.search.searcher import SearchRequest
 
@@ -69,11 +72,12 @@ async def list_collections(tenant: Reader, service: Collections, page: Annotated
     openapi_extra=documented_body(CollectionIn),
 )
 async def create_collection(
-    tenant: Writer, service: Collections, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
-) -> Answer:
+    tenant: Writer, service: Collections, once: Once, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
+) -> Response:
     """Make a collection; its model and policy are fixed from here on."""
     policy = body.policy.to_policy() if body.policy else None
-    return Answer(await service.create(tenant, body.name, body.model, policy), status_code=201)
+    make = partial(service.create, tenant, body.name, body.model, policy)
+    return await once.answer(tenant, lambda save: make(save=save), status=201)
 
 
 @router.get("/{name}", response_model=CollectionAnswer, responses=refusals(404))
@@ -92,14 +96,21 @@ async def drop_collection(tenant: Admin, service: Collections, name: Name) -> Re
 @router.post(
     "/{name}/records",
     response_model=WriteAnswer,
-    responses=refusals(*BODY_REFUSALS, 404),
+    responses=refusals(*BODY_REFUSALS, 404, 409, 429),
     openapi_extra=documented_body(RecordsIn, **{NDJSON: RecordIn.model_json_schema()}),
 )
-async def write_records(tenant: Writer, service: Collections, name: Name, request: Request) -> Answer:
+async def write_records(
+    tenant: Writer, service: Collections, once: Once, spend: Spending, name: Name, request: Request
+) -> Response:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
+    spending = partial(spend, tenant)
     if media_type(request) == NDJSON:
-        return Answer(await write_lines(service, tenant, name, await read_bytes(request)))
-    return Answer(await write_array(service, tenant, name, await read_json(request, checked_array)))
+        body = await read_bytes(request)
+        lines = partial(write_lines, service, tenant, name, body, spending)
+        # In many transactions, so its answer is kept after the last of them.
+        return await once.answer(tenant, lambda _: lines(), lasting=complete)
+    array = await read_json(request, checked_array)
+    return await once.answer(tenant, partial(write_array, service, tenant, name, array, spending))
 
 
 @router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(404))
@@ -118,13 +129,18 @@ async def delete_record(tenant: Writer, service: Collections, name: Name, record
 @router.post(
     "/{name}/search",
     response_model=SearchAnswer,
-    responses=refusals(*BODY_REFUSALS, 404),
+    responses=refusals(*BODY_REFUSALS, 404, 409, 429),
     openapi_extra=documented_body(SearchIn),
 )
 async def search_collection(
-    tenant: Reader, service: Collections, name: Name, body: Annotated[SearchIn, Depends(JsonBody(SearchIn))]
+    tenant: Reader,
+    service: Collections,
+    spend: Spending,
+    name: Name,
+    body: Annotated[SearchIn, Depends(JsonBody(SearchIn))],
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
+    spend(tenant, [body.query or ""])
     request = SearchRequest(body.query, body.like, body.limit, body.filters, body.mode, body.threshold)
     return Answer(await service.search(tenant, name, request))
 
