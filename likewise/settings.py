@@ -102,7 +102,11 @@ class Settings(BaseSettings):
         True, description="Whether `serve` also embeds what waits; `false` leaves it to `likewise worker`."
     )
     lease_seconds: float = Field(
-        60.0, ge=1, le=3600, description="How long a worker may be silent before others take over what it had begun."
+        60.0,
+        ge=1,
+        le=3600,
+        description="How long a worker, or a server that runs a request with an Idempotency-Key, may be silent before "
+        "others take over what it had begun.",
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

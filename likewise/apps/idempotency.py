@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
@@ -21,8 +22,9 @@ from likewise.ingest.stopping import stop
 
 T = TypeVar("T")
 
-RENEW_SECONDS = idempotency.LEASE.total_seconds() / 3
 REPLAYED = "Idempotency-Replayed"
+# Within a lease: one may be late, or meet a database that is away for a moment.
+RENEWALS = 3
 
 _KEY = re.compile(r"[!-~]{1,255}")
 
@@ -30,8 +32,9 @@ _KEY = re.compile(r"[!-~]{1,255}")
 class Idempotency:
     """Runs a request's work, once for its key if it has one."""
 
-    def __init__(self, pool: Pool, request: Request, key: str | None) -> None:
+    def __init__(self, pool: Pool, lease: timedelta, request: Request, key: str | None) -> None:
         self._pool = pool
+        self._lease = lease
         self._request = request
         self._key = key
 
@@ -58,10 +61,10 @@ class Idempotency:
         if self._key is None:
             return Answer(await work(None), status_code=status)
         attempt = await self._attempt(self._key)
-        earlier = await idempotency.begin(self._pool, tenant, attempt)
+        earlier = await idempotency.begin(self._pool, tenant, attempt, self._lease)
         if earlier is not None:
             return Response(earlier.answer, earlier.status, {REPLAYED: "true"}, Answer.media_type)
-        run = _Run(self._pool, tenant, attempt, status)
+        run = _Run(self._pool, tenant, attempt, self._lease, status)
         async with run.held():
             result = await work(run.save)
             if run.answer is None and lasting(result):
@@ -85,10 +88,11 @@ class Idempotency:
 class _Run:
     """One run of a request, and its answer once that is kept."""
 
-    def __init__(self, pool: Pool, tenant: int, attempt: Attempt, status: int) -> None:
+    def __init__(self, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta, status: int) -> None:
         self._pool = pool
         self._tenant = tenant
         self._attempt = attempt
+        self._lease = lease
         self._status = status
         self.answer: Response | None = None
 
@@ -113,9 +117,9 @@ class _Run:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(self._lease.total_seconds() / RENEWALS)
             with suppress(LikewiseError):
-                await idempotency.renew(self._pool, self._tenant, self._attempt)
+                await idempotency.renew(self._pool, self._tenant, self._attempt, self._lease)
 
     async def _release(self) -> None:
         # An answer that was kept all the same, by a commit that nobody heard of, stays. A key that cannot be freed now
@@ -138,7 +142,8 @@ def once(
     """The request's key, checked before its body is read."""
     if key is not None and (len(request.headers.getlist("idempotency-key")) > 1 or not _KEY.fullmatch(key)):
         raise Invalid.at("/Idempotency-Key", "One Idempotency-Key of 1 to 255 visible ASCII characters is taken.")
-    return Idempotency(services(request).runtime.pool, request, key)
+    runtime = services(request).runtime
+    return Idempotency(runtime.pool, timedelta(seconds=runtime.settings.lease_seconds), request, key)
 
 
 Once = Annotated[Idempotency, Depends(once)]

@@ -10,8 +10,6 @@ from likewise.db.pool import Pool, Tx
 from likewise.errors import InProgress, Invalid
 
 KEPT = timedelta(hours=24)
-# A run whose process died is taken over when this has passed; the running one renews it in time.
-LEASE = timedelta(seconds=60)
 
 # Ours if it is new, or forgotten by now, or if who ran the same request died over it.
 TAKE = SQL("""
@@ -63,8 +61,11 @@ class Done:
     answer: str
 
 
-async def begin(pool: Pool, tenant: int, attempt: Attempt) -> Done | None:
+async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> Done | None:
     """Take a request to run it, or what it was answered before.
+
+    Args:
+        lease: when it has passed without being renewed, the process is taken for dead and others may run the request.
 
     Raises:
         Invalid: another request came with this key.
@@ -77,7 +78,7 @@ async def begin(pool: Pool, tenant: int, attempt: Attempt) -> Done | None:
         "key": attempt.key,
         "digest": attempt.digest,
         "claim": attempt.claim,
-        "lease": LEASE,
+        "lease": lease,
         "kept": KEPT,
     }
     for _ in range(LOOKS):
@@ -97,10 +98,10 @@ async def finish(tx: Tx, attempt: Attempt, status: int, answer: bytes) -> None:
         raise InProgress
 
 
-async def renew(pool: Pool, tenant: int, attempt: Attempt) -> None:
+async def renew(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> None:
     """Hold a request that is still running."""
     async with pool.tenant(tenant) as tx:
-        await tx.execute(RENEW, [LEASE, attempt.method, attempt.route, attempt.key, attempt.claim])
+        await tx.execute(RENEW, [lease, attempt.method, attempt.route, attempt.key, attempt.claim])
 
 
 async def release(pool: Pool, tenant: int, attempt: Attempt) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -183,7 +184,7 @@ async def test_a_long_run_keeps_its_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given
-    monkeypatch.setattr(runs, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "RENEWALS", 6_000)
     begun, go_on = held_back
     request = keyed("k", [{"id": "long", "text": "x"}])
     running = asyncio.create_task(client.post(RECORDS, **request))
@@ -323,10 +324,10 @@ async def test_a_key_is_the_tenants_own(shared: Likewise) -> None:
     attempts = [idempotency.Attempt("POST", "/", "k", tenant.to_bytes(4, "big"), runs.uuid4()) for tenant in tenants]
     # When, then
     for tenant, attempt in zip(tenants, attempts, strict=True):
-        assert await idempotency.begin(shared.runtime.pool, tenant, attempt) is None
+        assert await idempotency.begin(shared.runtime.pool, tenant, attempt, timedelta(seconds=60)) is None
     for tenant, attempt in zip(tenants, attempts, strict=True):
         with pytest.raises(InProgress):
-            await idempotency.begin(shared.runtime.pool, tenant, attempt)
+            await idempotency.begin(shared.runtime.pool, tenant, attempt, timedelta(seconds=60))
         await idempotency.release(shared.runtime.pool, tenant, attempt)
     assert issubclass(InProgress, Conflict)
 
