@@ -11,6 +11,7 @@ LikewiseError
 ├── Conflict                409
 │   └── InProgress          409  the same request is still running
 ├── TooLarge                413
+│   └── LargerThanQuota     413  more at once than the caller may send in a whole minute
 ├── UnsupportedMediaType    415
 ├── TooManyRequests         429
 ├── Unavailable             503  a part is away; what was asked for can be tried again
@@ -119,6 +120,12 @@ class TooLarge(LikewiseError):
 
     status = 413
     code = "too_large"
+
+
+class LargerThanQuota(TooLarge):
+    """The request alone is more than the quota of its caller."""
+
+    code = "larger_than_quota"
 
 
 class UnsupportedMediaType(LikewiseError):

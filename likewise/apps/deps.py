@@ -62,7 +62,7 @@ def nobody_is_asked() -> None:
 
 
 def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
-    """Takes the tokens of texts from a tenant's quota; TooManyRequests or TooLarge if it does not hold them."""
+    """Takes the tokens of texts from a tenant's quota; TooManyRequests or LargerThanQuota if it does not hold them."""
     return services(request).runtime.quotas.spend
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from fastapi import Depends, Header, Request, Response
 
-from likewise.apps.body import media_type
+from likewise.apps.body import PARSE_IN_THREAD, media_type
 from likewise.apps.collections.service import Save
 from likewise.apps.deps import Answer, services
 from likewise.db import idempotency
@@ -75,14 +75,12 @@ class Idempotency:
 
     async def _attempt(self, key: str) -> Attempt:
         request = self._request
-        parts = (
-            request.scope["path"].encode(errors="surrogateescape"),
-            request.scope["query_string"],
-            media_type(request).encode(),
-            # Read whole, here at the latest: what the request is can only be told from all of it.
-            await request.body(),
-        )
-        return Attempt(request.method, request.scope["route"].path, key, _digest(parts), uuid4())
+        # Read whole, here at the latest: what the request is can only be told from all of it.
+        body = await request.body()
+        path = request.scope["path"].encode(errors="surrogateescape")
+        parts = (path, request.scope["query_string"], media_type(request).encode(), body)
+        digest = _digest(parts) if len(body) < PARSE_IN_THREAD else await asyncio.to_thread(_digest, parts)
+        return Attempt(request.method, request.scope["route"].path, key, digest, uuid4())
 
 
 class _Run:
@@ -152,5 +150,6 @@ Once = Annotated[Idempotency, Depends(once)]
 def _digest(parts: tuple[bytes, ...]) -> bytes:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return digest.digest()

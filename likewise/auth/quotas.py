@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from likewise.errors import TooLarge, TooManyRequests
+from likewise.errors import LargerThanQuota, TooManyRequests
 
 # Counting with the model's tokenizer would cost about as much as what is refused.
 CHARACTERS_PER_TOKEN = 4
@@ -39,16 +39,15 @@ class Quotas:
 
         Raises:
             TooManyRequests: the bucket does not hold so many now.
-            TooLarge: it never does.
+            LargerThanQuota: it never does.
         """
         if not self._per_minute:
             return
         wanted = sum(math.ceil(len(text) / CHARACTERS_PER_TOKEN) for text in texts)
         if wanted > self._per_minute:
-            raise TooLarge(
+            raise LargerThanQuota(
                 f"These texts have more tokens ({CHARACTERS_PER_TOKEN} characters each) than the quota of a minute, "
-                f"{self._per_minute}, so this request can never be done. Send fewer or shorter ones at a time.",
-                code="larger_than_quota",
+                f"{self._per_minute}, so this request can never be done. Send fewer or shorter ones at a time."
             )
         now = self._clock()
         left = self._left(tenant, now)

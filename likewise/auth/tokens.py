@@ -48,5 +48,5 @@ def token_of(authorization: Sequence[str], api_key: Sequence[str]) -> str | None
     None if there is none, or if there are two that differ. A scheme other than Bearer is for somebody before us.
     """
     bearers = (_BEARER.fullmatch(value.strip()) for value in authorization)
-    tokens = {*(found[1] for found in bearers if found), *(value.strip() for value in api_key)}
+    tokens = {*(found[1] for found in bearers if found), *(value.strip() for value in api_key if value.strip())}
     return tokens.pop() if len(tokens) == 1 else None

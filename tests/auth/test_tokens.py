@@ -33,6 +33,7 @@ def test_what_is_no_key_has_no_prefix(token: str) -> None:
         (["bearer   abc "], [], "abc"),
         ([], ["abc"], "abc"),
         (["Bearer abc"], ["abc"], "abc"),
+        (["Bearer abc"], [" "], "abc"),
         (["Basic eDp5"], ["abc"], "abc"),
         (["Basic eDp5"], [], None),
         (["Bearer"], [], None),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from likewise.apps.body import NUMBER_TOO_LARGE, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
 from likewise.apps.collections.service import CollectionsService, Save, WriteResult
-from likewise.errors import Fault, Internal, Invalid, LikewiseError, Malformed, TooLarge, TooManyRequests
+from likewise.errors import Fault, Internal, Invalid, LargerThanQuota, LikewiseError, Malformed, TooManyRequests
 from likewise.kind import NewRecord
 from likewise.observe.logs import get_logger
 
@@ -114,7 +114,7 @@ async def _store(service: CollectionsService, tenant: int, name: str, lines: _Li
         lines.spend(_texts(record for _, record in lines.batch.values()))
         lines.stored(await _write(service, tenant, name, lines.batch))
     except LikewiseError as error:
-        over_quota = isinstance(error, TooManyRequests | TooLarge)
+        over_quota = isinstance(error, TooManyRequests | LargerThanQuota)
         if not lines.any_stored or not (over_quota or error.status >= Internal.status):
             raise
         log.warning("lines not stored", error=error)
