@@ -17,7 +17,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, SettingsError
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.searcher import SearchRequest
+from likewise.search.request import SearchRequest
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 
@@ -37,6 +37,13 @@ REQUEST = SQL("""
     VALUES (%s, 'POST', '/', %s, '', 'done', 200, '{}', now())
 """)
 Connection = AsyncConnection[tuple[Any, ...]]
+
+
+# No kind of the general API has any.
+A_FACT_OF_EACH_TEXT = """
+    INSERT INTO content_fields (tenant, collection, field, value, content)
+    SELECT tenant, collection, 'fact', text, pk FROM contents
+"""
 
 
 @dataclass
@@ -75,6 +82,7 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
             await lw.collections.write(tenant, "notes", own)
             async with lw.runtime.pool.tenant(tenant) as tx:
                 await tx.execute(REQUEST, [tenant, "beta-secret" if secrets else "key"])
+                await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)
         async with lw.runtime.pool.tenant(beta) as tx:

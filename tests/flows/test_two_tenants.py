@@ -139,9 +139,11 @@ class Teller:
         key = f"{self.somebody()}-{self.dice.randint(0, 30)}"
         return {"idempotency-key": key} if self.dice.random() < 0.5 else {}
 
+    def cursor(self) -> str:
+        return self.dice.choice([*self.house.cursors[0][-5:], *self.house.cursors[1][-5:], "zz", ""])
+
     def list(self) -> Sent:
-        known = [*self.house.cursors[0][-3:], *self.house.cursors[1][-3:], "zz", ""]
-        cursor = f"&cursor={self.dice.choice(known)}" if self.dice.random() < 0.5 else ""
+        cursor = f"&cursor={self.cursor()}" if self.dice.random() < 0.5 else ""
         return Sent("GET", f"{URL}?limit={self.dice.choice([0, 1, 2, 100])}{cursor}", Scope.READ)
 
     def create(self) -> Sent:
@@ -182,6 +184,10 @@ class Teller:
             body["filters"] = self.filters()
         if self.dice.random() < 0.2:
             body["threshold"] = self.dice.choice([-1, 0.0, 0.5, who])
+        if self.dice.random() < 0.3:
+            body |= {"group_by": "site", "explain": True}
+        if self.dice.random() < 0.2:
+            body["cursor"] = self.cursor()
         return Sent("POST", f"{self.collection()}/search", Scope.READ, body)
 
     def later(self) -> Sent:
@@ -261,8 +267,7 @@ async def made(house: House, call: Call) -> None:
         assert answer.status_code not in (401, 403, 500), (sent, answer.text)
     # What comes back is one's own
     shown = answer.text + str(answer.headers)
-    if answer.status_code == 200 and sent.path.startswith(f"{URL}?") and answer.json()["cursor"]:
-        cursor = answer.json()["cursor"]
+    if answer.status_code == 200 and call.what in ("list", "search") and (cursor := answer.json()["cursor"]):
         house.cursors[call.tenant].append(cursor)
         shown += base64.urlsafe_b64decode(cursor + "==").decode(errors="replace")
     assert other not in shown, sent
