@@ -5,12 +5,16 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from likewise.db import collections, migrate, roles
+from likewise.auth.authentication import Authentication
+from likewise.auth.quotas import Quotas
+from likewise.db import collections, idempotency, migrate, roles
+from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
@@ -31,6 +35,9 @@ from likewise.vectors.stores.pgvector import PgvectorStore
 # The tenant of a server that asks nobody who they are.
 ONLY_TENANT = "default"
 FLUSH_SECONDS = 2.0
+# Requests with an Idempotency-Key are remembered for a day: some minutes more do no harm.
+FORGET_SECONDS = 60.0
+MOST_FORGOTTEN = 10_000
 
 T = TypeVar("T")
 
@@ -57,9 +64,12 @@ class Runtime:
     admission: Admission
     store: VectorStore
     wakeups: Wakeups
+    recent: RecentCollections
     writer: Writer
     searcher: Searcher
     worker: Worker
+    authentication: Authentication
+    quotas: Quotas
 
     async def tenant(self) -> int:
         """The one tenant of a server without authentication."""
@@ -164,6 +174,7 @@ async def open_runtime(
 def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder) -> Runtime:
     store = PgvectorStore()
     admission = Admission(pool, embedder)
+    recent = RecentCollections(pool)
     wakeups = Wakeups(settings.database_direct_url or database.serving_url)
     return Runtime(
         settings=settings,
@@ -173,14 +184,21 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         admission=admission,
         store=store,
         wakeups=wakeups,
+        recent=recent,
         writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
-        searcher=Searcher(pool, embedder, admission, store),
+        searcher=Searcher(pool, embedder, admission, store, recent),
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
+        authentication=Authentication(pool, settings, ONLY_TENANT),
+        quotas=Quotas(settings.quota_tokens_per_minute),
     )
 
 
 def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[None]]]:
-    tasks: list[Callable[[], Awaitable[None]]] = [lambda: _flush(runtime), runtime.writer.backlog.run]
+    tasks: list[Callable[[], Awaitable[None]]] = [
+        lambda: _flush(runtime),
+        lambda: _forget(runtime),
+        runtime.writer.backlog.run,
+    ]
     if worker:
         tasks.append(runtime.worker.run)
     if runtime.database.owner_url is not None:
@@ -213,9 +231,16 @@ async def _flush(runtime: Runtime) -> None:
         await _flush_once(runtime)
 
 
+async def _forget(runtime: Runtime) -> None:
+    while True:
+        await asyncio.sleep(FORGET_SECONDS)
+        await idempotency.forget_expired(runtime.pool, MOST_FORGOTTEN)
+
+
 async def _flush_once(runtime: Runtime) -> None:
-    with contextlib.suppress(LikewiseError):
-        await runtime.writer.averages.flush(runtime.pool)
+    for flush in (partial(runtime.writer.averages.flush, runtime.pool), runtime.authentication.flush):
+        with contextlib.suppress(LikewiseError):
+            await flush()
 
 
 async def _reached(work: Callable[[], Awaitable[T]]) -> T:

@@ -95,7 +95,8 @@ def _values(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     if get_origin(field.annotation) is tuple:
-        return "names, by comma"
+        choices = get_args(get_args(field.annotation)[0])
+        return f"{', '.join(f'`{choice}`' for choice in choices) or 'names'}, by comma"
     return TYPES.get(kind) or _range(field, "whole number" if kind is int else "number")
 
 
@@ -115,6 +116,8 @@ def _default(name: str, field: FieldInfo) -> str:
         return DEFAULTS[name]
     if field.default is None or field.default == ():
         return "absent"
+    if isinstance(field.default, tuple):
+        return f"`{','.join(field.default)}`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 

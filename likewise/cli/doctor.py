@@ -62,4 +62,6 @@ def setting_rows() -> list[dict[str, Any]]:
 def _default(value: object) -> str:
     if value is None or value == ():
         return "none"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

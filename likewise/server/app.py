@@ -17,6 +17,7 @@ from likewise.server import health, metrics, reference
 from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLimit, RequestLog
 from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error
+from likewise.server.scopes import refuse_undeclared
 from likewise.settings import Settings
 
 ROUTERS = (health.router, metrics.router, reference.router, collections.router)
@@ -51,11 +52,13 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         # FastAPI's pages load scripts from elsewhere, onto the origin of an API that asks nobody who they are.
         docs_url=None,
         redoc_url=None,
+        # And its own route to the document says nothing of who may call it.
+        openapi_url=None,
         middleware=[
             Middleware(RequestLog),
             Middleware(Errors),
             Middleware(RequestLimit),
-            Middleware(AddressGuard, loopback_only=settings.auth == "none"),
+            Middleware(AddressGuard, loopback_only=not settings.asks_who_calls),
             Middleware(BodyLimit, limit=settings.max_body_bytes, stream_limit=settings.max_stream_bytes),
         ],
         exception_handlers={HTTPException: _refusal, RequestValidationError: _refusal},
@@ -65,6 +68,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         app.state.likewise = source
     for router in ROUTERS:
         app.include_router(router)
+    refuse_undeclared(app)
     describe(app)
     return app
 

@@ -191,8 +191,9 @@ class AddressGuard:
 class BodyLimit:
     """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
 
-    All bodies together have a limit too: each counts until its request is answered. A body of lines, which are stored
-    while it arrives, may be longer, and counts as far as its lines are not stored yet.
+    Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
+    together have a limit too: each counts until its request is answered. A body of lines, which are stored while it
+    arrives, may be longer, and counts as far as its lines are not stored yet.
     """
 
     def __init__(
@@ -219,21 +220,18 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         streamed = _is_stream(scope)
-        body = _CountedBody(receive, self, self.stream_limit if streamed else self.limit)
-        declared = _declared_length(headers)
-        if declared > body.limit:
-            if "expect" in headers:
-                # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
-                raise body.too_large()
-            await _answer_and_drain(answer(body.too_large(), scope), scope, body, send)
-            return
-        if self.held + (0 if streamed else declared) > self.total:
-            raise body.too_many()
+        limit = self.stream_limit if streamed else self.limit
+        body = _CountedBody(receive, self, limit, _declared_length(headers), streamed=streamed)
         try:
             if streamed:
                 await self._stream({**scope, RELEASE: body.release}, body, send)
             else:
                 await self.app(scope, body.receive, send)
+        except TooLarge as refusal:
+            # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
+            if not body.unread or "expect" in headers:
+                raise
+            await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
             body.release(body.held)
 
@@ -249,11 +247,14 @@ class BodyLimit:
 
 
 class _CountedBody:
-    def __init__(self, receive: Receive, bounds: BodyLimit, limit: int) -> None:
+    def __init__(self, receive: Receive, bounds: BodyLimit, limit: int, declared: int, *, streamed: bool) -> None:
         self._receive = receive
         self._bounds = bounds
         self.limit = limit
+        self._declared = declared
+        self._streamed = streamed
         self._read = 0
+        self.unread = True
         self.held = 0
         self._complete = False
         self._waited = 0.0
@@ -261,6 +262,9 @@ class _CountedBody:
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
+        if self.unread:
+            self._refuse_declared()
+        self.unread = False
         message = await self._in_time()
         self._count(message)
         if self._read > self.limit:
@@ -288,6 +292,12 @@ class _CountedBody:
         """So many bytes of it are done with."""
         self._bounds.held -= count
         self.held -= count
+
+    def _refuse_declared(self) -> None:
+        if self._declared > self.limit:
+            raise self.too_large()
+        if not self._streamed and self._bounds.held + self._declared > self._bounds.total:
+            raise self.too_many()
 
     def _hold(self, count: int) -> None:
         if self._bounds.held + count > self._bounds.total:

@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
 def test_help_names_every_verb(likewise_command: Run) -> None:
     done = likewise_command("--help")
     assert done.returncode == OK
-    for verb in ("demo", "serve", "worker", "embed", "index", "search", "similar", "models", "db", "doctor"):
+    for verb in ("demo", "serve", "worker", "embed", "index", "search", "similar", "models", "db", "keys", "doctor"):
         assert f"  {verb} " in done.stdout
 
 
@@ -53,7 +53,8 @@ def test_wrong_usage_is_2(likewise_command: Run, arguments: list[str]) -> None:
         ({"LIKEWISE_PROT": "1"}, "LIKEWISE_PROT"),
         ({"LIKEWISE_PORT": "secret"}, "LIKEWISE_PORT"),
         ({"LIKEWISE_HOST": "0.0.0.0"}, "LIKEWISE_HOST"),
-        ({"LIKEWISE_AUTH": "keys"}, "LIKEWISE_AUTH"),
+        ({"LIKEWISE_AUTH": "passwords"}, "LIKEWISE_AUTH"),
+        ({"LIKEWISE_AUTH": "none,keys"}, "LIKEWISE_AUTH"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_and_is_named(

@@ -25,12 +25,13 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
 from likewise.apps.collections.service import SearchResult
+from likewise.db import collections
 from likewise.db.maintenance import MOST_SCANNED, Maintenance
 from likewise.db.pool import settle, table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise
-from likewise.search import frequencies, recent
+from likewise.search import frequencies
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
 from likewise.testing import FakeProvider, ThrowawayPostgres
@@ -346,7 +347,7 @@ often = settings(deadline=None, suppress_health_check=list(HealthCheck))
 def nothing_remembered() -> Iterator[None]:
     """A search may reckon with a collection's counts of a second ago; the model knows those of now."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recent, "RECENT_SECONDS", 0.0)
+        patch.setattr(collections, "RECENT_SECONDS", 0.0)
         yield
 
 
