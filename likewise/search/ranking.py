@@ -70,8 +70,12 @@ class Rankings:
 
 
 def first_depth(search: Search) -> int:
-    """How deep the rankings go at first: one more for a record in question, which is left out afterwards."""
-    return max(DEPTH, search.request.limit + 1) + (search.request.like is not None)
+    """How deep the rankings go at first.
+
+    One more than is fused, by which a page of a hundred knows of the next; and one for a record in question, which is
+    left out afterwards. The same for every limit, so that pages of another size have the same order.
+    """
+    return DEPTH + 1 + (search.request.like is not None)
 
 
 def _order(search: Search, meaning: Ranking, words: list[tuple[int, float]], depth: int) -> list[tuple[int, float]]:
@@ -80,9 +84,9 @@ def _order(search: Search, meaning: Ranking, words: list[tuple[int, float]], dep
         return near
     if search.request.mode == "lexical":
         return words
-    full = depth - (search.request.like is not None)
+    full = depth - 1 - (search.request.like is not None)
     cut = len(near) if meaning.cut else None
-    return fuse(near, words, depth=full, background=search.collection.active.background, dense_depth=cut)
+    return fuse(near[:full], words[:full], depth=full, background=search.collection.active.background, dense_depth=cut)
 
 
 def _of_matches(found: Matches) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from likewise.apps.deps import refusals
+from likewise.apps.deps import Anyone, refusals
 from likewise.db import waiting
 from likewise.db.checkup import waiting_estimate
 from likewise.db.pool import Pool
@@ -28,7 +28,7 @@ router = APIRouter(tags=["operations"])
 def refuse_strangers(request: Request) -> None:
     """The numbers are over all tenants, so one of them could see what another does: who asks needs a token."""
     settings: Settings = request.app.state.likewise.settings
-    if "none" in settings.auth:
+    if not settings.asks_who_calls:
         return
     if settings.metrics_token is None:
         raise NotFound("Metrics are closed: set LIKEWISE_METRICS_TOKEN, and send it as a bearer token.")
@@ -43,7 +43,7 @@ def refuse_strangers(request: Request) -> None:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals(401, 404)},
 )
-async def metrics(_: Annotated[None, Depends(refuse_strangers)], request: Request) -> Response:
+async def metrics(_: Anyone, __: Annotated[None, Depends(refuse_strangers)], request: Request) -> Response:
     """The metrics of this process and of the queue, in Prometheus's text format."""
     state = request.app.state
     if not hasattr(state, "queue"):
