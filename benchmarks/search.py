@@ -277,12 +277,16 @@ async def delete_and_go_on(bench: Bench, stored: Stored, folder: Path) -> None:
     print(f"deleted {len(gone)} records one by one in {taken:.0f} s ({len(gone) / taken:.0f}/s)")
     words = await read_words(stored)
     print(f"at once   {bench.recalls(bench.truth.vectors, words, allowed)}")
-    started = time.perf_counter()
-    rebuilt = await until_rebuilt(stored, before.index_id)
-    after = f"after {time.perf_counter() - started:.0f} s" if rebuilt else "NOT"
-    print(f"the index was {after} built anew: {await stored.sizes()}")
-    print(f"rebuilt   {bench.recalls(bench.truth.vectors, words, allowed)}")
+    if before.index_id is not None:
+        started = time.perf_counter()
+        rebuilt = await until_rebuilt(stored, before.index_id)
+        after = f"after {time.perf_counter() - started:.0f} s" if rebuilt else "NOT"
+        print(f"the index was {after} built anew: {await stored.sizes()}")
+        print(f"rebuilt   {bench.recalls(bench.truth.vectors, words, allowed)}")
     fresh = corpus.spare[: len(gone)]
+    if not fresh:
+        print("there are no more real texts to store in their place")
+        return
     add(bench.client, corpus, fresh, len(corpus))
     while bench.client.stats()["waiting"]:
         await asyncio.sleep(1)
@@ -292,7 +296,7 @@ async def delete_and_go_on(bench: Bench, stored: Stored, folder: Path) -> None:
     print(f"refilled  {bench.recalls(whole, await read_words(stored), allowed)}")
 
 
-async def until_rebuilt(stored: Stored, old: int | None) -> bool:
+async def until_rebuilt(stored: Stored, old: int) -> bool:
     """Whether the vectors' index became another in time."""
     deadline = time.monotonic() + REBUILT_WITHIN_SECONDS
     while time.monotonic() < deadline:
