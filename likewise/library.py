@@ -21,13 +21,11 @@ from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
-from likewise.kind import NewRecord, Policy
+from likewise.kind import BATCH, NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
-from likewise.search.searcher import Mode, SearchRequest
+from likewise.search.request import Mode
 from likewise.settings import Settings, load_settings
 
-# One transaction holds this many records of a longer list.
-BATCH = 500
 # A few texts are done in an instant; many need not be counted more often than each second.
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 # The database has answered already; what is waited for here is a connection of ours that is free.
@@ -161,9 +159,19 @@ class Collection:
         filters: Mapping[str, Any] | None = None,
         mode: Mode = "hybrid",
         threshold: float | None = None,
+        group_by: str | None = None,
+        explain: bool = False,
     ) -> SearchResult:
-        """The records nearest to a query by words and meaning."""
-        return await self._search(query=cleaned(query), limit=limit, filters=filters, mode=mode, threshold=threshold)
+        """The records nearest to a query by words and meaning; with `group_by` one for each value of a field."""
+        return await self._search(
+            query=cleaned(query),
+            limit=limit,
+            filters=filters,
+            mode=mode,
+            threshold=threshold,
+            group_by=group_by,
+            explain=explain,
+        )
 
     async def similar(
         self,
@@ -173,9 +181,19 @@ class Collection:
         filters: Mapping[str, Any] | None = None,
         mode: Mode = "hybrid",
         threshold: float | None = None,
+        group_by: str | None = None,
+        explain: bool = False,
     ) -> SearchResult:
-        """The records most like one of the collection, itself left out."""
-        return await self._search(like=id, limit=limit, filters=filters, mode=mode, threshold=threshold)
+        """The records most like one of the collection, itself left out; `group_by` as in `search`."""
+        return await self._search(
+            like=id,
+            limit=limit,
+            filters=filters,
+            mode=mode,
+            threshold=threshold,
+            group_by=group_by,
+            explain=explain,
+        )
 
     async def get(self, id: str) -> RecordView:
         """One record."""
@@ -196,8 +214,7 @@ class Collection:
     async def _search(self, **asked: Any) -> SearchResult:
         """Search as the HTTP API would, with its bounds."""
         one = checked(SearchIn, {name: value for name, value in asked.items() if value is not None})
-        request = SearchRequest(one.query, one.like, one.limit, one.filters, one.mode, one.threshold)
-        return await self._service.search(await self._likewise.tenant(), self.name, request)
+        return await self._service.search(await self._likewise.tenant(), self.name, one.to_request())
 
     async def _ensure(self) -> None:
         try:

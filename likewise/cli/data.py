@@ -116,7 +116,7 @@ async def _index(
 async def _search(
     _: Interruption, *, collection: str, as_json: bool, query: str | None, like: str | None, limit: int
 ) -> int:
-    from likewise.search.searcher import SearchRequest  # noqa: PLC0415
+    from likewise.search.request import SearchRequest  # noqa: PLC0415
 
     async with opened(settings_of_verb(), worker=False) as likewise:
         request = SearchRequest(query=query, like=like, limit=limit)

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from pgvector import HalfVector
 from psycopg.sql import SQL
 
 from likewise.cleaning import storable
+from likewise.db.ids import ContentIds
+from likewise.db.planning import BY_VALUES, EVERY_ROW, Plan
 from likewise.db.pool import Tx, table
 from likewise.db.where import Where
 
@@ -15,13 +20,15 @@ VIEW = SQL("""
     r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
     c.state, c.reason, v.truncated
 """)
+# Without the vector's table: a search that begins here must not hold it before that of the terms.
+POINTED = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = %s")
 ONE = SQL("""
     SELECT {view} FROM records r JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     WHERE r.collection = %s AND r.id = %s
 """)
 # Every content that a ranking gave, joined under row-level security; at most `most` records of each, oldest first.
 OF_CONTENTS = SQL("""
-    SELECT {view} FROM unnest(%(contents)s::bigint[]) WITH ORDINALITY AS wanted (content, place)
+    SELECT {view}, {similarity} FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
     CROSS JOIN LATERAL (
         SELECT r.* FROM records r WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
         ORDER BY r.pk LIMIT %(most)s
@@ -29,6 +36,8 @@ OF_CONTENTS = SQL("""
     JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     ORDER BY wanted.place, r.pk
 """)
+SIMILARITY = SQL("1 - (v.embedding <=> %(query)b)")
+NO_SIMILARITY = SQL("NULL::float8")
 FAILED = SQL("""
     SELECT r.id, coalesce(c.reason, 'failed') FROM records r JOIN contents c ON c.pk = r.content
     WHERE r.collection = %s AND r.id = ANY (%s::text[]) AND c.state = 'failed'
@@ -40,9 +49,15 @@ COUNT = SQL("""
            (SELECT count(*) FROM {vectors})
 """)
 SHARED = SQL("SELECT 1 FROM records WHERE content = %s AND pk <> %s LIMIT 1")
-MATCHING_CONTENTS = SQL(
-    "SELECT DISTINCT r.content FROM records r WHERE {condition} AND r.pk IS DISTINCT FROM %(without)s"
-)
+MATCHING = SQL("""
+    SELECT array_send(coalesce(array_agg(content), ARRAY[]::bigint[]))
+    FROM (SELECT content FROM ({matching}) AS m (content) LIMIT %(most)s) AS few
+""")
+# A few pages of the table, wherever they are.
+SAMPLE = SQL("SELECT content FROM {vectors} TABLESAMPLE SYSTEM (%s) LIMIT %s")
+FITTING = SQL("""
+    SELECT count(DISTINCT r.content) FROM records r WHERE r.content = ANY (%(sample)s) AND {condition}
+""")
 # Which of these ids are records of another parent, and of which.
 OF_OTHERS = SQL("""
     SELECT id, parent FROM records
@@ -89,13 +104,35 @@ async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRe
     return None if row is None else StoredRecord(*row)
 
 
+async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | None:
+    """The keys of a record and of its content, by the record's id."""
+    row = await tx.row(POINTED, [collection, record]) if storable(record) else None
+    return None if row is None else (int(row[0]), int(row[1]))
+
+
 async def of_contents(
-    tx: Tx, generation: int, contents: Sequence[int], where: Where, *, most: int, without: int | None
-) -> list[StoredRecord]:
-    """The records of these contents that fit the condition, in the contents' order."""
-    statement = OF_CONTENTS.format(view=VIEW, vectors=table("vec", generation), condition=where.sql)
-    parameters = {**where.parameters, "contents": list(contents), "most": most, "without": without}
-    return [StoredRecord(*row) for row in await tx.rows(statement, parameters)]
+    tx: Tx,
+    generation: int,
+    contents: Sequence[int],
+    where: Where,
+    *,
+    most: int,
+    without: int | None,
+    similar_to: NDArray[np.float32] | None = None,
+) -> list[tuple[StoredRecord, float | None]]:
+    """The records of these contents that fit the condition, in the contents' order, at most `most` of each.
+
+    Each comes with the cosine similarity of its vector to `similar_to`, float32 (d,), where there are both.
+    """
+    similarity = NO_SIMILARITY if similar_to is None else SIMILARITY
+    statement = OF_CONTENTS.format(
+        view=VIEW, vectors=table("vec", generation), condition=where.sql, similarity=similarity
+    )
+    parameters = {**where.parameters, "contents": ContentIds.of(contents), "most": most, "without": without}
+    if similar_to is not None:
+        parameters["query"] = HalfVector(similar_to.astype(np.float16))
+    rows = await tx.rows(statement, parameters, plan=Plan())
+    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
 
 
 async def shared(tx: Tx, content: int, record: int) -> bool:
@@ -103,10 +140,23 @@ async def shared(tx: Tx, content: int, record: int) -> bool:
     return await tx.row(SHARED, [content, record]) is not None
 
 
-async def matching_contents(tx: Tx, where: Where, *, without: int | None) -> list[int]:
-    """The contents of all records that fit the condition."""
-    statement = MATCHING_CONTENTS.format(condition=where.sql)
-    return [int(row[0]) for row in await tx.rows(statement, {**where.parameters, "without": without})]
+async def matching_contents(tx: Tx, matching: Where, *, most: int | None) -> ContentIds:
+    """The contents that a SELECT of them gives, each once; of more than `most` only some."""
+    parameters = {**matching.parameters, "most": most}
+    row = await tx.row(MATCHING.format(matching=matching.sql), parameters, plan=BY_VALUES)
+    return ContentIds.of(np.unique(ContentIds(row[0]).numbers())) if row else ContentIds.of([])
+
+
+async def sample_of(tx: Tx, generation: int, percent: float, most: int) -> ContentIds:
+    """Some contents that have a vector, from about that share of the table."""
+    rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, most], plan=EVERY_ROW)
+    return ContentIds.of(row[0] for row in rows)
+
+
+async def count_fitting(tx: Tx, sample: ContentIds, where: Where) -> int:
+    """How many of these contents have a record that fits."""
+    row = await tx.row(FITTING.format(condition=where.sql), {**where.parameters, "sample": sample}, plan=Plan())
+    return int(row[0]) if row else 0
 
 
 async def of_others(tx: Tx, collection: int, ids: Sequence[str], parent: str | None) -> dict[str, str | None]:

@@ -1,7 +1,9 @@
 """Connections to Postgres, and a transaction as a tenant."""
 
 import asyncio
+import contextlib
 import random
+import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +18,9 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
+from likewise.db import ids
 from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
+from likewise.db.planning import SET_PLAN, Plan
 from likewise.errors import SettingsError
 
 T = TypeVar("T")
@@ -48,6 +52,8 @@ SETTLE = SQL("""
 # A connection is waited for this long before the caller hears that all are busy.
 POOL_TIMEOUT_SECONDS = 10.0
 TRIES = 8
+# A server that does not answer does not keep who was cancelled.
+END_SECONDS = 1.0
 # A fault of the storage counts for this long after the last write that met it. Behind a balancer that sends nothing to
 # a server that is not ready no write would ever come to show that it is over; the next one that fails sets it again.
 FAULT_SECONDS = 30.0
@@ -61,26 +67,54 @@ class Tx:
         self.tenant = tenant
         self._begin = begin
         self._begun = False
+        self._plan: Plan | None = None
 
-    async def execute(self, statement: Statement, parameters: Parameters | None = None) -> AsyncCursor[Row]:
-        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs."""
-        if self._begun:
+    async def execute(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> AsyncCursor[Row]:
+        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs.
+
+        Args:
+            plan: how Postgres goes about this statement and those after it.
+        """
+        ahead = self._ahead(plan)
+        if not ahead:
             return await self.connection.execute(statement, parameters)
-        self._begun = True
         async with self.connection.pipeline():
-            await self.connection.execute(self._begin)
-            if self.tenant is not None:
-                settings = SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT
-                await self.connection.execute(settings, [str(self.tenant)])
+            for one, values in ahead:
+                await self.connection.execute(one, values)
             return await self.connection.execute(statement, parameters)
 
-    async def rows(self, statement: Statement, parameters: Parameters | None = None) -> list[Row]:
-        """All rows that the statement gives."""
-        return await (await self.execute(statement, parameters)).fetchall()
+    def _ahead(self, plan: Plan | None) -> list[tuple[SQL, Parameters | None]]:
+        """What must come before the next statement, in the same round trip."""
+        ahead: list[tuple[SQL, Parameters | None]] = []
+        if not self._begun:
+            self._begun = True
+            ahead.append((self._begin, None))
+            if self.tenant is not None:
+                ahead.append((SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT, [str(self.tenant)]))
+        if plan is not None and plan != self._plan:
+            self._plan = plan
+            ahead.append((SET_PLAN, plan.parameters()))
+        return ahead
 
-    async def row(self, statement: Statement, parameters: Parameters | None = None) -> Row | None:
+    async def rows(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> list[Row]:
+        """All rows that the statement gives."""
+        return await (await self.execute(statement, parameters, plan=plan)).fetchall()
+
+    async def row(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> Row | None:
         """The first row, or None."""
-        return await (await self.execute(statement, parameters)).fetchone()
+        return await (await self.execute(statement, parameters, plan=plan)).fetchone()
+
+    async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
+        """Run statements in their order within one round trip; the rows of each."""
+        async with self.connection.pipeline():
+            cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Bulk rows into a table without row-level security, in the binary format."""
@@ -116,7 +150,7 @@ class Pool:
             timeout=POOL_TIMEOUT_SECONDS,
             configure=settle,
             # A server that was killed and started again leaves dead connections here; they are found before use.
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             kwargs={"autocommit": True, "application_name": name},
             name=name,
         )
@@ -184,7 +218,7 @@ class Pool:
             raise
         except BaseException:
             # A statement was cut short: what the server has prepared and what psycopg remembers of it may differ.
-            await connection.close()
+            await asyncio.shield(_end(connection))
             raise
         finally:
             # Cancelled while it waits for the pool's lock, this would lose the connection for good.
@@ -228,6 +262,23 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     # Postgres writes 1e308 out in full, which json would read as an integer that nobody can write again.
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
+    ids.register(connection)
+
+
+async def _check(connection: AsyncConnection[Row]) -> None:
+    """Ask a connection whether it is alive if anything has come over it: an idle one is silent until its end."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+async def _end(connection: AsyncConnection[Row]) -> None:
+    """Close a connection whose transaction is over: its locks must not outlive it until the server hears of the end."""
+    with contextlib.suppress(psycopg.Error, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await connection.rollback()
+    await connection.close()
 
 
 async def _quietly_roll_back(tx: Tx) -> None:

@@ -1,15 +1,14 @@
-"""Search terms of contents: written once with their BM25 weights, ranked by an inner product.
+"""Search terms of contents, written once with their BM25 weights; `matches` ranks them by an inner product.
 
 A term's weight in a text is BM25's part for term frequency, tf (k1 + 1) / (tf + k1 (1 - b + b length / average)),
 with the running average at the time of writing; the query carries the idf (Robertson and Zaragoza, 2009).
 """
 
 import struct
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
-from pgvector import SparseVector
 from psycopg.sql import SQL, Composed
 
 from likewise.db.pool import Tx, table
@@ -19,8 +18,7 @@ K1 = 1.2
 B = 0.75
 # The largest length that a sparsevec can have; terms are in 1..TERM_SPACE.
 TERM_SPACE = 1_000_000_000
-# The rarest terms of a query are taken until they may bring this many texts; more would be read to be thrown away.
-MOST_CANDIDATES = 5_000
+TERM_BITS = 30
 
 # The format that COPY reads and writes with FORMAT binary: a signature, flags, no header extension; -1 ends it.
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -29,39 +27,41 @@ INT4_OID = 23
 
 INSERT = "COPY {terms} (content, terms, weights) FROM STDIN WITH (FORMAT binary)"
 DELETE = "DELETE FROM {terms} WHERE content = ANY (%s)"
-COUNT = """
-    SELECT term, (SELECT count(*) FROM {terms} WHERE terms @> ARRAY[term]) FROM unnest(%s::int[]) AS term
-"""
-RANK = """
-    SELECT content, -(weights <#> %s) AS score FROM {terms}
-    WHERE terms && %s::int[] ORDER BY weights <#> %s, content LIMIT %s
-"""
-RANK_AMONG = """
-    SELECT content, -(weights <#> %s) AS score FROM {terms}
-    WHERE content = ANY (%s::bigint[]) AND terms && %s::int[] ORDER BY weights <#> %s, content LIMIT %s
-"""
-PREFER_INDEXES = SQL("SELECT set_config('enable_seqscan', 'off', true)")
-OF_CONTENT = "SELECT weights FROM {terms} WHERE content = %s"
 
 
-def encode(counts: Counter[int], average: float) -> bytes:
-    """A text's terms and their weights, as the fields of its row in a binary COPY that come after the content's id.
+def encode(texts: Sequence[Sequence[int]], average: float) -> list[bytes]:
+    """Each text's terms and their weights, as the fields of its row in a binary COPY that come after the content's id.
 
-    Made ahead of the transaction that stores them: of a long text it takes milliseconds.
+    Made for all texts at once: one by one they cost three times as much.
+
+    Args:
+        texts: the terms of each, as often as they occur.
+        average: the length of a text in terms.
     """
-    terms = np.fromiter(sorted(counts), np.int64, len(counts))
-    frequencies = np.fromiter((counts[int(term)] for term in terms), np.float64, len(counts))
-    spread = K1 * (1 - B + B * counts.total() / max(average, 1.0))
-    weights = frequencies * (K1 + 1) / (frequencies + spread)
-    # int4[]: one dimension (none if empty), no nulls, the type's oid, length, lower bound; then each with its size.
-    elements = np.empty((len(terms), 2), ">i4")
-    elements[:, 0], elements[:, 1] = 4, terms
-    shape = struct.pack(">5i", 1, 0, INT4_OID, len(terms), 1) if len(terms) else struct.pack(">3i", 0, 0, INT4_OID)
-    array = shape + elements.tobytes()
-    # sparsevec: dimension, entries, zero; then the indices, which count from 0, and the values.
-    sparse = struct.pack(">3i", TERM_SPACE, len(terms), 0) + (terms - 1).astype(">i4").tobytes()
-    sparse += weights.astype(">f4").tobytes()
-    return b"".join([struct.pack(">i", len(array)), array, struct.pack(">i", len(sparse)), sparse])
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    terms = np.fromiter(chain.from_iterable(texts), np.int64, int(lengths.sum()))
+    keys, frequencies = np.unique(np.repeat(np.arange(len(texts)) << TERM_BITS, lengths) | terms, return_counts=True)
+    text, terms = keys >> TERM_BITS, keys & (1 << TERM_BITS) - 1
+    spread = K1 * (1 - B + B * lengths / max(average, 1.0))
+    weights = (frequencies * (K1 + 1) / (frequencies + spread[text])).astype(">f4").tobytes()
+    # int4[] has each element with its size; sparsevec's indices count from 0.
+    elements = np.stack([np.full_like(terms, 4), terms], axis=1).astype(">i4").tobytes()
+    indices = (terms - 1).astype(">i4").tobytes()
+    ends = np.cumsum(np.bincount(text, minlength=len(texts))).tolist()
+    return [
+        _row(elements[8 * start : 8 * end], indices[4 * start : 4 * end], weights[4 * start : 4 * end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def _row(elements: bytes, indices: bytes, weights: bytes) -> bytes:
+    count = len(indices) // 4
+    # int4[]: one dimension (none if empty), no nulls, the type's oid, length, lower bound.
+    shape = struct.pack(">5i", 1, 0, INT4_OID, count, 1) if count else struct.pack(">3i", 0, 0, INT4_OID)
+    array_size, sparse_size = len(shape) + len(elements), 12 + len(indices) + len(weights)
+    # sparsevec: dimension, entries, zero; then the indices and the values.
+    sparse = struct.pack(">4i", sparse_size, TERM_SPACE, count, 0)
+    return b"".join([struct.pack(">i", array_size), shape, elements, sparse, indices, weights])
 
 
 async def write(tx: Tx, collection: int, rows: Mapping[int, bytes]) -> None:
@@ -74,78 +74,6 @@ async def write(tx: Tx, collection: int, rows: Mapping[int, bytes]) -> None:
 async def delete(tx: Tx, collection: int, contents: Sequence[int]) -> None:
     """Take away the terms of contents that are going."""
     await tx.execute(_named(DELETE, collection), [list(contents)])
-
-
-async def count(tx: Tx, collection: int, terms: Sequence[int]) -> dict[int, int]:
-    """In how many contents each term occurs."""
-    return {int(row[0]): int(row[1]) for row in await tx.rows(_named(COUNT, collection), [list(terms)])}
-
-
-async def of_content(tx: Tx, collection: int, content: int) -> list[int]:
-    """The distinct terms of one content, those of most weight first."""
-    row = await tx.row(_named(OF_CONTENT, collection), [content])
-    if row is None:
-        return []
-    indices, values = row[0].indices(), row[0].values()
-    return [index + 1 for _, index in sorted(zip(values, indices, strict=True), key=lambda one: (-one[0], one[1]))]
-
-
-async def rank(
-    tx: Tx,
-    collection: int,
-    frequencies: Mapping[int, int],
-    total: int,
-    limit: int,
-    *,
-    least: int = 0,
-    among: Sequence[int] | None = None,
-) -> list[tuple[int, float]]:
-    """The contents that match best by words: (content, BM25 score), best first.
-
-    Args:
-        frequencies: in how many contents each term of the query occurs.
-        total: how many contents there are.
-        least: so many come back, if so many have any of the terms; else the commonest terms may be left out.
-        among: the only contents to rank.
-    """
-    if not frequencies:
-        return []
-    # A count may be a minute old: a term that no text had then may be in one now, and is found.
-    known = {term: max(1, n) for term, n in frequencies.items()}
-    await prefer_indexes(tx)
-    query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)
-    if among is not None:
-        rows = await tx.rows(_named(RANK_AMONG, collection), [query, list(among), list(known), query, limit])
-    else:
-        candidates = rarest(known, least)
-        rows = await tx.rows(_named(RANK, collection), [query, candidates, query, limit])
-        if len(rows) < least and len(candidates) < len(known):
-            # The counts were of a minute ago.
-            rows = await tx.rows(_named(RANK, collection), [query, list(known), query, limit])
-    return [(int(content), float(score)) for content, score in rows]
-
-
-def inverse_frequency(containing: int, total: int) -> float:
-    """BM25's idf in the form that is never negative: ln(1 + (N - n + 0.5) / (n + 0.5))."""
-    return float(np.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5)))
-
-
-def rarest(frequencies: Mapping[int, int], least: int = 0) -> list[int]:
-    """The rarest terms, as many as bring MOST_CANDIDATES contents at most; more only until `least` are certain."""
-    taken: list[int] = []
-    candidates = certain = 0
-    for term, n in sorted(frequencies.items(), key=lambda item: item[1]):
-        candidates += n
-        if taken and candidates > MOST_CANDIDATES and certain >= least:
-            break
-        taken.append(term)
-        certain = n
-    return taken
-
-
-async def prefer_indexes(tx: Tx) -> None:
-    """For the rest of the transaction: the planner knows little of arrays, and nothing before the first ANALYZE."""
-    await tx.execute(PREFER_INDEXES)
 
 
 def _named(statement: str, collection: int) -> Composed:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from psycopg.sql import SQL, Composable, Identifier, Placeholder
 
@@ -21,46 +21,173 @@ TRUE = SQL("true")
 _SYMBOLS = {"$eq": SQL("="), "$gt": SQL(">"), "$gte": SQL(">="), "$lt": SQL("<"), "$lte": SQL("<=")}
 # The index holds numbers as float8, which may round: these bring everything that could match.
 _LOOSE = {"$eq": SQL("="), "$gt": SQL(">="), "$gte": SQL(">="), "$lt": SQL("<="), "$lte": SQL("<=")}
-_BY_INDEX = SQL("r.pk IN (SELECT f.record FROM record_fields f WHERE f.collection = {} AND f.field = {} AND {})")
+_BY_FIELD = SQL("r.pk IN (SELECT f.record FROM record_fields f WHERE f.collection = {} AND f.field = {} AND {})")
+_BY_FACT = SQL("r.content IN (SELECT f.content FROM content_fields f WHERE f.collection = {} AND f.field = {} AND {})")
+
+# Up to here every whole number has a float8 of its own.
+_EXACT_NUMBERS = 2**53
+
+# The columns of a record that an index has with the record's content. Text is compared for equality only: orderings
+# are by code point, and the index is not.
+_INDEXED_COLUMNS = {"parent": ("$eq", "$in"), "status": ("$eq", "$in"), "occurred_at": tuple(_SYMBOLS)}
+
+# What told which records fit: facts that the text determines, the indexed fields, an index on a column of the records,
+# or a look at every record of the collection.
+Source = Literal["contents", "record_fields", "columns", "scan"]
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """The payload fields that indexes know: those of each record, and those that the text alone determines."""
+
+    of_records: Collection[str] = ()
+    of_texts: Collection[str] = ()
 
 
 @dataclass
 class Where:
-    """A condition with its named parameters."""
+    """A condition with its named parameters, and what answers it."""
 
     sql: Composable = field(default_factory=lambda: TRUE)
     parameters: dict[str, Any] = field(default_factory=dict)
+    source: Source = "scan"
+    prefix: str = "where"
 
     def bind(self, value: Any) -> Placeholder:
         """The place of one more value."""
-        name = f"where_{len(self.parameters)}"
+        name = f"{self.prefix}_{len(self.parameters)}"
         self.parameters[name] = value
         return Placeholder(name)
 
 
-def condition(tree: Filter | None, collection: int, indexed: Collection[str]) -> Where:
+def condition(tree: Filter | None, collection: int, indexed: Indexed) -> Where:
     """The condition for rows `r` of records: the whole filter, narrowed by what the indexes know."""
     where = Where()
     parts: list[Composable] = [SQL("r.collection = {}").format(where.bind(collection))]
     if tree is not None:
-        parts += _narrowed(tree, collection, indexed, where)
+        narrowed = list(_narrowed(tree, collection, indexed, where))
+        where.source = narrowed[0][0] if narrowed else "scan"
+        parts += [test for _, test in narrowed]
         parts.append(_sql(tree, where))
     where.sql = SQL(" AND ").join(parts)
     return where
 
 
-def _narrowed(tree: Filter, collection: int, indexed: Collection[str], where: Where) -> Iterator[Composable]:
+def exactly(tree: Filter | None, collection: int) -> Where:
+    """The whole filter for a few rows `r` that are known otherwise; no index helps."""
+    return condition(tree, collection, Indexed())
+
+
+def matching_contents(tree: Filter, collection: int, indexed: Indexed) -> Where:
+    """A SELECT of the contents of all records that fit; a content comes once for each of its records.
+
+    Answered from indexes alone where they know everything that the filter asks, else from the records.
+    """
+    where = Where()
+    by_index = _by_index(tree, collection, indexed, where)
+    if by_index is not None:
+        return by_index
+    where = condition(tree, collection, indexed)
+    where.sql = SQL("SELECT r.content FROM records r WHERE {}").format(where.sql)
+    return where
+
+
+def _by_index(tree: Filter, collection: int, indexed: Indexed, where: Where) -> Where | None:
+    """The contents by indexes alone; None if they cannot tell."""
+    leaves = tree.parts if isinstance(tree, All) else (tree,)
+    columns: list[Composable] = []
+    fields: dict[tuple[str, str], list[Composable]] = {}
+    for leaf in leaves:
+        if not isinstance(leaf, Compare):
+            return None
+        if leaf.field.column:
+            test = _indexed_column_test(leaf, where)
+            columns += [] if test is None else [test]
+        else:
+            test = _exact_index_test(leaf, where)
+            table = "content_fields" if leaf.field.name in indexed.of_texts else "record_fields"
+            known = leaf.field.name in indexed.of_texts or leaf.field.name in indexed.of_records
+            if test is not None and known:
+                fields.setdefault((table, leaf.field.name), []).append(test)
+            else:
+                test = None
+        if test is None:
+            return None
+    return _joined(collection, columns, fields, where) if columns or fields else None
+
+
+def _joined(
+    collection: int, columns: list[Composable], fields: dict[tuple[str, str], list[Composable]], where: Where
+) -> Where:
+    """All must hold: columns, else fields, else facts give the rows, and what is left leaves some of them out."""
+    of = {
+        table: [_field_rows(collection, name, tests, where) for (one, name), tests in fields.items() if one == table]
+        for table in ("record_fields", "content_fields")
+    }
+    if columns:
+        base, record, content = SQL("records r"), SQL("r.pk"), SQL("r.content")
+        tests = [SQL("r.collection = {}").format(where.bind(collection)), *columns]
+        where.source = "columns"
+    elif of["record_fields"]:
+        base, record, content = SQL("record_fields f"), SQL("f.record"), SQL("f.content")
+        tests = [of["record_fields"].pop(0)]
+        where.source = "record_fields"
+    else:
+        base, record, content = SQL("content_fields f"), SQL("NULL"), SQL("f.content")
+        tests = [of["content_fields"].pop(0)]
+        where.source = "contents"
+    tests += [
+        SQL("{} IN (SELECT f.record FROM record_fields f WHERE {})").format(record, rows)
+        for rows in of["record_fields"]
+    ]
+    tests += [
+        SQL("{} IN (SELECT f.content FROM content_fields f WHERE {})").format(content, rows)
+        for rows in of["content_fields"]
+    ]
+    where.sql = SQL("SELECT {} FROM {} WHERE {}").format(content, base, SQL(" AND ").join(tests))
+    return where
+
+
+def _field_rows(collection: int, name: str, tests: list[Composable], where: Where) -> Composable:
+    """The condition on rows `f` of one field; a field that is no list has one row, so all tests are about that."""
+    head = SQL("f.collection = {} AND f.field = {}").format(where.bind(collection), where.bind(name))
+    return SQL(" AND ").join([head, *tests])
+
+
+def _indexed_column_test(leaf: Compare, where: Where) -> Composable | None:
+    if leaf.operator not in _INDEXED_COLUMNS.get(leaf.field.name, ()):
+        return None
+    if leaf.value is None or (leaf.operator == "$in" and None in leaf.value):
+        return None
+    return _column_test(leaf, where)
+
+
+def _exact_index_test(leaf: Compare, where: Where) -> Composable | None:
+    """A condition on a row of an indexed field that holds just where the leaf does; None if there is none."""
+    values = leaf.value if leaf.operator == "$in" else (leaf.value,)
+    numbers = all(_is_number(one) and abs(one) < _EXACT_NUMBERS for one in values)
+    texts = leaf.operator in ("$eq", "$in") and all(isinstance(one, str) and len(one) < INDEXED_CHARS for one in values)
+    if leaf.operator not in (*_SYMBOLS, "$in") or not values or not (numbers or texts):
+        return None
+    test = _index_test(leaf, where)
+    return None if test is None else SQL("{} AND NOT f.element").format(test)
+
+
+def _narrowed(tree: Filter, collection: int, indexed: Indexed, where: Where) -> Iterator[tuple[Source, Composable]]:
     for leaf in _must_hold(tree):
         if leaf.field.column:
             # What must hold anyway, in the form that an index on the column can answer.
             or_null = leaf.operator == "$in" and None in leaf.value
             test = None if or_null else _column_test(leaf, where)
             if test is not None:
-                yield test
-        elif leaf.field.name in indexed:
-            test = _index_test(leaf, where)
-            if test is not None:
-                yield _BY_INDEX.format(where.bind(collection), where.bind(leaf.field.name), test)
+                yield "columns", test
+            continue
+        name = leaf.field.name
+        of_texts = name in indexed.of_texts
+        test = _index_test(leaf, where) if of_texts or name in indexed.of_records else None
+        if test is not None:
+            rows = (_BY_FACT if of_texts else _BY_FIELD).format(where.bind(collection), where.bind(name), test)
+            yield "contents" if of_texts else "record_fields", rows
 
 
 def _must_hold(tree: Filter) -> Iterator[Compare]:

@@ -140,6 +140,11 @@ class Embedder:
             raise weights.absent(spec, self._settings)
         return spec
 
+    def is_ready(self, model: str | None = None) -> bool:
+        """Whether texts can be embedded now, without waiting for the model to load."""
+        slot = self._slots.get(self._catalogue.resolve(model).name)
+        return slot is not None and slot.provider is not None
+
     def states(self) -> list[ModelState]:
         """How it stands with each allowed model, the default first."""
         return [self._state(spec) for spec in self._catalogue.specs()]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from likewise.db import terms
+from likewise.db import matches
 from likewise.db.pool import Tx
 
 REMEMBERED_SECONDS = 60.0
@@ -26,8 +26,7 @@ class TermFrequencies:
         }
         missing = [term for term in wanted if term not in found]
         if missing:
-            await terms.prefer_indexes(tx)
-            counted = await terms.count(tx, collection, missing)
+            counted = await matches.count(tx, collection, missing)
             if len(self._known) > MOST_REMEMBERED:
                 self._known.clear()
             self._known.update({(collection, term): (n, now) for term, n in counted.items()})

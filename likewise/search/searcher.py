@@ -1,85 +1,36 @@
 """Searcher, the conductor: a question in, hits out."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
-
-import numpy as np
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 from likewise import filters
-from likewise.db import collections, lookups, terms
-from likewise.db.collections import Collection
+from likewise.db import lookups, matches
 from likewise.db.failures import CollectionGone
-from likewise.db.lookups import StoredRecord
 from likewise.db.pool import Pool, Tx, retried
-from likewise.db.where import Where, condition
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
+from likewise.filters import Filter
 from likewise.kind import Kind
 from likewise.search.analyzer import analyze
-from likewise.search.frequencies import TermFrequencies
-from likewise.search.fusion import fuse
+from likewise.search.grouping import Groups, group_field, without_groups
+from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
+from likewise.search.recent import RecentCollections
+from likewise.search.request import MOST_HITS, Found, SearchRequest, SearchResult
+from likewise.search.scope import Scope, Scopes
+from likewise.search.state import Question, Search
 from likewise.vectors.admission import Admission
-from likewise.vectors.store import Ranking, Vector, VectorStore
+from likewise.vectors.store import Vector, VectorStore
 
-Mode = Literal["hybrid", "dense", "lexical"]
-
-# What fusion was measured with; deeper brings little.
-DEPTH = 100
-# Of a long query, or a text that others like it are wanted of, so many terms are counted, and the rarest half ranked:
-# each costs time, and the hundredth changes nothing.
-MOST_COUNTED_TERMS = 128
-MOST_RANKED_TERMS = 64
+# How much deeper the rankings go each time that too few of theirs can be answered.
+DEEPER = 10
 # Longer queries are analysed beside the event loop.
 LONG_QUERY = 10_000
-# Vectors fetched at a time to compare words' hits with a threshold.
+# Contents that are loaded at a time when not all of them may be answered.
 CHUNK = 200
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    """What is asked: a query's text, or the id of a record to find others like."""
-
-    query: str | None = None
-    like: str | None = None
-    limit: int = 10
-    filters: object | None = None
-    mode: Mode = "hybrid"
-    threshold: float | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """One record with how it was found. `similarity` is a cosine, None for a record without a vector."""
-
-    score: float
-    similarity: float | None
-    lexical_score: float | None
-    found_by: tuple[str, ...]
-    record: StoredRecord
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Hits, best first; `degraded` names what was away while they were looked for."""
-
-    hits: list[Found]
-    model: str
-    took_ms: float
-    degraded: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What the rankings need to know."""
-
-    vector: Vector | None
-    terms: Sequence[int]
-    without: int | None
-    # The content that only the record in question has: it is no answer, and as the best it would dwarf all others.
-    own: int | None = None
 
 
 class Searcher:
@@ -90,7 +41,9 @@ class Searcher:
         self._embedder = embedder
         self._admission = admission
         self._store = store
-        self._frequencies = TermFrequencies()
+        self._rankings = Rankings(store)
+        self._scopes = Scopes()
+        self._recent = RecentCollections(pool)
 
     async def search(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         """The best hits for a request. If as many records match as were asked for, that many come back.
@@ -102,214 +55,160 @@ class Searcher:
         """
         started = time.perf_counter()
         tree = filters.parse(request.filters, kind.aliases)
-        try:
-            found = await self._search(tenant, name, kind, request, tree)
-        except CollectionGone:
-            # Its generation was retired just now and another answers, or the collection was dropped.
-            found = await self._search(tenant, name, kind, request, tree)
+        grouped = group_field(request.group_by, kind.aliases)
+        remembered = self._recent.knows(tenant, name)
+        found = None
+        with contextlib.suppress(CollectionGone):
+            found = await self._search(tenant, name, kind, request, tree, Groups(grouped))
+        if found is None or (remembered and not found.hits):
+            # Its generation was retired just now and another answers, or it was dropped, and made anew perhaps.
+            self._recent.forget(tenant, name)
+            found = await self._search(tenant, name, kind, request, tree, Groups(grouped))
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
 
     async def _search(
-        self, tenant: int, name: str, kind: Kind, request: SearchRequest, tree: filters.Filter | None
+        self, tenant: int, name: str, kind: Kind, request: SearchRequest, tree: Filter | None, groups: Groups
     ) -> SearchResult:
-        async with self._pool.tenant(tenant) as tx:
-            collection = await collections.named(tx, name)
-        self._refuse(collection, request)
-        vector, degraded = await self._embed(tenant, collection, request)
-        # Whoever drops the collection waits for its readers, and may be waited for by one.
-        hits = await retried(lambda: self._look(tenant, collection, kind, request, tree, vector))
-        return SearchResult(hits, collection.active.model, 0.0, degraded)
+        search = Search(tenant, await self._recent.named(tenant, name), kind, request, tree, groups)
+        _refuse(search)
+        async with self._embedding(search):
+            # Whoever drops the collection waits for its readers, and may be waited for by one.
+            hits = await retried(lambda: self._look(search))
+        page = hits[request.offset : request.wanted]
+        more = len(hits) > request.wanted and request.wanted < MOST_HITS
+        explanation = search.steps if request.explain else None
+        return SearchResult(page, search.collection.active.model, 0.0, search.degraded, more, explanation)
 
-    @staticmethod
-    def _refuse(collection: Collection, request: SearchRequest) -> None:
-        if request.mode == "lexical" and not collection.policy.keep_terms:
-            raise Invalid.at(
-                "/mode",
-                "This collection keeps no words (policy keep_terms is false); use mode dense.",
-                "terms_not_kept",
-            )
-
-    async def _embed(
-        self, tenant: int, collection: Collection, request: SearchRequest
-    ) -> tuple[Vector | None, tuple[str, ...]]:
-        """The query's vector, where one is needed and can be had."""
-        needed = request.mode == "dense" or request.threshold is not None
-        if request.query is None or (request.mode == "lexical" and not needed):
-            return None, ()
+    @contextlib.asynccontextmanager
+    async def _embedding(self, search: Search) -> AsyncIterator[None]:
+        """Have the query embedded while its filter and its words are looked at."""
+        if search.request.query is None or not (search.by_meaning or search.needs_vector):
+            yield
+            return
+        task = asyncio.ensure_future(search.step("embed", self._embed(search, search.request.query), _no_facts))
+        search.embedding = task
         try:
-            await self._admission.admit(tenant, collection.active)
+            if not self._embedder.is_ready(search.collection.active.model):
+                # No connection is held while a model loads.
+                await asyncio.wait({task})
+            yield
+            # Where nothing fitted nobody has waited for it; a query that is none is refused all the same.
+            await asyncio.shield(task)
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def _embed(self, search: Search, query: str) -> Vector | None:
+        """The query's vector, where it can be had."""
+        active = search.collection.active
+        try:
+            await self._admission.admit(search.tenant, active)
             embedded = await self._embedder.embed(
-                tenant, [request.query], model=collection.active.model, role="query", lane="interactive"
+                search.tenant, [query], model=active.model, role="query", lane="interactive"
             )
         except Invalid as error:
             raise Invalid.at("/query", error.detail, error.faults[0].code) from None
         except Unavailable:
             # Words still find; only what cannot be answered without the meaning is refused.
-            if needed or not collection.policy.keep_terms:
+            if search.needs_vector or not search.collection.policy.keep_terms:
                 raise
-            return None, ("model",)
-        return np.asarray(embedded.vectors)[0], ()
+            search.degraded = ("model",)
+            return None
+        vector: Vector = embedded.vectors[0]
+        return vector
 
-    async def _look(
-        self,
-        tenant: int,
-        collection: Collection,
-        kind: Kind,
-        request: SearchRequest,
-        tree: filters.Filter | None,
-        vector: Vector | None,
-    ) -> list[Found]:
-        indexed = (*kind.indexed, *collection.policy.indexed)
-        where = condition(tree, collection.id, indexed)
-        async with self._pool.tenant(tenant, snapshot=True) as tx:
-            question = await self._question(tx, collection, request, vector)
-            among = None
-            if tree is not None:
-                among = await lookups.matching_contents(tx, where, without=question.without)
-                if not among:
-                    return []
-            return await self._find(tx, collection, request, question, where, among)
-
-    async def _find(
-        self,
-        tx: Tx,
-        collection: Collection,
-        request: SearchRequest,
-        question: _Question,
-        where: Where,
-        among: Sequence[int] | None,
-    ) -> list[Found]:
-        depth = _depth(request)
-        while True:
-            dense, lexical = await self._rank(tx, collection, request, question, among, depth)
-            found = await self._load(tx, collection, request, question, where, dense, lexical)
-            # Of the words' best few may be near enough in meaning: those further down are looked at as well.
-            exhausted = request.mode != "lexical" or request.threshold is None or len(lexical) < depth - 1
-            if exhausted or len(found) >= request.limit:
+    async def _look(self, search: Search) -> list[Found]:
+        """Hits in their order, as many as are wanted and one more if there is one."""
+        async with self._pool.tenant(search.tenant, snapshot=True) as tx:
+            question = await self._question(tx, search)
+            groups, tree = search.groups, search.tree
+            found, exhausted = await self._within(tx, search, question, tree)
+            if groups.field is None:
                 return found
-            depth *= 10
+            # Where what is nearest belongs to few groups, the others are looked for without these.
+            while not exhausted and len(groups) <= search.request.wanted and groups.grown():
+                tree = without_groups(search.tree, groups.field, groups.values)
+                _, exhausted = await self._within(tx, search, question, tree)
+            return groups.hits
 
-    async def _question(
-        self, tx: Tx, collection: Collection, request: SearchRequest, vector: Vector | None
-    ) -> _Question:
+    async def _within(
+        self, tx: Tx, search: Search, question: Question, tree: Filter | None
+    ) -> tuple[list[Found], bool]:
+        """Hits that fit a filter, and whether there are no others."""
+        scoping = self._scopes.of(tx, search.collection, tree, search.indexed)
+        scope = await search.step("filter", scoping, _of_scope)
+        found: list[Found] = []
+        seen: set[int] = set()
+        depth = first_depth(search)
+        while not scope.empty:
+            ranked = await self._rankings.rank(tx, search, question, scope, depth)
+            new = [item for item in ranked.order if item[0] not in seen]
+            seen.update(content for content, _ in new)
+            found += await self._load(tx, search, question, scope, ranked, new, len(found))
+            if ranked.exhausted or _enough(search, len(found)):
+                return found, ranked.exhausted
+            if depth > MOST_HITS and not search.skips:
+                return found, False
+            depth *= DEEPER
+        return found, True
+
+    async def _question(self, tx: Tx, search: Search) -> Question:
+        request, collection = search.request, search.collection
         if request.like is None:
-            words = [] if request.mode == "dense" else await _query_terms(request.query or "")
-            return _Question(vector, words, None)
-        found = await lookups.one(tx, collection.id, collection.active.id, request.like)
+            return Question(await _query_terms(request.query or "") if search.by_words else [])
+        found = await lookups.pointed(tx, collection.id, request.like)
         if found is None:
             raise NotFound("There is no record of this id.", code="record_not_found")
-        if request.mode != "lexical" or request.threshold is not None:
-            fetched = await self._store.fetch(tx, collection.active, [found.content])
-            vector = fetched.get(found.content)
-            if vector is None and (request.mode == "dense" or request.threshold is not None):
+        record, content = found
+        words = await matches.of_content(tx, collection.id, content) if search.by_words else []
+        vector = None
+        if search.by_meaning or search.needs_vector:
+            vector = (await self._store.fetch(tx, collection.active, [content])).get(content)
+            if vector is None and search.needs_vector:
                 raise Conflict("This record has no vector yet. Try again soon.", code="waiting", retry_after=1)
-        words = [] if request.mode == "dense" else await self._like_terms(tx, collection, found.content)
-        shared = await lookups.shared(tx, found.content, found.pk)
-        return _Question(vector, words, found.pk, None if shared else found.content)
-
-    async def _like_terms(self, tx: Tx, collection: Collection, content: int) -> list[int]:
-        if not collection.policy.keep_terms:
-            return []
-        return (await terms.of_content(tx, collection.id, content))[:MOST_COUNTED_TERMS]
-
-    async def _rank(
-        self,
-        tx: Tx,
-        collection: Collection,
-        request: SearchRequest,
-        question: _Question,
-        among: Sequence[int] | None,
-        depth: int,
-    ) -> tuple[Ranking, list[tuple[int, float]]]:
-        dense, lexical = Ranking((), ()), []
-        if question.vector is None or request.mode == "lexical":
-            await collections.hold_tables(tx, collection)
-        if question.vector is not None and request.mode != "lexical":
-            dense = await self._store.search(tx, collection.active, question.vector, depth, among)
-        if question.terms and collection.policy.keep_terms:
-            counted = await self._frequencies.of(tx, collection.id, question.terms)
-            rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
-            # Where words alone answer, common ones must do if there are no others.
-            least = _least(request, question, depth)
-            lexical = await terms.rank(
-                tx, collection.id, rare, collection.contents_total, depth, least=least, among=among
-            )
-        return dense.without(question.own), [item for item in lexical if item[0] != question.own]
+        shared = await lookups.shared(tx, content, record)
+        return Question(words[:MOST_COUNTED_TERMS], record, None if shared else content, vector)
 
     async def _load(
         self,
         tx: Tx,
-        collection: Collection,
-        request: SearchRequest,
-        question: _Question,
-        where: Where,
-        dense: Ranking,
-        lexical: list[tuple[int, float]],
+        search: Search,
+        question: Question,
+        scope: Scope,
+        ranked: Ranked,
+        order: list[tuple[int, float]],
+        already: int,
     ) -> list[Found]:
-        ranked = _ranked(request, collection, dense, lexical)
-        similarities = dict(zip(dense.contents, dense.similarities, strict=True))
-        words = dict(lexical)
-        scores = dict(await self._best(tx, collection, request, question, ranked, similarities))
-        loaded = await lookups.of_contents(
-            tx, collection.active.id, list(scores), where, most=request.limit, without=question.without
-        )
-        by_meaning = frozenset(dense.contents)
-        return [
-            Found(
-                scores[record.content],
-                similarities.get(record.content),
-                words.get(record.content),
-                _found_by(record.content in by_meaning, record.content in words),
-                record,
+        """The records of contents in their order, until there is one more than wanted."""
+        vector = await search.vector(question)
+        found: list[Found] = []
+        at = 0
+        while at < len(order) and not _enough(search, already + len(found)):
+            missing = search.request.wanted + 1 - already - len(found)
+            part = order[at : at + (CHUNK if search.skips or search.groups.field else missing)]
+            at += len(part)
+            loading = lookups.of_contents(
+                tx,
+                search.collection.active.id,
+                [content for content, _ in part],
+                scope.where,
+                most=search.request.wanted + 1,
+                without=question.without,
+                similar_to=vector,
             )
-            for record in loaded[: request.limit]
-        ]
-
-    async def _best(
-        self,
-        tx: Tx,
-        collection: Collection,
-        request: SearchRequest,
-        question: _Question,
-        ranked: list[tuple[int, float]],
-        similarities: dict[int, float],
-    ) -> list[tuple[int, float]]:
-        """The first that are near enough, as many as were asked for: each content has a record at least."""
-        if request.threshold is None:
-            best = ranked[: request.limit]
-            await self._complete(tx, collection, question, [one for one, _ in best], similarities)
-            return best
-        best = []
-        for start in range(0, len(ranked), CHUNK):
-            chunk = ranked[start : start + CHUNK]
-            await self._complete(tx, collection, question, [one for one, _ in chunk], similarities)
-            best += [item for item in chunk if similarities.get(item[0], -2.0) >= request.threshold]
-            if len(best) >= request.limit:
-                break
-        return best[: request.limit]
-
-    async def _complete(
-        self,
-        tx: Tx,
-        collection: Collection,
-        question: _Question,
-        contents: Sequence[int],
-        similarities: dict[int, float],
-    ) -> None:
-        """The similarities of what only its words found."""
-        missing = [one for one in contents if one not in similarities]
-        if question.vector is None or not missing:
-            return
-        for content, vector in (await self._store.fetch(tx, collection.active, missing)).items():
-            norm = float(np.linalg.norm(vector)) or 1.0
-            similarities[content] = float(question.vector @ vector) / norm
+            rows = await search.step("load", loading, lambda rows: {"records": len(rows)})
+            found += _hits(search, ranked, dict(part), rows)
+        return found
 
 
-def _least(request: SearchRequest, question: _Question, depth: int) -> int:
-    """How many hits of words there must be, if so many texts have any."""
-    if question.vector is not None and request.mode != "lexical":
-        return 0
-    return request.limit + 1 if request.threshold is None else depth
+def _refuse(search: Search) -> None:
+    if search.request.mode == "lexical" and not search.collection.policy.keep_terms:
+        raise Invalid.at(
+            "/mode",
+            "This collection keeps no words (policy keep_terms is false); use mode dense.",
+            "terms_not_kept",
+        )
 
 
 async def _query_terms(query: str) -> list[int]:
@@ -318,21 +217,37 @@ async def _query_terms(query: str) -> list[int]:
     return list(counted)[:MOST_COUNTED_TERMS]
 
 
-def _depth(request: SearchRequest) -> int:
-    # One more for a record in question, which is left out afterwards.
-    return max(DEPTH, request.limit) + (request.like is not None)
+def _enough(search: Search, found: int) -> bool:
+    """Whether there are as many hits as wanted, and one more that tells of a next page."""
+    return (len(search.groups) if search.groups.field else found) > search.request.wanted
 
 
-def _ranked(
-    request: SearchRequest, collection: Collection, dense: Ranking, lexical: list[tuple[int, float]]
-) -> list[tuple[int, float]]:
-    by_meaning = list(zip(dense.contents, dense.similarities, strict=True))
-    if request.mode == "dense":
-        return by_meaning
-    if request.mode == "lexical":
-        return lexical
-    return fuse(by_meaning, lexical, depth=max(DEPTH, request.limit), background=collection.active.background)
+def _hits(
+    search: Search,
+    ranked: Ranked,
+    scores: dict[int, float],
+    rows: list[tuple[lookups.StoredRecord, float | None]],
+) -> list[Found]:
+    """Those records that are near enough; grouped ones are kept with their groups."""
+    least, by_meaning = search.request.threshold, frozenset(ranked.meaning.contents)
+    found = []
+    for record, similarity in rows:
+        if least is not None and (similarity is None or similarity < least):
+            continue
+        word = ranked.words.get(record.content)
+        found_by = (("dense", record.content in by_meaning), ("lexical", word is not None))
+        names = tuple(name for name, is_so in found_by if is_so)
+        one = Found(scores[record.content], similarity, word, names, record)
+        found.append(search.groups.add(one) if search.groups.field else one)
+    return found
 
 
-def _found_by(by_meaning: bool, by_words: bool) -> tuple[str, ...]:
-    return tuple(name for name, found in (("dense", by_meaning), ("lexical", by_words)) if found)
+def _of_scope(scope: Scope) -> dict[str, Any]:
+    if scope.everything:
+        return {"contents": "all"}
+    few = None if scope.among is None else len(scope.among.ids)
+    return {"answered_by": scope.source, "matching": few, "share": round(scope.share, 4)}
+
+
+def _no_facts(_: object) -> dict[str, Any]:
+    return {}

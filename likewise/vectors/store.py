@@ -1,14 +1,16 @@
 """VectorStore: what a store of vectors can do. Filters, tenancy and text stay in Postgres."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from likewise.db.collections import Generation
+from likewise.db.ids import ContentIds
 from likewise.db.pool import Tx
+from likewise.db.where import Where
 
 Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
@@ -16,10 +18,15 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Contents and their cosine similarity, nearest first."""
+    """Contents and their cosine similarity, nearest first.
+
+    `cut` says that there are more, further away, though fewer than asked for came; `plan` how they were found.
+    """
 
     contents: tuple[int, ...]
     similarities: tuple[float, ...]
+    cut: bool = False
+    plan: str = ""
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -29,9 +36,24 @@ class Ranking:
         if content is None or content not in self.contents:
             return self
         at = self.contents.index(content)
-        return Ranking(
-            self.contents[:at] + self.contents[at + 1 :], self.similarities[:at] + self.similarities[at + 1 :]
-        )
+        contents = self.contents[:at] + self.contents[at + 1 :]
+        return replace(self, contents=contents, similarities=self.similarities[:at] + self.similarities[at + 1 :])
+
+
+@dataclass(frozen=True)
+class Among:
+    """The only contents to search: these ids, which are about `share` of all."""
+
+    ids: ContentIds
+    share: float
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The only contents to search: those with a record that fits, of which `most_visited` are asked, nearest first."""
+
+    where: Where
+    most_visited: int
 
 
 @dataclass(frozen=True)
@@ -53,9 +75,9 @@ class VectorStore(Protocol):
         ...
 
     async def search(
-        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Sequence[int] | None = None
+        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None
     ) -> Ranking:
-        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within `among`."""
+        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within Among."""
         ...
 
     async def fetch(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> Mapping[int, Vector]:

@@ -9,10 +9,11 @@ import pytest
 
 from likewise.db import collections
 from likewise.db.collections import Generation
+from likewise.db.ids import ContentIds
 from likewise.db.pool import Pool
 from likewise.kind import Policy
 from likewise.testing import ThrowawayPostgres
-from likewise.vectors.store import Matrix, Reading, VectorStore
+from likewise.vectors.store import Among, Matrix, Reading, VectorStore
 from likewise.vectors.stores.pgvector import PgvectorStore
 
 STORES: list[tuple[str, Callable[[], VectorStore]]] = [("pgvector", PgvectorStore)]
@@ -52,7 +53,8 @@ class Kept:
         self, generation: Generation, query: Matrix, k: int, among: Sequence[int] | None = None
     ) -> list[tuple[int, float]]:
         async with self.pool.tenant(self.tenant, snapshot=True) as tx:
-            found = await self.store.search(tx, generation, query, k, among)
+            only = None if among is None else Among(ContentIds.of(among), 0.1)
+            found = await self.store.search(tx, generation, query, k, only)
         return list(zip(found.contents, found.similarities, strict=True))
 
 

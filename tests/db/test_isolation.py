@@ -17,7 +17,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, SettingsError
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.searcher import SearchRequest
+from likewise.search.request import SearchRequest
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 
@@ -31,6 +31,13 @@ TABLES = """
     WHERE relnamespace = 'likewise'::regnamespace AND relkind IN ('r', 'p') ORDER BY relname
 """
 Connection = AsyncConnection[tuple[Any, ...]]
+
+
+# No kind of the general API has any.
+A_FACT_OF_EACH_TEXT = """
+    INSERT INTO content_fields (tenant, collection, field, value, content)
+    SELECT tenant, collection, 'fact', text, pk FROM contents
+"""
 
 
 @dataclass
@@ -67,6 +74,8 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
                 for n in range(secrets)
             ]
             await lw.collections.write(tenant, "notes", own)
+            async with lw.runtime.pool.tenant(tenant) as tx:
+                await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)
         async with lw.runtime.pool.tenant(beta) as tx:

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from likewise.db import collections
 from likewise.db.maintenance import Maintenance
 from likewise.library import Likewise
-from likewise.search.searcher import SearchRequest
+from likewise.search.request import SearchRequest
 from likewise.testing import DatabaseUrls
 
 WORDS = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]

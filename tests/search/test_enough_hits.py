@@ -2,24 +2,45 @@
 
 import pytest
 
-from likewise.db import terms
-from likewise.db.terms import rarest
+from likewise.db import matches
+from likewise.db.matches import choose
 from likewise.library import Likewise
 
 
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collections count as large when a term brings more than twenty contents."""
-    monkeypatch.setattr(terms, "MOST_CANDIDATES", 20)
-    return
+    monkeypatch.setattr(matches, "MOST_BY_RARE_TERMS", 20)
+    monkeypatch.setattr(matches, "MOST_BY_CONJUNCTIONS", 20)
 
 
-def test_the_rarest_terms_are_taken_until_enough_are_certain() -> None:
-    frequencies = {1: 3, 2: 40, 3: 9_000, 4: 90_000}
-    assert rarest(frequencies) == [1, 2]
-    assert rarest(frequencies, least=100) == [1, 2, 3]
-    assert rarest(frequencies, least=10_000) == [1, 2, 3, 4]
-    assert rarest({9: 50_000}) == [9]
+def test_rare_terms_are_taken_alone_and_common_ones_together() -> None:
+    # Given a query with rare and common terms, of a hundred thousand contents
+    frequencies = {1: 3, 2: 40, 3: 9_000, 4: 20_000, 5: 60_000}
+    # Then those of few contents are asked for alone, the others two or three at a time
+    chosen = choose(frequencies, 100_000)
+    assert chosen.terms == (1, 2)
+    assert chosen.conjunctions == ((3, 4),)
+    assert not chosen.complete
+    # And pairs that would bring too many come as triples
+    chosen = choose({3: 20_000, 4: 25_000, 5: 30_000, 6: 90}, 100_000)
+    assert chosen.terms == (6,)
+    assert chosen.conjunctions == ((3, 4, 5),)
+
+
+def test_a_query_of_few_contents_ranks_all_of_them() -> None:
+    assert choose({1: 3, 2: 9_000}, 100_000).complete
+    assert choose({}, 10).complete
+
+
+def test_one_common_term_alone_is_asked_for() -> None:
+    assert choose({9: 50_000}, 100_000).terms == (9,)
+
+
+def test_what_conjunctions_bring_is_bounded() -> None:
+    frequencies = {term: 10_000 + term for term in range(60)}
+    chosen = choose(frequencies, 1_000_000)
+    assert len(chosen.conjunctions) <= matches.MOST_CONJUNCTIONS
 
 
 @pytest.mark.usefixtures("few_candidates")

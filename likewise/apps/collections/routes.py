@@ -1,7 +1,10 @@
 """The routes of the general API, `/api/v1/collections`."""
 
+import re
+from hashlib import sha256
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from likewise.apps.body import NDJSON, JsonBody, media_type, read_bytes, read_json
@@ -31,7 +34,6 @@ from likewise.apps.deps import (
     refusals,
 )
 from likewise.errors import NotFound
-from likewise.search.searcher import SearchRequest
 
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
 
@@ -44,6 +46,9 @@ def existing_name(name: Annotated[str, Path(description="A collection's name.")]
 
 
 Name = Annotated[str, Depends(existing_name)]
+
+# How many hits a search's cursor passes over.
+PLACE = re.compile(r"[1-9][0-9]{0,2}")
 
 
 @router.get("", response_model=CollectionsAnswer, responses=refusals(422))
@@ -121,8 +126,26 @@ async def search_collection(
     tenant: Tenant, service: Collections, name: Name, body: Annotated[SearchIn, Depends(JsonBody(SearchIn))]
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
-    request = SearchRequest(body.query, body.like, body.limit, body.filters, body.mode, body.threshold)
-    return Answer(await service.search(tenant, name, request))
+    listing = search_listing(name, body)
+    offset = 0 if body.cursor is None else int(position_of(listing, tenant, body.cursor, PLACE))
+    found = await service.search(tenant, name, body.to_request(offset))
+    following = cursor_for(listing, tenant, str(offset + body.limit)) if found.more else None
+    return Answer(
+        {
+            "hits": found.hits,
+            "model": found.model,
+            "took_ms": found.took_ms,
+            "degraded": found.degraded,
+            "cursor": following,
+            "explanation": found.explanation,
+        }
+    )
+
+
+def search_listing(name: str, body: SearchIn) -> str:
+    """What a search's cursor belongs to: the collection, and all that was asked but for the page."""
+    asked = body.model_dump(exclude={"cursor", "limit", "explain"})
+    return f"search\0{name}\0{sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
 
 
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(404))

@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from likewise.apps.body import RequestModel, deeper_than, wrong
 from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
+from likewise.search.request import SearchRequest
 
 MAX_ITEMS = 1_000
 MAX_TEXT = 200_000
@@ -172,10 +173,26 @@ class SearchIn(RequestModel):
     filters: dict[str, Any] | None = None
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")
-    cursor: Later = None
-    group_by: Later = None
+    cursor: str | None = Field(None, max_length=512, description="`cursor` of the page before, to depth 1,000.")
+    group_by: str | None = Field(
+        None, max_length=128, description="A field of which every value has one hit, its best."
+    )
     rerank: Later = None
-    explain: Later = None
+    explain: bool = Field(False, description="Whether the answer also says what was done and how long each step took.")
+
+    def to_request(self, offset: int = 0) -> SearchRequest:
+        """The request for the service, which passes over `offset` hits."""
+        return SearchRequest(
+            self.query,
+            self.like,
+            self.limit,
+            self.filters,
+            self.mode,
+            self.threshold,
+            offset,
+            self.group_by,
+            self.explain,
+        )
 
     @model_validator(mode="after")
     def _one_question(self) -> "SearchIn":
@@ -260,6 +277,7 @@ class HitAnswer(BaseModel):
     similarity: float | None
     lexical_score: float | None
     found_by: list[Literal["dense", "lexical"]]
+    group: Any = Field(None, description="The value of the field that hits are grouped by.")
     record: RecordAnswer
 
 
@@ -270,6 +288,8 @@ class SearchAnswer(BaseModel):
     model: str
     took_ms: float
     degraded: list[str]
+    cursor: str | None = Field(description="Leads to the next page; null where there is none.")
+    explanation: dict[str, Any] | None = Field(description="With `explain`: each step with its milliseconds.")
 
 
 class StatsAnswer(BaseModel):

@@ -16,7 +16,7 @@ from likewise.errors import Fault, Invalid, NotFound, NotSupported
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
-from likewise.search.searcher import Found, SearchRequest
+from likewise.search.request import Found, SearchRequest
 
 KIND = Kind(name="collection", text=lambda record: record.text or "")
 
@@ -73,17 +73,20 @@ class Hit:
     similarity: float | None
     lexical_score: float | None
     found_by: tuple[str, ...]
+    group: Any
     record: RecordView
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Hits, best first; `degraded` names parts that were away."""
+    """Hits, best first; `degraded` names parts that were away, `more` says whether another page follows."""
 
     hits: list[Hit]
     model: str
     took_ms: float
     degraded: tuple[str, ...] = ()
+    more: bool = False
+    explanation: dict[str, Any] | None = None
 
 
 class CollectionsService:
@@ -171,7 +174,8 @@ class CollectionsService:
     async def search(self, tenant: int, name: str, request: SearchRequest) -> SearchResult:
         """The records that fit best; see Searcher.search."""
         found = await self._runtime.searcher.search(tenant, name, KIND, request)
-        return SearchResult([_hit(one) for one in found.hits], found.model, found.took_ms, found.degraded)
+        hits = [_hit(one) for one in found.hits]
+        return SearchResult(hits, found.model, found.took_ms, found.degraded, found.more, found.explanation)
 
     async def stats(self, tenant: int, name: str) -> dict[str, Any]:
         """Counts of a collection, and the state of its vectors and their index."""
@@ -267,4 +271,12 @@ def _record_view(one: StoredRecord) -> RecordView:
 
 
 def _hit(one: Found) -> Hit:
-    return Hit(one.record.id, one.score, one.similarity, one.lexical_score, one.found_by, _record_view(one.record))
+    return Hit(
+        one.record.id,
+        one.score,
+        one.similarity,
+        one.lexical_score,
+        one.found_by,
+        one.group,
+        _record_view(one.record),
+    )

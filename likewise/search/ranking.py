@@ -1,0 +1,99 @@
+"""Both rankings of a search, and their fusion."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from likewise.db import matches
+from likewise.db.matches import Matches
+from likewise.db.pool import Tx
+from likewise.search.frequencies import TermFrequencies
+from likewise.search.fusion import fuse
+from likewise.search.meaning import nearest
+from likewise.search.scope import Scope
+from likewise.search.state import Question, Search
+from likewise.vectors.store import Ranking, VectorStore
+
+# What fusion was measured with; deeper brings little.
+DEPTH = 100
+# Of a long query, or a text that others like it are wanted of, so many terms are counted, and the rarest half ranked:
+# each costs time, and the hundredth changes nothing.
+MOST_COUNTED_TERMS = 128
+MOST_RANKED_TERMS = 64
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Contents in the order of their scores, and what each ranking said of them. `exhausted`: there are no others."""
+
+    order: list[tuple[int, float]]
+    meaning: Ranking
+    words: dict[int, float]
+    exhausted: bool
+
+
+class Rankings:
+    """Ranks by words and by meaning."""
+
+    def __init__(self, store: VectorStore) -> None:
+        self._store = store
+        self._frequencies = TermFrequencies()
+
+    async def rank(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Ranked:
+        """The best `depth` of each ranking, in one order. Words come first: meanwhile the query is embedded."""
+        words: list[tuple[int, float]] = []
+        if question.terms:
+            found = await search.step("words", self._match(tx, search, question, scope, depth), _of_matches)
+            words = [item for item in found.scored if item[0] != question.own]
+        meaning = Ranking((), ())
+        vector = await search.vector(question)
+        if search.by_meaning and vector is not None:
+            least = search.request.wanted + 1
+            near = nearest(tx, self._store, search.collection, vector, depth, least, scope)
+            meaning = (await search.step("meaning", near, _of_ranking)).without(question.own)
+        # One is left out, which may have been among them.
+        full = depth - (question.own is not None)
+        exhausted = len(words) < full and len(meaning) < full and not meaning.cut
+        least_similar = search.request.threshold
+        if least_similar is not None and len(meaning) and meaning.similarities[-1] < least_similar:
+            # All others are less alike still.
+            exhausted = True
+        return Ranked(_order(search, meaning, words, depth), meaning, dict(words), exhausted)
+
+    async def _match(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Matches:
+        collection = search.collection
+        counted = await self._frequencies.of(tx, collection.id, question.terms)
+        rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
+        among = None if scope.everything else scope.where if scope.among is None else scope.among.ids
+        # Where words alone answer, common ones must do if there are no others.
+        least = 0 if search.by_meaning else depth if search.skips else search.request.wanted + 1
+        return await matches.rank(tx, collection.id, rare, collection.contents_total, depth, least=least, among=among)
+
+
+def first_depth(search: Search) -> int:
+    """How deep the rankings go at first: one more for a record in question, which is left out afterwards."""
+    return max(DEPTH, search.request.limit + 1) + (search.request.like is not None)
+
+
+def _order(search: Search, meaning: Ranking, words: list[tuple[int, float]], depth: int) -> list[tuple[int, float]]:
+    near = list(zip(meaning.contents, meaning.similarities, strict=True))
+    if search.request.mode == "dense":
+        return near
+    if search.request.mode == "lexical":
+        return words
+    full = depth - (search.request.like is not None)
+    cut = len(near) if meaning.cut else None
+    return fuse(near, words, depth=full, background=search.collection.active.background, dense_depth=cut)
+
+
+def _of_matches(found: Matches) -> dict[str, Any]:
+    chosen = found.candidates
+    return {
+        "terms": len(chosen.terms),
+        "conjunctions": len(chosen.conjunctions),
+        "every_match_ranked": chosen.complete,
+        "found": len(found.scored),
+    }
+
+
+def _of_ranking(found: Ranking) -> dict[str, Any]:
+    return {"plan": found.plan, "found": len(found), "cut": found.cut}

@@ -1,0 +1,61 @@
+"""What a search is asked, and what it answers."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from likewise.db.lookups import StoredRecord
+
+Mode = Literal["hybrid", "dense", "lexical"]
+
+# Hits can be paged to here; what lies deeper is better asked for with a filter.
+MOST_HITS = 1_000
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What is asked: a query's text, or the id of a record to find others like.
+
+    `offset` hits are passed over; `group_by` names a field of which every value has one hit, its best.
+    """
+
+    query: str | None = None
+    like: str | None = None
+    limit: int = 10
+    filters: object | None = None
+    mode: Mode = "hybrid"
+    threshold: float | None = None
+    offset: int = 0
+    group_by: str | None = None
+    explain: bool = False
+
+    @property
+    def wanted(self) -> int:
+        """How many hits there must be to answer it, those passed over included."""
+        return min(self.offset + self.limit, MOST_HITS)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One record with how it was found. `similarity` is a cosine, None for a record without a vector."""
+
+    score: float
+    similarity: float | None
+    lexical_score: float | None
+    found_by: tuple[str, ...]
+    record: StoredRecord
+    group: Any = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Hits, best first; `degraded` names what was away while they were looked for.
+
+    `more` says that further hits can be asked for; `explanation` tells what was done, without a word of the query.
+    """
+
+    hits: list[Found]
+    model: str
+    took_ms: float
+    degraded: tuple[str, ...] = ()
+    more: bool = False
+    explanation: dict[str, Any] | None = None
