@@ -359,7 +359,8 @@ async def run(arguments: argparse.Namespace) -> None:
             stored = await Stored.named(owner)
             built = await stored.until_indexed(len(corpus), corpus.vectors.shape[1])
             bench_client = Client(server.url)
-            print(f"index: {bench_client.stats()['index']}, built in {built:.0f} s; {await stored.sizes()}")
+            how_long = f", built in {built:.0f} s" if built else ""
+            print(f"index: {bench_client.stats()['index']}{how_long}; {await stored.sizes()}")
             total, background = await stored.totals()
             words = await Words.read(owner, stored.collection, await stored.places(), total)
             bench = Bench(server, corpus, Truth(Vectors(corpus.vectors), words, background), arguments.queries)
@@ -373,7 +374,9 @@ async def run(arguments: argparse.Namespace) -> None:
             if "deletes" in arguments.only:
                 (folder / "stored").unlink()
                 await delete_and_go_on(bench, stored, folder)
-        print(f"load of the machine after: {os.getloadavg()[0]:.1f} processes\n\n{bench.table.markdown()}")
+        print(f"load of the machine after: {os.getloadavg()[0]:.1f} processes")
+        if bench.table.rows:
+            print(f"\n{bench.table.markdown()}")
 
 
 def describe(corpus: Corpus) -> None:
