@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ from likewise.db.pool import settle, table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise
-from likewise.search import frequencies
+from likewise.search import frequencies, recent
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
 from likewise.testing import FakeProvider, ThrowawayPostgres
@@ -340,6 +340,14 @@ questions = st.one_of(
 batches = st.lists(records, min_size=1, max_size=8, unique_by=lambda one: one["id"])
 steps = st.lists(st.one_of(batches, batches, IDS, questions, questions), max_size=10)
 often = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_remembered() -> Iterator[None]:
+    """A search may reckon with a collection's counts of a second ago; the model knows those of now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent, "RECENT_SECONDS", 0.0)
+        yield
 
 
 @settings(often, max_examples=40)
