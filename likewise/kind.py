@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 Payload = Mapping[str, Any]
 
+# One transaction holds this many records of a longer list.
+BATCH = 500
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -21,13 +21,11 @@ from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
-from likewise.kind import NewRecord, Policy
+from likewise.kind import BATCH, NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
 from likewise.search.request import Mode
 from likewise.settings import Settings, load_settings
 
-# One transaction holds this many records of a longer list.
-BATCH = 500
 # A few texts are done in an instant; many need not be counted more often than each second.
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 # The database has answered already; what is waited for here is a connection of ours that is free.

@@ -15,6 +15,7 @@ from likewise.cli.serve import AsJson, Host, Port, listen, serve_open
 from likewise.cli.terminal import in_a_line, note, progress, say, say_json, scores
 from likewise.cli.waiting import until_embedded
 from likewise.errors import ModelUnavailable, NotFound
+from likewise.kind import BATCH
 
 if TYPE_CHECKING:
     from likewise.apps.collections.service import SearchResult
@@ -27,7 +28,6 @@ QUESTIONS = (
     "remove duplicates but keep the order",
     "the middle value of some numbers",
 )
-BATCH = 500
 SHOWN = 5
 
 

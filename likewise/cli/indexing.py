@@ -12,11 +12,9 @@ from likewise.cli.models import named
 from likewise.cli.terminal import Report, in_a_line
 from likewise.db import collections, lookups
 from likewise.errors import Fault, Invalid, NotFound
-from likewise.kind import NewRecord
+from likewise.kind import BATCH, NewRecord
 from likewise.library import Likewise
 from likewise.settings import Settings
-
-BATCH = 500
 
 
 @dataclass

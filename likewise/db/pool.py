@@ -1,6 +1,7 @@
 """Connections to Postgres, and a transaction as a tenant."""
 
 import asyncio
+import contextlib
 import random
 import select
 import time
@@ -51,6 +52,8 @@ SETTLE = SQL("""
 # A connection is waited for this long before the caller hears that all are busy.
 POOL_TIMEOUT_SECONDS = 10.0
 TRIES = 8
+# A server that does not answer does not keep who was cancelled.
+END_SECONDS = 1.0
 # A fault of the storage counts for this long after the last write that met it. Behind a balancer that sends nothing to
 # a server that is not ready no write would ever come to show that it is over; the next one that fails sets it again.
 FAULT_SECONDS = 30.0
@@ -106,6 +109,12 @@ class Tx:
     ) -> Row | None:
         """The first row, or None."""
         return await (await self.execute(statement, parameters, plan=plan)).fetchone()
+
+    async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
+        """Run statements in their order within one round trip; the rows of each."""
+        async with self.connection.pipeline():
+            cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Bulk rows into a table without row-level security, in the binary format."""
@@ -214,7 +223,7 @@ class Pool:
             raise
         except BaseException:
             # A statement was cut short: what the server has prepared and what psycopg remembers of it may differ.
-            await connection.close()
+            await asyncio.shield(_end(connection))
             raise
         finally:
             # Cancelled while it waits for the pool's lock, this would lose the connection for good.
@@ -267,6 +276,14 @@ async def _check(connection: AsyncConnection[Row]) -> None:
     poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
     if poll.poll(0):
         await AsyncConnectionPool.check_connection(connection)
+
+
+async def _end(connection: AsyncConnection[Row]) -> None:
+    """Close a connection whose transaction is over: its locks must not outlive it until the server hears of the end."""
+    with contextlib.suppress(psycopg.Error, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await connection.rollback()
+    await connection.close()
 
 
 async def _quietly_roll_back(tx: Tx) -> None:

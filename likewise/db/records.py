@@ -6,6 +6,7 @@ where it is locked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -17,71 +18,95 @@ from psycopg.sql import SQL
 from likewise.cleaning import storable
 from likewise.db import collections, terms
 from likewise.db.failures import CollectionGone, Contended
-from likewise.db.pool import Tx, table
+from likewise.db.pool import Parameters, Statement, Tx, table
 from likewise.db.where import INDEXED_CHARS
 from likewise.kind import Payload
+from likewise.observe.request_id import REQUEST_ID
 
 Lane = int
 INTERACTIVE: Lane = 0
 BULK: Lane = 1
+# An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
+CHARS_A_TOKEN = 4
 
 # Writers share a collection; making, switching and retiring a generation, and dropping, exclude them. So does a writer
 # that others were in the way of: alone it cannot fail again.
 SHARE_COLLECTION = SQL("SELECT pg_advisory_xact_lock_shared(7719, %s)")
 HAVE_COLLECTION = SQL("SELECT lock_collection(%s)")
 
-# The records as they stand, beside those that come: what is there, and whether it is the same in everything.
+# The records as they stand, beside those that come: what is there, whether its text has failed, and whether it is the
+# same in everything. OFFSET 0 has each looked up by the index, whatever the planner thinks of the table's size.
 COMPARE = SQL("""
-    SELECT i.place, r.pk, r.content,
-           c.text_hash = i.text_hash AND r.payload = i.payload AND r.parent IS NOT DISTINCT FROM i.parent
+    SELECT i.place, r.pk, r.content, c.state = 'failed',
+           c.text_hash = i.text_hash AND r.payload = i.payload::jsonb AND r.parent IS NOT DISTINCT FROM i.parent
            AND r.status IS NOT DISTINCT FROM i.status AND r.occurred_at IS NOT DISTINCT FROM i.occurred_at
-    FROM unnest(%s::int[], %s::text[], %s::bytea[], %s::jsonb[], %s::text[], %s::text[], %s::timestamptz[])
+    FROM unnest(%b::int[], %b::text[], %b::bytea[], %b::text[], %b::text[], %b::text[], %b::timestamptz[])
          AS i (place, id, text_hash, payload, parent, status, occurred_at)
-    JOIN records r ON r.collection = %s AND r.id = i.id
-    JOIN contents c ON c.pk = r.content
+    CROSS JOIN LATERAL (SELECT * FROM records r WHERE r.collection = %b AND r.id = i.id OFFSET 0) r
+    CROSS JOIN LATERAL (SELECT * FROM contents c WHERE c.pk = r.content OFFSET 0) c
 """)
 ADD_CONTENTS = SQL("""
     INSERT INTO contents (tenant, collection, text_hash, text, chars)
-    SELECT %s, %s, i.text_hash, i.text, i.chars
-    FROM unnest(%s::bytea[], %s::text[], %s::int[]) WITH ORDINALITY AS i (text_hash, text, chars, place)
+    SELECT %b, %b, i.text_hash, i.text, i.chars
+    FROM unnest(%b::bytea[], %b::text[], %b::int[]) WITH ORDINALITY AS i (text_hash, text, chars, place)
     ORDER BY i.place
     ON CONFLICT (collection, text_hash) DO NOTHING RETURNING pk, text_hash
 """)
 # A key-share lock keeps the contents that we shall point at; an update lock those that we may leave empty.
 KEEP_CONTENTS = SQL("""
-    SELECT pk, text_hash FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[]) ORDER BY pk FOR KEY SHARE
+    SELECT pk, text_hash, state = 'failed' FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])
+    ORDER BY pk FOR KEY SHARE
 """)
 HOLD_CONTENTS = SQL("""
-    SELECT pk, text_hash FROM contents
+    SELECT pk, text_hash, state = 'failed' FROM contents
     WHERE pk IN (SELECT pk FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])
                  UNION SELECT unnest(%s::bigint[])) ORDER BY pk FOR UPDATE
 """)
-KNOWN = SQL("SELECT text_hash FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])")
+# What failed is tried again when somebody sends it again, by itself as what has killed a worker is.
+REVIVE = SQL("""
+    UPDATE contents c SET state = 'live', reason = NULL
+    FROM (SELECT pk FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR NO KEY UPDATE) held
+    WHERE c.pk = held.pk AND c.state = 'failed' RETURNING c.pk
+""")
+WAIT_AGAIN = SQL("""
+    INSERT INTO waiting (tenant, generation, content, lane, tokens, request_id, alone)
+    SELECT c.tenant, %s, c.pk, %s, c.chars / 4 + 1, %s, true FROM contents c
+    WHERE c.pk = ANY (%s::bigint[]) AND NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
+    ON CONFLICT (generation, content) DO NOTHING
+""")
 ADD_RECORDS = SQL("""
     INSERT INTO records (tenant, collection, id, content, parent, status, occurred_at, payload)
-    SELECT %s, %s, i.id, i.content, i.parent, i.status, i.occurred_at, i.payload
-    FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::timestamptz[], %s::jsonb[]) WITH ORDINALITY
+    SELECT %b, %b, i.id, i.content, i.parent, i.status, i.occurred_at, i.payload::jsonb
+    FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[], %b::text[]) WITH ORDINALITY
          AS i (id, content, parent, status, occurred_at, payload, place) ORDER BY i.place
     ON CONFLICT (collection, id) DO NOTHING RETURNING pk, id
 """)
 LOCK_RECORDS = SQL("SELECT pk, content FROM records WHERE pk = ANY (%s::bigint[]) ORDER BY id FOR UPDATE")
 CHANGE_RECORDS = SQL("""
     UPDATE records r SET content = i.content, parent = i.parent, status = i.status, occurred_at = i.occurred_at,
-           payload = i.payload, updated_at = now()
-    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::timestamptz[], %s::jsonb[])
+           payload = i.payload::jsonb, updated_at = now()
+    FROM unnest(%b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[], %b::text[])
          AS i (pk, content, parent, status, occurred_at, payload)
     WHERE r.pk = i.pk
 """)
 DROP_FIELDS = SQL("DELETE FROM record_fields WHERE record = ANY (%s::bigint[])")
 ADD_FIELDS = SQL("""
     INSERT INTO record_fields (tenant, collection, field, value, number, element, record, content)
-    SELECT %s, %s, i.field, i.value, i.number, i.element, i.record, i.content
-    FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bool[], %s::bigint[], %s::bigint[])
+    SELECT %b, %b, i.field, i.value, i.number, i.element, i.record, i.content
+    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[], %b::bigint[])
          AS i (field, value, number, element, record, content)
 """)
+ADD_FACTS = SQL("""
+    INSERT INTO content_fields (tenant, collection, field, value, number, element, content)
+    SELECT %b, %b, i.field, i.value, i.number, i.element, i.content
+    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[])
+         AS i (field, value, number, element, content)
+""")
 ADD_WAITING = SQL("""
-    INSERT INTO waiting (tenant, generation, content, lane)
-    SELECT %s, g, c, %s FROM unnest(%s::bigint[]) AS c CROSS JOIN unnest(%s::int[]) AS g ORDER BY g, c
+    INSERT INTO waiting (tenant, generation, content, lane, tokens, request_id)
+    SELECT %b, g, c.pk, %b, c.tokens, c.request_id
+    FROM unnest(%b::bigint[], %b::int[], %b::text[]) AS c (pk, tokens, request_id) CROSS JOIN unnest(%b::int[]) AS g
+    ORDER BY g, c.pk
     ON CONFLICT (generation, content) DO NOTHING
 """)
 EMPTY = SQL("""
@@ -92,14 +117,14 @@ FIND = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = %s")
 HOLD_CONTENT = SQL("SELECT 1 FROM contents WHERE pk = %s FOR UPDATE")
 DROP_RECORD = SQL("DELETE FROM records WHERE pk = %s AND content = %s")
 DROP_WAITING = SQL("DELETE FROM waiting WHERE content = ANY (%s::bigint[]) AND generation = ANY (%s::int[])")
-DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[])")
+DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[]) RETURNING text")
 # Retired ones included: they keep their vectors until they are dropped.
 ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
 
 @dataclass(frozen=True)
 class PreparedRecord:
-    """A record ready for its row: text cleaned and hashed, payload as JSON."""
+    """A record ready for its row: text cleaned and hashed, payload as JSON; and the request that it came with."""
 
     id: str
     text: str
@@ -109,17 +134,47 @@ class PreparedRecord:
     parent: str | None
     status: str | None
     occurred_at: datetime | None
+    request_id: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """An estimate of what the model will read: 4 characters a token."""
+        return len(self.text) // CHARS_A_TOKEN + 1
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A batch beside what is stored, under the collection's lock; `failed` are contents that are to be tried again.
+
+    `old` has (record, content) of those that are there and not the same, `unchanged` the content of those that are.
+    """
+
+    generations: Sequence[int]
+    fresh: Sequence[PreparedRecord]
+    old: Mapping[str, tuple[int, int]]
+    unchanged: Mapping[str, int]
+    failed: frozenset[int]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a batch did: how many records of each outcome, and the contents that they all point at now."""
+    """What a batch did: how many records of each outcome, and the content that each points at now, by its id.
+
+    `left_texts` are those of contents that went with their last record; `waiting` says whether vectors are to be made.
+    """
 
     created: int
     changed: int
     unchanged: int
-    contents: tuple[int, ...]
+    content_of: Mapping[str, int]
     new_contents: Mapping[bytes, int]
+    left_texts: Sequence[str] = ()
+    waiting: bool = False
+
+    @property
+    def contents(self) -> tuple[int, ...]:
+        """The contents that the records point at."""
+        return tuple(sorted(set(self.content_of.values())))
 
 
 def text_hash(text: str) -> bytes:
@@ -127,75 +182,16 @@ def text_hash(text: str) -> bytes:
     return sha256(text.encode()).digest()
 
 
-async def write(
-    tx: Tx,
-    collection: int,
-    records: Sequence[PreparedRecord],
-    *,
-    indexed: Sequence[str],
-    lane: Lane,
-    keep_text: bool,
-    alone: bool = False,
-) -> Written:
-    """Store a batch of records with distinct ids, sorted by id, in the order of the locks.
+async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *, alone: bool = False) -> Compared:
+    """Take the collection's lock and see what of a batch is there already. Nothing is written.
 
     Args:
+        records: with distinct ids, sorted by id.
         alone: whether other writers wait meanwhile.
 
     Raises:
-        Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
         CollectionGone: the collection was dropped.
     """
-    await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
-    generations = await collections.live_generations(tx, collection)
-    if not generations:
-        raise CollectionGone
-    present, same = await _compare(tx, collection, records)
-    fresh = [record for place, record in enumerate(records) if place not in same]
-    unchanged = {content for place, (_, content) in present.items() if place in same}
-    if not fresh:
-        return Written(0, 0, len(records), tuple(sorted(unchanged)), {})
-    old = {records[place].id: (pk, content) for place, (pk, content) in present.items() if place not in same}
-    added, by_hash = await _get_or_make_contents(tx, collection, fresh, old, keep_text=keep_text)
-    # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
-    made = await _add(tx, collection, [record for record in fresh if record.id not in old], by_hash)
-    left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
-    pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
-    if indexed:
-        await _write_fields(tx, collection, fresh, pks, by_hash, indexed, changed=[pk for pk, _ in old.values()])
-    if added:
-        await tx.execute(ADD_WAITING, [tx.tenant, lane, sorted(added.values()), generations])
-    await _drop_empty(tx, collection, sorted(left))
-    contents = unchanged | {by_hash[record.text_hash] for record in fresh}
-    return Written(len(made), len(old), len(same), tuple(sorted(contents)), added)
-
-
-async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -> bool:
-    """Take a record away, and its content with everything of it if that was the last; False if it was not there."""
-    if not storable(record):
-        return False
-    await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
-    found = await tx.row(FIND, [collection, record])
-    if found is None:
-        return False
-    pk, content = found
-    await tx.execute(HOLD_CONTENT, [content])
-    gone = await tx.execute(DROP_RECORD, [pk, content])
-    if gone.rowcount == 0:
-        # It was deleted or pointed elsewhere while we waited for the lock: look again.
-        raise Contended("40001", "records")
-    await _drop_empty(tx, collection, [content])
-    return True
-
-
-async def known(tx: Tx, collection: int, hashes: Sequence[bytes]) -> frozenset[bytes]:
-    """Which of these texts are contents already."""
-    return frozenset(bytes(row[0]) for row in await tx.rows(KNOWN, [collection, list(hashes)]))
-
-
-async def _compare(
-    tx: Tx, collection: int, records: Sequence[PreparedRecord]
-) -> tuple[dict[int, tuple[int, int]], set[int]]:
     columns = [
         list(range(len(records))),
         [record.id for record in records],
@@ -205,30 +201,128 @@ async def _compare(
         [record.status for record in records],
         [record.occurred_at for record in records],
     ]
-    rows = await tx.rows(COMPARE, [*columns, collection])
-    present = {int(place): (int(pk), int(content)) for place, pk, content, _ in rows}
-    return present, {int(place) for place, _, _, same in rows if same}
+    _, live, found = await tx.together(
+        (HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection]),
+        (collections.LIVE_GENERATIONS, [collection]),
+        (COMPARE, [*columns, collection]),
+    )
+    generations = [int(row[0]) for row in live]
+    if not generations:
+        raise CollectionGone
+    unchanged = {records[place].id: int(content) for place, _, content, _, same in found if same}
+    return Compared(
+        generations=generations,
+        fresh=[record for record in records if record.id not in unchanged],
+        old={records[place].id: (int(pk), int(content)) for place, pk, content, _, same in found if not same},
+        unchanged=unchanged,
+        failed=frozenset(int(content) for _, _, content, failed, same in found if failed and same),
+    )
+
+
+async def write(
+    tx: Tx,
+    collection: int,
+    compared: Compared,
+    *,
+    indexed: Sequence[str],
+    lane: Lane,
+    keep_text: bool,
+    facts: Sequence[str] = (),
+) -> Written:
+    """Store what `compare` found to be new or different, in the order of the locks.
+
+    Args:
+        indexed: the payload fields that an index knows of each record.
+        facts: those that the text itself determines, which an index knows of each content.
+
+    Raises:
+        Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
+    """
+    fresh, old = compared.fresh, compared.old
+    if not fresh and not compared.failed:
+        return Written(0, 0, len(compared.unchanged), compared.unchanged, {})
+    held = {content for _, content in old.values()} | compared.failed
+    contents = await _get_or_make_contents(tx, collection, fresh, held, keep_text=keep_text)
+    by_hash, added = contents.by_hash, contents.added
+    revived = await _revive(tx, compared.generations, contents.failed | compared.failed, lane)
+    # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
+    made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
+    left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
+    pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
+    if indexed:
+        await _write_fields(tx, collection, fresh, pks, by_hash, indexed, changed=[pk for pk, _ in old.values()])
+    if facts and added:
+        await _write_facts(tx, collection, fresh, added, facts)
+    return Written(
+        created=len(made),
+        changed=len(old),
+        unchanged=len(compared.unchanged),
+        content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
+        new_contents=added,
+        left_texts=await _drop_empty(tx, collection, sorted(left)),
+        waiting=bool(added or revived),
+    )
+
+
+async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -> list[str] | None:
+    """Take a record away, and its content with everything of it if that was the last; None if it was not there.
+
+    Returns the texts that went.
+    """
+    if not storable(record):
+        return None
+    await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
+    found = await tx.row(FIND, [collection, record])
+    if found is None:
+        return None
+    pk, content = found
+    await tx.execute(HOLD_CONTENT, [content])
+    gone = await tx.execute(DROP_RECORD, [pk, content])
+    if gone.rowcount == 0:
+        # It was deleted or pointed elsewhere while we waited for the lock: look again.
+        raise Contended("40001", "records")
+    return await _drop_empty(tx, collection, [content])
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What fresh records point at, by hash; those of them that were made, and those that have failed."""
+
+    by_hash: Mapping[bytes, int]
+    added: Mapping[bytes, int]
+    failed: frozenset[int]
 
 
 async def _get_or_make_contents(
-    tx: Tx, collection: int, fresh: Sequence[PreparedRecord], old: Mapping[str, tuple[int, int]], *, keep_text: bool
-) -> tuple[dict[bytes, int], dict[bytes, int]]:
-    """The contents that were made, and all that the records point at, by hash."""
+    tx: Tx, collection: int, fresh: Sequence[PreparedRecord], held: AbstractSet[int], *, keep_text: bool
+) -> _Contents:
+    """The contents of fresh records; `held` are others to be locked, because they may be left empty or tried again."""
     texts = {record.text_hash: record.text for record in fresh}
     # In the order of their hashes, so that two writers of the same texts wait for each other in one direction only.
     hashes = sorted(texts)
     columns = [hashes, [texts[one] if keep_text else None for one in hashes], [len(texts[one]) for one in hashes]]
-    added = {bytes(key): int(pk) for pk, key in await tx.rows(ADD_CONTENTS, [tx.tenant, collection, *columns])}
-    leaving = sorted({content for _, content in old.values()})
-    if leaving:
-        rows = await tx.rows(HOLD_CONTENTS, [collection, hashes, leaving])
+    rows = await tx.rows(ADD_CONTENTS, [tx.tenant, collection, *columns]) if hashes else []
+    added = {bytes(key): int(pk) for pk, key in rows}
+    there = [one for one in hashes if one not in added]
+    if held:
+        found = await tx.rows(HOLD_CONTENTS, [collection, there, sorted(held)])
     else:
-        rows = await tx.rows(KEEP_CONTENTS, [collection, [one for one in hashes if one not in added]])
-    by_hash = {**{bytes(key): int(pk) for pk, key in rows}, **added}
+        found = await tx.rows(KEEP_CONTENTS, [collection, there]) if there else []
+    by_hash = {**{bytes(key): int(pk) for pk, key, _ in found}, **added}
     if any(one not in by_hash for one in hashes):
         # One that was there when we inserted is gone now: its last record left.
         raise Contended("40001", "contents")
-    return added, by_hash
+    failed = frozenset(int(pk) for pk, key, failed in found if failed and bytes(key) in texts)
+    return _Contents(by_hash, added, failed)
+
+
+async def _revive(tx: Tx, generations: Sequence[int], failed: AbstractSet[int], lane: Lane) -> list[int]:
+    """Have failed contents tried again; returns those that have not been revived by another meanwhile."""
+    revived = [int(row[0]) for row in await tx.rows(REVIVE, [sorted(failed)])] if failed else []
+    for generation in generations if revived else ():
+        statement = WAIT_AGAIN.format(vectors=table("vec", generation))
+        await tx.execute(statement, [generation, lane, REQUEST_ID.get(), revived])
+    return revived
 
 
 async def _change(
@@ -246,11 +340,26 @@ async def _change(
     return {old[record.id][1] for record in changed if by_hash[record.text_hash] != old[record.id][1]}
 
 
-async def _add(tx: Tx, collection: int, new: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) -> dict[str, int]:
-    if not new:
-        return {}
-    columns = [[record.id for record in new], *_columns(new, by_hash)]
-    made = {str(id_): int(pk) for pk, id_ in await tx.rows(ADD_RECORDS, [tx.tenant, collection, *columns])}
+async def _add(
+    tx: Tx,
+    collection: int,
+    new: Sequence[PreparedRecord],
+    contents: _Contents,
+    compared: Compared,
+    lane: Lane,
+) -> dict[str, int]:
+    """Add records, and the queue's entries of all contents that were made."""
+    statements: list[tuple[Statement, Parameters]] = []
+    if new:
+        columns = [[record.id for record in new], *_columns(new, contents.by_hash)]
+        statements.append((ADD_RECORDS, [tx.tenant, collection, *columns]))
+    if contents.added:
+        first = {record.text_hash: record for record in reversed(compared.fresh)}
+        entries = sorted((pk, first[key].tokens, first[key].request_id) for key, pk in contents.added.items())
+        columns = [list(column) for column in zip(*entries, strict=True)]
+        statements.append((ADD_WAITING, [tx.tenant, lane, *columns, list(compared.generations)]))
+    rows = await tx.together(*statements) if statements else []
+    made = {str(id_): int(pk) for pk, id_ in rows[0]} if new else {}
     if len(made) != len(new):
         raise Contended("40001", "records")
     return made
@@ -288,6 +397,21 @@ async def _write_fields(
         await tx.execute(ADD_FIELDS, [tx.tenant, collection, *(list(column) for column in zip(*rows, strict=True))])
 
 
+async def _write_facts(
+    tx: Tx, collection: int, records: Sequence[PreparedRecord], added: Mapping[bytes, int], facts: Sequence[str]
+) -> None:
+    """The fields of new contents, as any record with that text has them."""
+    one_of_each = {record.text_hash: record for record in records if record.text_hash in added}
+    rows = [
+        (name, value, number, element, added[key])
+        for key, record in one_of_each.items()
+        for name in facts
+        for value, number, element in field_values(record.payload, name)
+    ]
+    if rows:
+        await tx.execute(ADD_FACTS, [tx.tenant, collection, *(list(column) for column in zip(*rows, strict=True))])
+
+
 def field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None, bool]]:
     """What the index knows of a field: a string's beginning or a number; of a list, each such element."""
     value = payload_field(payload, name)
@@ -311,13 +435,13 @@ def payload_field(payload: Payload, name: str) -> Any:
     return found
 
 
-async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int]) -> None:
-    """Take away contents that no record points at; the caller holds their update locks."""
+async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int]) -> list[str]:
+    """Take away contents that no record points at, and return their texts; the caller holds their update locks."""
     if not contents:
-        return
+        return []
     empty = [int(row[0]) for row in await tx.rows(EMPTY, [list(contents)])]
     if not empty:
-        return
+        return []
     generations = [int(row[0]) for row in await tx.rows(ALL_GENERATIONS, [collection])]
     await tx.execute(DROP_WAITING, [empty, generations])
     for generation in generations:
@@ -325,7 +449,7 @@ async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int]) -> None:
             SQL("DELETE FROM {} WHERE content = ANY (%s::bigint[])").format(table("vec", generation)), [empty]
         )
     await terms.delete(tx, collection, empty)
-    await tx.execute(DROP_CONTENTS, [empty])
+    return [str(row[0]) for row in await tx.rows(DROP_CONTENTS, [empty]) if row[0] is not None]
 
 
 def payload_json(payload: Payload) -> str:

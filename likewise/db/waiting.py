@@ -67,6 +67,7 @@ class Entry:
     content: int
     attempts: int
     lane: int
+    request_id: str | None
 
 
 async def claim(

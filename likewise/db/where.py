@@ -4,7 +4,7 @@ Every leaf is true or false, never null, so that `not` means what it says. Value
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -169,7 +169,7 @@ def _exact_index_test(leaf: Compare, where: Where) -> Composable | None:
     texts = leaf.operator in ("$eq", "$in") and all(isinstance(one, str) and len(one) < INDEXED_CHARS for one in values)
     if leaf.operator not in (*_SYMBOLS, "$in") or not values or not (numbers or texts):
         return None
-    test = _index_test(leaf, where)
+    test = _index_test(leaf, where, _SYMBOLS)
     return None if test is None else SQL("{} AND NOT f.element").format(test)
 
 
@@ -199,7 +199,7 @@ def _must_hold(tree: Filter) -> Iterator[Compare]:
             yield from _must_hold(part)
 
 
-def _index_test(leaf: Compare, where: Where) -> Composable | None:
+def _index_test(leaf: Compare, where: Where, symbols: Mapping[str, SQL] = _LOOSE) -> Composable | None:
     """A condition on `record_fields f` that holds for everything the leaf holds for; None if there is none."""
     value = leaf.value
     if leaf.operator == "$in":
@@ -210,7 +210,7 @@ def _index_test(leaf: Compare, where: Where) -> Composable | None:
     elif leaf.operator == "$eq" and isinstance(value, str):
         return SQL("f.value = {}").format(where.bind(value[:INDEXED_CHARS]))
     elif leaf.operator in _LOOSE and _is_number(value):
-        return SQL("f.number {} {}::float8").format(_LOOSE[leaf.operator], where.bind(_rounded(value)))
+        return SQL("f.number {} {}::float8").format(symbols[leaf.operator], where.bind(_rounded(value)))
     return None
 
 

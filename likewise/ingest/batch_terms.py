@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from likewise.db import collections, terms
 from likewise.db.collections import Collection
 from likewise.db.pool import Pool
-from likewise.search.analyzer import analyze
+from likewise.search.analyzer import terms_of
 
 
 @dataclass
@@ -38,6 +38,12 @@ class TermAverages:
         if batch:
             self._count(collection.tenant, collection.id, _Lengths(sum(batch), len(batch)))
 
+    def take_away(self, collection: Collection, texts: Sequence[str]) -> None:
+        """Count texts that have gone."""
+        if texts:
+            gone = sum(len(terms_of(text)) for text in texts)
+            self._count(collection.tenant, collection.id, _Lengths(-gone, -len(texts)))
+
     def _count(self, tenant: int, collection: int, lengths: _Lengths) -> None:
         ours = self._added.setdefault((tenant, collection), _Lengths())
         ours.terms += lengths.terms
@@ -68,9 +74,13 @@ class BatchTerms:
 
     def learn(self, texts: Mapping[bytes, str]) -> None:
         """Analyse those texts, by hash, that were not analysed yet."""
-        counted = {key: analyze(text) for key, text in texts.items() if key not in self._rows}
-        average = self._averages.average(self._collection, [counts.total() for counts in counted.values()])
-        self._rows.update({key: (counts.total(), terms.encode(counts, average)) for key, counts in counted.items()})
+        keys = [key for key in texts if key not in self._rows]
+        if not keys:
+            return
+        found = [terms_of(texts[key]) for key in keys]
+        lengths = [len(one) for one in found]
+        rows = terms.encode(found, self._averages.average(self._collection, lengths))
+        self._rows.update(zip(keys, zip(lengths, rows, strict=True), strict=True))
 
     def row(self, key: bytes) -> bytes:
         """The encoded terms of a text."""

@@ -1,8 +1,10 @@
 """Ends tasks for certain."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 AGAIN_SECONDS = 0.2
 
@@ -19,3 +21,18 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
         ended, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
         await asyncio.gather(*ended, return_exceptions=True)
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Do work that must not be left half-way; who is cancelled meanwhile hears of it when the work has ended.
+
+    A transaction that is cut off at its COMMIT may still be committed by the server a moment later.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        raise

@@ -18,7 +18,7 @@ from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
-from likewise.ingest.stopping import stop
+from likewise.ingest.stopping import stop, to_its_end
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import WORKER_LEASES_LOST
@@ -172,23 +172,25 @@ class Worker:
     async def _claim_and_work(self, models: Sequence[str], *, alone: bool) -> bool:
         claim = uuid4()
         async with self._given_back(claim):
-            entries = await waiting.claim(
-                self._pool,
-                models,
-                claim,
-                lease=self._lease,
-                most=self._claim_size,
-                after_tenant=self._last_tenant,
-                alone=alone,
-                resting=self._at_rest(),
+            entries = await to_its_end(
+                waiting.claim(
+                    self._pool,
+                    models,
+                    claim,
+                    lease=self._lease,
+                    most=self._claim_size,
+                    after_tenant=self._last_tenant,
+                    alone=alone,
+                    resting=self._at_rest(),
+                )
             )
             if not entries:
                 return False
-            self._last_tenant = entries[-1].tenant
+            self._last_tenant = _last_in_turn(entries, self._last_tenant)
             worked = False
             turn = self._nobody_beside() if alone else self._turns
             async with self._renewed({entry.tenant for entry in entries}, claim), turn:
-                with WorkerStep(len(entries)):
+                with WorkerStep(len(entries), [entry.request_id for entry in entries]):
                     for (tenant, generation), contents in _grouped(entries).items():
                         worked |= await self._work_or_rest(tenant, generation, contents, claim)
         return worked
@@ -365,6 +367,11 @@ def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
         chars += len(text)
     if part:
         yield part
+
+
+def _last_in_turn(entries: Sequence[Entry], after: int) -> int:
+    """The tenant that comes last on the way round from the one after `after`."""
+    return max((entry.tenant for entry in entries), key=lambda tenant: (tenant <= after, tenant))
 
 
 def _grouped(entries: Sequence[Entry]) -> dict[tuple[int, int], list[int]]:

@@ -1,22 +1,28 @@
 """Writer: the one way in. Records, contents, terms and the queue's entries, in one transaction."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
 from likewise.db import records, terms
 from likewise.db.collections import Collection
-from likewise.db.pool import Pool, retried
+from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import PreparedRecord, Written
 from likewise.errors import Fault, Invalid
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
+from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
+from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import stored
 
 T = TypeVar("T")
+BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
+
+NOTHING = Written(0, 0, 0, {}, {})
 
 NOT_JSON = "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts."
 BAD_ID = "An id is a text without control characters and without U+FFFD, a character that was lost on the way."
@@ -36,45 +42,52 @@ class Writer:
         self.averages = TermAverages()
 
     async def write(
-        self, tenant: int, collection: Collection, kind: Kind, batch: Sequence[NewRecord], *, lane: int = records.BULK
+        self,
+        tenant: int,
+        collection: Collection,
+        kind: Kind,
+        batch: Sequence[NewRecord],
+        *,
+        lane: int = records.BULK,
+        before_commit: BeforeCommit | None = None,
     ) -> Written:
         """Commit a batch of records with distinct ids; findable by their words from then on.
 
         Args:
             lane: which records' vectors come first, `records.INTERACTIVE` or `records.BULK`.
+            before_commit: what else belongs to the same transaction. It is run again when the transaction is.
 
         Raises:
             Invalid: an id or a payload that cannot be stored as it is.
         """
         refuse_unstorable(batch)
-        large = sum(len(record.text or "") for record in batch) > LARGE_BATCH
+        large = _is_large(record.text or "" for record in batch)
         prepared = await _beside(large, _prepared, kind, batch)
-        if not prepared:
-            return Written(0, 0, 0, (), {})
-        terms_of = BatchTerms(self.averages, collection)
-        if collection.policy.keep_terms:
-            known = await self._known(tenant, collection, prepared) if large else frozenset()
-            await _beside(
-                large, terms_of.learn, {one.text_hash: one.text for one in prepared if one.text_hash not in known}
-            )
+        if not prepared and before_commit is None:
+            return NOTHING
+        terms_of = BatchTerms(self.averages, collection) if collection.policy.keep_terms else None
         written = await _at_last_alone(
-            lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, alone=alone)
+            lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, before_commit, alone=alone)
         )
         stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
-        if collection.policy.keep_terms:
+        if terms_of is not None:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
-        if written.new_contents:
+            await self._count_gone(collection, written.left_texts)
+        if written.waiting:
             self._wakeups.mark()
         return written
 
     async def delete(self, tenant: int, collection: Collection, record: str) -> bool:
         """Take a record away with everything that hangs on it alone; False if it was not there."""
 
-        async def once(alone: bool) -> bool:
+        async def once(alone: bool) -> list[str] | None:
             async with self._pool.tenant(tenant) as tx:
                 return await records.delete(tx, collection.id, record, alone=alone)
 
-        return await _at_last_alone(once)
+        left_texts = await _at_last_alone(once)
+        if left_texts is not None and collection.policy.keep_terms:
+            await self._count_gone(collection, left_texts)
+        return left_texts is not None
 
     async def _write(
         self,
@@ -82,28 +95,57 @@ class Writer:
         collection: Collection,
         kind: Kind,
         prepared: Sequence[PreparedRecord],
-        terms_of: BatchTerms,
+        terms_of: BatchTerms | None,
         lane: int,
+        before_commit: BeforeCommit | None,
         *,
         alone: bool,
     ) -> Written:
         policy = collection.policy
-        indexed = tuple(dict.fromkeys((*kind.indexed, *policy.indexed)))
+        indexed = tuple(field for field in dict.fromkeys((*kind.indexed, *policy.indexed)) if field not in kind.in_text)
         async with self._pool.tenant(tenant) as tx:
-            written = await records.write(
-                tx, collection.id, prepared, indexed=indexed, lane=lane, keep_text=policy.keep_text, alone=alone
-            )
-            if policy.keep_terms and written.new_contents:
-                # What was there a moment ago, and is new all the same, went with its last record meanwhile.
-                terms_of.learn({one.text_hash: one.text for one in prepared if one.text_hash in written.new_contents})
+            compared = await records.compare(tx, collection.id, prepared, alone=alone)
+            # Postgres stores the records while this process reads their words.
+            async with _learning(terms_of, compared.fresh) as learnt:
+                written = await records.write(
+                    tx,
+                    collection.id,
+                    compared,
+                    indexed=indexed,
+                    lane=lane,
+                    keep_text=policy.keep_text,
+                    facts=kind.in_text,
+                )
+                await learnt
+            if terms_of is not None and written.new_contents:
                 rows = {content: terms_of.row(key) for key, content in written.new_contents.items()}
                 await terms.write(tx, collection.id, rows)
+            if before_commit is not None:
+                await before_commit(tx, written)
         return written
 
-    async def _known(self, tenant: int, collection: Collection, prepared: Sequence[PreparedRecord]) -> frozenset[bytes]:
-        """The texts that are contents already, so that nobody analyses them again."""
-        async with self._pool.tenant(tenant) as tx:
-            return await records.known(tx, collection.id, [one.text_hash for one in prepared])
+    async def _count_gone(self, collection: Collection, texts: Sequence[str]) -> None:
+        await _beside(_is_large(texts), self.averages.take_away, collection, texts)
+
+
+@contextlib.asynccontextmanager
+async def _learning(terms_of: BatchTerms | None, fresh: Sequence[PreparedRecord]) -> AsyncIterator[Awaitable[None]]:
+    """The terms of texts that may be new, read beside the block, which awaits them."""
+
+    async def learn() -> None:
+        if terms_of is not None:
+            texts = {record.text_hash: record.text for record in fresh}
+            await _beside(_is_large(texts.values()), terms_of.learn, texts)
+
+    task = asyncio.create_task(learn())
+    try:
+        yield task
+    finally:
+        await stop([task])
+
+
+def _is_large(texts: Iterable[str]) -> bool:
+    return sum(map(len, texts)) > LARGE_BATCH
 
 
 async def _beside(large: bool, work: Callable[..., T], *arguments: Any) -> T:
@@ -146,4 +188,5 @@ def prepare(kind: Kind, record: NewRecord) -> PreparedRecord:
         parent=None if record.parent is None else cleaned(record.parent),
         status=None if record.status is None else cleaned(record.status),
         occurred_at=record.occurred_at,
+        request_id=REQUEST_ID.get(),
     )

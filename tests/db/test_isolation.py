@@ -33,6 +33,13 @@ TABLES = """
 Connection = AsyncConnection[tuple[Any, ...]]
 
 
+# No kind of the general API has any.
+A_FACT_OF_EACH_TEXT = """
+    INSERT INTO content_fields (tenant, collection, field, value, content)
+    SELECT tenant, collection, 'fact', text, pk FROM contents
+"""
+
+
 @dataclass
 class Two:
     """Two tenants with equal names, ids and texts, and a secret of the second's."""
@@ -67,6 +74,8 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
                 for n in range(secrets)
             ]
             await lw.collections.write(tenant, "notes", own)
+            async with lw.runtime.pool.tenant(tenant) as tx:
+                await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)
         async with lw.runtime.pool.tenant(beta) as tx:

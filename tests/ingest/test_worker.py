@@ -435,6 +435,74 @@ async def test_a_flood_of_one_tenant_does_not_starve_another(idle: Likewise, pro
     assert (await idle.collections.stats(flooding, "notes"))["waiting"] > 1_800
 
 
+async def test_one_with_fifty_thousand_entries_and_nineteen_with_few(idle: Likewise, database: DatabaseUrls) -> None:
+    # Given
+    flooding, *others = await tenants(idle, 20)
+    for tenant in (flooding, *others):
+        await add(idle, tenant, "notes", [f"text {n} of {tenant}" for n in range(3 + tenant % 5)])
+    await flood(database, flooding, 50_000)
+    worker = worker_of(idle, claim_size=128)
+    # When
+    await worker.step()
+    # Then all of the others' are done, and what they left of their shares went to the one with many
+    waiting_in = {tenant: (await idle.collections.stats(tenant, "notes"))["waiting"] for tenant in (flooding, *others)}
+    assert {waiting_in[tenant] for tenant in others} == {0}
+    done = 50_000 + sum(3 + tenant % 5 for tenant in (flooding, *others)) - waiting_in[flooding]
+    assert done == 128
+    await drop(idle, flooding)
+
+
+async def flood(database: DatabaseUrls, tenant: int, count: int, model: str = MODEL) -> None:
+    """So many texts that wait, without the time it takes to store them."""
+    async with await AsyncConnection.connect(database.owner, autocommit=True) as connection:
+        await connection.execute("SET search_path = likewise")
+        await connection.execute("UPDATE generations SET model = %s WHERE tenant = %s", [model, tenant])
+        await connection.execute(
+            """
+            WITH added AS (
+                INSERT INTO contents (tenant, collection, text_hash, text, chars)
+                SELECT g.tenant, g.collection, sha256(n::text::bytea), n::text, 5
+                FROM generations g CROSS JOIN generate_series(1, %s) AS n WHERE g.tenant = %s RETURNING pk
+            )
+            INSERT INTO waiting (tenant, generation, content, lane, tokens)
+            SELECT g.tenant, g.id, pk, 1, 1 FROM added CROSS JOIN generations g WHERE g.tenant = %s
+            """,
+            [count, tenant, tenant],
+        )
+
+
+async def drop(lw: Likewise, tenant: int) -> None:
+    await lw.collections.drop(tenant, "notes")
+
+
+async def test_what_waits_for_a_model_that_is_away_is_not_read_at_each_claim(
+    idle: Likewise, database: DatabaseUrls
+) -> None:
+    # Given
+    absent, other = await tenants(idle, 2)
+    for tenant in (absent, other):
+        await add(idle, tenant, "notes", ["text"])
+    await flood(database, absent, 20_000, model="elsewhere")
+    async with await AsyncConnection.connect(database.owner, autocommit=True) as connection:
+        await connection.execute("SET search_path = likewise")
+        # When
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+        before = await _read(connection)
+        assert await claim(idle, alone=False) != []
+        # Then
+        assert await _read(connection) - before < 100
+    await drop(idle, absent)
+
+
+async def _read(connection: AsyncConnection[Any]) -> int:
+    """How many entries have been read of the queue's table and its index of turns."""
+    await asyncio.sleep(0.05)
+    statement = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'waiting_turn'"
+    row = await (await connection.execute(statement)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 async def test_interactive_texts_come_before_bulk_ones(idle: Likewise, provider: FakeProvider) -> None:
     tenant = await idle.tenant()
     await add(idle, tenant, "notes", [f"bulk {n}" for n in range(100)])

@@ -11,11 +11,10 @@ from likewise.apps.body import NUMBER_TOO_LARGE, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
 from likewise.apps.collections.service import CollectionsService, WriteResult
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, Malformed
-from likewise.kind import NewRecord
+from likewise.kind import BATCH, NewRecord
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import refused
 
-BATCH = 500
 # A file that is not what its sender thinks must not fill the answer with a fault for each of millions of lines.
 MAX_BAD_LINES = 1_000
 

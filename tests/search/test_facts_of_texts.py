@@ -1,0 +1,74 @@
+"""Fields that the text itself determines: known once a content, however many records point at it."""
+
+import pytest
+
+from likewise.db import collections
+from likewise.kind import Kind, NewRecord, Policy
+from likewise.library import Likewise
+from likewise.search.request import SearchRequest
+
+SPANS = Kind(
+    name="span",
+    text=lambda record: f"{record.payload['service']} {record.payload['operation']}",
+    indexed=("host",),
+    in_text=("service", "tries"),
+)
+
+
+@pytest.fixture
+async def tenant(lw: Likewise) -> int:
+    """A tenant with a collection of spans: 3 texts, 30 records."""
+    tenant = await lw.tenant()
+    collection = await collections.make(
+        lw.runtime.pool, tenant, "spans", kind="span", analyzer="english-1", policy=Policy(), model="minilm-l6-v2",
+        dimension=lw.embedder.spec().dimension,
+    )  # fmt: skip
+    batch = [
+        NewRecord(
+            id=f"s{n}",
+            payload={"service": f"shop {n % 3}", "operation": "pay", "host": f"h{n}", "tries": [n % 3, "x"]},
+        )
+        for n in range(30)
+    ]
+    await lw.runtime.writer.write(tenant, collection, SPANS, batch)
+    return tenant
+
+
+async def found(lw: Likewise, tenant: int, **asked: object) -> tuple[set[str], dict[str, object]]:
+    request = SearchRequest(query="pay", mode="lexical", limit=100, explain=True, **asked)  # type: ignore[arg-type]
+    result = await lw.runtime.searcher.search(tenant, "spans", SPANS, request)
+    assert result.explanation is not None
+    return {hit.record.id for hit in result.hits}, result.explanation["filter"]
+
+
+async def test_a_filter_on_a_fact_asks_the_contents_alone(lw: Likewise, tenant: int) -> None:
+    ids, told = await found(lw, tenant, filters={"service": "shop 1"})
+    assert ids == {f"s{n}" for n in range(30) if n % 3 == 1}
+    assert (told["answered_by"], told["matching"]) == ("contents", 1)
+
+
+async def test_facts_and_fields_of_records_hold_together(lw: Likewise, tenant: int) -> None:
+    ids, told = await found(lw, tenant, filters={"service": "shop 1", "host": {"$in": ["h1", "h2", "h4"]}})
+    assert ids == {"s1", "s4"}
+    assert told["answered_by"] == "record_fields"
+
+
+async def test_what_an_index_cannot_tell_is_asked_of_the_records_and_said(lw: Likewise, tenant: int) -> None:
+    ids, told = await found(lw, tenant, filters={"operation": "pay", "service": {"$ne": "shop 0"}})
+    assert ids == {f"s{n}" for n in range(30) if n % 3}
+    assert told["answered_by"] == "scan"
+    # A list is no value: it equals none of its elements.
+    ids, told = await found(lw, tenant, filters={"tries": 1})
+    assert ids == set()
+    assert told["answered_by"] == "contents"
+    ids, _ = await found(lw, tenant, filters={"tries": {"$contains": 1}})
+    assert ids == {f"s{n}" for n in range(30) if n % 3 == 1}
+
+
+async def test_facts_go_with_their_content(lw: Likewise, tenant: int) -> None:
+    async with lw.runtime.pool.tenant(tenant) as tx:
+        collection = await collections.named(tx, "spans")
+    for n in range(1, 30, 3):
+        assert await lw.runtime.writer.delete(tenant, collection, f"s{n}")
+    ids, told = await found(lw, tenant, filters={"service": "shop 1"})
+    assert (ids, told["matching"]) == (set(), 0)
