@@ -42,8 +42,6 @@ ALONE_A_STEP = 16
 AWAY_SECONDS = 1.0
 RETRY_AFTER = timedelta(seconds=2)
 WAIT_SECONDS = 30.0
-# Of the requests whose texts a claim has, so many are named in its log line.
-LOGGED_REQUESTS = 10
 
 log = get_logger(__name__)
 
@@ -189,11 +187,10 @@ class Worker:
             if not entries:
                 return False
             self._last_tenant = _last_in_turn(entries, self._last_tenant)
-            _log_requests(entries)
             worked = False
             turn = self._nobody_beside() if alone else self._turns
             async with self._renewed({entry.tenant for entry in entries}, claim), turn:
-                with WorkerStep(len(entries)):
+                with WorkerStep(len(entries), [entry.request_id for entry in entries]):
                     for (tenant, generation), contents in _grouped(entries).items():
                         worked |= await self._work_or_rest(tenant, generation, contents, claim)
         return worked
@@ -375,12 +372,6 @@ def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
 def _last_in_turn(entries: Sequence[Entry], after: int) -> int:
     """The tenant that comes last on the way round from the one after `after`."""
     return max((entry.tenant for entry in entries), key=lambda tenant: (tenant <= after, tenant))
-
-
-def _log_requests(entries: Sequence[Entry]) -> None:
-    """One line that ties a claim to the requests whose texts are in it."""
-    requests = dict.fromkeys(entry.request_id for entry in entries if entry.request_id is not None)
-    log.info("claimed", texts=len(entries), requests=len(requests), request_ids=list(requests)[:LOGGED_REQUESTS])
 
 
 def _grouped(entries: Sequence[Entry]) -> dict[tuple[int, int], list[int]]:

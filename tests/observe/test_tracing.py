@@ -71,13 +71,16 @@ async def test_a_search_is_a_request_a_search_and_an_embedding(
 
 async def test_a_worker_has_spans_of_its_own(client: httpx2.AsyncClient, shared: Likewise, spans: Spans) -> None:
     # When
-    await client.post(f"{NOTES}/records", json=[{"id": "w", "text": "a text for the worker"}])
+    await client.post(
+        f"{NOTES}/records", json=[{"id": "w", "text": "a text for the worker"}], headers={"x-request-id": "who-asked"}
+    )
     await shared.wait_until_embedded("notes")
     # Then
     request, _ = only(spans(), "POST /api/v1/collections/{name}/records")
     worker, of_worker = only(spans(), "worker")
     embed, _ = only(spans(), "embed")
     assert of_worker["likewise.contents"] == 1
+    assert of_worker["likewise.request_ids"] == ("who-asked",)
     assert worker.context.trace_id != request.context.trace_id
     assert embed.context.trace_id == worker.context.trace_id
 
