@@ -9,13 +9,11 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
-from likewise.db.planning import EVERY_ROW, Plan
+from likewise.db.planning import EVERY_ROW, LEAST_EF_SEARCH, Plan
 from likewise.db.pool import Tx, table
 from likewise.observe.steps import search_plan
 from likewise.vectors.store import Among, Fitting, Matrix, Ranking, Reading, Vector
 
-# Recall@100 of 0.98 at 100,000 vectors; half of that finds 0.95.
-LEAST_EF_SEARCH = 200
 # pgvector's own upper bound.
 MOST_EF_SEARCH = 1000
 # Of more than this share of a table its rows are read one after the other (0.2 us each), else by their ids (1.1 us).
