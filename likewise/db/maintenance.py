@@ -1,7 +1,9 @@
-"""What the owner does in the background: build indexes, and measure how alike any two texts of a collection are."""
+"""What the owner does in the background: build and rebuild indexes, and measure how alike texts are by chance."""
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import numpy as np
 import psycopg
@@ -13,23 +15,53 @@ from likewise.observe.logs import get_logger
 
 # Up to here a scan of the whole table is as fast as the index and finds everything (20,000 x 384: 3 ms).
 MOST_SCANNED = 8_000_000
+# An index is built anew once this share of its rows is dead: a vacuum of it takes longer than that (of 5 % of 93,000
+# rows 38 s, building them 14 s), and until then searches wade through what is gone.
+DEAD_SHARE = 0.02
+LEAST_DEAD = 500
 INTERVAL_SECONDS = 5.0
 FAILED_SECONDS = 60.0
 # One process at a time builds a generation's index.
 BUILD_LOCK = SQL("SELECT pg_try_advisory_lock(7721, %s)")
 BUILD_UNLOCK = SQL("SELECT pg_advisory_unlock(7721, %s)")
 
+# What an element of the graph takes beside its vector, with 16 neighbours a layer.
+GRAPH_BYTES = 1_200
+LEAST_MEMORY = 64 * 2**20
+
 LEAST_FOR_BACKGROUND = 100
 BACKGROUND_PAIRS = 1000
 
-# Statistics of the tables, not counts: looking must cost nothing with thousands of collections.
+# Statistics of the tables, not counts: looking must cost nothing with thousands of collections. A crash resets those of
+# activity; then the last ANALYZE tells, and before any the table's size (60 bytes a row beside the vector).
 GENERATIONS = SQL("""
-    SELECT g.id, g.dimension, g.index_state, g.background_from, coalesce(s.n_live_tup, 0)
-    FROM generations g LEFT JOIN pg_stat_user_tables s ON s.schemaname = 'likewise' AND s.relname = 'vec_' || g.id
+    SELECT g.id, g.dimension, g.index_state, g.background_from, g.index_deletes, coalesce(s.n_tup_del, 0),
+           CASE WHEN s.n_live_tup > 0 THEN s.n_live_tup
+                WHEN c.reltuples > 0 THEN c.reltuples::bigint
+                ELSE pg_relation_size(c.oid) / (2 * g.dimension + 60) END
+    FROM generations g
+    JOIN pg_class c ON c.relnamespace = 'likewise'::regnamespace AND c.relname = 'vec_' || g.id
+    LEFT JOIN pg_stat_user_tables s ON s.relid = c.oid
     WHERE g.state <> 'retired'
 """)
 SET_INDEX_STATE = SQL("UPDATE generations SET index_state = %s WHERE id = %s")
+SET_INDEX_DELETES = SQL("UPDATE generations SET index_deletes = %s WHERE id = %s")
 DROP_INDEX = SQL("DROP INDEX IF EXISTS {index}")
+# What rebuilds leave that were cut off: not valid, and written to all the same.
+UNFINISHED = SQL("""
+    SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+    WHERE c.relnamespace = 'likewise'::regnamespace AND NOT i.indisvalid
+          AND c.relname ~ ('^vec_' || %s || '_(embedding|pkey)_cc(new|old)[0-9]*$')
+""")
+REBUILD_INDEX = SQL("REINDEX INDEX CONCURRENTLY {index}")
+# From here on vacuum leaves the index to be rebuilt, which is quicker than to mend it row by row.
+LEAVE_INDEX_TO_US = SQL("ALTER TABLE {vectors} SET (vacuum_index_cleanup = off)")
+# The new index has no dead rows, so this goes through it once and makes their room free for others.
+FREE_ROWS = SQL("VACUUM (INDEX_CLEANUP ON, TRUNCATE OFF) {vectors}")
+BUILD_MEMORY = SQL("""
+    SELECT set_config('maintenance_work_mem', least(%s, reset_val::bigint)::text, false)
+    FROM pg_settings WHERE name = 'maintenance_work_mem'
+""")
 BUILD_INDEX = SQL("""
     CREATE INDEX CONCURRENTLY {index} ON {vectors} USING hnsw (embedding halfvec_cosine_ops)
     WITH (m = 16, ef_construction = 64)
@@ -39,12 +71,55 @@ SET_BACKGROUND = SQL("UPDATE generations SET background = %s, background_from = 
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class _Vectors:
+    """A generation's table as the statistics have it."""
+
+    generation: int
+    dimension: int
+    index_state: str
+    background_from: int
+    index_deletes: int
+    deletes: int
+    live: int
+
+    @property
+    def dead(self) -> int:
+        """Rows that were deleted since the index was built; of a count that was reset, those since then."""
+        return self.deletes - self.index_deletes if self.deletes >= self.index_deletes else self.deletes
+
+    @property
+    def index(self) -> Identifier:
+        """The name of its index."""
+        return Identifier(f"vec_{int(self.generation)}_embedding")
+
+    @property
+    def table(self) -> Identifier:
+        """The name of its table."""
+        return table("vec", self.generation)
+
+
 class Maintenance:
     """Runs beside the server wherever the owner's URL is known."""
 
-    def __init__(self, owner_url: str, *, most_scanned: int = MOST_SCANNED, interval: float = INTERVAL_SECONDS) -> None:
+    def __init__(
+        self,
+        owner_url: str,
+        *,
+        most_scanned: int = MOST_SCANNED,
+        least_dead: int = LEAST_DEAD,
+        interval: float = INTERVAL_SECONDS,
+    ) -> None:
+        """Work as the owner.
+
+        Args:
+            most_scanned: contents times dimension up to which there is no index.
+            least_dead: rows that must be dead at least before an index is built anew.
+            interval: seconds between two looks.
+        """
         self._url = owner_url
         self._most_scanned = most_scanned
+        self._least_dead = least_dead
         self._interval = interval
         self._again: dict[int, float] = {}
 
@@ -64,43 +139,66 @@ class Maintenance:
             rows = await (await connection.execute(GENERATIONS)).fetchall()
             for row in rows:
                 if self._again.get(row[0], 0.0) < time.monotonic():
-                    await self._look_at(connection, *row)
+                    await self._look_at(connection, _Vectors(*row))
 
-    async def _look_at(
-        self,
-        connection: AsyncConnection[Row],
-        generation: int,
-        dimension: int,
-        index_state: str,
-        background_from: int,
-        vectors: int,
-    ) -> None:
+    async def _look_at(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
         """Do what is due for one generation; what fails is left for a while and keeps nothing else from its turn."""
         try:
-            if index_state != "ready" and (index_state == "building" or vectors * dimension > self._most_scanned):
-                await self._build(connection, generation)
-            if vectors >= LEAST_FOR_BACKGROUND and vectors >= 2 * background_from:
-                await self._measure_background(connection, generation, vectors)
+            if vectors.index_state == "building" or (
+                vectors.index_state == "none" and vectors.live * vectors.dimension > self._most_scanned
+            ):
+                await self._alone(connection, vectors, self._build)
+            elif vectors.index_state == "ready" and vectors.dead >= max(self._least_dead, DEAD_SHARE * vectors.live):
+                await self._alone(connection, vectors, self._rebuild)
+            if vectors.live >= LEAST_FOR_BACKGROUND and vectors.live >= 2 * vectors.background_from:
+                await self._measure_background(connection, vectors.generation, vectors.live)
         except psycopg.Error as error:
             if connection.closed:
                 raise
-            log.warning("maintenance_failed", generation=generation, sqlstate=error.sqlstate)
-            self._again[generation] = time.monotonic() + FAILED_SECONDS
+            log.warning("maintenance_failed", generation=vectors.generation, sqlstate=error.sqlstate)
+            self._again[vectors.generation] = time.monotonic() + FAILED_SECONDS
 
-    async def _build(self, connection: AsyncConnection[Row], generation: int) -> None:
-        row = await (await connection.execute(BUILD_LOCK, [generation])).fetchone()
+    async def _alone(
+        self,
+        connection: AsyncConnection[Row],
+        vectors: "_Vectors",
+        work: Callable[[AsyncConnection[Row], "_Vectors"], Awaitable[None]],
+    ) -> None:
+        """Work on an index unless another process does."""
+        row = await (await connection.execute(BUILD_LOCK, [vectors.generation])).fetchone()
         if row is None or not row[0]:
             return
-        index = Identifier(f"vec_{int(generation)}_embedding")
         try:
-            await connection.execute(SET_INDEX_STATE, ["building", generation])
-            # What a builder that was killed left behind is not valid, and in the way.
-            await connection.execute(DROP_INDEX.format(index=index))
-            await connection.execute(BUILD_INDEX.format(index=index, vectors=table("vec", generation)))
-            await connection.execute(SET_INDEX_STATE, ["ready", generation])
-            log.info("index_built", generation=generation)
+            await self._take_memory(connection, vectors)
+            await work(connection, vectors)
         finally:
-            await connection.execute(BUILD_UNLOCK, [generation])
+            await connection.execute(BUILD_UNLOCK, [vectors.generation])
+
+    @staticmethod
+    async def _take_memory(connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+        """Take what the graph needs of what the server allows: a build in parallel takes all that it may at once."""
+        needed = max(LEAST_MEMORY, int(vectors.live * (2 * vectors.dimension + GRAPH_BYTES)))
+        await connection.execute(BUILD_MEMORY, [needed // 2**10])
+
+    async def _build(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+        await connection.execute(SET_INDEX_STATE, ["building", vectors.generation])
+        # What a builder that was killed left behind is not valid, and in the way.
+        await connection.execute(DROP_INDEX.format(index=vectors.index))
+        await connection.execute(BUILD_INDEX.format(index=vectors.index, vectors=vectors.table))
+        await connection.execute(LEAVE_INDEX_TO_US.format(vectors=vectors.table))
+        await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])
+        await connection.execute(SET_INDEX_STATE, ["ready", vectors.generation])
+        log.info("index_built", generation=vectors.generation)
+
+    async def _rebuild(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+        """Build the index anew beside the old one, which answers meanwhile, then free the rows that it leaves out."""
+        cursor = await connection.execute(UNFINISHED, [vectors.generation])
+        for (name,) in await cursor.fetchall():
+            await connection.execute(DROP_INDEX.format(index=Identifier(name)))
+        await connection.execute(REBUILD_INDEX.format(index=vectors.index))
+        await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])
+        await connection.execute(FREE_ROWS.format(vectors=vectors.table))
+        log.info("index_rebuilt", generation=vectors.generation)
 
     async def _measure_background(self, connection: AsyncConnection[Row], generation: int, vectors: int) -> None:
         """The mean cosine of random pairs: what `not alike` looks like in this space."""

@@ -63,7 +63,8 @@ def server_settings(socket_folder: Path, *, durable: bool) -> dict[str, str]:
 
 def sizes(memory: int, processors: int) -> dict[str, str]:
     """Settings that follow the machine; models live in the same memory, so Postgres takes an eighth for itself."""
-    maintenance = _between(64 * MIB, memory // 16, 2 * GIB)
+    # The graph of 1,000,000 vectors of 384 halves takes 2 GiB while its index is built, and nothing else comes near.
+    maintenance = _between(64 * MIB, memory // 8, 4 * GIB)
     return {
         "shared_buffers": _megabytes(_between(64 * MIB, memory // 8, 4 * GIB)),
         "effective_cache_size": _megabytes(_between(128 * MIB, memory // 2, 64 * GIB)),

@@ -5,12 +5,13 @@ import asyncio
 import numpy as np
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
 
 from likewise.db import collections
 from likewise.db.maintenance import Maintenance
 from likewise.library import Likewise
 from likewise.search.request import SearchRequest
-from likewise.testing import DatabaseUrls
+from likewise.testing import DatabaseUrls, ThrowawayPostgres
 
 WORDS = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
 
@@ -111,3 +112,87 @@ async def test_the_background_is_the_mean_cosine_of_random_pairs(lw: Likewise, d
     await Maintenance(database.owner).step()
     result = await lw.collections.search(await lw.tenant(), "few", SearchRequest(query="x"))
     assert result.hits == []
+
+
+async def sizes(database: DatabaseUrls) -> tuple[int, int]:
+    """Bytes of the vectors' table and of its index."""
+    async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
+        await owner.execute("SET search_path = likewise")
+        row = await (
+            await owner.execute(
+                "SELECT pg_relation_size('vec_' || id), pg_relation_size('vec_' || id || '_embedding') FROM generations"
+            )
+        ).fetchone()
+    assert row is not None
+    return row
+
+
+async def test_an_index_with_dead_rows_is_built_anew_and_their_room_is_used_again(
+    lw: Likewise, database: DatabaseUrls
+) -> None:
+    # Given an index, from which a tenth has gone
+    await fill(lw)
+    await statistics_are_in(database)
+    maintenance = Maintenance(database.owner, most_scanned=100_000, least_dead=100)
+    await maintenance.step()
+    table_before, index_before = await sizes(database)
+    for n in range(0, 1500, 10):
+        await lw.collection("notes").delete(str(n))
+    await statistics_are_in(database)
+    # When maintenance looks again
+    await maintenance.step()
+    # Then the index is smaller, searches go by it, and what has gone is not found
+    assert (await lw.collection("notes").stats())["index"] == "hnsw"
+    assert (await sizes(database))[1] < index_before
+    for query in [" ".join(words) for words in np.random.default_rng(4).choice(WORDS, (10, 3))]:
+        found = await nearest(lw, query)
+        assert len(found) == 10
+        assert not [one for one in found if int(one) % 10 == 0]
+    # And as many new ones take the place of the old
+    drawn = np.random.default_rng(5)
+    records = [{"id": f"new {n}", "text": " ".join(drawn.choice(WORDS, 6))} for n in range(140)]
+    await lw.collection("notes").add(records)
+    assert (await sizes(database))[0] == table_before
+    # Nothing more is due
+    await statistics_are_in(database)
+    before = await index_made(database)
+    await maintenance.step()
+    assert await index_made(database) == before
+
+
+async def index_made(database: DatabaseUrls) -> list[tuple[int]]:
+    """Which file the index lies in: another after each rebuild."""
+    async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
+        cursor = await owner.execute("SELECT relfilenode FROM pg_class WHERE relname ~ '^vec_[0-9]+_embedding$'")
+        return await cursor.fetchall()
+
+
+async def test_what_a_rebuild_left_that_was_cut_off_is_cleared_away(
+    lw: Likewise, database: DatabaseUrls, postgres: ThrowawayPostgres
+) -> None:
+    # Given an index with dead rows, and the beginnings of another
+    await fill(lw, 200)
+    await statistics_are_in(database)
+    maintenance = Maintenance(database.owner, most_scanned=100, least_dead=10)
+    await maintenance.step()
+    async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
+        generation = (await collections.named(tx, "notes")).active.id
+    async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
+        await owner.execute("SET search_path = likewise")
+        left = f"vec_{generation}_embedding_ccnew"
+        await owner.execute(f"CREATE INDEX {left} ON vec_{generation} (tokens)")  # type: ignore[arg-type]
+    name = conninfo_to_dict(database.owner)["dbname"]
+    url = postgres.server.superuser_url(str(name))
+    async with await AsyncConnection.connect(url, autocommit=True) as superuser:
+        await superuser.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = ('likewise.' || %s)::regclass", [left]
+        )
+    for n in range(20):
+        await lw.collection("notes").delete(str(n))
+    await statistics_are_in(database)
+    # When
+    await maintenance.step()
+    # Then it is gone
+    async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
+        cursor = await owner.execute("SELECT relname FROM pg_class WHERE relname ~ '_cc(new|old)'")
+        assert await cursor.fetchall() == []
