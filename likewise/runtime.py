@@ -21,13 +21,13 @@ from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
-from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
+from likewise.stopping import stop
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore
 from likewise.vectors.stores.pgvector import PgvectorStore

@@ -18,7 +18,7 @@ from likewise.db import idempotency
 from likewise.db.idempotency import Attempt
 from likewise.db.pool import Pool, Tx
 from likewise.errors import Invalid, LikewiseError
-from likewise.ingest.stopping import stop
+from likewise.stopping import stop
 
 T = TypeVar("T")
 

@@ -201,6 +201,11 @@ class Pool:
         """What the pool counts of itself, by psycopg_pool's names."""
         return self._pool.get_stats()
 
+    @property
+    def has_idle(self) -> bool:
+        """Whether a second connection can be had without waiting."""
+        return self._pool.get_stats().get("pool_available", 0) > 0
+
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
         try:

@@ -18,11 +18,11 @@ from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
-from likewise.ingest.stopping import stop, to_its_end
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import WORKER_LEASES_LOST
 from likewise.observe.steps import WorkerStep, contents_became
+from likewise.stopping import stop, to_its_end
 from likewise.vectors.admission import Admission, Admitted
 from likewise.vectors.store import Reading, VectorStore
 

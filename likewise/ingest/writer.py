@@ -15,12 +15,12 @@ from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
 from likewise.ingest.grouping import Grouping
-from likewise.ingest.stopping import stop
 from likewise.ingest.turns import Turns
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import stored
+from likewise.stopping import stop
 
 T = TypeVar("T")
 BeforeCommit = Callable[[Tx, Written], Awaitable[None]]

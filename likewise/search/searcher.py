@@ -49,7 +49,7 @@ class Searcher:
         self._embedder = embedder
         self._admission = admission
         self._store = store
-        self._rankings = Rankings(store)
+        self._rankings = Rankings(pool, store)
         self._scopes = Scopes()
         self._recent = recent
 
