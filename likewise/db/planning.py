@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from psycopg.sql import SQL
 
-# Recall@100 of 0.98 at 100,000 vectors; half of that finds 0.95. It is twice what a first page ranks: a hundred to fuse,
-# one that tells of the next page, and one in question.
+# Recall@100 of 0.98 at 100,000 vectors; half of that finds 0.95. It is twice what a first page ranks: a hundred to
+# fuse, one that tells of the next page, and one in question.
 LEAST_EF_SEARCH = 204
 
 SET_PLAN = SQL("""

@@ -18,6 +18,8 @@ from likewise.vectors.store import Among, Fitting, Matrix, Ranking, Reading, Vec
 MOST_EF_SEARCH = 1000
 # Of more than this share of a table its rows are read one after the other (0.2 us each), else by their ids (1.1 us).
 SCATTERED_SHARE = 0.2
+# So few are fetched by their ids whatever they are of: the counts of a collection may be some seconds old.
+FEW = 1_000
 
 INSERT_BULK = "COPY {vectors} (content, embedding, tokens, truncated, chars_read) FROM STDIN WITH (FORMAT binary)"
 PRESENT = "SELECT content FROM {vectors} WHERE content = ANY (%s::bigint[])"
@@ -70,7 +72,7 @@ class PgvectorStore:
         by_index = Plan(ef_search=min(MOST_EF_SEARCH, max(2 * k, LEAST_EF_SEARCH)))
         if isinstance(among, Among):
             asked["among"] = among.ids
-            if among.share < SCATTERED_SHARE:
+            if among.share < SCATTERED_SHARE or len(among.ids) <= FEW:
                 return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG, asked, Plan(), "among")
             return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG_BY_HASH, asked, EVERY_ROW, "scan")
         if isinstance(among, Fitting):
