@@ -8,10 +8,11 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from likewise.testing import LiveServer, open_folder
 
@@ -26,14 +27,50 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def fresh_server() -> AsyncIterator[LiveServer]:
+async def fresh_server(environment: Mapping[str, str] | None = None) -> AsyncIterator[LiveServer]:
     """A server with an empty database, gone with all its data at the end of the block."""
     folder = open_folder()
     try:
-        async with LiveServer(folder, {"LIKEWISE_MODELS_DIR": str(MODELS_FOLDER)}).running() as server:
+        settings = {"LIKEWISE_MODELS_DIR": str(MODELS_FOLDER), **(environment or {})}
+        async with LiveServer(folder, settings).running() as server:
             yield server
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def database_url(server: LiveServer, role: str) -> str:
+    """The URL of a server's Postgres, as one of its roles."""
+    return f"host={server.data_dir / 'postgres' / 'socket'} port=5432 user={role} dbname=likewise"
+
+
+class Caller:
+    """One connection that sends a request and reads its answer, at next to no cost beside the server's."""
+
+    def __init__(self, url: str) -> None:
+        self._where = urlsplit(url)
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def post(self, path: str, body: bytes, media_type: str = "application/json") -> tuple[int, bytes]:
+        """The status and the body of the answer."""
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {media_type}\r\n"
+        request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        try:
+            return await self._exchange(request, reuse=True)
+        except (OSError, asyncio.IncompleteReadError):
+            # The server closes connections that have been idle for a while.
+            return await self._exchange(request, reuse=False)
+
+    async def _exchange(self, request: bytes, *, reuse: bool) -> tuple[int, bytes]:
+        if not reuse or self._reader is None or self._writer is None or self._writer.is_closing():
+            self._reader, self._writer = await asyncio.open_connection(self._where.hostname, self._where.port)
+        self._writer.write(request)
+        answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(answer.partition(b"content-length:")[2].partition(b"\r\n")[0])
+        content = await self._reader.readexactly(length)
+        if b"connection: close" in answer:
+            self._writer.close()
+        return int(answer[9:12]), content
 
 
 def machine(folder: Path | None = None) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from likewise.errors import Fault, Invalid, Malformed, NotSupported, UnsupportedMediaType
+from likewise.errors import Fault, Invalid, Malformed, NotSupported, TooLarge, UnsupportedMediaType
 
 MAX_DEPTH = 32
 MAX_FIELDS = 64
@@ -20,6 +20,10 @@ MAX_POINTER = 200
 PARSE_IN_THREAD = 2**20
 
 NDJSON = "application/x-ndjson"
+# A text of 200,000 characters with each as two escapes of six bytes, 64 KiB of payload with each byte as one, and ids.
+MAX_LINE_BYTES = 3 * 2**20
+# Where the request's scope has what takes bytes that are done with out of those that the server holds.
+RELEASE = "likewise.release"
 NUMBER_TOO_LARGE = "A number is too long or too large; send it as a string."
 
 M = TypeVar("M", bound="RequestModel")
@@ -68,12 +72,84 @@ async def read_json(request: Request, check: Callable[[Any], T]) -> T:
 
 async def read_bytes(request: Request) -> bytes:
     """The body as it is; UnsupportedMediaType if it is encoded, or text in another charset than UTF-8."""
+    _refuse_encoded(request)
+    return await request.body()
+
+
+class Lines:
+    """The lines of a body while it arrives, without those that are blank, each with its number from 0.
+
+    A line that is longer than any record comes as None. What has come counts as held until `release`.
+    """
+
+    def __init__(self, request: Request) -> None:
+        """UnsupportedMediaType if the body is encoded, or text in another charset than UTF-8."""
+        _refuse_encoded(request)
+        self._request = request
+        self._release: Callable[[int], None] = request.scope.get(RELEASE, lambda count: None)
+        self._tail = bytearray()
+        self._held = 0
+
+    def release(self, *, but: int) -> None:
+        """The lines that were given are done with, except for so many bytes of them."""
+        done = self._held - but - len(self._tail)
+        if done > 0:
+            self._release(done)
+            self._held -= done
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, bytes | None]]:
+        """Read on, as fast as the lines are taken."""
+        number, skipping = 0, False
+        async for chunk in self._request.stream():
+            self._held += len(chunk)
+            end = chunk.rfind(b"\n") + 1
+            if end:
+                block = chunk[chunk.find(b"\n") : end] if skipping else bytes(self._tail) + chunk[:end]
+                self._tail, skipping = bytearray(), False
+                for within, line in _numbered(block):
+                    yield number + within, line if len(line) <= MAX_LINE_BYTES else None
+                number += block.count(b"\n")
+            if skipping:
+                self._release(len(chunk))
+                self._held -= len(chunk)
+                continue
+            self._tail += chunk[end:]
+            if len(self._tail) > MAX_LINE_BYTES:
+                self._tail, skipping = bytearray(), True
+                yield number, None
+        for _, line in _numbered(bytes(self._tail)):
+            yield number, line
+
+
+def _numbered(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, one at a time, with their numbers from 0."""
+    number = reached = 0
+    for line in _LINE.finditer(block):
+        number += block.count(b"\n", reached, line.start())
+        reached = line.start()
+        yield number, line[0]
+
+
+def _refuse_encoded(request: Request) -> None:
     if any(coding != "identity" for coding in _list_of(request, "content-encoding")):
         raise UnsupportedMediaType("Send the body without Content-Encoding.")
     charset = _CHARSET.search(request.headers.get("content-type", ""))
     if charset and charset[1].lower() not in ("utf-8", "utf8"):
         raise UnsupportedMediaType("Send the body in UTF-8.")
-    return await request.body()
+
+
+async def hold(request: Request, most: int) -> bytes:
+    """The whole body, kept for whoever reads it next; TooLarge if it has more than `most` bytes."""
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise TooLarge(f"With an Idempotency-Key a body may have {most} bytes. Send the lines in parts.")
+        parts.append(chunk)
+    # Where Starlette's own Request.body() keeps it.
+    request._body = b"".join(parts)  # noqa: SLF001
+    return request._body  # noqa: SLF001
 
 
 def media_type(request: Request) -> str:
@@ -188,6 +264,8 @@ _WORDS = {
     "model_attributes_type": ("wrong_type", "This must be an object."),
 }
 
+# From its first character that is no space, so that millions of blank lines are passed over at once.
+_LINE = re.compile(rb"\S[^\n]*")
 _ONE = re.compile(r"\b1 (character|item|field)s\b")
 _CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]*)", re.IGNORECASE)
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -7,12 +7,15 @@ import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import orjson
 import psycopg
 from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection, AsyncCursor
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from psycopg.sql import SQL, Composed, Identifier
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
@@ -29,6 +32,8 @@ Row = tuple[Any, ...]
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 BEGIN = SQL("BEGIN")
+COMMIT = SQL("COMMIT")
+ROLLBACK = SQL("ROLLBACK")
 # Every statement of a search sees the same rows, so a hit cannot lose its text half-way.
 BEGIN_SNAPSHOT = SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 HAS_WRITTEN = SQL("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
@@ -59,6 +64,21 @@ END_SECONDS = 1.0
 FAULT_SECONDS = 30.0
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A value in Postgres's own binary form, of whatever type the statement wants in its place."""
+
+    value: bytes
+
+
+class _EncodedDumper(Dumper):
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: Encoded) -> bytes:
+        return obj.value
+
+
 class Tx:
     """One transaction of one tenant. The first statement takes BEGIN and the tenant along in its round trip."""
 
@@ -67,6 +87,7 @@ class Tx:
         self.tenant = tenant
         self._begin = begin
         self._begun = False
+        self._last: list[tuple[Statement, Parameters]] = []
         self._plan: Plan | None = None
 
     async def execute(
@@ -132,10 +153,21 @@ class Tx:
         async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
             await copy.write(body)
 
+    def at_the_end(self, statement: Statement, parameters: Parameters) -> None:
+        """Have a statement run together with the commit, in one round trip; if it fails nothing is committed."""
+        self._last.append((statement, parameters))
+
     async def finish(self, *, commit: bool) -> None:
         """End the transaction, if one has begun."""
-        if self._begun and not self.connection.closed:
-            await self.connection.execute(SQL("COMMIT") if commit else SQL("ROLLBACK"))
+        if not self._begun or self.connection.closed:
+            return
+        if not commit or not self._last:
+            await self.connection.execute(COMMIT if commit else ROLLBACK)
+            return
+        async with self.connection.pipeline():
+            for statement, parameters in self._last:
+                await self.connection.execute(statement, parameters)
+            await self.connection.execute(COMMIT)
 
 
 class Pool:
@@ -155,6 +187,7 @@ class Pool:
             name=name,
         )
         self.url = url
+        self.most = most
         self._storage_fault: str | None = None
         self._fault_at = 0.0
 
@@ -162,6 +195,16 @@ class Pool:
     def storage_fault(self) -> str | None:
         """What the last write met that the storage could not take, until one succeeds or half a minute has passed."""
         return self._storage_fault if time.monotonic() - self._fault_at < FAULT_SECONDS else None
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """What the pool counts of itself, by psycopg_pool's names."""
+        return self._pool.get_stats()
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a second connection can be had without waiting."""
+        return self._pool.get_stats().get("pool_available", 0) > 0
 
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
@@ -263,6 +306,7 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
     ids.register(connection)
+    connection.adapters.register_dumper(Encoded, _EncodedDumper)
 
 
 async def _check(connection: AsyncConnection[Row]) -> None:

@@ -5,12 +5,12 @@ a batch by their keys. What hangs on a content (waiting, vec_, terms_) is writte
 where it is locked.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from psycopg.sql import SQL
@@ -21,9 +21,9 @@ from likewise.db.failures import CollectionGone, Contended
 from likewise.db.pool import Parameters, Statement, Tx, table
 from likewise.db.where import INDEXED_CHARS
 from likewise.kind import Payload
-from likewise.observe.request_id import REQUEST_ID
 
 Lane = int
+Outcome = Literal["created", "changed", "unchanged"]
 INTERACTIVE: Lane = 0
 BULK: Lane = 1
 # An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
@@ -70,8 +70,9 @@ REVIVE = SQL("""
 """)
 WAIT_AGAIN = SQL("""
     INSERT INTO waiting (tenant, generation, content, lane, tokens, request_id, alone)
-    SELECT c.tenant, %s, c.pk, %s, c.chars / 4 + 1, %s, true FROM contents c
-    WHERE c.pk = ANY (%s::bigint[]) AND NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
+    SELECT c.tenant, %b, c.pk, %b, c.chars / 4 + 1, i.request_id, true
+    FROM unnest(%b::bigint[], %b::text[]) AS i (content, request_id) JOIN contents c ON c.pk = i.content
+    WHERE NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
     ON CONFLICT (generation, content) DO NOTHING
 """)
 ADD_RECORDS = SQL("""
@@ -144,37 +145,59 @@ class PreparedRecord:
 
 @dataclass(frozen=True)
 class Compared:
-    """A batch beside what is stored, under the collection's lock; `failed` are contents that are to be tried again.
+    """A batch beside what is stored, under the collection's lock.
 
-    `old` has (record, content) of those that are there and not the same, `unchanged` the content of those that are.
+    `old` has (record, content) of those that are there and not the same, `unchanged` the content of those that are;
+    `failed` are contents of the latter that are to be tried again, with the request that asks for it.
     """
 
     generations: Sequence[int]
     fresh: Sequence[PreparedRecord]
     old: Mapping[str, tuple[int, int]]
     unchanged: Mapping[str, int]
-    failed: frozenset[int]
+    failed: Mapping[int, str | None]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a batch did: how many records of each outcome, and the content that each points at now, by its id.
+    """What a batch did: what became of each record and the content that it points at now, by its id.
 
     `left_texts` are those of contents that went with their last record; `waiting` says whether vectors are to be made.
     """
 
-    created: int
-    changed: int
-    unchanged: int
+    outcome_of: Mapping[str, Outcome]
     content_of: Mapping[str, int]
-    new_contents: Mapping[bytes, int]
+    new_contents: Mapping[bytes, int] = field(default_factory=dict)
     left_texts: Sequence[str] = ()
     waiting: bool = False
+
+    @property
+    def created(self) -> int:
+        """How many records were not there before."""
+        return self._count("created")
+
+    @property
+    def changed(self) -> int:
+        """How many were there and different."""
+        return self._count("changed")
+
+    @property
+    def unchanged(self) -> int:
+        """How many were there just so."""
+        return self._count("unchanged")
 
     @property
     def contents(self) -> tuple[int, ...]:
         """The contents that the records point at."""
         return tuple(sorted(set(self.content_of.values())))
+
+    def part(self, ids: Iterable[str]) -> "Written":
+        """What became of these records among others."""
+        kept = list(ids)
+        return Written({one: self.outcome_of[one] for one in kept}, {one: self.content_of[one] for one in kept})
+
+    def _count(self, outcome: Outcome) -> int:
+        return sum(one == outcome for one in self.outcome_of.values())
 
 
 def text_hash(text: str) -> bytes:
@@ -210,12 +233,13 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
     if not generations:
         raise CollectionGone
     unchanged = {records[place].id: int(content) for place, _, content, _, same in found if same}
+    failed = {int(content): records[place].request_id for place, _, content, failed, same in found if failed and same}
     return Compared(
         generations=generations,
         fresh=[record for record in records if record.id not in unchanged],
         old={records[place].id: (int(pk), int(content)) for place, pk, content, _, same in found if not same},
         unchanged=unchanged,
-        failed=frozenset(int(content) for _, _, content, failed, same in found if failed and same),
+        failed=failed,
     )
 
 
@@ -239,12 +263,13 @@ async def write(
         Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
     """
     fresh, old = compared.fresh, compared.old
+    outcome_of: dict[str, Outcome] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed:
-        return Written(0, 0, len(compared.unchanged), compared.unchanged, {})
-    held = {content for _, content in old.values()} | compared.failed
+        return Written(outcome_of, compared.unchanged)
+    held = {content for _, content in old.values()} | compared.failed.keys()
     contents = await _get_or_make_contents(tx, collection, fresh, held, keep_text=keep_text)
     by_hash, added = contents.by_hash, contents.added
-    revived = await _revive(tx, compared.generations, contents.failed | compared.failed, lane)
+    revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
     left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
@@ -254,9 +279,7 @@ async def write(
     if facts and added:
         await _write_facts(tx, collection, fresh, added, facts)
     return Written(
-        created=len(made),
-        changed=len(old),
-        unchanged=len(compared.unchanged),
+        outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
         new_contents=added,
         left_texts=await _drop_empty(tx, collection, sorted(left)),
@@ -286,11 +309,11 @@ async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -
 
 @dataclass(frozen=True)
 class _Contents:
-    """What fresh records point at, by hash; those of them that were made, and those that have failed."""
+    """What fresh records point at, by hash; those that were made; those that have failed, and who asks again."""
 
     by_hash: Mapping[bytes, int]
     added: Mapping[bytes, int]
-    failed: frozenset[int]
+    failed: Mapping[int, str | None]
 
 
 async def _get_or_make_contents(
@@ -312,16 +335,17 @@ async def _get_or_make_contents(
     if any(one not in by_hash for one in hashes):
         # One that was there when we inserted is gone now: its last record left.
         raise Contended("40001", "contents")
-    failed = frozenset(int(pk) for pk, key, failed in found if failed and bytes(key) in texts)
+    requests = {record.text_hash: record.request_id for record in fresh}
+    failed = {int(pk): requests[bytes(key)] for pk, key, failed in found if failed and bytes(key) in requests}
     return _Contents(by_hash, added, failed)
 
 
-async def _revive(tx: Tx, generations: Sequence[int], failed: AbstractSet[int], lane: Lane) -> list[int]:
+async def _revive(tx: Tx, generations: Sequence[int], failed: Mapping[int, str | None], lane: Lane) -> list[int]:
     """Have failed contents tried again; returns those that have not been revived by another meanwhile."""
     revived = [int(row[0]) for row in await tx.rows(REVIVE, [sorted(failed)])] if failed else []
     for generation in generations if revived else ():
         statement = WAIT_AGAIN.format(vectors=table("vec", generation))
-        await tx.execute(statement, [generation, lane, REQUEST_ID.get(), revived])
+        await tx.execute(statement, [generation, lane, revived, [failed[one] for one in revived]])
     return revived
 
 

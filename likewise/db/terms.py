@@ -6,12 +6,13 @@ with the running average at the time of writing; the query carries the idf (Robe
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 from psycopg.sql import SQL, Composed
 
-from likewise.db.pool import Tx, table
+from likewise.db.pool import Encoded, Tx, table
 
 # Tried on SciFact's training claims; see docs/benchmarks.md.
 K1 = 1.2
@@ -24,13 +25,24 @@ TERM_BITS = 30
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_END = struct.pack(">h", -1)
 INT4_OID = 23
+# A COPY takes two round trips of its own, which are worth it from some dozens of rows on.
+FEW = 32
 
-INSERT = "COPY {terms} (content, terms, weights) FROM STDIN WITH (FORMAT binary)"
+COPY = "COPY {terms} (content, terms, weights) FROM STDIN WITH (FORMAT binary)"
+INSERT = "INSERT INTO {terms} (content, terms, weights) VALUES (%s, %s, %s)"
 DELETE = "DELETE FROM {terms} WHERE content = ANY (%s)"
 
 
-def encode(texts: Sequence[Sequence[int]], average: float) -> list[bytes]:
-    """Each text's terms and their weights, as the fields of its row in a binary COPY that come after the content's id.
+@dataclass(frozen=True)
+class Row:
+    """The terms of one text and their weights, in the binary forms of an int[] and a sparsevec."""
+
+    terms: bytes
+    weights: bytes
+
+
+def encode(texts: Sequence[Sequence[int]], average: float) -> list[Row]:
+    """Each text's terms and their weights, as its row stores them.
 
     Made for all texts at once: one by one they cost three times as much.
 
@@ -54,21 +66,29 @@ def encode(texts: Sequence[Sequence[int]], average: float) -> list[bytes]:
     ]
 
 
-def _row(elements: bytes, indices: bytes, weights: bytes) -> bytes:
+def _row(elements: bytes, indices: bytes, weights: bytes) -> Row:
     count = len(indices) // 4
     # int4[]: one dimension (none if empty), no nulls, the type's oid, length, lower bound.
     shape = struct.pack(">5i", 1, 0, INT4_OID, count, 1) if count else struct.pack(">3i", 0, 0, INT4_OID)
-    array_size, sparse_size = len(shape) + len(elements), 12 + len(indices) + len(weights)
     # sparsevec: dimension, entries, zero; then the indices and the values.
-    sparse = struct.pack(">4i", sparse_size, TERM_SPACE, count, 0)
-    return b"".join([struct.pack(">i", array_size), shape, elements, sparse, indices, weights])
+    return Row(shape + elements, struct.pack(">3i", TERM_SPACE, count, 0) + indices + weights)
 
 
-async def write(tx: Tx, collection: int, rows: Mapping[int, bytes]) -> None:
-    """Store the encoded terms of contents that have none yet."""
-    heads = ((struct.pack(">hiq", 3, 8, content), fields) for content, fields in rows.items())
-    body = b"".join([COPY_HEAD, *(part for row in heads for part in row), COPY_END])
-    await tx.copy_bytes(_named(INSERT, collection), body)
+async def write(tx: Tx, collection: int, rows: Mapping[int, Row]) -> None:
+    """Store the encoded terms of contents that have none yet; few go along with the commit."""
+    if len(rows) <= FEW:
+        statement = _named(INSERT, collection)
+        for content, row in rows.items():
+            tx.at_the_end(statement, [content, Encoded(row.terms), Encoded(row.weights)])
+        return
+    fields = (
+        struct.pack(">hiqi", 3, 8, content, len(row.terms))
+        + row.terms
+        + struct.pack(">i", len(row.weights))
+        + row.weights
+        for content, row in rows.items()
+    )
+    await tx.copy_bytes(_named(COPY, collection), b"".join([COPY_HEAD, *fields, COPY_END]))
 
 
 async def delete(tx: Tx, collection: int, contents: Sequence[int]) -> None:

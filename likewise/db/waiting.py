@@ -15,6 +15,7 @@ MOST_ATTEMPTS = 3
 CLAIM = SQL("SELECT * FROM claim_waiting(%s, %s, %s, %s, %s, %s, %s)")
 SWEEP = SQL("SELECT sweep_waiting(%s)")
 GIVE_BACK = SQL("SELECT give_back_waiting(%s)")
+TOKENS = SQL("SELECT tenant, model, tokens FROM waiting_tokens()")
 MODELS = SQL("SELECT model, oldest FROM waiting_models()")
 CLAIM_THESE = SQL("""
     UPDATE waiting w SET claim = %s, run_after = now() + %s
@@ -118,6 +119,15 @@ async def models(pool: Pool) -> dict[str, float]:
     """The models that anything waits for, and how many seconds the oldest entry of each has waited."""
     async with pool.nobody() as tx:
         return {str(model): float(oldest) for model, oldest in await tx.rows(MODELS)}
+
+
+async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
+    """How many tokens wait for each model, by tenant; an estimate that reads the whole queue."""
+    found: dict[str, dict[int, int]] = {}
+    async with pool.nobody() as tx:
+        for tenant, model, count in await tx.rows(TOKENS):
+            found.setdefault(str(model), {})[int(tenant)] = int(count)
+    return found
 
 
 async def texts(tx: Tx, contents: Sequence[int]) -> dict[int, str]:

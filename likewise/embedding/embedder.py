@@ -17,6 +17,7 @@ from likewise.embedding.loading import ModelState, Slot
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable
+from likewise.observe.steps import Embedding
 from likewise.settings import Settings
 
 MAX_CHARS = 200_000
@@ -113,6 +114,12 @@ class Embedder:
         cannot embed; ModelUnavailable, Overloaded: try again later. Cancelling is safe at any time.
         """
         spec = self._catalogue.resolve(model)
+        with Embedding(spec.name, role, lane) as step:
+            return step.done(await self._embed(tenant, texts, spec, role, lane, use_cache=use_cache))
+
+    async def _embed(
+        self, tenant: int, texts: Sequence[str], spec: ModelSpec, role: Role, lane: Lane, *, use_cache: bool
+    ) -> Embedded:
         refuse_unreadable(texts)
         provider, batcher = await self._slot(spec).ready()
         owner = tenant if self._settings.cache_scope == "tenant" else None
@@ -140,6 +147,11 @@ class Embedder:
         if not spec.dimension:
             raise weights.absent(spec, self._settings)
         return spec
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """What the cache holds in this process's memory; None if it is elsewhere."""
+        return self._cache.bytes if isinstance(self._cache, MemoryCache) else None
 
     def is_ready(self, model: str | None = None) -> bool:
         """Whether texts can be embedded now, without waiting for the model to load."""

@@ -70,7 +70,7 @@ class BatchTerms:
     def __init__(self, averages: TermAverages, collection: Collection) -> None:
         self._averages = averages
         self._collection = collection
-        self._rows: dict[bytes, tuple[int, bytes]] = {}
+        self._rows: dict[bytes, tuple[int, terms.Row]] = {}
 
     def learn(self, texts: Mapping[bytes, str]) -> None:
         """Analyse those texts, by hash, that were not analysed yet."""
@@ -82,7 +82,7 @@ class BatchTerms:
         rows = terms.encode(found, self._averages.average(self._collection, lengths))
         self._rows.update(zip(keys, zip(lengths, rows, strict=True), strict=True))
 
-    def row(self, key: bytes) -> bytes:
+    def row(self, key: bytes) -> terms.Row:
         """The encoded terms of a text."""
         return self._rows[key][1]
 

@@ -12,22 +12,28 @@ from likewise.db.collections import Collection
 from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import PreparedRecord, Written
 from likewise.errors import Fault, Invalid
+from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
-from likewise.ingest.stopping import stop
+from likewise.ingest.grouping import Grouping
+from likewise.ingest.turns import Turns
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.steps import stored
+from likewise.stopping import stop
 
 T = TypeVar("T")
 BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
 
-NOTHING = Written(0, 0, 0, {}, {})
+NOTHING = Written({}, {})
 
 NOT_JSON = "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts."
 BAD_ID = "An id is a text without control characters and without U+FFFD, a character that was lost on the way."
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
 LARGE_BATCH = 20_000
+# Up to here writes that come at once share transactions; what is larger has enough of its own to do.
+SMALL_BATCH = 16
 # Tries of a write beside others; after that it has the collection to itself for a moment.
 TRIES_BESIDE_OTHERS = 3
 
@@ -35,10 +41,18 @@ TRIES_BESIDE_OTHERS = 3
 class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
-    def __init__(self, pool: Pool, wakeups: Wakeups) -> None:
+    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog) -> None:
         self._pool = pool
+        # The other connections are for those who search meanwhile.
+        self._turns = Turns(max(1, pool.most // 2))
+        self.backlog = backlog
         self._wakeups = wakeups
+        self._groups: Grouping[tuple[int, int, int]] = Grouping()
         self.averages = TermAverages()
+
+    async def close(self) -> None:
+        """Wait for the writes that are under way."""
+        await self._groups.close()
 
     async def write(
         self,
@@ -58,20 +72,45 @@ class Writer:
 
         Raises:
             Invalid: an id or a payload that cannot be stored as it is.
+            Overloaded: as many texts wait for their vectors as may.
+            TooManyRequests: so many of this tenant's.
         """
         refuse_unstorable(batch)
         large = _is_large(record.text or "" for record in batch)
         prepared = await _beside(large, _prepared, kind, batch)
         if not prepared and before_commit is None:
             return NOTHING
+        if lane == records.BULK:
+            self.backlog.admit(tenant, collection.active.model, sum(one.tokens for one in prepared))
+        if before_commit is not None or large or len(prepared) > SMALL_BATCH:
+            return await self._store(tenant, collection, kind, prepared, lane, before_commit)
+        return await self._groups.write(
+            (tenant, collection.id, lane),
+            prepared,
+            lambda group: self._store(tenant, collection, kind, group, lane),
+        )
+
+    async def _store(
+        self,
+        tenant: int,
+        collection: Collection,
+        kind: Kind,
+        prepared: Sequence[PreparedRecord],
+        lane: int,
+        before_commit: BeforeCommit | None = None,
+    ) -> Written:
+        """Commit records, in spite of others who write the same, and count what came and went."""
         terms_of = BatchTerms(self.averages, collection) if collection.policy.keep_terms else None
         written = await _at_last_alone(
             lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, before_commit, alone=alone)
         )
+        stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
         if terms_of is not None:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
             await self._count_gone(collection, written.left_texts)
         if written.waiting:
+            entered = sum(one.tokens for one in prepared if one.text_hash in written.new_contents)
+            self.backlog.entered(tenant, collection.active.model, entered)
             self._wakeups.mark()
         return written
 
@@ -101,7 +140,7 @@ class Writer:
     ) -> Written:
         policy = collection.policy
         indexed = tuple(field for field in dict.fromkeys((*kind.indexed, *policy.indexed)) if field not in kind.in_text)
-        async with self._pool.tenant(tenant) as tx:
+        async with self._turns.turn(tenant), self._pool.tenant(tenant) as tx:
             compared = await records.compare(tx, collection.id, prepared, alone=alone)
             # Postgres stores the records while this process reads their words.
             async with _learning(terms_of, compared.fresh) as learnt:

@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from http import HTTPStatus
+from statistics import median
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,9 +15,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from likewise.errors import Forbidden, Internal, Malformed, Overloaded, TooLarge, Unavailable
+from likewise.apps.body import NDJSON, RELEASE
+from likewise.errors import Forbidden, Internal, LikewiseError, Malformed, Overloaded, TooLarge, Unavailable
 from likewise.observe.logs import get_logger
+from likewise.observe.metrics import METHODS, one_of
 from likewise.observe.request_id import REQUEST_ID, request_id_for
+from likewise.observe.steps import Answering
 from likewise.server.problems import Refused, answer, as_likewise_error
 from likewise.settings import LOOPBACK
 
@@ -29,10 +33,21 @@ BODY_SECONDS = 120.0
 DRAIN_SECONDS = 2.0
 # Of all bodies that are being read or worked on: sixteen of the largest, before parsing.
 BODIES_BYTES = 256 * 2**20
+# A body of lines is stored while it arrives.
+STREAM_BYTES = 2**30
 # A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
 MOST_REQUESTS = 512
+# What takes longer than this because others are before it is not worth letting in.
+PATIENCE_SECONDS = 1.0
+# Of what is let in; searches are short, and somebody waits for each.
+WRITES_SHARE = 0.75
+LEAST_REQUESTS = 16
+# More are let in once so many have been seen to be done in time.
+UNTRIED_REQUESTS = 128
+# How long, and of how many requests at least, the time that they take is looked at.
+LEARN_SECONDS, LEARN_REQUESTS = 0.5, 8
 # Who watches over a busy server must not take it for a dead one.
-PROBES = frozenset({"/livez", "/readyz", "/healthz"})
+PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
@@ -54,14 +69,19 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = request_id_for(Headers(scope=scope).get("x-request-id"))
+        headers = Headers(scope=scope)
+        request_id = request_id_for(headers.get("x-request-id"))
         token = REQUEST_ID.set(request_id)
         answered = _Answered(send, request_id)
         started = time.perf_counter()
         try:
-            await self.app(scope, receive, answered.send)
+            with Answering(scope["method"], headers, request_id) as step:
+                try:
+                    await self.app(scope, receive, answered.send)
+                finally:
+                    step.answered(_route(scope), answered.status)
+                    _log_request(scope, answered.status, time.perf_counter() - started)
         finally:
-            _log_request(scope, answered.status, time.perf_counter() - started)
             REQUEST_ID.reset(token)
 
 
@@ -91,31 +111,61 @@ class Errors:
             if answered.status is not None:
                 raise
             known = as_likewise_error(error)
-            if known.status >= Internal.status:
+            # A refusal is nothing to look into, and there may be thousands; the request's own line has its status.
+            if known.status >= Internal.status and not isinstance(known, Overloaded):
                 (log.error if known.status == Internal.status else log.warning)("request failed", error=error)
             await answer(known, scope)(scope, receive, send)
 
 
 class RequestLimit:
-    """Refuses a request at once when as many as this server holds are running; probes are answered all the same."""
+    """Refuses a request at once when as many as this server holds are running; probes are answered all the same.
 
-    def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS) -> None:
+    How many that is follows from how long requests take: what would wait for longer than some seconds is refused, so
+    that what was let in is done while somebody still wants it. Writes leave room for searches.
+    """
+
+    def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.app = app
         self.most = most
+        self.patience_seconds = patience_seconds
+        self.allowed = min(most, UNTRIED_REQUESTS)
         self._running = 0
+        self._writing = 0
+        self._took: list[float] = []
+        self._since = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        if self._running >= self.most:
+        writes = scope["method"] == "POST" and scope["path"].endswith("/records")
+        if self._running >= self.allowed or (writes and self._writing >= self.allowed * WRITES_SHARE):
             raise Overloaded("The server has as many requests as it can hold; ask again.")
         self._running += 1
+        self._writing += writes
+        began = time.monotonic()
         try:
             await self.app(scope, receive, send)
         finally:
             self._running -= 1
+            self._writing -= writes
+            if not _is_stream(scope):
+                self._learn(began, time.monotonic())
+
+    def _learn(self, began: float, now: float) -> None:
+        """Let in as many as are done within the patience, from how many are done now (Little's law)."""
+        self._took.append(now - began)
+        if now - self._since < LEARN_SECONDS or len(self._took) < LEARN_REQUESTS:
+            return
+        typical, pace = median(self._took), len(self._took) / (now - self._since)
+        in_time = round(pace * self.patience_seconds)
+        if typical > self.patience_seconds:
+            self.allowed = min(self.most, max(LEAST_REQUESTS, in_time))
+        elif typical < self.patience_seconds / 2:
+            recovered = min(UNTRIED_REQUESTS, 2 * self.allowed)
+            self.allowed = min(self.most, max(self.allowed, recovered, 2 * in_time))
+        self._took, self._since = [], now
 
 
 class AddressGuard:
@@ -141,7 +191,9 @@ class AddressGuard:
 class BodyLimit:
     """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
 
-    All bodies together have a limit too: each counts until its request is answered.
+    Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
+    together have a limit too: each counts until its request is answered. A body of lines, which are stored while it
+    arrives, may be longer, and counts as far as its lines are not stored yet.
     """
 
     def __init__(
@@ -149,11 +201,13 @@ class BodyLimit:
         app: ASGIApp,
         limit: int,
         total: int = BODIES_BYTES,
+        stream_limit: int = STREAM_BYTES,
         pause_seconds: float = PAUSE_SECONDS,
         body_seconds: float = BODY_SECONDS,
     ) -> None:
         self.app = app
         self.limit = limit
+        self.stream_limit = max(stream_limit, limit)
         self.total = max(total, limit)
         self.held = 0
         self.pause_seconds = pause_seconds
@@ -165,37 +219,55 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        body = _CountedBody(receive, self)
-        declared = _declared_length(headers)
-        if declared > self.limit:
-            if "expect" in headers:
-                # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
-                raise body.too_large()
-            await _answer_and_drain(answer(body.too_large(), scope), scope, body, send)
-            return
-        if self.held + declared > self.total:
-            raise body.too_many()
+        streamed = _is_stream(scope)
+        limit = self.stream_limit if streamed else self.limit
+        body = _CountedBody(receive, self, limit, _declared_length(headers), streamed=streamed)
         try:
-            await self.app(scope, body.receive, send)
+            if streamed:
+                await self._stream({**scope, RELEASE: body.release}, body, send)
+            else:
+                await self.app(scope, body.receive, send)
+        except TooLarge as refusal:
+            # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
+            if not body.unread or "expect" in headers:
+                raise
+            await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
-            self.held -= body.held
+            body.release(body.held)
+
+    async def _stream(self, scope: Scope, body: "_CountedBody", send: Send) -> None:
+        """Whatever is said before the body has ended: its sender comes to read it."""
+        try:
+            await self.app(scope, body.receive, _after_body(body, send))
+        except LikewiseError:
+            # A caller that asks first has sent nothing, and sends nothing more once it is told no.
+            if body.held or "expect" not in Headers(scope=scope):
+                await body.drain()
+            raise
 
 
 class _CountedBody:
-    def __init__(self, receive: Receive, bounds: BodyLimit) -> None:
+    def __init__(self, receive: Receive, bounds: BodyLimit, limit: int, declared: int, *, streamed: bool) -> None:
         self._receive = receive
         self._bounds = bounds
+        self.limit = limit
+        self._declared = declared
+        self._streamed = streamed
         self._read = 0
+        self.unread = True
         self.held = 0
         self._complete = False
-        self._deadline = time.monotonic() + bounds.body_seconds
+        self._waited = 0.0
 
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
+        if self.unread:
+            self._refuse_declared()
+        self.unread = False
         message = await self._in_time()
         self._count(message)
-        if self._read > self._bounds.limit:
+        if self._read > self.limit:
             await self.drain()
             raise self.too_large()
         self._hold(len(message.get("body", b"")))
@@ -211,10 +283,21 @@ class _CountedBody:
             pass
 
     def too_large(self) -> TooLarge:
-        return TooLarge(f"The body is larger than this server takes: at most {self._bounds.limit} bytes.")
+        return TooLarge(f"The body is larger than this server takes: at most {self.limit} bytes.")
 
     def too_many(self) -> Overloaded:
         return Overloaded("The server holds as many bytes of requests as it can; send this again.")
+
+    def release(self, count: int) -> None:
+        """So many bytes of it are done with."""
+        self._bounds.held -= count
+        self.held -= count
+
+    def _refuse_declared(self) -> None:
+        if self._declared > self.limit:
+            raise self.too_large()
+        if not self._streamed and self._bounds.held + self._declared > self._bounds.total:
+            raise self.too_many()
 
     def _hold(self, count: int) -> None:
         if self._bounds.held + count > self._bounds.total:
@@ -223,27 +306,39 @@ class _CountedBody:
         self.held += count
 
     async def _in_time(self) -> Message:
-        left = min(self._bounds.pause_seconds, self._deadline - time.monotonic())
+        # What is longer than a plain body has the time that it takes at the pace that the longest of those needs.
+        allowed = self._bounds.body_seconds * max(1.0, self._read / self._bounds.limit)
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self._waited)):
                 return await self._receive()
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
+        finally:
+            self._waited += time.monotonic() - began
 
     def _count(self, message: Message) -> None:
         self._read += len(message.get("body", b""))
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
 
 
+def _after_body(body: _CountedBody, send: Send) -> Send:
+    """Sends an answer whose end waits until the body has been read, for a moment at most."""
+
+    async def send_and_drain(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            await send({**message, "more_body": True})
+            await body.drain()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return send_and_drain
+
+
 async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
     """Answer at once, then read on for a moment before the answer ends and with it the connection."""
 
-    async def send_without_end(message: Message) -> None:
-        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
-
-    await refusal(scope, body.receive, send_without_end)
-    await body.drain()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await refusal(scope, body.receive, _after_body(body, send))
 
 
 class _Answered:
@@ -262,6 +357,11 @@ class _Answered:
         await self._send(message)
 
 
+def _is_stream(scope: Scope) -> bool:
+    """Whether the body is one of lines, which is stored while it arrives."""
+    return Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower() == NDJSON
+
+
 def _declared_length(headers: Headers) -> int:
     """What the request says about itself; 0 if nothing, or nothing that is a number."""
     declared = headers.get("content-length", "0")
@@ -272,12 +372,17 @@ def _declared_length(headers: Headers) -> int:
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     log.info(
         "request",
-        method=scope["method"],
-        # The template, because a path may hold somebody's ids.
-        route=getattr(scope.get("route"), "path", None),
+        # One of those that there are, because it may be any word of the caller's.
+        method=one_of(scope["method"], METHODS),
+        route=_route(scope),
         status=_CLIENT_LEFT if status is None else status,
         ms=round(seconds * 1000, 1),
     )
+
+
+def _route(scope: Scope) -> str | None:
+    """The template, because a path may hold somebody's ids; None where no route fits."""
+    return getattr(scope.get("route"), "path", None)
 
 
 def _refuse_oversized(scope: Scope) -> None:

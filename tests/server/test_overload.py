@@ -9,8 +9,12 @@ import httpx2
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from benchmarks import overload
 from likewise.errors import Overloaded
+from likewise.library import Likewise
+from likewise.server import middleware
 from likewise.server.middleware import BodyLimit, Errors, RequestLimit
+from tests.flows.patience import until
 from tests.server.conftest import BASE
 
 
@@ -93,15 +97,72 @@ async def test_requests_have_a_limit_and_probes_are_answered(slow: Slow) -> None
             await slow.reading.acquire()
         # When
         refused = await client.get("/")
-        probe = asyncio.create_task(client.get("/livez"))
-        await slow.reading.acquire()
+        probes = [asyncio.create_task(client.get(path)) for path in ("/livez", "/metrics")]
+        for _ in probes:
+            await slow.reading.acquire()
         slow.go.set()
         # Then
         assert is_overloaded(refused)
-        assert (await probe).status_code == 200
+        assert [answer.status_code for answer in await asyncio.gather(*probes)] == [200, 200]
         assert [answer.status_code for answer in await asyncio.gather(*first)] == [200, 200]
         assert (await client.get("/")).status_code == 200
 
 
+async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an application that does one thing at a time, and takes longer than anybody waits when there are many
+    monkeypatch.setattr(middleware, "LEARN_SECONDS", 0.0)
+    monkeypatch.setattr(middleware, "LEAST_REQUESTS", 2)
+    one, seconds = asyncio.Lock(), 0.02
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with one:
+            await asyncio.sleep(seconds)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    limit = RequestLimit(app, most=40, patience_seconds=0.1)
+    async with calling(limit) as client:
+
+        async def statuses(path: str) -> list[int]:
+            answers = await asyncio.gather(*(client.post(path) for _ in range(40)))
+            return [answer.status_code for answer in answers]
+
+        # When
+        assert set(await statuses("/search")) == {200}
+        # Then
+        assert limit.allowed < 20
+        assert 503 in await statuses("/search")
+        # And writes leave room for searches
+        limit.allowed = 20
+        written = await statuses("/notes/records")
+        assert written.count(503) == 40 - 15
+        # When it is fast again, beside what anybody waits for
+        seconds, limit.patience_seconds = 0.0, 60.0
+        for _ in range(10):
+            await statuses("/search")
+        # Then
+        assert limit.allowed == 40
+
+
 def test_one_body_always_fits() -> None:
     assert BodyLimit(Overloaded, limit=2**40).total == 2**40  # type: ignore[arg-type]
+
+
+async def test_five_times_as_much_as_there_is_room_for(address: str, shared: Likewise) -> None:
+    """The benchmark's own load, small: everybody is answered, and who asks again gets through."""
+    # Given
+    await shared.collection("passages").create()
+    records = [{"id": f"{n}", "text": f"the pump number {n} fails when it is cold"} for n in range(200)]
+    work, asked = overload.requests(records), overload.Outcome()
+    # When
+    asking = asyncio.create_task(overload.interactive(address, records, asked))
+    outcome = await overload.offered(address, work, rate=400, seconds=2)
+    await until(lambda: len(asked.done) > 1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    # Then
+    assert outcome.failed == 0
+    assert len(outcome.done) > 0
+    assert len(outcome.done) + len(outcome.refused) + outcome.unsent == 801
+    written = (await shared.collection("passages").stats())["records"]
+    assert written % overload.RECORDS_A_WRITE == 0

@@ -106,6 +106,15 @@ BEGIN
     END LOOP;
 END $$;
 
+-- How much text waits for each model, of each tenant, in tokens.
+CREATE FUNCTION waiting_tokens() RETURNS TABLE (tenant int, model text, tokens bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
+    SELECT w.tenant, g.model, sum(w.tokens)::bigint
+    FROM (SELECT tenant, generation, sum(tokens) AS tokens FROM waiting GROUP BY tenant, generation) w
+    JOIN generations g ON g.id = w.generation
+    WHERE g.state <> 'retired' GROUP BY w.tenant, g.model
+$$;
+
 -- Words are added to the index some hundred kilobytes at a time: one by one they took most of the time of storing. What
 -- is not in it yet is a list that searches read as well, too short (32 pages) to be felt.
 DO $$
@@ -146,6 +155,7 @@ END $$;
 ALTER TABLE waiting DROP CONSTRAINT waiting_generation_fkey;
 
 REVOKE EXECUTE ON FUNCTION
-    claimable(text[], int, boolean, int[], int), claim_waiting(text[], uuid, interval, int, int, boolean, int[])
+    claimable(text[], int, boolean, int[], int), claim_waiting(text[], uuid, interval, int, int, boolean, int[]),
+    waiting_tokens()
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION claim_waiting(text[], uuid, interval, int, int, boolean, int[]) TO {server};
+GRANT EXECUTE ON FUNCTION claim_waiting(text[], uuid, interval, int, int, boolean, int[]), waiting_tokens() TO {server};

@@ -1,0 +1,133 @@
+"""Small writes that come at once share a transaction, and with it its round trips and its flush to disk."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from likewise.db.records import PreparedRecord, Written
+from likewise.errors import Internal, LikewiseError
+
+# One group is committed while the next is prepared; whoever comes meanwhile joins the one after.
+GROUPS_AT_ONCE = 2
+# Records of one group: more would keep its first members waiting for no gain.
+MOST_RECORDS = 128
+
+P = TypeVar("P")
+
+
+@dataclass(eq=False)
+class _Member:
+    """One caller: its records, and what became of them."""
+
+    records: Sequence[PreparedRecord]
+    done: asyncio.Future[Written]
+
+
+@dataclass
+class _Queue(Generic[P]):
+    """The callers of one place that no group has taken yet, and how many groups run."""
+
+    store: Callable[[Sequence[PreparedRecord]], Awaitable[Written]]
+    members: list[_Member] = field(default_factory=list)
+    running: int = 0
+
+
+class Grouping(Generic[P]):
+    """Writes to one place at a time of any caller, in groups. Nobody waits for a group to fill."""
+
+    def __init__(self) -> None:
+        self._queues: dict[P, _Queue[P]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def write(
+        self,
+        place: P,
+        records: Sequence[PreparedRecord],
+        store: Callable[[Sequence[PreparedRecord]], Awaitable[Written]],
+    ) -> Written:
+        """Store records with others of the same place; raises what storing just these raises.
+
+        Args:
+            place: what the members of a group have in common.
+            store: stores any records of this place in one transaction.
+        """
+        queue = self._queues.setdefault(place, _Queue(store))
+        member = _Member(records, asyncio.get_running_loop().create_future())
+        queue.members.append(member)
+        self._start(place, queue)
+        try:
+            return await member.done
+        finally:
+            # A caller that leaves before its turn takes its records along.
+            if member in queue.members:
+                queue.members.remove(member)
+
+    async def close(self) -> None:
+        """Wait for the groups that run."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, place: P, queue: _Queue[P]) -> None:
+        if queue.running >= GROUPS_AT_ONCE or not queue.members:
+            return
+        queue.running += 1
+        # In a context of its own: what is logged here belongs to no one request.
+        task = asyncio.get_running_loop().create_task(self._run(place, queue), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, place: P, queue: _Queue[P]) -> None:
+        try:
+            while group := _taken(queue.members):
+                await _store(group, queue.store)
+        finally:
+            queue.running -= 1
+            if queue.running == 0 and not queue.members:
+                self._queues.pop(place, None)
+
+
+def _taken(members: list[_Member]) -> list[_Member]:
+    """The next group: callers in their order, up to one that has an id of another or for whom there is no room."""
+    ids: set[str] = set()
+    group: list[_Member] = []
+    for member in members:
+        own = {record.id for record in member.records}
+        if group and (len(ids) + len(own) > MOST_RECORDS or not ids.isdisjoint(own)):
+            break
+        ids |= own
+        group.append(member)
+    del members[: len(group)]
+    return group
+
+
+async def _store(group: Sequence[_Member], store: Callable[[Sequence[PreparedRecord]], Awaitable[Written]]) -> None:
+    """Store a group; one that the database refuses is stored member by member: a fault is only its own member's."""
+    try:
+        records = sorted((record for member in group for record in member.records), key=lambda record: record.id)
+        written = await store(records)
+    except LikewiseError as error:
+        if len(group) > 1 and error.status == Internal.status:
+            for member in group:
+                await _store([member], store)
+            return
+        # What is away, or gone, is so for each of them.
+        for member in group:
+            _fail(member, error)
+        return
+    except BaseException as error:
+        for member in group:
+            _fail(member, error)
+        raise
+    for member in group:
+        if not member.done.done():
+            member.done.set_result(written.part(record.id for record in member.records))
+
+
+def _fail(member: _Member, error: BaseException) -> None:
+    if member.done.done():
+        return
+    if isinstance(error, asyncio.CancelledError):
+        member.done.cancel()
+    else:
+        member.done.set_exception(error)
