@@ -249,7 +249,7 @@ def test_another_model_than_the_collections_is_refused(likewise_command: Run, fo
     assert "bge-small" in one_line(other.stderr)
 
 
-@pytest.mark.parametrize("name", ["mpnet-base", "text-embedding-3-small", "nope", "/nowhere/at/all"])
+@pytest.mark.parametrize("name", ["text-embedding-3-small", "nope", "/nowhere/at/all"])
 @pytest.mark.parametrize("verb", [["serve", "--port", "0"], ["search", "x", "-c", "notes"], ["embed", "x"]])
 def test_a_model_that_cannot_be_had_stops_the_start(likewise_command: Run, verb: list[str], name: str) -> None:
     done = likewise_command(*verb, LIKEWISE_MODEL=name)
@@ -336,7 +336,7 @@ def test_the_doctor_names_the_fault_and_its_mend(likewise_command: Run) -> None:
     assert {"python", "settings", "data folder", "disk", "database", "waiting"} <= set(findings)
 
 
-@pytest.mark.parametrize(("name", "words"), [("mpnet-base", "does not run mpnet-base"), ("nope", "no such model")])
+@pytest.mark.parametrize(("name", "words"), [("text-embedding-ada-002", "does not run text-embedding-ada-002"), ("nope", "no such model")])
 def test_the_doctor_knows_a_model_that_cannot_be_had(likewise_command: Run, name: str, words: str) -> None:
     done = likewise_command("doctor", "--json", LIKEWISE_MODEL=name, **PATIENT)
     findings = {finding["part"]: finding for finding in map(json.loads, done.stdout.splitlines())}
