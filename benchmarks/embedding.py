@@ -1,11 +1,12 @@
-"""Texts to vectors: speed beside sentence-transformers, agreement with it, and the time of one query.
+"""Texts to vectors: speed beside sentence-transformers, agreement with it, and one query's time, alone and under load.
 
     python -m benchmarks.embedding [folder with throughput-passages/ and sts-benchmark-dev/]
 
 Each side gets the same 2,000 passages in parts, in turns, so that other load on the machine falls on all. Ours go the
 whole way through `Embedder` in the bulk lane without its cache. Sentence-transformers (PyTorch in fp32, batches of 32)
 takes part where it is installed. `cpu` is texts per second of processor time, over all cores: it is what remains
-comparable when the machine is busy.
+comparable when the machine is busy. `of peak` is how fast the model's linear layers are computed, padding not counted,
+as a share of one large matrix product through OpenVINO in bf16, which is measured in turns with the rest.
 """
 
 import asyncio
@@ -25,7 +26,10 @@ import numpy as np
 from benchmarks.surroundings import DATA, MODELS_FOLDER, lines, machine
 from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.folder import ModelFolder
 from likewise.embedding.models import MODELS
+from likewise.embedding.openvino_runtime import openvino, ops
+from likewise.embedding.precision import able
 from likewise.embedding.provider import Matrix
 from likewise.settings import Settings, load_settings
 
@@ -33,6 +37,9 @@ SEED, PASSAGES, LEAST_WORDS = 7, 2_000, 20
 PART, ROUNDS = 1_000, 4
 QUERY = "how do I find out whether two short sentences mean the same simple thing"  # 16 tokens, special ones included
 QUERIES = 400
+BULK = 2_048  # texts of one request, the most that the API takes
+PAUSE = 0.02  # seconds between queries under load
+MATRIX, PRODUCTS = 2_048, 5  # rows and columns of the product that is the peak; the best of so many, each time
 
 Side = Callable[[Sequence[str]], Awaitable[Matrix]]
 
@@ -70,14 +77,42 @@ def sentence_transformers(folder: Path, threads: int) -> Side | None:
     return embed
 
 
-async def race(sides: dict[str, Side], texts: Sequence[str]) -> dict[str, Matrix]:
-    """Print texts a second of each side, and how many times the last side's that is; returns the vectors."""
+class Peak:
+    """One large matrix product in bf16 on all threads, as fast as OpenVINO does it; none without bf16."""
+
+    def __init__(self, threads: int) -> None:
+        self.best = 0.0
+        left = ops.parameter([MATRIX, MATRIX], np.float32)
+        right = ops.constant(np.random.default_rng(SEED).normal(size=(MATRIX, MATRIX)).astype(np.float32))
+        graph = openvino.Model([ops.matmul(left, right, False, True)], [left], "product")
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+
+    def measure(self) -> None:
+        """Try again; `best` is in operations a second."""
+        numbers = np.random.default_rng(SEED).normal(size=(MATRIX, MATRIX)).astype(np.float32)
+        for _ in range(PRODUCTS):
+            started = time.perf_counter()
+            self._request.infer({0: numbers}, share_inputs=True)
+            self.best = max(self.best, 2 * MATRIX**3 / (time.perf_counter() - started))
+
+
+async def race(sides: dict[str, Side], texts: Sequence[str], peak: Peak | None, operations: float) -> dict[str, Matrix]:
+    """Print texts a second of each side, and how many times the last side's that is; returns the vectors.
+
+    `operations` are those of the linear layers for an average text.
+    """
     parts = [texts[start : start + PART] for start in range(0, len(texts), PART)]
     wall: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     vectors: dict[str, list[Matrix]] = {}
     for embed in sides.values():
-        await embed(parts[0][:64])
+        await embed(parts[0])
     for _ in range(ROUNDS):
         vectors = {name: [] for name in sides}
         for part in parts:
@@ -86,16 +121,22 @@ async def race(sides: dict[str, Side], texts: Sequence[str]) -> dict[str, Matrix
                 vectors[name].append(await embed(part))
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - used)
-    base = list(sides)[-1]
+            if peak:
+                peak.measure()
+    if peak:
+        print(f"peak in bf16 {peak.best / 1e9:.0f} GFLOP/s: one product of {MATRIX} x {MATRIX} x {MATRIX}")
     for name in sides:
-        ratio, cpu_ratio = (
-            statistics.median(b / a for a, b in zip(times[name], times[base], strict=True)) for times in (wall, cpu)
-        )
-        print(
-            f"{name:22} {PART / statistics.median(wall[name]):6.0f} texts/s  x{ratio:.2f}"
-            f"    cpu {PART / statistics.median(cpu[name]):6.0f} texts/s  x{cpu_ratio:.2f}"
-        )
+        print(_line(name, wall, cpu, list(sides)[-1], operations / peak.best if peak else None))
     return {name: np.concatenate(made) for name, made in vectors.items()}
+
+
+def _line(name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]], base: str, share: float | None) -> str:
+    ratio, cpu_ratio = (
+        statistics.median(b / a for a, b in zip(times[name], times[base], strict=True)) for times in (wall, cpu)
+    )
+    rate, cpu_rate = PART / statistics.median(wall[name]), PART / statistics.median(cpu[name])
+    of_peak = f"    {share * rate:4.0%} of peak" if share else ""
+    return f"{name:22} {rate:6.0f} texts/s  x{ratio:.2f}    cpu {cpu_rate:6.0f} texts/s  x{cpu_ratio:.2f}{of_peak}"
 
 
 def ranks(values: Sequence[float]) -> Matrix:
@@ -124,31 +165,81 @@ async def query_times(embedder: Embedder) -> list[float]:
     return sorted(times[QUERIES // 10 :])
 
 
+async def query_times_under_load(embedder: Embedder, texts: Sequence[str], at_once: int) -> list[float]:
+    """Milliseconds of single queries, sorted, while requests of so many texts are embedded one after another."""
+    done = False
+
+    async def load() -> None:
+        while not done:
+            await embedder.embed(1, texts[:at_once], lane="bulk", use_cache=False)
+
+    loading = asyncio.create_task(load())
+    await asyncio.sleep(0.5)
+    times = []
+    for _ in range(QUERIES):
+        started = time.perf_counter()
+        await embedder.embed(1, [QUERY], role="query", use_cache=False)
+        times.append(1_000 * (time.perf_counter() - started))
+        await asyncio.sleep(PAUSE)
+    done = True
+    await loading
+    return sorted(times)
+
+
+def percentiles(times: Sequence[float]) -> str:
+    """Of sorted milliseconds."""
+    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
+    return f"least {times[0]:.2f}, p50 {p50:.2f}, p99 {p99:.2f} ms"
+
+
+def agreement(name: str, vectors: Matrix, others: Matrix) -> str:
+    """How close two sides' vectors of the same texts are."""
+    cosine = np.sum(vectors * others, axis=1)
+    least, low, same = cosine.min(), np.quantile(cosine, 0.01), ten_nearest(vectors, others)
+    return f"{name:22} cosine to the last: least {least:.6f}, 99 % above {low:.6f}; {same:.3f} of the ten nearest"
+
+
+def ten_nearest(vectors: Matrix, others: Matrix) -> float:
+    """The share of each text's ten nearest by one side's vectors that are so by the other's."""
+    nearest = [np.argsort(-(made @ made.T - 2 * np.eye(len(made))), axis=1)[:, :10] for made in (vectors, others)]
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*nearest, strict=True)]))
+
+
+async def queries(embedders: dict[str, Embedder], texts: Sequence[str]) -> None:
+    """Print the times of single queries, alone and beside requests of 256 and 2,048 texts."""
+    many = (list(texts) * 2)[:BULK]
+    for precision, embedder in embedders.items():
+        print(f"likewise {precision:13} one query of 16 tokens: {percentiles(await query_times(embedder))}")
+        for at_once in (256, BULK):
+            times = await query_times_under_load(embedder, many, at_once)
+            print(f"likewise {precision:13} beside requests of {at_once:5,} texts: {percentiles(times)}")
+
+
 async def main(data: Path) -> None:
-    """Run all three."""
+    """Run all."""
     threads = os.cpu_count() or 1
+    here = able()
+    precisions = [one for one, needs in (("bf16", "BF16"), ("int8", "INT8"), ("f32", "FP32")) if needs in here]
     with tempfile.TemporaryDirectory() as folder:
-        embedders = {precision: Embedder(settings(Path(folder), precision, threads)) for precision in ("bf16", "f32")}
+        embedders = {one: Embedder(settings(Path(folder), one, threads)) for one in precisions}
         model = weights.obtain(MODELS[0], settings(Path(folder), "auto", threads))
         sides = {f"likewise {precision}": ours(embedder) for precision, embedder in embedders.items()}
         other = sentence_transformers(model, threads)
         if other:
             sides["sentence-transformers"] = other
+        texts = sample(data)
+        tokens = (await embedders["f32"].embed(1, texts, lane="bulk", use_cache=False)).tokens
         print(machine())
         print(f"{PASSAGES} passages of {LEAST_WORDS} words or more, {threads} threads; medians of {ROUNDS} rounds")
-        vectors = await race(sides, sample(data))
+        operations = 2 * ModelFolder.read(model).shape.linear_weights * float(tokens.mean())
+        vectors = await race(sides, texts, Peak(threads) if "BF16" in here else None, operations)
         for name in sides:
-            cosine = np.sum(vectors[name] * vectors[list(sides)[-1]], axis=1)
-            print(f"{name:22} cosine to the last: least {cosine.min():.6f}, mean {cosine.mean():.6f}")
+            print(agreement(name, vectors[name], vectors[list(sides)[-1]]))
         pairs = lines(data / "sts-benchmark-dev" / "pairs.jsonl.gz")
         for name, embed in sides.items():
             print(f"{name:22} STS-B dev, Spearman {await spearman(embed, pairs):.2f}")
-        for precision, embedder in embedders.items():
-            times = await query_times(embedder)
-            p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
-            print(
-                f"likewise {precision:13} one query of 16 tokens: least {times[0]:.2f}, p50 {p50:.2f}, p99 {p99:.2f} ms"
-            )
+        await queries(embedders, texts)
+        for embedder in embedders.values():
             await embedder.close()
 
 

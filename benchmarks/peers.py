@@ -167,7 +167,13 @@ async def _lancedb(corpus: Corpus, folder: Path, measure: Callable[..., Awaitabl
 
     def dense(ef: int | None) -> Ask:
         async def ask(_: str, vector: Floats, one: Filter) -> list[int]:
-            query = table.query().nearest_to(vector).distance_type("cosine").limit(LIMIT).select(["id", "text"])
+            query = (
+                table.query()
+                .nearest_to(vector)
+                .distance_type("cosine")
+                .limit(LIMIT)
+                .select(["id", "text", "_distance"])
+            )
             if ef is not None:
                 query = query.ef(ef).refine_factor(2)
             if one.sql is not None:

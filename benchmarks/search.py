@@ -277,12 +277,16 @@ async def delete_and_go_on(bench: Bench, stored: Stored, folder: Path) -> None:
     print(f"deleted {len(gone)} records one by one in {taken:.0f} s ({len(gone) / taken:.0f}/s)")
     words = await read_words(stored)
     print(f"at once   {bench.recalls(bench.truth.vectors, words, allowed)}")
-    started = time.perf_counter()
-    rebuilt = await until_rebuilt(stored, before.index_id)
-    after = f"after {time.perf_counter() - started:.0f} s" if rebuilt else "NOT"
-    print(f"the index was {after} built anew: {await stored.sizes()}")
-    print(f"rebuilt   {bench.recalls(bench.truth.vectors, words, allowed)}")
+    if before.index_id is not None:
+        started = time.perf_counter()
+        rebuilt = await until_rebuilt(stored, before.index_id)
+        after = f"after {time.perf_counter() - started:.0f} s" if rebuilt else "NOT"
+        print(f"the index was {after} built anew: {await stored.sizes()}")
+        print(f"rebuilt   {bench.recalls(bench.truth.vectors, words, allowed)}")
     fresh = corpus.spare[: len(gone)]
+    if not fresh:
+        print("there are no more real texts to store in their place")
+        return
     add(bench.client, corpus, fresh, len(corpus))
     while bench.client.stats()["waiting"]:
         await asyncio.sleep(1)
@@ -292,7 +296,7 @@ async def delete_and_go_on(bench: Bench, stored: Stored, folder: Path) -> None:
     print(f"refilled  {bench.recalls(whole, await read_words(stored), allowed)}")
 
 
-async def until_rebuilt(stored: Stored, old: int | None) -> bool:
+async def until_rebuilt(stored: Stored, old: int) -> bool:
     """Whether the vectors' index became another in time."""
     deadline = time.monotonic() + REBUILT_WITHIN_SECONDS
     while time.monotonic() < deadline:
@@ -355,7 +359,8 @@ async def run(arguments: argparse.Namespace) -> None:
             stored = await Stored.named(owner)
             built = await stored.until_indexed(len(corpus), corpus.vectors.shape[1])
             bench_client = Client(server.url)
-            print(f"index: {bench_client.stats()['index']}, built in {built:.0f} s; {await stored.sizes()}")
+            how_long = f", built in {built:.0f} s" if built else ""
+            print(f"index: {bench_client.stats()['index']}{how_long}; {await stored.sizes()}")
             total, background = await stored.totals()
             words = await Words.read(owner, stored.collection, await stored.places(), total)
             bench = Bench(server, corpus, Truth(Vectors(corpus.vectors), words, background), arguments.queries)
@@ -369,7 +374,9 @@ async def run(arguments: argparse.Namespace) -> None:
             if "deletes" in arguments.only:
                 (folder / "stored").unlink()
                 await delete_and_go_on(bench, stored, folder)
-        print(f"load of the machine after: {os.getloadavg()[0]:.1f} processes\n\n{bench.table.markdown()}")
+        print(f"load of the machine after: {os.getloadavg()[0]:.1f} processes")
+        if bench.table.rows:
+            print(f"\n{bench.table.markdown()}")
 
 
 def describe(corpus: Corpus) -> None:

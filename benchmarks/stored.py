@@ -34,6 +34,8 @@ NUMBERS = SQL("""
 PLACES = SQL("SELECT content, id FROM records WHERE collection = %s ORDER BY content")
 ADD_VECTORS = SQL("COPY {vectors} (content, embedding, tokens, truncated, chars_read) FROM STDIN WITH (FORMAT binary)")
 DROP_WAITING = SQL("DELETE FROM waiting WHERE generation = %s")
+# This session's inserts would else be counted once more after the vacuum has counted the rows.
+COUNTED = SQL("SELECT pg_stat_force_next_flush()")
 VACUUM = SQL("VACUUM (ANALYZE) contents, records, record_fields, waiting, {vectors}, {terms}")
 STATE = SQL("SELECT index_state, background_from FROM generations WHERE id = %s")
 # The vectors' own index, whatever it is called: its identity changes when it is built anew.
@@ -44,7 +46,7 @@ SIZES = SQL("""
     FROM (VALUES (1)) one LEFT JOIN (
         SELECT i.indexrelid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
         WHERE i.indrelid = {vectors}::regclass AND a.amname = 'hnsw' AND i.indisvalid
-    ) x ON true
+    ) x ON true ORDER BY x.indexrelid DESC NULLS LAST LIMIT 1
 """)
 
 
@@ -176,6 +178,7 @@ class Stored:
     async def vacuum(self) -> None:
         """What autovacuum does within minutes of so many inserts, now, so that it does not run beside the measuring."""
         tables = {"vectors": table("vec", self.generation), "terms": table("terms", self.collection)}
+        await self.owner.execute(COUNTED)
         await self.owner.execute(VACUUM.format(**tables))
 
     async def until_indexed(self, contents: int, dimension: int) -> float:

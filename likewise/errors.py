@@ -9,7 +9,9 @@ LikewiseError
 ├── NotFound                404  missing, or another tenant's
 ├── MethodNotAllowed        405
 ├── Conflict                409
+│   └── InProgress          409  the same request is still running
 ├── TooLarge                413
+│   └── LargerThanQuota     413  more at once than the caller may send in a whole minute
 ├── UnsupportedMediaType    415
 ├── TooManyRequests         429
 ├── Unavailable             503  a part is away; what was asked for can be tried again
@@ -103,11 +105,27 @@ class Conflict(LikewiseError):
     code = "conflict"
 
 
+class InProgress(Conflict):
+    """The same request is still running; ask again for its answer."""
+
+    code = "request_in_progress"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=1)
+
+
 class TooLarge(LikewiseError):
     """The body is larger than this server takes."""
 
     status = 413
     code = "too_large"
+
+
+class LargerThanQuota(TooLarge):
+    """The request alone is more than the quota of its caller."""
+
+    code = "larger_than_quota"
 
 
 class UnsupportedMediaType(LikewiseError):

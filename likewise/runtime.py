@@ -5,25 +5,29 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from likewise.db import collections, migrate, roles
+from likewise.auth.authentication import Authentication
+from likewise.auth.quotas import Quotas
+from likewise.db import collections, idempotency, migrate, roles
+from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
-from likewise.ingest.stopping import stop
 from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
+from likewise.stopping import stop
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore
 from likewise.vectors.stores.pgvector import PgvectorStore
@@ -31,6 +35,9 @@ from likewise.vectors.stores.pgvector import PgvectorStore
 # The tenant of a server that asks nobody who they are.
 ONLY_TENANT = "default"
 FLUSH_SECONDS = 2.0
+# Requests with an Idempotency-Key are remembered for a day: some minutes more do no harm.
+FORGET_SECONDS = 60.0
+MOST_FORGOTTEN = 10_000
 
 T = TypeVar("T")
 
@@ -57,9 +64,12 @@ class Runtime:
     admission: Admission
     store: VectorStore
     wakeups: Wakeups
+    recent: RecentCollections
     writer: Writer
     searcher: Searcher
     worker: Worker
+    authentication: Authentication
+    quotas: Quotas
 
     async def tenant(self) -> int:
         """The one tenant of a server without authentication."""
@@ -98,15 +108,15 @@ def named_database(settings: Settings) -> Database:
     return Database(settings.database_url, serving, None)
 
 
-async def upgrade_database(settings: Settings) -> list[str]:
-    """Bring the schema up to date; returns the names of the steps applied."""
+async def upgrade_database(settings: Settings, report: migrate.Report | None = None) -> list[str]:
+    """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:
             raise SettingsError("Upgrading needs the owner of the schema. Set LIKEWISE_DATABASE_URL.")
         server = await EmbeddedServer.start(settings.data_dir, postgres_bin=settings.postgres_bin)
         try:
             local = server.url("likewise_owner")
-            return await _reached(lambda: migrate.upgrade(local, server_role=roles.SERVER_ROLE))
+            return await _reached(lambda: migrate.upgrade(local, server_role=roles.SERVER_ROLE, report=report))
         finally:
             await server.close()
     _refuse_unreadable_urls(settings)
@@ -115,7 +125,7 @@ async def upgrade_database(settings: Settings) -> list[str]:
     if serving is None:
         serving = await _reached(lambda: roles.make_serving_role(owner, settings.data_dir))
     role = roles.role_of(serving)
-    return await _reached(lambda: migrate.upgrade(owner, server_role=role))
+    return await _reached(lambda: migrate.upgrade(owner, server_role=role, report=report))
 
 
 def _refuse_unreadable_urls(settings: Settings) -> None:
@@ -164,6 +174,7 @@ async def open_runtime(
 def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder) -> Runtime:
     store = PgvectorStore()
     admission = Admission(pool, embedder)
+    recent = RecentCollections(pool)
     wakeups = Wakeups(settings.database_direct_url or database.serving_url)
     return Runtime(
         settings=settings,
@@ -173,14 +184,21 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         admission=admission,
         store=store,
         wakeups=wakeups,
+        recent=recent,
         writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
-        searcher=Searcher(pool, embedder, admission, store),
+        searcher=Searcher(pool, embedder, admission, store, recent),
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
+        authentication=Authentication(pool, settings, ONLY_TENANT),
+        quotas=Quotas(settings.quota_tokens_per_minute),
     )
 
 
 def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[None]]]:
-    tasks: list[Callable[[], Awaitable[None]]] = [lambda: _flush(runtime), runtime.writer.backlog.run]
+    tasks: list[Callable[[], Awaitable[None]]] = [
+        lambda: _flush(runtime),
+        lambda: _forget(runtime),
+        runtime.writer.backlog.run,
+    ]
     if worker:
         tasks.append(runtime.worker.run)
     if runtime.database.owner_url is not None:
@@ -213,9 +231,16 @@ async def _flush(runtime: Runtime) -> None:
         await _flush_once(runtime)
 
 
+async def _forget(runtime: Runtime) -> None:
+    while True:
+        await asyncio.sleep(FORGET_SECONDS)
+        await idempotency.forget_expired(runtime.pool, MOST_FORGOTTEN)
+
+
 async def _flush_once(runtime: Runtime) -> None:
-    with contextlib.suppress(LikewiseError):
-        await runtime.writer.averages.flush(runtime.pool)
+    for flush in (partial(runtime.writer.averages.flush, runtime.pool), runtime.authentication.flush):
+        with contextlib.suppress(LikewiseError):
+            await flush()
 
 
 async def _reached(work: Callable[[], Awaitable[T]]) -> T:

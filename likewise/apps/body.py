@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from likewise.errors import Fault, Invalid, Malformed, NotSupported, UnsupportedMediaType
+from likewise.errors import Fault, Invalid, Malformed, NotSupported, TooLarge, UnsupportedMediaType
 
 MAX_DEPTH = 32
 MAX_FIELDS = 64
@@ -136,6 +136,20 @@ def _refuse_encoded(request: Request) -> None:
     charset = _CHARSET.search(request.headers.get("content-type", ""))
     if charset and charset[1].lower() not in ("utf-8", "utf8"):
         raise UnsupportedMediaType("Send the body in UTF-8.")
+
+
+async def hold(request: Request, most: int) -> bytes:
+    """The whole body, kept for whoever reads it next; TooLarge if it has more than `most` bytes."""
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise TooLarge(f"With an Idempotency-Key a body may have {most} bytes. Send the lines in parts.")
+        parts.append(chunk)
+    # Where Starlette's own Request.body() keeps it.
+    request._body = b"".join(parts)  # noqa: SLF001
+    return request._body  # noqa: SLF001
 
 
 def media_type(request: Request) -> str:

@@ -1,9 +1,10 @@
-"""What the routes of every app share: who is calling, the services, answers, documented refusals, cursors."""
+"""What the routes of every app share: who may call, the services, answers, documented refusals, cursors."""
 
 import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Protocol
 
 import orjson
@@ -11,7 +12,9 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from likewise.apps.collections.service import CollectionsService
-from likewise.errors import Invalid
+from likewise.auth.caller import Scope
+from likewise.errors import Forbidden, Invalid
+from likewise.runtime import Runtime
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -24,8 +27,9 @@ class Services(Protocol):
         """The service of the general API."""
         ...
 
-    async def tenant(self) -> int:
-        """The one tenant of `LIKEWISE_AUTH=none`."""
+    @property
+    def runtime(self) -> Runtime:
+        """The open parts."""
         ...
 
 
@@ -35,9 +39,31 @@ def services(request: Request) -> Services:
     return opened
 
 
-async def caller(request: Request) -> int:
-    """The tenant that this request acts for. With `LIKEWISE_AUTH=none` an Authorization header is ignored."""
-    return await services(request).tenant()
+class Requires:
+    """A FastAPI dependency: the tenant of a caller who has this scope; Unauthorized or Forbidden for others."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> int:
+        """Decide by the headers alone."""
+        headers = request.headers
+        authentication = services(request).runtime.authentication
+        caller = await authentication.caller(headers.getlist("authorization"), headers.getlist("x-api-key"))
+        if self.scope not in caller.scopes:
+            raise Forbidden(
+                f"This needs the scope `{self.scope}`, which these credentials do not have.", code="insufficient_scope"
+            )
+        return caller.tenant
+
+
+def nobody_is_asked() -> None:
+    """Marks a route that is open to everybody."""
+
+
+def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
+    """Takes the tokens of texts from a tenant's quota; TooManyRequests or LargerThanQuota if it does not hold them."""
+    return services(request).runtime.quotas.spend
 
 
 async def collections(request: Request) -> CollectionsService:
@@ -45,8 +71,13 @@ async def collections(request: Request) -> CollectionsService:
     return services(request).collections
 
 
-# First in a route's signature, so that it is known who calls before the body is read.
-Tenant = Annotated[int, Depends(caller)]
+# One of these is first in every route's signature: the tenant of a caller with that scope, or a route for everybody.
+Reader = Annotated[int, Depends(Requires(Scope.READ))]
+Writer = Annotated[int, Depends(Requires(Scope.WRITE))]
+Admin = Annotated[int, Depends(Requires(Scope.ADMIN))]
+Anyone = Annotated[None, Depends(nobody_is_asked)]
+
+Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]
 Collections = Annotated[CollectionsService, Depends(collections)]
 
 

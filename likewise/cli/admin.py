@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from likewise.cli.running import FAILED, OK, Interruption, run, settings_of_verb
-from likewise.cli.terminal import counted, say, say_json
+from likewise.cli.terminal import counted, progress, say, say_json
 from likewise.observe import logs
 from likewise.settings import Settings
 
@@ -95,7 +95,8 @@ async def _check(_: Interruption, *, settings: Settings, name: str | None, as_js
 async def _upgrade(_: Interruption, *, settings: Settings, as_json: bool) -> int:
     from likewise.runtime import upgrade_database  # noqa: PLC0415
 
-    applied = await upgrade_database(settings)
+    with progress("Upgrading the schema (steps)", quiet=as_json) as report:
+        applied = await upgrade_database(settings, report)
     if as_json:
         say_json({"applied": applied})
     else:

@@ -90,7 +90,7 @@ async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model
                 if not as_json:
                     _tell_cut(made, done, "line" if texts == ["-"] else "text")
                 done += len(batch)
-                report(done, max(done, len(texts)))
+                report(done, None if texts == ["-"] else len(texts))
     except ModelUnavailable as error:
         raise StartError(error.detail) from None
     finally:

@@ -5,9 +5,8 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from likewise.db import migrate, waiting
+from likewise.db import migrate
 from likewise.db.failures import scrubbed
-from likewise.db.pool import Pool
 from likewise.runtime import named_database, open_database
 from likewise.settings import Settings
 
@@ -18,17 +17,6 @@ async def state_of(settings: Settings) -> dict[str, Any]:
         return {"database": "named"} | await look(named_database(settings).serving_url)
     async with open_database(settings) as database:
         return {"database": "embedded"} | await look(database.serving_url)
-
-
-async def oldest_waiting(settings: Settings) -> float:
-    """Seconds that the oldest text has waited for its vector, asked as the role that serves."""
-    async with open_database(settings) as database:
-        pool = await Pool(database.serving_url, most=1).open()
-        try:
-            await pool.refuse_power()
-            return max((await waiting.models(pool)).values(), default=0.0)
-        finally:
-            await pool.close()
 
 
 async def look(url: str) -> dict[str, Any]:

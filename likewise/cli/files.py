@@ -62,6 +62,17 @@ def sources(path: Path) -> Iterator[Source]:
         yield source(path, path.name, owner)
 
 
+def count_files(path: Path) -> int:
+    """About how many files `sources` will give, found without reading any."""
+    if not path.is_dir():
+        return 1
+    count = 0
+    for _, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += sum(map(_is_wanted, files))
+    return count
+
+
 def of_lines(lines: Iterable[bytes], name: str, owner: str | None = None, first: int = 1) -> Source:
     """JSON lines as records; a line without an id is known by its number, counted from `first`, and is the owner's."""
     found = Source(name, continued=first > 1)
@@ -96,7 +107,7 @@ def _of_folder(folder: Path, owner: str) -> Iterator[Source]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             path = Path(place, file)
-            if not file.startswith(".") and path.suffix.lower() in TEXT | LINES:
+            if _is_wanted(file):
                 name = _named(path, folder)
                 if path.resolve().is_relative_to(folder):
                     yield source(path, name, owner)
@@ -105,6 +116,11 @@ def _of_folder(folder: Path, owner: str) -> Iterator[Source]:
     for error in failed:
         name = _named(Path(error.filename), folder)
         yield Source(name, faults=[f"{_shown(name)}: {(error.strerror or 'cannot be read').lower()}"])
+
+
+def _is_wanted(name: str) -> bool:
+    """By its name alone."""
+    return not name.startswith(".") and Path(name).suffix.lower() in TEXT | LINES
 
 
 def _named(path: Path, folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from likewise.cli import standard_input
-from likewise.cli.files import Source, of_lines, owner_of, sources
+from likewise.cli.files import Source, count_files, of_lines, owner_of, sources
 from likewise.cli.models import named
 from likewise.cli.terminal import Report, in_a_line
 from likewise.db import collections, lookups
@@ -45,6 +45,7 @@ async def index(likewise: Likewise, path: str, collection: str, model: str | Non
     tenant = await likewise.tenant()
     there = await _is_there(likewise, tenant, collection, model)
     here = _Here(None if path == "-" else owner_of(Path(path)))
+    files = None if path == "-" else await asyncio.to_thread(count_files, Path(path))
     async for batch in _of_standard_input() if path == "-" else _of_path(path):
         if there:
             await _leave_out_others(likewise, tenant, collection, batch, here)
@@ -57,10 +58,18 @@ async def index(likewise: Likewise, path: str, collection: str, model: str | Non
             there = True
         for start in range(0, len(records), BATCH):
             await _write(likewise, tenant, records[start : start + BATCH], done)
-        report(done.stored, done.stored)
+            report(done.stored, _expected(done, len(records) - start - BATCH, files))
     if there and here.owner is not None:
         done.removed = await _remove_gone(likewise, tenant, collection, here, here.owner)
     return done
+
+
+def _expected(done: Indexed, left: int, files: int | None) -> int | None:
+    """About how many records there will be: those that are left of what was read, and as many in files to come."""
+    if files is None:
+        return None
+    read = done.stored + max(left, 0)
+    return round(read * max(1.0, files / max(done.files, 1)))
 
 
 class _Here:

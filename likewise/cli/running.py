@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from likewise.observe import logs
+from likewise.observe import logs, tracing
 from likewise.observe.loop import log_unhandled
 from likewise.settings import Settings, load_settings
 
@@ -60,6 +60,8 @@ def settings_of_verb(*, serving: bool = False, **overrides: object) -> Settings:
     """The settings, with logging set up: a verb that ends tells what went wrong itself, unless one asks for more."""
     settings = load_settings(**overrides)
     logs.configure("error" if settings.log_level == "info" and not serving else settings.log_level)
+    if serving:
+        tracing.configure()
     return settings
 
 

@@ -66,6 +66,7 @@ async def serve_open(
     from likewise.server.process import url_of  # noqa: PLC0415
 
     url = url_of(listener)
+    await likewise.runtime.authentication.warn_if_nobody_can_call()
 
     def tell() -> None:
         if as_json:

@@ -17,9 +17,9 @@ LINE_SECONDS = 10.0
 
 
 class Report(Protocol):
-    """Takes how much is done of how much."""
+    """Takes how much is done of how much; None while nobody knows."""
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None) -> None:
         """Show it."""
         ...
 
@@ -87,7 +87,7 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
         yield _Lines(what)
 
 
-def _silent(done: int, total: int) -> None:
+def _silent(done: int, total: int | None) -> None:
     pass
 
 
@@ -96,13 +96,16 @@ class _Lines:
         self._what = what
         self._started = self._last = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None) -> None:
         now = time.monotonic()
         if now - self._last < LINE_SECONDS:
             return
         self._last = now
         rate = done / (now - self._started)
-        left = timedelta(seconds=round((total - done) / rate)) if rate else "unknown"
+        if total is None:
+            note(f"{self._what}: {done}, {rate:.0f}/s")
+            return
+        left = timedelta(seconds=round(max(total - done, 0) / rate)) if rate else "unknown"
         note(f"{self._what}: {done} of {total}, {rate:.0f}/s, {left} left")
 
 
@@ -120,11 +123,12 @@ def _bar(what: str) -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, rate="0")
+        # Work that turns out to be none shows no bar.
+        task = bar.add_task(what, total=None, rate="0", visible=False)
         started = time.monotonic()
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int | None) -> None:
             rate = done / max(time.monotonic() - started, 1e-3)
-            bar.update(task, completed=done, total=total, rate=f"{rate:.0f}")
+            bar.update(task, completed=done, total=total, rate=f"{rate:.0f}", visible=True)
 
         yield report

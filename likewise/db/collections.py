@@ -1,6 +1,7 @@
 """Collections and their generations."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -19,6 +20,9 @@ from likewise.kind import Policy
 
 # Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
 MOST_COLLECTIONS = 100
+# A collection's row is looked up anew for writing after so long; its totals of terms may be older by that.
+RECENT_SECONDS = 1.0
+MOST_RECENT = 10_000
 
 GenerationState = Literal["building", "active", "retired"]
 
@@ -94,9 +98,21 @@ async def tenant_named(pool: Pool, name: str) -> int:
 
 
 async def make(
-    pool: Pool, tenant: int, name: str, *, kind: str, analyzer: str, policy: Policy, model: str, dimension: int
+    pool: Pool,
+    tenant: int,
+    name: str,
+    *,
+    kind: str,
+    analyzer: str,
+    policy: Policy,
+    model: str,
+    dimension: int,
+    before_commit: Callable[[Tx, Collection], Awaitable[None]] | None = None,
 ) -> Collection:
     """Make a collection with its tables and its first generation.
+
+    Args:
+        before_commit: what else belongs to the same transaction.
 
     Raises:
         Conflict: it exists, or the tenant has as many as it may have.
@@ -113,7 +129,10 @@ async def make(
                     f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
                 ) from None
             raise
-        return await named(tx, name)
+        made = await named(tx, name)
+        if before_commit is not None:
+            await before_commit(tx, made)
+        return made
 
 
 async def drop(pool: Pool, tenant: int, collection: int) -> bool:
@@ -135,6 +154,39 @@ async def named(tx: Tx, name: str) -> Collection:
     if row is None:
         raise NotFound("There is no collection of this name.", code="collection_not_found")
     return _collection(row)
+
+
+class RecentCollections:
+    """Collections as they were a moment ago: neither writing nor searching begins with a question for its collection.
+
+    What they need of one does not change as long as it lives, but for its index and its counts, which may be so old.
+    One that has been dropped is found out by its lock or its tables (CollectionGone); then `forget` it and look again.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._seen: dict[tuple[int, str], tuple[float, Collection]] = {}
+
+    async def get(self, tenant: int, name: str) -> Collection:
+        """The collection of this name; NotFound if this tenant has none."""
+        if self.knows(tenant, name):
+            return self._seen[tenant, name][1]
+        asked_at = time.monotonic()
+        async with self._pool.tenant(tenant) as tx:
+            collection = await named(tx, name)
+        if len(self._seen) >= MOST_RECENT:
+            self._seen.clear()
+        self._seen[tenant, name] = (asked_at, collection)
+        return collection
+
+    def knows(self, tenant: int, name: str) -> bool:
+        """Whether it was looked up a moment ago."""
+        seen = self._seen.get((tenant, name))
+        return seen is not None and time.monotonic() - seen[0] < RECENT_SECONDS
+
+    def forget(self, tenant: int, name: str) -> None:
+        """Look again the next time."""
+        self._seen.pop((tenant, name), None)
 
 
 async def listed(tx: Tx, *, after: str, limit: int) -> list[Collection]:

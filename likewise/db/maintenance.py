@@ -148,8 +148,8 @@ class Maintenance:
                 vectors.index_state == "none" and vectors.live * vectors.dimension > self._most_scanned
             ):
                 await self._alone(connection, vectors, self._build)
-            elif vectors.index_state == "ready" and vectors.dead >= max(self._least_dead, DEAD_SHARE * vectors.live):
-                await self._alone(connection, vectors, self._rebuild)
+            elif vectors.dead >= max(self._least_dead, DEAD_SHARE * vectors.live):
+                await self._alone(connection, vectors, self._rebuild if vectors.index_state == "ready" else self._free)
             if vectors.live >= LEAST_FOR_BACKGROUND and vectors.live >= 2 * vectors.background_from:
                 await self._measure_background(connection, vectors.generation, vectors.live)
         except psycopg.Error as error:
@@ -196,9 +196,13 @@ class Maintenance:
         for (name,) in await cursor.fetchall():
             await connection.execute(DROP_INDEX.format(index=Identifier(name)))
         await connection.execute(REBUILD_INDEX.format(index=vectors.index))
-        await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])
-        await connection.execute(FREE_ROWS.format(vectors=vectors.table))
+        await self._free(connection, vectors)
         log.info("index_rebuilt", generation=vectors.generation)
+
+    async def _free(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+        """Make the room of dead rows free for others."""
+        await connection.execute(FREE_ROWS.format(vectors=vectors.table))
+        await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])
 
     async def _measure_background(self, connection: AsyncConnection[Row], generation: int, vectors: int) -> None:
         """The mean cosine of random pairs: what `not alike` looks like in this space."""

@@ -2,8 +2,8 @@
 
 The candidates of a query are the contents that have one of its rare terms, and those that have two or three of its
 common ones. Who has only one common term is among the best hundred of few queries, and would be most of what is read:
-on 100,000 contents this finds 0.99 of the best hundred by 5,000 candidates where rare terms alone find 0.91, and of
-queries of common words only all where rare terms find 0.60.
+on 100,000 contents this finds all of the best hundred of short queries, where rare terms alone find 0.91, and 0.60 for
+queries of common words only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,15 @@ from likewise.db.pool import Tx, table
 from likewise.db.terms import TERM_SPACE
 from likewise.db.where import Where
 
-# Contents that are read for one query, those of its rare terms and those of conjunctions; reading one takes 0.4 us.
-MOST_BY_RARE_TERMS = 5_000
-MOST_BY_CONJUNCTIONS = 5_000
+# Contents that are read for one query, those of its rare terms and those of conjunctions; reading one takes 0.4 us. The
+# best of a long query (of more than SHORT terms) are spread over more: so many for each further term.
+MOST_BY_RARE_TERMS = 3_000
+MOST_BY_CONJUNCTIONS = 2_500
+SHORT = 10
+MORE_FOR_A_TERM = 200
+MOST_AT_ALL = 8_000
 # Each conjunction is a scan of the index of its own, of 0.1 to 0.3 ms.
-MOST_CONJUNCTIONS = 28
+MOST_CONJUNCTIONS = 10
 MOST_COMMON_TERMS = 8
 # Terms occur together more often than by chance.
 TOGETHER = 1.5
@@ -34,6 +38,11 @@ VISIT = 20
 COUNT = """
     SELECT term, (SELECT count(*) FROM {terms} WHERE terms @> ARRAY[term]) FROM unnest(%s::int[]) AS term
 """
+# What ANALYZE knows of the commonest terms: in which share of the contents each occurs, by a sample of 30,000.
+COMMONEST = SQL("""
+    SELECT most_common_elems::text::int[], most_common_elem_freqs FROM pg_stats
+    WHERE schemaname = 'likewise' AND tablename = %s AND attname = 'terms'
+""")
 # The inner product is worked out once a row: beside ORDER BY it would be worked out again for the answer.
 RANK = """
     SELECT content, -distance FROM (
@@ -79,6 +88,15 @@ async def count(tx: Tx, collection: int, terms: Sequence[int]) -> dict[int, int]
     """In how many contents each term occurs."""
     rows = await tx.rows(SQL(COUNT).format(terms=table("terms", collection)), [list(terms)], plan=Plan())
     return {int(row[0]): int(row[1]) for row in rows}
+
+
+async def commonest(tx: Tx, collection: int) -> dict[int, float]:
+    """About the share of contents that the commonest terms occur in; empty before the first ANALYZE."""
+    row = await tx.row(COMMONEST, [f"terms_{int(collection)}"])
+    if row is None or row[0] is None or row[1] is None:
+        return {}
+    # Behind the shares come the least and the greatest of them.
+    return dict(zip(row[0], row[1], strict=False))
 
 
 async def of_content(tx: Tx, collection: int, content: int) -> list[int]:
@@ -130,29 +148,34 @@ def inverse_frequency(containing: int, total: int) -> float:
 def choose(frequencies: Mapping[int, int], total: int) -> Candidates:
     """The candidates of a query, from how many contents have each of its terms."""
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))
-    if sum(frequencies.values()) <= MOST_BY_RARE_TERMS + MOST_BY_CONJUNCTIONS:
+    more = MORE_FOR_A_TERM * max(0, len(frequencies) - SHORT)
+    by_rare, by_conjunctions = (min(one + more, MOST_AT_ALL) for one in (MOST_BY_RARE_TERMS, MOST_BY_CONJUNCTIONS))
+    if sum(frequencies.values()) <= by_rare + by_conjunctions:
         return Candidates(tuple(rarest), complete=True)
-    rare = _rare(frequencies, rarest)
-    conjunctions = _conjunctions(frequencies, rarest[len(rare) :][:MOST_COMMON_TERMS], total)
+    rare = _rare(frequencies, rarest, by_rare)
+    common = rarest[len(rare) :][:MOST_COMMON_TERMS]
+    conjunctions = _conjunctions(frequencies, common, total, by_conjunctions)
     # One term alone, and that a common one.
     return Candidates(tuple(rare), conjunctions) if rare or conjunctions else Candidates((rarest[0],))
 
 
-def _rare(frequencies: Mapping[int, int], rarest: Sequence[int]) -> list[int]:
-    """The rarest terms that together bring few enough contents."""
+def _rare(frequencies: Mapping[int, int], rarest: Sequence[int], most: int) -> list[int]:
+    """The rarest terms that together bring at most so many contents."""
     taken, brought = [], 0
     for term in rarest:
         brought += frequencies[term]
-        if brought > MOST_BY_RARE_TERMS:
+        if brought > most:
             break
         taken.append(term)
     return taken
 
 
-def _conjunctions(frequencies: Mapping[int, int], common: Sequence[int], total: int) -> tuple[tuple[int, ...], ...]:
+def _conjunctions(
+    frequencies: Mapping[int, int], common: Sequence[int], total: int, most: int
+) -> tuple[tuple[int, ...], ...]:
     """Pairs of common terms, those that bring least first, then triples of what the pairs left out."""
     chosen: list[tuple[int, ...]] = []
-    room = float(MOST_BY_CONJUNCTIONS)
+    room = float(most)
     for size in (2, 3):
         sized = [(_together(frequencies, terms, total), terms) for terms in combinations(common, size)]
         for brought, terms in sorted(sized):

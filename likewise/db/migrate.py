@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -31,6 +32,8 @@ VECTOR_SCHEMA = SQL(
     "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'vector'"
 )
 
+
+Report = Callable[[int, int], None]
 
 LEAST_POSTGRES = 15
 LEAST_PGVECTOR = (0, 8)
@@ -105,16 +108,23 @@ async def check(serving_url: str) -> None:
         raise SchemaError("The database's schema is older than this program. Run `likewise db upgrade`.")
 
 
-async def upgrade(owner_url: str, *, server_role: str) -> list[str]:
-    """Apply what is missing, each step in a transaction of its own; returns the names of the steps applied."""
+async def upgrade(owner_url: str, *, server_role: str, report: Report | None = None) -> list[str]:
+    """Apply what is missing, each step in a transaction of its own; returns the names of the steps applied.
+
+    `report` is told how many steps are done of how many, before the first and after each.
+    """
     try:
         async with await AsyncConnection.connect(owner_url, autocommit=True) as connection:
             await connection.execute(ONE_AT_A_TIME)
             schema = await _prepare(connection)
             await _refuse_old(connection)
             state = await schema_state(connection)
-            for step in state.missing:
+            for done, step in enumerate(state.missing):
+                if report is not None:
+                    report(done, len(state.missing))
                 await _apply(connection, step, server_role, schema)
+            if report is not None and state.missing:
+                report(len(state.missing), len(state.missing))
             return [step.name for step in state.missing]
     except psycopg.Error as error:
         raise scrubbed(error) from None

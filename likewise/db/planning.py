@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from psycopg.sql import SQL
 
+# Recall@100 of 0.98 at 100,000 vectors; half of that finds 0.95. It is twice what a first page ranks: a hundred to
+# fuse, one that tells of the next page, and one in question.
+LEAST_EF_SEARCH = 204
+
 SET_PLAN = SQL("""
     SELECT set_config('enable_seqscan', %s, true), set_config('enable_indexscan', %s, true),
            set_config('enable_bitmapscan', %s, true), set_config('plan_cache_mode', %s, true),
@@ -29,7 +33,7 @@ class Plan:
     indexed: bool = True
     bitmaps: bool = True
     once: bool = True
-    ef_search: int = 200
+    ef_search: int = LEAST_EF_SEARCH
     most_scanned: int = 20_000
 
     def parameters(self) -> list[str]:

@@ -198,6 +198,16 @@ class Pool:
         """What the last write met that the storage could not take, until one succeeds or half a minute has passed."""
         return self._storage_fault if time.monotonic() - self._fault_at < FAULT_SECONDS else None
 
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """What the pool counts of itself, by psycopg_pool's names."""
+        return self._pool.get_stats()
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a second connection can be had without waiting."""
+        return self._pool.get_stats().get("pool_available", 0) > 0
+
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
         try:

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,11 +14,12 @@ import numpy as np
 from likewise.embedding.cache import Cached
 from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+from likewise.observe.steps import ModelBatch
 
 log = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 4  # English prose and WordPiece; an estimate is enough to bound a queue
-BATCH_TEXTS = 256
+INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next interactive text waits for it
 RUNNING = 2  # batches of each lane and role at a time: one is prepared while the other is in the model
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
@@ -57,6 +59,8 @@ class Waiting:
     role: Role
     lane: Lane
     future: asyncio.Future[Cached]
+    # Whose request it is, for log lines and spans: a batch begins when another ends, which may be anybody's.
+    context: Context
     taken: bool = False
     waiters: int = 0
 
@@ -98,7 +102,8 @@ class _Queue:
         """The next batch, of about so many tokens: neighbours by length."""
         batch: list[Waiting] = []
         tokens = 0
-        while self.waits() and len(batch) < BATCH_TEXTS:
+        limit = min(limit, INTERACTIVE_TOKENS) if self.lane == "interactive" else limit
+        while self.waits() and len(batch) < WINDOW[self.lane]:
             if not self.window:
                 self._fill_window()
             if batch and tokens + self.window[-1].tokens > limit:
@@ -118,8 +123,9 @@ class _Queue:
 class Batcher:
     """Feeds one provider. A bulk batch starts only while nothing interactive waits or runs, or after many of those."""
 
-    def __init__(self, provider: Provider, budget: QueueBudget) -> None:
+    def __init__(self, provider: Provider, budget: QueueBudget, model: str = "unnamed") -> None:
         self._provider = provider
+        self._model = model
         self._budget = budget
         self._queues: dict[tuple[Lane, Role], _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,7 +139,8 @@ class Batcher:
         tokens = sum(map(estimated_tokens, texts))
         self._budget.take(tokens)
         loop = asyncio.get_running_loop()
-        items = [Waiting(text, role, lane, loop.create_future()) for text in texts]
+        context = copy_context()
+        items = [Waiting(text, role, lane, loop.create_future(), context) for text in texts]
         for item in items:
             item.future.add_done_callback(partial(self._done, item.tokens))
         self._queue(lane, role).came.extend(items)
@@ -184,7 +191,8 @@ class Batcher:
 
     def _start(self, queue: _Queue) -> None:
         queue.running += 1
-        task = asyncio.create_task(self._run(queue, queue.take(self._provider.batch_tokens)))
+        batch = queue.take(self._provider.batch_tokens)
+        task = asyncio.create_task(self._run(queue, batch), context=batch[0].context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -220,9 +228,11 @@ class Batcher:
                 _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
 
     async def _call(self, batch: list[Waiting]) -> None:
-        async with asyncio.timeout(PROVIDER_SECONDS):
-            result = await self._provider.embed([item.text for item in batch], batch[0].role)
-        check(result, len(batch), self._provider.dimension)
+        with ModelBatch(self._model, batch[0].lane) as step:
+            async with asyncio.timeout(PROVIDER_SECONDS):
+                result = await self._provider.embed([item.text for item in batch], batch[0].role)
+            check(result, len(batch), self._provider.dimension)
+            step.done(len(batch), result.tokens, result.truncated)
         for item, row in zip(batch, _rows(result), strict=True):
             if not item.future.done():
                 item.future.set_result(row)

@@ -12,10 +12,12 @@ from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget, Waiting
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.loading import ModelState, Slot
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable
+from likewise.observe.steps import Embedding
 from likewise.settings import Settings
 
 MAX_CHARS = 200_000
@@ -112,6 +114,12 @@ class Embedder:
         cannot embed; ModelUnavailable, Overloaded: try again later. Cancelling is safe at any time.
         """
         spec = self._catalogue.resolve(model)
+        with Embedding(spec.name, role, lane) as step:
+            return step.done(await self._embed(tenant, texts, spec, role, lane, use_cache=use_cache))
+
+    async def _embed(
+        self, tenant: int, texts: Sequence[str], spec: ModelSpec, role: Role, lane: Lane, *, use_cache: bool
+    ) -> Embedded:
         refuse_unreadable(texts)
         provider, batcher = await self._slot(spec).ready()
         owner = tenant if self._settings.cache_scope == "tenant" else None
@@ -139,6 +147,11 @@ class Embedder:
         if not spec.dimension:
             raise weights.absent(spec, self._settings)
         return spec
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """What the cache holds in this process's memory; None if it is elsewhere."""
+        return self._cache.bytes if isinstance(self._cache, MemoryCache) else None
 
     def is_ready(self, model: str | None = None) -> bool:
         """Whether texts can be embedded now, without waiting for the model to load."""
@@ -174,7 +187,7 @@ class Embedder:
     def _state(self, spec: ModelSpec) -> ModelState:
         if spec.name in self._slots:
             return self._slots[spec.name].state
-        if spec.architecture != "bert":
+        if spec.architecture not in ARCHITECTURES:
             return ModelState(spec.name, "failed", f"This version does not run {spec.architecture} models yet.")
         if spec.name in self._providers or weights.locate(spec, self._settings) is not None:
             return ModelState(spec.name, "present")

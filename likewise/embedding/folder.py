@@ -1,66 +1,119 @@
 """What a sentence-transformers folder says about its model. What this version cannot do is refused by name."""
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias
 
+from likewise.embedding.graphs.architectures import Shape, broken, whole_number
 from likewise.errors import ModelUnavailable, NotSupported
 
 Pooling = Literal["mean", "cls", "max"]
+Activation = Literal["tanh", "identity"]
 
 REQUIRED = ("config.json", "tokenizer.json", "model.safetensors")
-OPTIONAL = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "config_sentence_transformers.json")
+OPTIONAL = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+)
 
 _POOLING_KEYS: Mapping[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
 }
+_POOLINGS: Sequence[Pooling] = ("mean", "cls", "max")
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": "identity",
+}
+# of a Dense module, besides its size: what there is a graph for, and what an absent value stands for
+_DENSE_ONLY: Mapping[str, Any] = {
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+    "use_residual": False,
+}
+# the same of a Transformer module, since sentence-transformers 6
+_SENTENCE_ONLY: Mapping[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+# by role, the first of these prompts that there is
+_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear map with an activation, whose weights are `model.safetensors` in `path`."""
+
+    path: Path
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: Activation
+
+
+Module: TypeAlias = Dense | Literal["normalize"]
 
 
 @dataclass(frozen=True)
 class ModelFolder:
     """One folder, read: where its Transformer lies and how its token states become a vector.
 
-    `lowercase` is asked for besides what the tokenizer does by itself; `prompts` go before a text, by role.
+    `modules` come after pooling, in order; `lowercase` is asked for besides what the tokenizer does by itself;
+    `prompts` go before a text, by role.
     """
 
     path: Path
     transformer: Path
-    config: Mapping[str, Any]
+    shape: Shape
     max_tokens: int
     pooling: Pooling
     lowercase: bool
+    modules: tuple[Module, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
         """The `model_type` of its configuration."""
-        return str(self.config.get("model_type", "unknown"))
+        return self.shape.architecture.name
+
+    @property
+    def dense(self) -> list[Dense]:
+        """Its Dense modules."""
+        return [module for module in self.modules if isinstance(module, Dense)]
 
     @property
     def dimension(self) -> int:
         """Numbers in a vector."""
-        return int(self.config.get("hidden_size", 0))
+        return self.dense[-1].outputs if self.dense else self.shape.hidden
 
     @classmethod
     def read(cls, path: Path) -> "ModelFolder":
-        """Read the folder's JSON files; NotSupported names the module or mode that this version does not do."""
-        modules = _modules(path)
-        transformer = path / modules.get("Transformer", "")
-        config = _json(transformer / "config.json")
-        sentence = _json(transformer / "sentence_bert_config.json", {})
-        prompts = _json(path / "config_sentence_transformers.json", {}).get("prompts") or {}
+        """Read the folder's JSON files.
+
+        NotSupported names the module or mode that this version does not do; ModelUnavailable the file that is broken.
+        """
+        listed = _listed(path)
+        transformer = path / listed[0][1]
+        shape = Shape.read(_json(transformer / "config.json"), transformer / "config.json")
+        sentence = _sentence(transformer / "sentence_bert_config.json")
+        pooling, rest = _split(path, listed[1:])
         return cls(
             path=path,
             transformer=transformer,
-            config=config,
-            max_tokens=int(sentence.get("max_seq_length") or config.get("max_position_embeddings", 512)),
-            pooling=_pooling(path / modules["Pooling"] / "config.json") if "Pooling" in modules else "mean",
+            shape=shape,
+            max_tokens=min(_limit(sentence, transformer), shape.max_tokens),
+            pooling="mean" if pooling is None else _pooling(pooling, shape.hidden),
             lowercase=bool(sentence.get("do_lower_case", False)),
-            prompts={role: str(prompts[role]) for role in ("query", "document") if prompts.get(role)},
+            modules=_modules(rest, shape.hidden),
+            prompts=_prompts(path / "config_sentence_transformers.json"),
         )
 
 
@@ -69,35 +122,138 @@ def has_weights(path: Path) -> bool:
     return any(all((base / name).is_file() for name in REQUIRED) for base in (path, path / "0_Transformer"))
 
 
-def _modules(path: Path) -> dict[str, str]:
-    """The folder of each module by its kind."""
-    found: dict[str, str] = {}
-    for module in _json(path / "modules.json", []):
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise NotSupported(f"{path} has a module of type {kind}, which this version does not run.")
-        found[kind] = str(module.get("path", ""))
-    return found
+def module_files(path: Path) -> list[tuple[str, bool]]:
+    """Files of the modules that follow pooling in a folder's `modules.json`, and whether each must be there."""
+    _, rest = _split(path, _listed(path)[1:])
+    names = [(place.relative_to(path), kind == "Dense") for kind, place in rest]
+    return [((name / "config.json").as_posix(), needed) for name, needed in names] + [
+        ((name / "model.safetensors").as_posix(), True) for name, needed in names if needed
+    ]
 
 
-def _pooling(path: Path) -> Pooling:
-    config = _json(path)
-    modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    if len(modes) != 1 or modes[0] not in _POOLING_KEYS:
-        raise NotSupported(
-            f"{path} asks for pooling by {' and '.join(modes) or 'nothing'}, which this version does not do."
-        )
-    return _POOLING_KEYS[modes[0]]
+def _listed(path: Path) -> list[tuple[str, str]]:
+    """Kind and place of each module, the Transformer first."""
+    file = path / "modules.json"
+    entries = _json(file, [], kind=list)
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise broken(file, "is no list of modules")
+    listed = [(_kind(entry, file), _place(entry, file)) for entry in entries] or [("Transformer", "")]
+    if listed[0][0] != "Transformer":
+        raise NotSupported(f"{file} begins with {listed[0][0]}; this version runs a Transformer first.")
+    return listed
 
 
-def _json(path: Path, absent: Any = None) -> Any:
+def _kind(entry: Mapping[str, Any], file: Path) -> str:
+    name = str(entry.get("type", ""))
+    kind = name.rpartition(".")[2]
+    if kind not in ("Transformer", "Pooling", "Dense", "Normalize") or not name.startswith("sentence_transformers."):
+        raise NotSupported(f"{file} has a module of type {name or 'nothing'}, which this version does not run.")
+    return kind
+
+
+def _place(entry: Mapping[str, Any], file: Path) -> str:
+    place = str(entry.get("path", ""))
+    parts = PurePosixPath(place)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in place or ":" in place or "\0" in place:
+        raise broken(file, "names a module outside its folder")
+    return place
+
+
+def _split(path: Path, listed: Sequence[tuple[str, str]]) -> tuple[Path | None, list[tuple[str, Path]]]:
+    """The folder of the pooling, and kind and folder of what follows it."""
+    places = [(kind, path / place) for kind, place in listed]
+    pooling = places.pop(0)[1] if places and places[0][0] == "Pooling" else None
+    for kind, place in places:
+        if kind not in ("Dense", "Normalize"):
+            raise NotSupported(f"{path / 'modules.json'} has {kind} ({place.name}) where this version does not run it.")
+    return pooling, places
+
+
+def _modules(places: Iterable[tuple[str, Path]], dimension: int) -> tuple[Module, ...]:
+    modules: list[Module] = []
+    for kind, place in places:
+        if kind == "Normalize":
+            modules.append("normalize")
+            continue
+        dense = _dense(place, dimension)
+        modules.append(dense)
+        dimension = dense.outputs
+    return tuple(modules)
+
+
+def _dense(path: Path, dimension: int) -> Dense:
+    file = path / "config.json"
+    config = _json(file)
+    for key, only in _DENSE_ONLY.items():
+        if config.get(key, only) != only:
+            raise NotSupported(f"{file} has {key} `{config[key]}`; this version runs `{only}` only.")
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    if activation not in _ACTIVATIONS:
+        raise NotSupported(f"{file} asks for the activation {activation}, which this version does not run.")
+    inputs, outputs = whole_number(config, "in_features", file), whole_number(config, "out_features", file)
+    if inputs != dimension:
+        raise broken(file, f"takes vectors of {inputs} numbers where those before it have {dimension}")
+    return Dense(path, inputs, outputs, config.get("bias", True) is not False, _ACTIVATIONS[activation])
+
+
+def _pooling(path: Path, dimension: int) -> Pooling:
+    file = path / "config.json"
+    config = _json(file)
+    size = config.get("word_embedding_dimension", config.get("embedding_dimension", dimension))
+    if size != dimension:
+        raise broken(file, f"pools vectors of {size} numbers where the model has {dimension}")
+    if config.get("include_prompt", True) is not True:
+        raise NotSupported(f"{file} leaves prompts out of pooling (include_prompt), which this version does not do.")
+    flagged = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    named = config.get("pooling_mode", [_POOLING_KEYS.get(key, key) for key in flagged])
+    modes = named if isinstance(named, list) else [named]
+    for pooling in _POOLINGS:
+        if modes == [pooling]:
+            return pooling
+    asked = " and ".join(map(str, modes)) or "nothing"
+    raise NotSupported(f"{file} asks for pooling by {asked}, which this version does not do.")
+
+
+def _sentence(file: Path) -> Mapping[str, Any]:
+    sentence: Mapping[str, Any] = _json(file, {})
+    for key, only in _SENTENCE_ONLY.items():
+        if sentence.get(key, only) != only:
+            raise NotSupported(f"{file} has {key} `{sentence[key]}`; this version runs `{only}` only.")
+    return sentence
+
+
+def _limit(sentence: Mapping[str, Any], transformer: Path) -> int:
+    """Tokens that are read of a text: sentence-transformers keeps the number with the tokenizer, before 6 by itself."""
+    tokenizer = _json(transformer / "tokenizer_config.json", {})
+    for value in (sentence.get("max_seq_length"), tokenizer.get("model_max_length")):
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return sys.maxsize
+
+
+def _prompts(file: Path) -> dict[str, str]:
+    config = _json(file, {})
+    given = config.get("prompts") or {}
+    if not isinstance(given, dict):
+        raise broken(file, "has prompts without names")
+    default = given.get(config.get("default_prompt_name"), "")
+    found = {
+        role: next((given[name] for name in names if name in given), default) for role, names in _PROMPT_NAMES.items()
+    }
+    return {role: str(prompt) for role, prompt in found.items() if prompt}
+
+
+def _json(path: Path, absent: Any = None, kind: type = dict) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         if absent is not None:
             return absent
         raise ModelUnavailable(f"{path} is missing; put the model's own file there.") from None
-    except ValueError:
-        raise ModelUnavailable(
-            f"{path} is not JSON; replace it with the model's own file.", code="weights_broken"
-        ) from None
+    except OSError as error:
+        raise ModelUnavailable(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError):
+        raise broken(path, "is not JSON") from None
+    if not isinstance(content, kind):
+        raise broken(path, "is not what such a file holds")
+    return content

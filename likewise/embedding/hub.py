@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 
-from likewise.embedding.folder import OPTIONAL, REQUIRED
+from likewise.embedding.folder import OPTIONAL, REQUIRED, module_files
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
 
@@ -43,8 +43,10 @@ def download(spec: ModelSpec, into: Path, progress: Callable[[int, int | None], 
     (into / "config.json").write_bytes(config)
     with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
         try:
-            for name in (*OPTIONAL, *REQUIRED[1:]):
-                _get(client, base + name, into / name, name in REQUIRED, progress)
+            for name in OPTIONAL:
+                _get(client, base + name, into / name, False, progress)
+            for name, required in [*module_files(into), *((name, True) for name in REQUIRED[1:])]:
+                _get(client, base + name, into / name, required, progress)
         except httpx2.HTTPError as error:
             raise ModelUnavailable(f"not to be fetched from {endpoint} ({type(error).__name__})") from error
 

@@ -6,12 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget
+from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Provider, ProviderFactory
 from likewise.errors import LikewiseError, ModelUnavailable
@@ -23,9 +25,8 @@ LOCAL_RETRY_SECONDS = 2.0
 NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
 
-LOCAL_PROVIDERS = {
-    "bert": "likewise.embedding.providers.openvino"
-}  # imported when a model of that architecture is loaded
+# imported when a model of that architecture is loaded
+LOCAL_PROVIDERS = dict.fromkeys(ARCHITECTURES, "likewise.embedding.providers.openvino")
 
 
 State = Literal["absent", "present", "loading", "ready", "failed"]
@@ -81,7 +82,8 @@ class Slot:
         """Start loading in the background, and go on until it works; `fetch` allows the network."""
         self._fetch_allowed = self._fetch_allowed or (fetch and not self._settings.offline)
         if self._task is None:
-            self._task = asyncio.create_task(self._load_until_ready())
+            # In no request's context: it goes on after the one that happened to ask first.
+            self._task = asyncio.create_task(self._load_until_ready(), context=Context())
 
     async def ready(self) -> tuple[Provider, Batcher]:
         """The model in service. Waits while files on this machine are being loaded, and for nothing else."""
@@ -110,7 +112,7 @@ class Slot:
         while self.provider is None:
             try:
                 provider = await self._open()
-                self.batcher = Batcher(provider, self._budget)
+                self.batcher = Batcher(provider, self._budget, self.spec.name)
                 self.provider, self._error = provider, None
             except LikewiseError as error:
                 self._note(error)

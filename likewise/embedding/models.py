@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likewise.embedding.folder import ModelFolder, Pooling
+from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.errors import Invalid, LikewiseError, NotSupported
 from likewise.settings import Settings
 
@@ -27,7 +28,6 @@ class ModelSpec:
     wheel: str | None = None
     folder: Path | None = None
     price_per_1k_tokens: float = 0.0
-    max_batch: int = 32
 
     @property
     def bare_name(self) -> str:
@@ -63,15 +63,15 @@ MODELS: tuple[ModelSpec, ...] = (
     ModelSpec("bge-small", "BAAI/bge-small-en-v1.5", 384, 512, pooling="cls", query_prefix=_BGE_QUERY),
     ModelSpec(
         "text-embedding-3-small", "text-embedding-3-small", 1536, 8191,
-        architecture="remote", price_per_1k_tokens=0.00002, max_batch=100,
+        architecture="remote", price_per_1k_tokens=0.00002,
     ),
     ModelSpec(
         "text-embedding-3-large", "text-embedding-3-large", 3072, 8191,
-        architecture="remote", price_per_1k_tokens=0.00013, max_batch=100,
+        architecture="remote", price_per_1k_tokens=0.00013,
     ),
     ModelSpec(
         "text-embedding-ada-002", "text-embedding-ada-002", 1536, 8191,
-        architecture="remote", price_per_1k_tokens=0.0001, max_batch=100,
+        architecture="remote", price_per_1k_tokens=0.0001,
     ),
 )  # fmt: skip
 
@@ -94,7 +94,7 @@ class Catalogue:
         Invalid if the settings do not allow it, NotSupported if this version cannot run it.
         """
         spec = self._find(self._settings.model) if name is None else self._allowed_by(name)
-        if spec.architecture != "bert":
+        if spec.architecture not in ARCHITECTURES:
             raise NotSupported.at(
                 "/model", f"This version does not run {spec.name} yet ({spec.architecture}).", "not_supported"
             )

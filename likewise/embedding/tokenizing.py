@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from likewise.errors import ModelUnavailable
+from likewise.embedding.graphs.architectures import broken
 
 Ids = npt.NDArray[np.int32]
 
@@ -33,16 +33,21 @@ class Encoded:
 class TextTokenizer:
     """A model's own tokenizer, with its limit in tokens. Safe to use from several threads."""
 
-    def __init__(self, path: Path, max_tokens: int, *, lowercase: bool = False) -> None:
+    def __init__(self, path: Path, max_tokens: int, *, lowercase: bool = False, vocabulary: int | None = None) -> None:
+        """The tokenizer in `path`; ModelUnavailable if it is none, or not that of a model with so many embeddings."""
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._before, self._after = self._special_ids()
         except Exception as error:  # the library raises bare Exception
-            raise ModelUnavailable(f"{path} is not a tokenizer; replace it with the model's own file.") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            raise broken(path, "is not a tokenizer") from error
         self._lowercase = lowercase
-        self._before, self._after = self._special_ids()
         self._room = max_tokens - len(self._before) - len(self._after)
+        if vocabulary is not None and max(self._tokenizer.get_vocab().values(), default=0) >= vocabulary:
+            raise broken(path, f"has token ids beyond the model's {vocabulary} embeddings")
+        if self._room < 1:
+            raise broken(path, f"leaves no room for a text within the model's {max_tokens} tokens")
 
     def encode(self, texts: Sequence[str], prefix: str = "") -> list[Encoded]:
         """Each text's ids, cut to the limit."""

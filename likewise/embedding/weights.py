@@ -65,15 +65,20 @@ def absent(spec: ModelSpec, settings: Settings, tried: list[str] | None = None) 
     )
 
 
-def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Settings) -> str:
-    """The SHA-256 of the weights, as hex; ModelUnavailable if it is not the pinned one or the one first seen."""
+def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Settings, module: str = "") -> str:
+    """The SHA-256 of the weights, as hex; ModelUnavailable if it is not the pinned one or the one first seen.
+
+    `module` names the module that they are of, if it is not the Transformer.
+    """
     digest = hashlib.sha256(content).hexdigest()
-    expected = spec.weights_sha256 or _first_seen(spec, settings, digest)
+    pinned = spec.weights_sha256 if not module else None
+    record = _record(spec, settings, module)
+    expected = pinned or _first_seen(spec, record, digest)
     if digest != expected:
         raise ModelUnavailable(
             f"{path} is not the file that it should be (SHA-256 {digest[:12]}..., expected {expected[:12]}...); "
             f"remove it, then run `likewise models pull {spec.name}`"
-            + ("" if spec.weights_sha256 else f", or remove {_record(spec, settings)} to accept it")
+            + ("" if pinned else f", or remove {record} to accept it")
             + ".",
             code="weights_checksum",
             retry_after=30,
@@ -146,9 +151,8 @@ def _place(made: Path, target: Path) -> None:
         made.rename(target)
 
 
-def _first_seen(spec: ModelSpec, settings: Settings, digest: str) -> str:
-    """The checksum recorded for this model, which is this one if there is none yet."""
-    record = _record(spec, settings)
+def _first_seen(spec: ModelSpec, record: Path, digest: str) -> str:
+    """The checksum recorded for these weights, which is this one if there is none yet."""
     try:
         return str(json.loads(record.read_bytes())["model.safetensors"])
     except FileNotFoundError:
@@ -167,9 +171,9 @@ def _first_seen(spec: ModelSpec, settings: Settings, digest: str) -> str:
     return str(json.loads(record.read_bytes())["model.safetensors"])
 
 
-def _record(spec: ModelSpec, settings: Settings) -> Path:
+def _record(spec: ModelSpec, settings: Settings, module: str) -> Path:
     name = spec.name if spec.folder is None else hashlib.sha256(str(spec.folder).encode()).hexdigest()[:16]
-    return settings.models_folder / ".checksums" / f"{name}.json"
+    return settings.models_folder / ".checksums" / f"{name}{'.' if module else ''}{module}.json"
 
 
 def _silent(done: int, total: int | None) -> None:

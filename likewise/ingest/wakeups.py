@@ -13,8 +13,8 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
 from likewise.db.pool import Row
-from likewise.ingest.stopping import stop
 from likewise.observe.logs import get_logger
+from likewise.stopping import stop
 
 NOTIFY = SQL("NOTIFY likewise_waiting")
 LISTEN = SQL("LISTEN likewise_waiting")

@@ -18,9 +18,11 @@ from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
-from likewise.ingest.stopping import stop, to_its_end
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
+from likewise.observe.metrics import WORKER_LEASES_LOST
+from likewise.observe.steps import WorkerStep, contents_became
+from likewise.stopping import stop, to_its_end
 from likewise.vectors.admission import Admission, Admitted
 from likewise.vectors.store import Reading, VectorStore
 
@@ -40,8 +42,6 @@ ALONE_A_STEP = 16
 AWAY_SECONDS = 1.0
 RETRY_AFTER = timedelta(seconds=2)
 WAIT_SECONDS = 30.0
-# Of the requests whose texts a claim has, so many are named in its log line.
-LOGGED_REQUESTS = 10
 
 log = get_logger(__name__)
 
@@ -187,12 +187,12 @@ class Worker:
             if not entries:
                 return False
             self._last_tenant = _last_in_turn(entries, self._last_tenant)
-            _log_requests(entries)
             worked = False
             turn = self._nobody_beside() if alone else self._turns
             async with self._renewed({entry.tenant for entry in entries}, claim), turn:
-                for (tenant, generation), contents in _grouped(entries).items():
-                    worked |= await self._work_or_rest(tenant, generation, contents, claim)
+                with WorkerStep(len(entries), [entry.request_id for entry in entries]):
+                    for (tenant, generation), contents in _grouped(entries).items():
+                        worked |= await self._work_or_rest(tenant, generation, contents, claim)
         return worked
 
     @contextlib.asynccontextmanager
@@ -280,21 +280,24 @@ class Worker:
         generation = admitted.generation
         place = {content: at for at, content in enumerate(contents)}
 
-        async def once() -> None:
+        async def once() -> int:
             async with self._pool.tenant(tenant) as tx:
                 taken = await waiting.take(tx, generation.id, contents, claim)
                 if not taken:
-                    return
+                    return 0
                 rows = [place[content] for content in taken]
                 readings = [
                     Reading(int(embedded.tokens[at]), int(embedded.truncated[at]), int(embedded.chars_read[at]))
                     for at in rows
                 ]
                 await self._store.upsert(tx, generation, taken, np.asarray(embedded.vectors)[rows], readings)
+            return len(taken)
 
-        await self._through_outage(once)
+        taken = await self._through_outage(once)
+        contents_became("embedded", taken)
+        contents_became("lost", len(contents) - taken)
 
-    async def _through_outage(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _through_outage(self, write: Callable[[], Awaitable[int]]) -> int:
         """Try a write again while the database is away, for as long as the claim can last."""
         deadline = asyncio.get_running_loop().time() + self._lease.total_seconds()
         while True:
@@ -312,11 +315,13 @@ class Worker:
     async def _release(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> None:
         async with self._pool.tenant(tenant) as tx:
             await waiting.release(tx, generation, contents, claim, after=RETRY_AFTER)
+        contents_became("released", len(contents))
 
     async def _set_aside(
         self, tenant: int, admitted: Admitted, contents: Sequence[int], claim: UUID, error: LikewiseError
     ) -> None:
         log.warning("text_failed", generation=admitted.generation.id, code=error.code)
+        contents_became("failed", len(contents))
         async with self._pool.tenant(tenant) as tx:
             await waiting.set_aside(tx, admitted.generation.id, contents, claim, error=error.code, after=RETRY_AFTER)
 
@@ -341,7 +346,7 @@ class Worker:
     async def _sweep(self) -> None:
         while True:
             with contextlib.suppress(LikewiseError):
-                await waiting.sweep(self._pool)
+                WORKER_LEASES_LOST.inc(await waiting.sweep(self._pool))
             await asyncio.sleep(min(SWEEP_SECONDS, self._lease.total_seconds()))
 
 
@@ -367,12 +372,6 @@ def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
 def _last_in_turn(entries: Sequence[Entry], after: int) -> int:
     """The tenant that comes last on the way round from the one after `after`."""
     return max((entry.tenant for entry in entries), key=lambda tenant: (tenant <= after, tenant))
-
-
-def _log_requests(entries: Sequence[Entry]) -> None:
-    """One line that ties a claim to the requests whose texts are in it."""
-    requests = dict.fromkeys(entry.request_id for entry in entries if entry.request_id is not None)
-    log.info("claimed", texts=len(entries), requests=len(requests), request_ids=list(requests)[:LOGGED_REQUESTS])
 
 
 def _grouped(entries: Sequence[Entry]) -> dict[tuple[int, int], list[int]]:

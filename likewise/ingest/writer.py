@@ -15,11 +15,12 @@ from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
 from likewise.ingest.grouping import Grouping
-from likewise.ingest.stopping import stop
 from likewise.ingest.turns import Turns
 from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.steps import stored
+from likewise.stopping import stop
 
 T = TypeVar("T")
 BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
@@ -103,6 +104,7 @@ class Writer:
         written = await _at_last_alone(
             lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, before_commit, alone=alone)
         )
+        stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
         if terms_of is not None:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
             await self._count_gone(collection, written.left_texts)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import structlog
+from opentelemetry import trace
 from structlog.stdlib import BoundLogger
 from structlog.typing import EventDict, WrappedLogger
 
@@ -14,7 +15,17 @@ from likewise.observe.errors import describe
 from likewise.observe.request_id import REQUEST_ID
 
 # What these say at `info` is of use only while debugging.
-_CHATTY = ("uvicorn", "asyncio", "psycopg", "httpx2", "httpcore2", "filelock", "huggingface_hub")
+_CHATTY = (
+    "uvicorn",
+    "asyncio",
+    "psycopg",
+    "httpx2",
+    "httpcore2",
+    "filelock",
+    "huggingface_hub",
+    "urllib3",
+    "opentelemetry",
+)
 
 # What libraries say in a finished sentence may quote anything; these are constants of theirs.
 _HARMLESS = frozenset(
@@ -76,6 +87,9 @@ class JsonLines(logging.Formatter):
         }
         if request_id := REQUEST_ID.get():
             line["request_id"] = request_id
+        span = trace.get_current_span().get_span_context()
+        if span.is_valid:
+            line["trace_id"] = format(span.trace_id, "032x")
         line.update(_fields(record))
         if record.exc_info and record.exc_info[1] is not None:
             line.update(_described(record.exc_info[1]))

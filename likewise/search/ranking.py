@@ -1,16 +1,18 @@
 """Both rankings of a search, and their fusion."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 from likewise.db import matches
 from likewise.db.matches import Matches
-from likewise.db.pool import Tx
+from likewise.db.pool import Pool, Tx
 from likewise.search.frequencies import TermFrequencies
 from likewise.search.fusion import fuse
 from likewise.search.meaning import nearest
 from likewise.search.scope import Scope
 from likewise.search.state import Question, Search
+from likewise.stopping import stop
 from likewise.vectors.store import Ranking, VectorStore
 
 # What fusion was measured with; deeper brings little.
@@ -19,6 +21,8 @@ DEPTH = 100
 # each costs time, and the hundredth changes nothing.
 MOST_COUNTED_TERMS = 128
 MOST_RANKED_TERMS = 64
+# Of so many ids each ranking takes some milliseconds, and a connection a third of one.
+SIDE_BY_SIDE = 2_000
 
 
 @dataclass(frozen=True)
@@ -34,22 +38,18 @@ class Ranked:
 class Rankings:
     """Ranks by words and by meaning."""
 
-    def __init__(self, store: VectorStore) -> None:
+    def __init__(self, pool: Pool, store: VectorStore) -> None:
+        self._pool = pool
         self._store = store
         self._frequencies = TermFrequencies()
 
     async def rank(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Ranked:
         """The best `depth` of each ranking, in one order. Words come first: meanwhile the query is embedded."""
-        words: list[tuple[int, float]] = []
-        if question.terms:
-            found = await search.step("words", self._match(tx, search, question, scope, depth), _of_matches)
-            words = [item for item in found.scored if item[0] != question.own]
-        meaning = Ranking((), ())
-        vector = await search.vector(question)
-        if search.by_meaning and vector is not None:
-            least = search.request.wanted + 1
-            near = nearest(tx, self._store, search.collection, vector, depth, least, scope)
-            meaning = (await search.step("meaning", near, _of_ranking)).without(question.own)
+        if question.terms and search.by_meaning and _is_long(scope) and self._pool.has_idle:
+            words, meaning = await self._beside(tx, search, question, scope, depth)
+        else:
+            words = await self._words(tx, search, question, scope, depth)
+            meaning = await self._meaning(tx, search, question, scope, depth)
         # One is left out, which may have been among them.
         full = depth - (question.own is not None)
         exhausted = len(words) < full and len(meaning) < full and not meaning.cut
@@ -59,9 +59,41 @@ class Rankings:
             exhausted = True
         return Ranked(_order(search, meaning, words, depth), meaning, dict(words), exhausted)
 
+    async def _beside(
+        self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int
+    ) -> tuple[list[tuple[int, float]], Ranking]:
+        """Both at once, words on a connection of their own; what came or went between the two, loading leaves out."""
+
+        async def words() -> list[tuple[int, float]]:
+            async with self._pool.tenant(search.tenant, snapshot=True) as other:
+                return await self._words(other, search, question, scope, depth)
+
+        beside = asyncio.ensure_future(words())
+        try:
+            meaning = await self._meaning(tx, search, question, scope, depth)
+            return await beside, meaning
+        finally:
+            await stop([beside])
+
+    async def _words(
+        self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int
+    ) -> list[tuple[int, float]]:
+        if not question.terms:
+            return []
+        found = await search.step("words", self._match(tx, search, question, scope, depth), _of_matches)
+        return [item for item in found.scored if item[0] != question.own]
+
+    async def _meaning(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Ranking:
+        vector = await search.vector(question)
+        if not search.by_meaning or vector is None:
+            return Ranking((), ())
+        least = search.request.wanted + 1
+        near = nearest(tx, self._store, search.collection, vector, depth, least, scope)
+        return (await search.step("meaning", near, _of_ranking)).without(question.own)
+
     async def _match(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Matches:
         collection = search.collection
-        counted = await self._frequencies.of(tx, collection.id, question.terms)
+        counted = await self._frequencies.of(tx, collection.id, question.terms, collection.contents_total)
         rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
         among = None if scope.everything else scope.where if scope.among is None else scope.among.ids
         # Where words alone answer, common ones must do if there are no others.
@@ -69,9 +101,18 @@ class Rankings:
         return await matches.rank(tx, collection.id, rare, collection.contents_total, depth, least=least, among=among)
 
 
+def _is_long(scope: Scope) -> bool:
+    """Whether each ranking takes so long that another connection for one of them pays."""
+    return scope.among is not None and len(scope.among.ids) >= SIDE_BY_SIDE
+
+
 def first_depth(search: Search) -> int:
-    """How deep the rankings go at first: one more for a record in question, which is left out afterwards."""
-    return max(DEPTH, search.request.limit + 1) + (search.request.like is not None)
+    """How deep the rankings go at first.
+
+    One more than is fused, by which a page of a hundred knows of the next; and one for a record in question, which is
+    left out afterwards. The same for every limit, so that pages of another size have the same order.
+    """
+    return DEPTH + 1 + (search.request.like is not None)
 
 
 def _order(search: Search, meaning: Ranking, words: list[tuple[int, float]], depth: int) -> list[tuple[int, float]]:
@@ -80,9 +121,9 @@ def _order(search: Search, meaning: Ranking, words: list[tuple[int, float]], dep
         return near
     if search.request.mode == "lexical":
         return words
-    full = depth - (search.request.like is not None)
+    full = depth - 1 - (search.request.like is not None)
     cut = len(near) if meaning.cut else None
-    return fuse(near, words, depth=full, background=search.collection.active.background, dense_depth=cut)
+    return fuse(near[:full], words[:full], depth=full, background=search.collection.active.background, dense_depth=cut)
 
 
 def _of_matches(found: Matches) -> dict[str, Any]:

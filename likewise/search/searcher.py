@@ -9,16 +9,17 @@ from typing import Any
 
 from likewise import filters
 from likewise.db import lookups, matches
+from likewise.db.collections import RecentCollections
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, Tx, retried
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.filters import Filter
 from likewise.kind import Kind
+from likewise.observe.steps import Searching
 from likewise.search.analyzer import analyze
 from likewise.search.grouping import Groups, group_field, without_groups
 from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
-from likewise.search.recent import RecentCollections
 from likewise.search.request import MOST_HITS, Found, SearchRequest, SearchResult
 from likewise.search.scope import Scope, Scopes
 from likewise.search.state import Question, Search
@@ -36,14 +37,21 @@ CHUNK = 200
 class Searcher:
     """Finds records by words, by meaning, or by both."""
 
-    def __init__(self, pool: Pool, embedder: Embedder, admission: Admission, store: VectorStore) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        embedder: Embedder,
+        admission: Admission,
+        store: VectorStore,
+        recent: RecentCollections,
+    ) -> None:
         self._pool = pool
         self._embedder = embedder
         self._admission = admission
         self._store = store
-        self._rankings = Rankings(store)
+        self._rankings = Rankings(pool, store)
         self._scopes = Scopes()
-        self._recent = RecentCollections(pool)
+        self._recent = recent
 
     async def search(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         """The best hits for a request. If as many records match as were asked for, that many come back.
@@ -53,6 +61,10 @@ class Searcher:
             Invalid: a wrong filter, or words asked for where none are kept.
             ModelUnavailable: meaning was asked for (mode `dense`, or a threshold) and the model is away.
         """
+        with Searching(request.mode) as step:
+            return step.done(await self._timed(tenant, name, kind, request))
+
+    async def _timed(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         started = time.perf_counter()
         tree = filters.parse(request.filters, kind.aliases)
         grouped = group_field(request.group_by, kind.aliases)
@@ -69,7 +81,7 @@ class Searcher:
     async def _search(
         self, tenant: int, name: str, kind: Kind, request: SearchRequest, tree: Filter | None, groups: Groups
     ) -> SearchResult:
-        search = Search(tenant, await self._recent.named(tenant, name), kind, request, tree, groups)
+        search = Search(tenant, await self._recent.get(tenant, name), kind, request, tree, groups)
         _refuse(search)
         async with self._embedding(search):
             # Whoever drops the collection waits for its readers, and may be waited for by one.

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,15 +13,29 @@ from starlette.routing import Match
 from likewise.apps.collections import routes as collections
 from likewise.library import Likewise
 from likewise.observe.version import program_version
-from likewise.server import health, reference
+from likewise.server import health, metrics, reference
 from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLimit, RequestLog
 from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error
+from likewise.server.scopes import refuse_undeclared
 from likewise.settings import Settings
 
-ROUTERS = (health.router, reference.router, collections.router)
+ROUTERS = (health.router, metrics.router, reference.router, collections.router)
+
+if TYPE_CHECKING:
+    # Older versions of FastAPI have none of it, and take the option all the same.
+    from fastapi.telemetry import TelemetryConfig
 
 Opener = Callable[[], AbstractAsyncContextManager[Likewise]]
+
+# FastAPI's own spans hold paths and queries, and its log records the messages of errors: ours say no more than numbers.
+_NO_TELEMETRY: "TelemetryConfig" = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
@@ -34,14 +48,17 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         summary="A self-hosted embedding and similarity engine.",
         lifespan=_opening(source) if callable(source) else None,
         redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
         # FastAPI's pages load scripts from elsewhere, onto the origin of an API that asks nobody who they are.
         docs_url=None,
         redoc_url=None,
+        # And its own route to the document says nothing of who may call it.
+        openapi_url=None,
         middleware=[
             Middleware(RequestLog),
             Middleware(Errors),
             Middleware(RequestLimit),
-            Middleware(AddressGuard, loopback_only=settings.auth == "none"),
+            Middleware(AddressGuard, loopback_only=not settings.asks_who_calls),
             Middleware(BodyLimit, limit=settings.max_body_bytes, stream_limit=settings.max_stream_bytes),
         ],
         exception_handlers={HTTPException: _refusal, RequestValidationError: _refusal},
@@ -51,6 +68,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         app.state.likewise = source
     for router in ROUTERS:
         app.include_router(router)
+    refuse_undeclared(app)
     describe(app)
     return app
 

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from likewise.apps.deps import Answer, refusals
+from likewise.apps.deps import Answer, Anyone, refusals
 from likewise.errors import Unavailable
 from likewise.observe.version import program_version
 from likewise.server.problems import answer
@@ -26,7 +26,7 @@ class HealthAnswer(BaseModel):
 
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_model=dict[str, str])
-async def alive() -> Answer:
+async def alive(_: Anyone) -> Answer:
     """The process answers."""
     return Answer({"status": "alive"})
 
@@ -35,7 +35,7 @@ async def alive() -> Answer:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/healthz", response_model=HealthAnswer, responses=refusals())
 @router.get("/readyz", response_model=HealthAnswer, responses=refusals())
-async def ready(request: Request, strict: bool = False) -> Response:
+async def ready(_: Anyone, request: Request, strict: bool = False) -> Response:
     """Whether requests can be served: 503 without a usable database or while stopping; `strict` wants every part."""
     if request.app.state.draining:
         return answer(Unavailable("The server is stopping.", code="stopping", retry_after=5), request.scope)
@@ -48,7 +48,7 @@ async def ready(request: Request, strict: bool = False) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def what_is_here() -> Answer:
+async def what_is_here(_: Anyone) -> Answer:
     """A page for those who open the server's address."""
     return Answer(
         {

@@ -18,7 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from likewise.apps.body import NDJSON, RELEASE
 from likewise.errors import Forbidden, Internal, LikewiseError, Malformed, Overloaded, TooLarge, Unavailable
 from likewise.observe.logs import get_logger
+from likewise.observe.metrics import METHODS, one_of
 from likewise.observe.request_id import REQUEST_ID, request_id_for
+from likewise.observe.steps import Answering
 from likewise.server.problems import Refused, answer, as_likewise_error
 from likewise.settings import LOOPBACK
 
@@ -47,7 +49,7 @@ REFUSALS_SECONDS = 1.0
 # In the scope of a request that was refused at the door.
 REFUSED = "likewise.refused"
 # Who watches over a busy server must not take it for a dead one.
-PROBES = frozenset({"/livez", "/readyz", "/healthz"})
+PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
@@ -69,15 +71,20 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = request_id_for(Headers(scope=scope).get("x-request-id"))
+        headers = Headers(scope=scope)
+        request_id = request_id_for(headers.get("x-request-id"))
         token = REQUEST_ID.set(request_id)
         answered = _Answered(send, request_id)
         started = time.perf_counter()
         try:
-            await self.app(scope, receive, answered.send)
+            with Answering(scope["method"], headers, request_id) as step:
+                try:
+                    await self.app(scope, receive, answered.send)
+                finally:
+                    step.answered(_route(scope), answered.status)
+                    if REFUSED not in scope:
+                        _log_request(scope, answered.status, time.perf_counter() - started)
         finally:
-            if REFUSED not in scope:
-                _log_request(scope, answered.status, time.perf_counter() - started)
             REQUEST_ID.reset(token)
 
 
@@ -205,8 +212,9 @@ class AddressGuard:
 class BodyLimit:
     """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
 
-    All bodies together have a limit too: each counts until its request is answered. A body of lines, which are stored
-    while it arrives, may be longer, and counts as far as its lines are not stored yet.
+    Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
+    together have a limit too: each counts until its request is answered. A body of lines, which are stored while it
+    arrives, may be longer, and counts as far as its lines are not stored yet.
     """
 
     def __init__(
@@ -233,21 +241,18 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         streamed = _is_stream(scope)
-        body = _CountedBody(receive, self, self.stream_limit if streamed else self.limit)
-        declared = _declared_length(headers)
-        if declared > body.limit:
-            if "expect" in headers:
-                # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
-                raise body.too_large()
-            await _answer_and_drain(answer(body.too_large(), scope), scope, body, send)
-            return
-        if self.held + (0 if streamed else declared) > self.total:
-            raise body.too_many()
+        limit = self.stream_limit if streamed else self.limit
+        body = _CountedBody(receive, self, limit, _declared_length(headers), streamed=streamed)
         try:
             if streamed:
                 await self._stream({**scope, RELEASE: body.release}, body, send)
             else:
                 await self.app(scope, body.receive, send)
+        except TooLarge as refusal:
+            # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
+            if not body.unread or "expect" in headers:
+                raise
+            await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
             body.release(body.held)
 
@@ -263,11 +268,14 @@ class BodyLimit:
 
 
 class _CountedBody:
-    def __init__(self, receive: Receive, bounds: BodyLimit, limit: int) -> None:
+    def __init__(self, receive: Receive, bounds: BodyLimit, limit: int, declared: int, *, streamed: bool) -> None:
         self._receive = receive
         self._bounds = bounds
         self.limit = limit
+        self._declared = declared
+        self._streamed = streamed
         self._read = 0
+        self.unread = True
         self.held = 0
         self._complete = False
         self._waited = 0.0
@@ -275,6 +283,9 @@ class _CountedBody:
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
+        if self.unread:
+            self._refuse_declared()
+        self.unread = False
         message = await self._in_time()
         self._count(message)
         if self._read > self.limit:
@@ -302,6 +313,12 @@ class _CountedBody:
         """So many bytes of it are done with."""
         self._bounds.held -= count
         self.held -= count
+
+    def _refuse_declared(self) -> None:
+        if self._declared > self.limit:
+            raise self.too_large()
+        if not self._streamed and self._bounds.held + self._declared > self._bounds.total:
+            raise self.too_many()
 
     def _hold(self, count: int) -> None:
         if self._bounds.held + count > self._bounds.total:
@@ -376,12 +393,17 @@ def _declared_length(headers: Headers) -> int:
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     log.info(
         "request",
-        method=scope["method"],
-        # The template, because a path may hold somebody's ids.
-        route=getattr(scope.get("route"), "path", None),
+        # One of those that there are, because it may be any word of the caller's.
+        method=one_of(scope["method"], METHODS),
+        route=_route(scope),
         status=_CLIENT_LEFT if status is None else status,
         ms=round(seconds * 1000, 1),
     )
+
+
+def _route(scope: Scope) -> str | None:
+    """The template, because a path may hold somebody's ids; None where no route fits."""
+    return getattr(scope.get("route"), "path", None)
 
 
 def _refuse_oversized(scope: Scope) -> None:

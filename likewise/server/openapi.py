@@ -5,9 +5,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from likewise.apps.deps import refusals
 from likewise.server.problems import Problem
+from likewise.server.scopes import all_routes, scope_of
 
 _REFERENCE = "#/components/schemas/{model}"
+_SCHEME = {"type": "http", "scheme": "bearer", "description": "An API key. `LIKEWISE_AUTH=none` asks for none."}
 
 
 def describe(app: FastAPI) -> None:
@@ -32,7 +35,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
             _drop_assumed_refusal(operation["responses"])
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    _say_who_may_call(app, document)
     return document
+
+
+def _say_who_may_call(app: FastAPI, document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {"key": _SCHEME}
+    for route in all_routes(app.routes):
+        scope = scope_of(route)
+        for method in route.methods if scope else ():
+            operation = document["paths"].get(route.path, {}).get(method.lower())
+            if operation is not None:
+                operation["security"] = [{"key": [scope]}]
+                operation["responses"] |= {str(status): words for status, words in refusals(401, 403).items()}
 
 
 def _drop_assumed_refusal(responses: dict[str, Any]) -> None:

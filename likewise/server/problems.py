@@ -11,7 +11,7 @@ from starlette.types import Scope
 from likewise.apps.body import MAX_FAULTS, fault_of, invalid
 from likewise.apps.collections.schemas import FaultOut
 from likewise.apps.deps import PROBLEM_JSON, Answer
-from likewise.errors import Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound
+from likewise.errors import Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound, Unauthorized
 from likewise.observe.request_id import REQUEST_ID
 
 OPENAI_PATHS = "/v1/"
@@ -91,6 +91,8 @@ def _headers(error: LikewiseError) -> dict[str, str]:
     if error.retry_after is not None or error.status in (429, 503):
         # Callers must neither hammer nor give up: 1 to 120 seconds, whatever a part asks for.
         headers["retry-after"] = str(min(max(error.retry_after or 1, 1), 120))
+    if error.status == Unauthorized.status:
+        headers["www-authenticate"] = "Bearer"
     if error.status in _CLOSING:
         headers["connection"] = "close"
     return headers

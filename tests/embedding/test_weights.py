@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import importlib.util
 import multiprocessing
+import shutil
 import socket
 import subprocess
 import threading
@@ -102,6 +103,21 @@ def test_the_hub_is_asked_for_the_files_that_are_needed(online: Settings, hub_fo
     assert (folder / "1_Pooling" / "config.json").is_file()
     assert seen[-1][0] == seen[-1][1]
     assert [path.name for path in online.models_folder.iterdir()] == ["bge-small"]
+
+
+def test_the_hub_is_asked_for_what_the_modules_need(online: Settings, hub_folder: Path) -> None:
+    served = hub_folder / "BAAI" / "bge-small-en-v1.5" / "resolve" / "main"
+    shutil.copytree(Path(__file__).with_name("reference_models") / "distilbert-dense", served)
+    folder = weights.obtain(BGE, online)
+    for name in ("2_Dense/config.json", "2_Dense/model.safetensors", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (served / name).read_bytes()
+    shutil.rmtree(folder)
+    (served / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable):
+        weights.obtain(BGE, online)
+    (served / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer", "path": "../../x"}]')
+    with pytest.raises(ModelUnavailable, match="outside its folder"):
+        weights.obtain(BGE, online)
 
 
 def test_a_hub_that_breaks_off_leaves_nothing_behind(online: Settings, hub_folder: Path) -> None:

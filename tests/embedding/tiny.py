@@ -15,7 +15,8 @@ HIDDEN, HEADS, LAYERS, POSITIONS = 32, 4, 2, 24
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *"alpha beta gamma delta one two three four".split())
 CONFIG = {
     "model_type": "bert", "hidden_act": "gelu", "hidden_size": HIDDEN, "num_attention_heads": HEADS,
-    "num_hidden_layers": LAYERS, "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-12,
+    "num_hidden_layers": LAYERS, "intermediate_size": 4 * HIDDEN, "max_position_embeddings": POSITIONS,
+    "layer_norm_eps": 1e-12,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +24,17 @@ from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from likewise.apps.collections.service import SearchResult
+from likewise.apps.collections.service import Hit
+from likewise.db import collections
 from likewise.db.maintenance import MOST_SCANNED, Maintenance
 from likewise.db.pool import settle, table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise
-from likewise.search import frequencies, recent
+from likewise.search import frequencies
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
+from likewise.search.request import SearchRequest
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.flows.opening import likewise_on
 from tests.flows.test_filter_language import holds
@@ -65,7 +67,7 @@ ARRIVAL = SQL("SELECT id, pk FROM records WHERE collection = %s")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the product and of the model."""
+    """What is asked of the product and of the model; if `paged`, all there is, in pages of `limit`."""
 
     mode: str
     limit: int
@@ -73,6 +75,8 @@ class Question:
     like: str | None = None
     filters: Mapping[str, Any] | None = None
     threshold: float | None = None
+    group_by: str | None = None
+    paged: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Expected:
     score: float
     similarity: float | None
     lexical_score: float | None
+    group: Any = None
 
 
 @dataclass
@@ -125,12 +130,18 @@ class Model:
         words = {} if question.mode == "dense" else self._bm25(list(analyze(asked)), texts, facts)
         told = question.mode != "lexical" or question.threshold is not None
         return [
-            Expected(id_, score, cosines[text] if told else None, words.get(text))
+            Expected(id_, score, cosines[text] if told else None, words.get(text), self._group(id_, question.group_by))
             for text, score in _ranked(question.mode, cosines, words, facts.background)
             if question.threshold is None or cosines[text] >= question.threshold
             for id_ in fitting
             if self.records[id_]["text"] == text
         ]
+
+    def _group(self, id_: str, name: str | None) -> Any:
+        """The value of the field that is grouped by, as something that can be told apart from others."""
+        record = self.records[id_]
+        value = None if name is None else record.get(name, record["payload"].get(name))
+        return None if isinstance(value, list | dict) else value
 
     def fitting(self, question: Question) -> list[str]:
         """The ids of the records that fit its filter."""
@@ -200,13 +211,26 @@ def assert_weights_are_of_some_average(facts: Facts) -> None:
             assert 1 - CLOSE <= average <= LONGEST + CLOSE
 
 
-def assert_as_expected(found: SearchResult, expected: Sequence[Expected], limit: int) -> None:
+def firsts_of_groups(expected: Sequence[Expected]) -> list[Expected]:
+    """The best hit of each value; true is not 1."""
+    firsts: dict[tuple[bool, Any], Expected] = {}
+    for one in expected:
+        firsts.setdefault((isinstance(one.group, bool), one.group), one)
+    return list(firsts.values())
+
+
+def assert_as_expected(hits: Sequence[Hit], expected: Sequence[Expected], question: Question) -> None:
     """The same hits in the same order; which of equal ones come first, and so which are cut off, is left open."""
     by_id = {one.id: one for one in expected}
-    assert len({hit.id for hit in found.hits}) == len(found.hits) == min(limit, len(expected))
-    assert {hit.id for hit in found.hits} <= by_id.keys()
-    for hit, at_its_place in zip(found.hits, expected, strict=False):
+    if question.group_by is not None:
+        expected = firsts_of_groups(expected)
+        assert len(firsts_of_groups([by_id[hit.id] for hit in hits])) == len(hits)
+    wanted = len(expected) if question.paged else min(question.limit, len(expected))
+    assert len({hit.id for hit in hits}) == len(hits) == wanted
+    assert {hit.id for hit in hits} <= by_id.keys()
+    for hit, at_its_place in zip(hits, expected, strict=False):
         own = by_id[hit.id]
+        assert hit.group == own.group
         assert hit.score == pytest.approx(at_its_place.score, abs=CLOSE)
         told = (hit.score, hit.similarity, hit.lexical_score)
         for given_, expected_ in zip(told, (own.score, own.similarity, own.lexical_score), strict=True):
@@ -214,18 +238,21 @@ def assert_as_expected(found: SearchResult, expected: Sequence[Expected], limit:
             assert given_ is None or given_ == pytest.approx(expected_, abs=CLOSE), (hit.id, told, own)
 
 
-async def ask(collection: Collection, question: Question) -> SearchResult:
-    """The product's answer."""
-    options: dict[str, Any] = {
-        "limit": question.limit,
-        "mode": question.mode,
-        "filters": question.filters,
-        "threshold": question.threshold,
-    }
-    if question.like is not None:
-        return await collection.similar(question.like, **options)
-    assert question.query is not None
-    return await collection.search(question.query, **options)
+async def ask(lw: Likewise, name: str, question: Question) -> list[Hit]:
+    """The product's answer, or all its pages."""
+    asked = asdict(question)
+    if not asked.pop("paged"):
+        words, record = asked.pop("query"), asked.pop("like")
+        collection = lw.collection(name)
+        found = await (collection.search(words, **asked) if record is None else collection.similar(record, **asked))
+        return found.hits
+    hits: list[Hit] = []
+    while True:
+        found = await lw.collections.search(await lw.tenant(), name, SearchRequest(**asked, offset=len(hits)))
+        hits += found.hits
+        assert len(found.hits) == question.limit or not found.more
+        if not found.more:
+            return hits
 
 
 @dataclass(repr=False)
@@ -252,8 +279,8 @@ class Both:
         facts = await read_facts(self.lw, self.collection.name)
         assert facts.weights.keys() == self.model.texts()
         assert_weights_are_of_some_average(facts)
-        found = await ask(self.collection, question)
-        assert_as_expected(found, await self.model.answer(question, facts), question.limit)
+        hits = await ask(self.lw, self.collection.name, question)
+        assert_as_expected(hits, await self.model.answer(question, facts), question)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +358,12 @@ filters = filters_on(
 )
 asked = st.fixed_dictionaries(
     {"mode": st.sampled_from(MODES), "limit": st.integers(1, 30)},
-    optional={"filters": filters, "threshold": st.sampled_from([-0.9, 0.0137, 0.3119, 0.8123])},
+    optional={
+        "filters": filters,
+        "threshold": st.sampled_from([-0.9, 0.0137, 0.3119, 0.8123]),
+        "group_by": st.sampled_from(["n", "tag", "tags", "plain", "status", "missing"]),
+        "paged": st.booleans(),
+    },
 )
 questions = st.one_of(
     st.builds(lambda query, rest: Question(query=query, **rest), TEXTS, asked),
@@ -346,7 +378,7 @@ often = settings(deadline=None, suppress_health_check=list(HealthCheck))
 def nothing_remembered() -> Iterator[None]:
     """A search may reckon with a collection's counts of a second ago; the model knows those of now."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recent, "RECENT_SECONDS", 0.0)
+        patch.setattr(collections, "RECENT_SECONDS", 0.0)
         yield
 
 
@@ -412,10 +444,10 @@ async def test_with_the_index_as_well_as_many_come_as_fit_with_their_own_scores(
     # When texts are asked for by meaning, in the whole and in parts of it
     for query, filters_ in itertools.product(("pump cold", "rotor valve", "oil"), SOME):
         question = Question("dense", 80, query, filters=filters_)
-        found = await ask(many.collection, question)
+        hits = await ask(many.lw, many.collection.name, question)
         # Then
         own = {one.id: one.score for one in await many.model.answer(question, facts)}
-        scores = [hit.score for hit in found.hits]
-        assert len({hit.id for hit in found.hits}) == len(found.hits) == min(question.limit, len(own))
+        scores = [hit.score for hit in hits]
+        assert len({hit.id for hit in hits}) == len(hits) == min(question.limit, len(own))
         assert scores == sorted(scores, reverse=True)
-        assert scores == [pytest.approx(own[hit.id], abs=CLOSE) for hit in found.hits]
+        assert scores == [pytest.approx(own[hit.id], abs=CLOSE) for hit in hits]

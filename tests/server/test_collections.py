@@ -248,7 +248,7 @@ async def test_a_search_answers_by_query_and_by_record(client: httpx2.AsyncClien
     # Then
     assert by_query["hits"][0]["id"] == "7"
     assert len(by_query["hits"]) == 3
-    assert set(by_query["hits"][0]) == {"id", "score", "similarity", "lexical_score", "found_by", "record"}
+    assert set(by_query["hits"][0]) == {"id", "score", "similarity", "lexical_score", "found_by", "group", "record"}
     assert by_query["hits"][0]["record"]["text"] == "pump 7 is cold"
     assert by_query["hits"][0]["found_by"] == ["lexical"]
     assert by_query["degraded"] == []

@@ -41,7 +41,7 @@ async def test_fields_of_later_versions_are_not_documented(client: httpx2.AsyncC
     schemas: dict[str, Any] = (await client.get("/openapi.json")).json()
     text = json.dumps(schemas)
     assert "retention_days" not in text
-    assert "group_by" not in text
+    assert "rerank" not in text
 
 
 async def test_the_page_of_routes_needs_nothing_from_elsewhere(client: httpx2.AsyncClient) -> None:

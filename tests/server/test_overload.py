@@ -97,12 +97,13 @@ async def test_requests_have_a_limit_and_probes_are_answered(slow: Slow) -> None
             await slow.reading.acquire()
         # When
         refused = await client.get("/")
-        probe = asyncio.create_task(client.get("/livez"))
-        await slow.reading.acquire()
+        probes = [asyncio.create_task(client.get(path)) for path in ("/livez", "/metrics")]
+        for _ in probes:
+            await slow.reading.acquire()
         slow.go.set()
         # Then
         assert is_overloaded(refused)
-        assert (await probe).status_code == 200
+        assert [answer.status_code for answer in await asyncio.gather(*probes)] == [200, 200]
         assert [answer.status_code for answer in await asyncio.gather(*first)] == [200, 200]
         assert (await client.get("/")).status_code == 200
 

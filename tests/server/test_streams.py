@@ -130,7 +130,8 @@ async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.
             return batches.WriteResult(len(records), 0, 0, [])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        done = await batches.write_lines(Service(), 1, "notes", Lines(Request(scope, receive)))  # type: ignore[arg-type]
+        lines = Lines(Request(scope, receive))
+        done = await batches.write_lines(Service(), 1, "notes", lines, lambda texts: None)  # type: ignore[arg-type]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(done.created + done.failed.__len__()).encode()})
 

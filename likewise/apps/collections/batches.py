@@ -1,6 +1,6 @@
 """Batches of records as they arrive: a JSON array is stored whole or not at all, NDJSON line by line."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,19 +8,23 @@ from pydantic import ValidationError
 
 from likewise.apps.body import MAX_LINE_BYTES, NUMBER_TOO_LARGE, Lines, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
-from likewise.apps.collections.service import CollectionsService, WriteResult
-from likewise.errors import Fault, Internal, Invalid, LikewiseError, Malformed
+from likewise.apps.collections.service import CollectionsService, Save, WriteResult
+from likewise.errors import Fault, Internal, Invalid, LargerThanQuota, LikewiseError, Malformed, TooManyRequests
 from likewise.kind import BATCH, NewRecord
 from likewise.observe.logs import get_logger
+from likewise.observe.steps import refused
 
 # A file that is not what its sender thinks must not fill the answer with a fault for each of millions of lines.
 MAX_BAD_LINES = 1_000
 # Long lines are stored sooner, so that what a body holds in memory does not depend on its size.
 MOST_BYTES = 4 * 2**20
 LINE_TOO_LARGE = f"A line may have {MAX_LINE_BYTES} bytes."
+NOT_STORED = "not_stored"
 
 log = get_logger(__name__)
 
+# Takes the tokens of texts from the caller's quota, or raises.
+Spend = Callable[[Iterable[str]], None]
 # Per record id, the line it came from and the record; a later line with the same id replaces an earlier one.
 Batch = dict[str, tuple[int, NewRecord]]
 
@@ -43,22 +47,26 @@ def checked_array(body: Any) -> Array:
     return Array([record.to_record() for record in records], "" if bare else "/records")
 
 
-async def write_array(service: CollectionsService, tenant: int, name: str, array: Array) -> WriteResult:
-    """Store the records, all of them or none."""
+async def write_array(
+    service: CollectionsService, tenant: int, name: str, array: Array, spend: Spend, save: Save | None = None
+) -> WriteResult:
+    """Store the records, all of them or none; `save` in their transaction."""
+    spend(_texts(array.records))
     try:
-        result = await service.write(tenant, name, array.records)
+        result = await service.write(tenant, name, array.records, save=save)
     except Invalid as error:
         raise _moved_to(error, "", array.within) from None
     return replace(result, failed=_moved(result.failed, "", array.within))
 
 
-async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines) -> WriteResult:
+async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines, spend: Spend) -> WriteResult:
     """Store the records of an NDJSON body in batches while it arrives.
 
-    If the database goes away after some were stored, the answer says which line the rest begins with.
+    If the database goes away after some were stored, or the quota is used up, the answer says which line the rest
+    begins with.
     """
     await service.get(tenant, name)
-    taken = _Taken()
+    taken = _Taken(spend)
     async for number, line in lines:
         if taken.bad >= MAX_BAD_LINES:
             taken.fail([_stopped(number)])
@@ -74,7 +82,8 @@ async def write_lines(service: CollectionsService, tenant: int, name: str, lines
 class _Taken:
     """What became of the lines so far, and those that are stored next."""
 
-    def __init__(self) -> None:
+    def __init__(self, spend: Spend) -> None:
+        self.spend = spend
         self.done = WriteResult(0, 0, 0, [])
         self.bad = 0
         self.batch: Batch = {}
@@ -106,7 +115,9 @@ class _Taken:
         self.fail(result.failed)
 
     def fail(self, faults: list[Fault]) -> None:
-        self.bad += len({fault.pointer.removeprefix("/").partition("/")[0] for fault in faults})
+        bad = len({fault.pointer.removeprefix("/").partition("/")[0] for fault in faults})
+        refused(bad)
+        self.bad += bad
         self.done.failed.extend(faults)
 
 
@@ -115,14 +126,26 @@ async def _store(service: CollectionsService, tenant: int, name: str, lines: _Ta
     if not lines.batch:
         return True
     try:
+        lines.spend(_texts(record for _, record in lines.batch.values()))
         lines.stored(await _write(service, tenant, name, lines.batch))
     except LikewiseError as error:
-        if not (error.retryable or error.status >= Internal.status) or not lines.any_stored:
+        over_quota = isinstance(error, TooManyRequests | LargerThanQuota)
+        if not lines.any_stored or not (over_quota or error.retryable or error.status >= Internal.status):
             raise
         log.warning("lines not stored", error=error)
-        lines.fail([_not_stored(min(number for number, _ in lines.batch.values()))])
+        why = error.detail if over_quota else "The server could not store this line."
+        lines.fail([_not_stored(min(number for number, _ in lines.batch.values()), why)])
         return False
     return True
+
+
+def complete(result: WriteResult) -> bool:
+    """Whether everything that could be stored was; lines that could not be now may be later."""
+    return not any(fault.code == NOT_STORED for fault in result.failed)
+
+
+def _texts(records: Iterable[NewRecord]) -> Iterator[str]:
+    return (record.text or "" for record in records)
 
 
 def _moved_to(error: Invalid, old: str, new: str) -> Invalid:
@@ -178,9 +201,8 @@ def _stopped(number: int) -> Fault:
     return Fault(f"/{number}", "stopped", message)
 
 
-def _not_stored(number: int) -> Fault:
-    message = "The server could not store this line; neither it nor any line after it is stored. Send them again."
-    return Fault(f"/{number}", "not_stored", message)
+def _not_stored(number: int, why: str) -> Fault:
+    return Fault(f"/{number}", NOT_STORED, f"{why} Neither this line nor any after it is stored; send them again.")
 
 
 def _index(fault: Fault, count: int) -> int | None:

@@ -1,6 +1,7 @@
 """The routes of the general API, `/api/v1/collections`."""
 
 import re
+from functools import partial
 from hashlib import sha256
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from likewise.apps.body import NDJSON, JsonBody, Lines, media_type, read_json
-from likewise.apps.collections.batches import checked_array, write_array, write_lines
+from likewise.apps.collections.batches import checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
     NAME_IN_PATH,
     CollectionAnswer,
@@ -25,15 +26,21 @@ from likewise.apps.collections.schemas import (
 )
 from likewise.apps.deps import (
     BODY_REFUSALS,
+    Admin,
     Answer,
     Collections,
-    Tenant,
+    Reader,
+    Spending,
+    Writer,
     cursor_for,
     documented_body,
     position_of,
     refusals,
 )
+from likewise.apps.idempotency import Once
 from likewise.errors import NotFound
+
+NOT_YET = "This version does not have this route yet."
 
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
 
@@ -52,7 +59,7 @@ PLACE = re.compile(r"[1-9][0-9]{0,2}")
 
 
 @router.get("", response_model=CollectionsAnswer, responses=refusals(422))
-async def list_collections(tenant: Tenant, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
+async def list_collections(tenant: Reader, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
     """The collections by name, a page at a time."""
     after = None if page.cursor is None else position_of("collections", tenant, page.cursor, NAME_IN_PATH)
     # One more than asked tells whether another page follows.
@@ -70,21 +77,22 @@ async def list_collections(tenant: Tenant, service: Collections, page: Annotated
     openapi_extra=documented_body(CollectionIn),
 )
 async def create_collection(
-    tenant: Tenant, service: Collections, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
-) -> Answer:
+    tenant: Writer, service: Collections, once: Once, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
+) -> Response:
     """Make a collection; its model and policy are fixed from here on."""
     policy = body.policy.to_policy() if body.policy else None
-    return Answer(await service.create(tenant, body.name, body.model, policy), status_code=201)
+    make = partial(service.create, tenant, body.name, body.model, policy)
+    return await once.answer(tenant, lambda save: make(save=save), status=201)
 
 
 @router.get("/{name}", response_model=CollectionAnswer, responses=refusals(404))
-async def get_collection(tenant: Tenant, service: Collections, name: Name) -> Answer:
+async def get_collection(tenant: Reader, service: Collections, name: Name) -> Answer:
     """One collection."""
     return Answer(await service.get(tenant, name))
 
 
 @router.delete("/{name}", status_code=204, responses=refusals(404, 409))
-async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> Response:
+async def drop_collection(tenant: Admin, service: Collections, name: Name) -> Response:
     """Drop a collection with all it holds."""
     await service.drop(tenant, name)
     return Response(status_code=204)
@@ -93,24 +101,30 @@ async def drop_collection(tenant: Tenant, service: Collections, name: Name) -> R
 @router.post(
     "/{name}/records",
     response_model=WriteAnswer,
-    responses=refusals(*BODY_REFUSALS, 404, 429),
+    responses=refusals(*BODY_REFUSALS, 404, 409, 429),
     openapi_extra=documented_body(RecordsIn, **{NDJSON: RecordIn.model_json_schema()}),
 )
-async def write_records(tenant: Tenant, service: Collections, name: Name, request: Request) -> Answer:
+async def write_records(
+    tenant: Writer, service: Collections, once: Once, spend: Spending, name: Name, request: Request
+) -> Response:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
+    spending = partial(spend, tenant)
     if media_type(request) == NDJSON:
-        return Answer(await write_lines(service, tenant, name, Lines(request)))
-    return Answer(await write_array(service, tenant, name, await read_json(request, checked_array)))
+        lines = partial(write_lines, service, tenant, name, Lines(request), spending)
+        # In many transactions, so its answer is kept after the last of them.
+        return await once.answer(tenant, lambda _: lines(), lasting=complete)
+    array = await read_json(request, checked_array)
+    return await once.answer(tenant, partial(write_array, service, tenant, name, array, spending))
 
 
 @router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(404))
-async def get_record(tenant: Tenant, service: Collections, name: Name, record_id: str) -> Answer:
+async def get_record(tenant: Reader, service: Collections, name: Name, record_id: str) -> Answer:
     """One record. Its id reaches to the end of the path and may hold `/`."""
     return Answer(await service.record(tenant, name, record_id))
 
 
 @router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(404))
-async def delete_record(tenant: Tenant, service: Collections, name: Name, record_id: str) -> Response:
+async def delete_record(tenant: Writer, service: Collections, name: Name, record_id: str) -> Response:
     """Delete a record; it is gone from every table before the answer."""
     await service.delete(tenant, name, record_id)
     return Response(status_code=204)
@@ -119,13 +133,18 @@ async def delete_record(tenant: Tenant, service: Collections, name: Name, record
 @router.post(
     "/{name}/search",
     response_model=SearchAnswer,
-    responses=refusals(*BODY_REFUSALS, 404),
+    responses=refusals(*BODY_REFUSALS, 404, 409, 429),
     openapi_extra=documented_body(SearchIn),
 )
 async def search_collection(
-    tenant: Tenant, service: Collections, name: Name, body: Annotated[SearchIn, Depends(JsonBody(SearchIn))]
+    tenant: Reader,
+    service: Collections,
+    spend: Spending,
+    name: Name,
+    body: Annotated[SearchIn, Depends(JsonBody(SearchIn))],
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
+    spend(tenant, [body.query or ""])
     listing = search_listing(name, body)
     offset = 0 if body.cursor is None else int(position_of(listing, tenant, body.cursor, PLACE))
     found = await service.search(tenant, name, body.to_request(offset))
@@ -149,16 +168,21 @@ def search_listing(name: str, body: SearchIn) -> str:
 
 
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(404))
-async def collection_stats(tenant: Tenant, service: Collections, name: Name) -> Answer:
+async def collection_stats(tenant: Reader, service: Collections, name: Name) -> Answer:
     """What the collection holds."""
     return Answer(await service.stats(tenant, name))
 
 
 @router.api_route("/{name}/clusters", methods=["GET", "POST"], include_in_schema=False)
 @router.get("/{name}/clusters/{cluster}", include_in_schema=False)
+async def clusters_come_later(_: Reader) -> Response:
+    """Routes of the full API that this version knows by name only."""
+    raise NotFound(NOT_YET, code="not_supported")
+
+
 @router.post("/{name}/reembed", include_in_schema=False)
 @router.post("/{name}/switch", include_in_schema=False)
 @router.post("/{name}/rollback", include_in_schema=False)
-async def come_later() -> Response:
-    """Routes of the full API that this version knows by name only."""
-    raise NotFound("This version does not have this route yet.", code="not_supported")
+async def generations_come_later(_: Admin) -> Response:
+    """The same for those that change the model of a collection."""
+    raise NotFound(NOT_YET, code="not_supported")

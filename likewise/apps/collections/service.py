@@ -2,25 +2,31 @@
 
 import builtins
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
 from likewise.db import collections, lookups, waiting
 from likewise.db.collections import Collection
 from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
+from likewise.db.pool import Tx
 from likewise.db.records import BULK, INTERACTIVE, Written
 from likewise.errors import Fault, Invalid, NotFound, NotSupported
+from likewise.ingest.writer import BeforeCommit
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
-from likewise.search.recent import RecentCollections
 from likewise.search.request import Found, SearchRequest
 
+T = TypeVar("T")
+
 KIND = Kind(name="collection", text=lambda record: record.text or "")
+
+# Called in the transaction of a write, before it commits, with what the write will return.
+Save = Callable[[Tx, Any], Awaitable[None]]
 
 VectorState = Literal["ready", "waiting", "failed", "skipped"]
 
@@ -96,7 +102,7 @@ class CollectionsService:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._recent = RecentCollections(runtime.pool)
+        self._recent = runtime.recent
 
     async def list(self, tenant: int, limit: int, after: str | None) -> builtins.list[CollectionView]:
         """Collections by name, those after the name `after`."""
@@ -105,7 +111,13 @@ class CollectionsService:
         return [_collection_view(one) for one in found]
 
     async def create(
-        self, tenant: int, name: str, model: str | None = None, policy: Policy | None = None
+        self,
+        tenant: int,
+        name: str,
+        model: str | None = None,
+        policy: Policy | None = None,
+        *,
+        save: Save | None = None,
     ) -> CollectionView:
         """Make a collection.
 
@@ -130,6 +142,7 @@ class CollectionsService:
             policy=policy or KIND.policy,
             model=spec.name,
             dimension=spec.dimension or (await self._runtime.embedder.opened(model)).dimension,
+            before_commit=_saving(save, _collection_view),
         )
         return _collection_view(made)
 
@@ -140,11 +153,16 @@ class CollectionsService:
     async def drop(self, tenant: int, name: str) -> None:
         """Remove a collection with everything in it."""
         collection = await self._named(tenant, name)
+        self._recent.forget(tenant, name)
         if not await collections.drop(self._runtime.pool, tenant, collection.id):
             raise NotFound("There is no collection of this name.", code="collection_not_found")
 
-    async def write(self, tenant: int, name: str, batch: Sequence[NewRecord], *, wait: bool = False) -> WriteResult:
+    async def write(
+        self, tenant: int, name: str, batch: Sequence[NewRecord], *, wait: bool = False, save: Save | None = None
+    ) -> WriteResult:
         """Store a batch, all or nothing; with `wait`, its vectors too: `failed` names records that can have none.
+
+        `save` hears of what is known in the transaction: not of those.
 
         Raises:
             Invalid: two records with one id, or a text over the model's limit where the policy refuses those.
@@ -155,21 +173,29 @@ class CollectionsService:
             # Nobody would find out that it is gone.
             self._recent.forget(tenant, name)
         lane = INTERACTIVE if wait else BULK
+        saving = _saving(save, _write_result)
         try:
-            collection = await self._recent.named(tenant, name)
-            written = await self._write(tenant, collection, batch, lane)
+            collection = await self._recent.get(tenant, name)
+            written = await self._write(tenant, collection, batch, lane, saving)
         except CollectionGone:
             # It may have been dropped and made again since it was looked up.
             self._recent.forget(tenant, name)
-            collection = await self._recent.named(tenant, name)
-            written = await self._write(tenant, collection, batch, lane)
+            collection = await self._recent.get(tenant, name)
+            written = await self._write(tenant, collection, batch, lane, saving)
         failed = await self._embed_now(tenant, collection, batch, written.contents) if wait else []
-        return WriteResult(written.created, written.changed, written.unchanged, failed)
+        return replace(_write_result(written), failed=failed)
 
-    async def _write(self, tenant: int, collection: Collection, batch: Sequence[NewRecord], lane: int) -> Written:
+    async def _write(
+        self,
+        tenant: int,
+        collection: Collection,
+        batch: Sequence[NewRecord],
+        lane: int,
+        before_commit: BeforeCommit | None,
+    ) -> Written:
         if collection.policy.on_long == "refuse":
             await self._refuse_long(collection, batch)
-        return await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane)
+        return await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane, before_commit=before_commit)
 
     async def record(self, tenant: int, name: str, id: str) -> RecordView:
         """One record; NotFound if there is none."""
@@ -245,6 +271,15 @@ class CollectionsService:
         ]
         if faults:
             raise Invalid(message, code="text_too_long", faults=faults)
+
+
+def _saving(save: Save | None, result: Callable[[T], Any]) -> Callable[[Tx, T], Awaitable[None]] | None:
+    """`save` with the result that will be returned, as what a transaction runs before it commits."""
+    return None if save is None else lambda tx, done: save(tx, result(done))
+
+
+def _write_result(written: Written) -> WriteResult:
+    return WriteResult(written.created, written.changed, written.unchanged)
 
 
 def _at_text(fault: Fault) -> Fault:

@@ -1,1 +1,1 @@
-"""Weights to OpenVINO graphs, a file per architecture."""
+"""Weights to OpenVINO graphs: an `Architecture` is a row, `encoder.build` makes its graph, `compiled` runs it."""

@@ -2,7 +2,7 @@
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ class Tensors:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                raise self._broken("is empty")
-            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with path.open("rb") as file:
+                if not path.stat().st_size:
+                    raise self._broken("is empty")
+                self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise self._broken(f"cannot be read ({error.strerror})") from error
         self._header, self._start = self._read_header()
 
     def __contains__(self, name: object) -> bool:
@@ -38,19 +41,28 @@ class Tensors:
         """All tensors' names."""
         return list(self._header)
 
-    def read(self, name: str) -> Float32:
-        """One tensor as float32; ModelUnavailable if it is not there or not of floats."""
+    def read(self, name: str, shape: Sequence[int | None] | None = None) -> Float32:
+        """One tensor as float32; ModelUnavailable if it is not there, not of floats, or not of that shape.
+
+        None in a shape stands for any number.
+        """
         entry = self._header.get(name)
         if entry is None:
             raise self._broken(f"has no tensor `{name}`")
+        raw = self._raw(name, entry)
+        if shape is not None and not _fits(raw.shape, shape):
+            wanted = " x ".join("any" if size is None else str(size) for size in shape)
+            raise self._broken(f"has `{name}` of {' x '.join(map(str, raw.shape))} where config.json asks for {wanted}")
+        return _as_float32(raw, entry["dtype"])
+
+    def _raw(self, name: str, entry: Any) -> npt.NDArray[Any]:
         try:
             dtype = _DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             count = (end - begin) // np.dtype(dtype).itemsize
-            raw = np.frombuffer(self.content, dtype, count, self._start + begin).reshape(entry["shape"])
-        except (KeyError, TypeError, ValueError):  # what frombuffer says of too few bytes is a ValueError
+            return np.frombuffer(self.content, dtype, count, self._start + begin).reshape(entry["shape"])
+        except (KeyError, OverflowError, TypeError, ValueError):  # of too few bytes frombuffer says ValueError
             raise self._broken(f"is cut off or has no float tensor `{name}`") from None
-        return _as_float32(raw, entry["dtype"])
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(self.content[:8], "little")
@@ -58,13 +70,19 @@ class Tensors:
             raise self._broken("is not a safetensors file")
         try:
             header = json.loads(self.content[8 : 8 + length])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._broken("is not a safetensors file") from None
+        if not isinstance(header, dict):
+            raise self._broken("is not a safetensors file")
         header.pop("__metadata__", None)
         return header, 8 + length
 
     def _broken(self, what: str) -> ModelUnavailable:
         return ModelUnavailable(f"{self._path} {what}; replace it with the model's own file.", code="weights_broken")
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(asked in (None, size) for size, asked in zip(shape, wanted, strict=True))
 
 
 def _as_float32(raw: npt.NDArray[Any], dtype: str) -> Float32:

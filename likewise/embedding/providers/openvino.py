@@ -1,4 +1,4 @@
-"""BERT models on the CPU through OpenVINO, from their own safetensors."""
+"""Encoders on the CPU through OpenVINO, from their own safetensors."""
 
 import asyncio
 import hashlib
@@ -7,53 +7,59 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 
-from likewise.embedding.folder import ModelFolder
-from likewise.embedding.graphs import bert
+from likewise.embedding.folder import Dense, ModelFolder, Module
+from likewise.embedding.graphs.architectures import Shape
+from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
+from likewise.embedding.graphs.encoder import Encoder
+from likewise.embedding.graphs.heads import headed, pooled
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
+from likewise.embedding.precision import able, choose
 from likewise.embedding.provider import Matrix, ProviderResult, Role
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.weights import check_weights
-from likewise.errors import SettingsError
 from likewise.settings import Settings
 
-# 512 cost 4 % in bf16, larger ones gain nothing. One takes 70 ms on one core; a query does not wait for it.
+# 768 to 1,536 are as good as each other, 512 costs 4 % in bf16. One takes 60 ms on one core; no query waits for it.
 BATCH_TOKENS = 1_024
-BATCHES_AHEAD = 2  # for each stream, in one call: the last ones of a call leave streams idle
+# Texts of a call are sorted by tokens, so the longer a call, the less padding: 5 % with 4,096 tokens, 2 % with 32,768,
+# which are a second of a small model on two cores. A larger model has shorter calls of as many operations.
+CALL_TOKENS = (4_096, 32_768)
+_CALL_WEIGHTS = 10_616_832  # linear weights of a model that gets the longest calls: all-MiniLM-L6-v2
 CALLERS = 4  # calls at a time: some are tokenized while others are in the model
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider":
     """Check the weights of a folder, compile its graph, and give its provider; blocks for about half a second."""
+    precision = choose(settings.precision, able())
     facts = ModelFolder.read(folder)
-    weights = Tensors(facts.transformer / "model.safetensors")
-    digest = check_weights(spec, facts.transformer / "model.safetensors", weights.content, settings)
-    shape = bert.BertShape.read(facts.config)
     prefixes: dict[Role, str] = {
         "query": spec.query_prefix or facts.prompts.get("query", ""),
         "document": facts.prompts.get("document", ""),
     }
-    max_tokens = min(facts.max_tokens, shape.max_positions)
-    tokenizer = facts.transformer / "tokenizer.json"
-    graph = bert.build(shape, weights, facts.pooling)
-    precision = _precision(settings)
+    weights = _Weights.read(spec, facts, settings)
+    encoder = Encoder(facts.shape, weights.transformer, int8=precision.int8)
+    graph = _graph(encoder, facts, weights.dense)
+    tokenizer = TextTokenizer(
+        facts.transformer / "tokenizer.json", facts.max_tokens, lowercase=facts.lowercase, vocabulary=encoder.vocabulary
+    )
     known = ModelFacts(
-        space=_space(digest, tokenizer, repr(shape), facts, prefixes, max_tokens),
-        numerics=f"openvino-{_version()}/{precision}",
-        dimension=shape.hidden,
-        max_tokens=max_tokens,
+        space=_space(weights.digests, facts, prefixes),
+        numerics=f"openvino-{_version()}/{precision.name}",
+        dimension=facts.dimension,
+        max_tokens=facts.max_tokens,
+        call_tokens=_call_tokens(facts.shape),
     )
     return OpenVinoProvider(
         known,
-        TextTokenizer(tokenizer, max_tokens, lowercase=facts.lowercase),
+        tokenizer,
         prefixes,
-        bulk=_compile(graph, precision, "THROUGHPUT", settings),
-        query=_compile(graph, precision, "LATENCY", settings),
+        bulk=compile_graph(graph, precision, "THROUGHPUT", settings.threads),
+        query=compile_graph(graph, precision, "LATENCY", settings.threads),
     )
 
 
@@ -61,13 +67,18 @@ class OpenVinoProvider:
     """One local model: a tokenizer, and its graph compiled twice."""
 
     def __init__(
-        self, facts: "ModelFacts", tokenizer: TextTokenizer, prefixes: Mapping[Role, str], bulk: "Graph", query: "Graph"
+        self,
+        facts: "ModelFacts",
+        tokenizer: TextTokenizer,
+        prefixes: Mapping[Role, str],
+        bulk: CompiledGraph,
+        query: CompiledGraph,
     ) -> None:
         self.space = facts.space
         self.numerics = facts.numerics
         self.dimension = facts.dimension
         self.max_tokens = facts.max_tokens
-        self.batch_tokens = BATCHES_AHEAD * BATCH_TOKENS * bulk.requests
+        self.batch_tokens = facts.call_tokens
         self._tokenizer = tokenizer
         self._prefixes = prefixes
         self._bulk = bulk
@@ -103,7 +114,7 @@ class OpenVinoProvider:
         vectors = np.empty((len(ids), self.dimension), np.float32)
         left = iter(batches)
 
-        def run(graph: Graph) -> None:
+        def run(graph: CompiledGraph) -> None:
             for places in left:
                 vectors[places] = graph.run([ids[place] for place in places])
 
@@ -115,29 +126,6 @@ class OpenVinoProvider:
         return vectors
 
 
-class Graph:
-    """A compiled graph, with as many requests as it runs best at a time."""
-
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-        for _ in range(self.requests):
-            self._free.put(compiled.create_infer_request())
-
-    def run(self, batch: Sequence[Ids]) -> Matrix:
-        """Unit vectors float32 (n, d) of n texts' token ids; waits for a free request."""
-        lengths = np.array([[len(ids)] for ids in batch], np.int32)
-        padded = np.zeros((len(batch), int(lengths.max())), np.int32)
-        for row, ids in zip(padded, batch, strict=True):
-            row[: len(ids)] = ids
-        request = self._free.get()
-        try:
-            request.infer({0: padded, 1: lengths}, share_inputs=True)
-            return np.array(request.get_output_tensor(0).data)
-        finally:
-            self._free.put(request)
-
-
 @dataclass(frozen=True)
 class ModelFacts:
     """What others know a loaded model by."""
@@ -146,6 +134,27 @@ class ModelFacts:
     numerics: str
     dimension: int
     max_tokens: int
+    call_tokens: int
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A model's weights, checked: those of its Transformer and of its Dense modules."""
+
+    transformer: Tensors
+    dense: Mapping[Dense, Tensors]
+    digests: tuple[str, ...]
+
+    @classmethod
+    def read(cls, spec: ModelSpec, facts: ModelFolder, settings: Settings) -> "_Weights":
+        paths = [facts.transformer / "model.safetensors", *(dense.path / "model.safetensors" for dense in facts.dense)]
+        modules = ["", *(dense.path.name for dense in facts.dense)]
+        tensors = [Tensors(path) for path in paths]
+        digests = tuple(
+            check_weights(spec, path, each.content, settings, module)
+            for path, each, module in zip(paths, tensors, modules, strict=True)
+        )
+        return cls(tensors[0], dict(zip(facts.dense, tensors[1:], strict=True)), digests)
 
 
 def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
@@ -160,58 +169,42 @@ def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
     return [*batches, batch] if batch else batches
 
 
-def _precision(settings: Settings) -> str:
-    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if settings.precision == "bf16" and not able:
-        raise SettingsError("LIKEWISE_PRECISION=bf16 needs a processor with bf16; set it to auto or f32.")
-    if settings.precision == "auto":
-        return "bf16" if able else "f32"
-    return settings.precision
+def _graph(encoder: Encoder, facts: ModelFolder, dense: Mapping[Dense, Tensors]) -> openvino.Model:
+    vectors = headed(pooled(encoder.states(), encoder.inside, facts.pooling), facts.modules, dense)
+    return openvino.Model([vectors], [encoder.ids, encoder.lengths], "encoder")
 
 
-def _compile(graph: openvino.Model, precision: str, hint: str, settings: Settings) -> "Graph":
-    options: dict[str, str | int | bool] = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": hint,
-        # a thread that is bound to a busy core stands still: pinned, other load on the machine cost 1.7 times as much
-        "ENABLE_CPU_PINNING": False,
-    }
-    threads = settings.threads or _cgroup_cores()
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    # no CACHE_DIR: compiling takes 0.1 s
-    return Graph(openvino.Core().compile_model(graph, "CPU", options))
-
-
-def _cgroup_cores() -> int:
-    """Cores that a container may use, which OpenVINO does not look at; 0 if there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or `max`
-        return 0
+def _call_tokens(shape: Shape) -> int:
+    least, most = CALL_TOKENS
+    return max(least, min(most, most * _CALL_WEIGHTS // shape.linear_weights))
 
 
 def _version() -> str:
     return str(openvino.__version__).partition("-")[0]
 
 
-def _space(
-    weights: str, tokenizer: Path, shape: str, facts: ModelFolder, prefixes: Mapping[Role, str], max_tokens: int
-) -> str:
+def _space(digests: Sequence[str], facts: ModelFolder, prefixes: Mapping[Role, str]) -> str:
+    # in words of their own and not those of the code: a stored vector's space must outlive a renaming
+    shape = facts.shape
     parts = (
-        weights,
-        hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
-        facts.architecture,
-        shape,
-        facts.pooling,
-        "unit length",
+        *digests,
+        hashlib.sha256((facts.transformer / "tokenizer.json").read_bytes()).hexdigest(),
+        f"{facts.architecture} {shape.hidden} {shape.heads} {shape.layers} {shape.inner}",
+        f"positions {shape.positions}, epsilon {shape.epsilon}",
+        f"pooling {facts.pooling}",
+        *_stages(facts.modules),
         f"lowercase {facts.lowercase}",
         f"query {prefixes['query']}",
         f"document {prefixes['document']}",
-        f"tokens {max_tokens}",
+        f"tokens {facts.max_tokens}",
     )
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
     return digest.hexdigest()
+
+
+def _stages(modules: Sequence[Module]) -> list[str]:
+    """What comes after pooling; whether the folder asks for unit length at the end or not makes no difference."""
+    stages = [module if module == "normalize" else f"dense {module.outputs} {module.activation}" for module in modules]
+    return [*(stages[:-1] if stages[-1:] == ["normalize"] else stages), "normalize"]

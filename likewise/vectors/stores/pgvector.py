@@ -9,16 +9,17 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
-from likewise.db.planning import EVERY_ROW, Plan
+from likewise.db.planning import EVERY_ROW, LEAST_EF_SEARCH, Plan
 from likewise.db.pool import Tx, table
+from likewise.observe.steps import search_plan
 from likewise.vectors.store import Among, Fitting, Matrix, Ranking, Reading, Vector
 
-# Recall@100 of 0.98 at 100,000 vectors; half of that finds 0.95.
-LEAST_EF_SEARCH = 200
 # pgvector's own upper bound.
 MOST_EF_SEARCH = 1000
 # Of more than this share of a table its rows are read one after the other (0.2 us each), else by their ids (1.1 us).
 SCATTERED_SHARE = 0.2
+# So few are fetched by their ids whatever they are of: the counts of a collection may be some seconds old.
+FEW = 1_000
 
 INSERT_BULK = "COPY {vectors} (content, embedding, tokens, truncated, chars_read) FROM STDIN WITH (FORMAT binary)"
 PRESENT = "SELECT content FROM {vectors} WHERE content = ANY (%s::bigint[])"
@@ -71,7 +72,7 @@ class PgvectorStore:
         by_index = Plan(ef_search=min(MOST_EF_SEARCH, max(2 * k, LEAST_EF_SEARCH)))
         if isinstance(among, Among):
             asked["among"] = among.ids
-            if among.share < SCATTERED_SHARE:
+            if among.share < SCATTERED_SHARE or len(among.ids) <= FEW:
                 return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG, asked, Plan(), "among")
             return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG_BY_HASH, asked, EVERY_ROW, "scan")
         if isinstance(among, Fitting):
@@ -94,6 +95,7 @@ class PgvectorStore:
         plan: Plan,
         name: str,
     ) -> Ranking:
+        search_plan(name)
         composed = SQL(statement).format(vectors=table("vec", generation.id), fits=fits)
         rows = await tx.rows(composed, parameters, plan=plan)
         return Ranking(tuple(row[0] for row in rows), tuple(row[1] for row in rows), plan=name)

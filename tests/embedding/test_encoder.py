@@ -1,4 +1,4 @@
-"""The graph against a forward pass in numpy, and what of a folder is honoured or refused by name."""
+"""The graph against a forward pass in numpy, and what of a folder is honoured."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from likewise.embedding.folder import ModelFolder
-from likewise.embedding.graphs import bert
+from likewise.embedding.graphs.architectures import Shape
+from likewise.embedding.graphs.encoder import Encoder
+from likewise.embedding.graphs.heads import headed, pooled
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import local_spec
 from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.providers.openvino import load
-from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
+from likewise.errors import LikewiseError, ModelUnavailable
 from likewise.settings import Settings, load_settings
 from tests.embedding import tiny
 
@@ -29,7 +31,9 @@ def plain(tmp_path: Path) -> Settings:
 def test_vectors_are_those_of_the_paper(tmp_path: Path, pooling: Any, prefix: str) -> None:
     weights = tiny.weights()
     tiny.write_safetensors(tmp_path / "m.safetensors", weights, prefix=prefix)
-    graph = bert.build(bert.BertShape.read(tiny.CONFIG), Tensors(tmp_path / "m.safetensors"), pooling)
+    encoder = Encoder(Shape.read(tiny.CONFIG, tmp_path), Tensors(tmp_path / "m.safetensors"))
+    made = headed(pooled(encoder.states(), encoder.inside, pooling), (), {})
+    graph = openvino.Model([made], [encoder.ids, encoder.lengths], "encoder")
     compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     padded = np.array([ids + [9] * (8 - len(ids)) for ids in IDS], np.int32)  # padding is no word of its own
     vectors = compiled([padded, np.array([[len(ids)] for ids in IDS], np.int32)])[0]
@@ -101,29 +105,6 @@ async def test_lower_casing_that_the_folder_asks_for(tmp_path: Path, plain: Sett
     vectors = (await provider.embed(["alpha beta", "Alpha BETA"], "document")).vectors
     assert np.array_equal(vectors[0], vectors[1])
     await provider.close()
-
-
-def _module(kind: str) -> list[dict[str, str]]:
-    return [{"type": f"sentence_transformers.models.{kind}", "path": ""}]
-
-
-@pytest.mark.parametrize(
-    ("named", "files", "pooling"),
-    [
-        ("Dense", {"modules": _module("Dense")}, "mean_tokens"),
-        ("CNN", {"modules": _module("CNN")}, "mean_tokens"),
-        ("mean_sqrt_len_tokens", {}, "mean_sqrt_len_tokens"),
-        ("mpnet", {"config": tiny.CONFIG | {"model_type": "mpnet"}}, "mean_tokens"),
-        ("gelu_new", {"config": tiny.CONFIG | {"hidden_act": "gelu_new"}}, "mean_tokens"),
-        ("relative_key", {"config": tiny.CONFIG | {"position_embedding_type": "relative_key"}}, "mean_tokens"),
-    ],
-)
-def test_what_we_cannot_do_is_refused_by_name(
-    tmp_path: Path, plain: Settings, named: str, files: dict[str, Any], pooling: str
-) -> None:
-    folder = tiny.write_folder(tmp_path / "own", tiny.weights(), pooling, **files)
-    with pytest.raises(NotSupported, match=named):
-        load(local_spec("own", folder), folder, plain)
 
 
 def test_a_folder_without_modules_is_pooled_by_the_mean(tmp_path: Path) -> None:

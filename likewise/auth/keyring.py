@@ -1,0 +1,69 @@
+"""KeyRing: whose key this is, asked of the database now and then and remembered in between."""
+
+import hmac
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+
+from likewise.auth.caller import Caller, Scope
+from likewise.auth.tokens import digest_of, prefix_of
+from likewise.db import keys
+from likewise.db.pool import Pool
+
+# A key that is revoked is taken for so long by a server that has just seen it.
+REMEMBERED_SECONDS = 5.0
+MOST_REMEMBERED = 10_000
+
+# What a key without a row is compared with, so that it takes the same way as a wrong one.
+_NO_DIGEST = bytes(32)
+
+
+class KeyRing:
+    """The API keys, as one process sees them."""
+
+    def __init__(self, pool: Pool, remembered_seconds: float = REMEMBERED_SECONDS) -> None:
+        self._pool = pool
+        self._seconds = remembered_seconds
+        # By digest, so that a dump of this memory shows no key.
+        self._known: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._used: dict[str, datetime] = {}
+
+    async def caller(self, token: str) -> Caller | None:
+        """Whose key this is; None if it is none, or none that may be used."""
+        prefix = prefix_of(token)
+        if prefix is None:
+            return None
+        digest = digest_of(token)
+        caller = self._remembered(digest) or await self._looked_up(prefix, digest)
+        if caller is not None:
+            self._used[prefix] = datetime.now(UTC)
+        return caller
+
+    async def flush(self) -> None:
+        """Keep when keys were used last."""
+        pending, self._used = self._used, {}
+        if not pending:
+            return
+        try:
+            await keys.used(self._pool, pending)
+        except BaseException:
+            # The next time, unless they were used again meanwhile.
+            self._used = pending | self._used
+            raise
+
+    def _remembered(self, digest: bytes) -> Caller | None:
+        caller, until = self._known.get(digest, (None, 0.0))
+        return caller if time.monotonic() < until else None
+
+    async def _looked_up(self, prefix: str, digest: bytes) -> Caller | None:
+        # The time is that of the question: an answer may be old by the time it is here.
+        until = time.monotonic() + self._seconds
+        key = await keys.live(self._pool, prefix)
+        if not hmac.compare_digest(_NO_DIGEST if key is None else key.digest, digest) or key is None:
+            return None
+        caller = Caller(key.tenant, frozenset(map(Scope, key.scopes)), prefix)
+        self._known[digest] = (caller, until)
+        self._known.move_to_end(digest)
+        if len(self._known) > MOST_REMEMBERED:
+            self._known.popitem(last=False)
+        return caller

@@ -1,0 +1,151 @@
+"""Verbs for API keys: create, list, revoke."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from likewise.auth.caller import Scope
+from likewise.cli.running import OK, Interruption, run, settings_of_verb
+from likewise.cli.terminal import note, say, say_json
+from likewise.errors import Invalid, SettingsError
+from likewise.settings import Settings
+
+if TYPE_CHECKING:
+    from likewise.db.pool import Pool
+
+MOST_NAME = 128
+
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Tenant = Annotated[str, typer.Option(help="Whom the key is for; a tenant appears with its first key.")]
+Name = Annotated[str | None, typer.Option(help="What the key is for, for your own reference.")]
+Scopes = Annotated[str, typer.Option(help="What it allows, by comma: read, write, admin.")]
+Days = Annotated[int | None, typer.Option(help="Days until it ends by itself; absent: never.", min=1, max=36_500)]
+
+keys = typer.Typer(help="API keys: making, listing and revoking them.", no_args_is_help=True)
+
+
+@keys.command()
+def create(
+    tenant: Tenant, scopes: Scopes = "read,write", name: Name = None, days: Days = None, as_json: AsJson = False
+) -> None:
+    """Make a key and show it, this once."""
+    settings = settings_of_verb()
+    granted = _scopes(scopes)
+    for text in (tenant, name):
+        _refuse_unprintable(text)
+    run(partial(_create, settings=settings, tenant=tenant, scopes=granted, name=name, days=days, as_json=as_json))
+
+
+@keys.command("list")
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Only those of this tenant.")] = None, as_json: AsJson = False
+) -> None:
+    """Show the keys by their prefixes, with what they allow and when they were used last."""
+    run(partial(_list, settings=settings_of_verb(), tenant=tenant, as_json=as_json))
+
+
+@keys.command()
+def revoke(
+    prefix: Annotated[str, typer.Argument(help="The part of the key after `lw_`, as `keys list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
+    """End a key."""
+    run(partial(_revoke, settings=settings_of_verb(), prefix=prefix, as_json=as_json))
+
+
+async def _create(
+    _: Interruption,
+    *,
+    settings: Settings,
+    tenant: str,
+    scopes: frozenset[Scope],
+    name: str | None,
+    days: int | None,
+    as_json: bool,
+) -> int:
+    from likewise.auth.tokens import digest_of, new_key  # noqa: PLC0415
+    from likewise.db import keys  # noqa: PLC0415
+
+    key = new_key()
+    async with _owner(settings) as owner:
+        digest = digest_of(key.token)
+        await keys.make(owner, tenant, prefix=key.prefix, digest=digest, scopes=scopes, name=name, days=days)
+    if as_json:
+        say_json({"key": key.token, "prefix": key.prefix, "tenant": tenant, "scopes": sorted(scopes)})
+    else:
+        # The key alone on stdout, so that a script may take it from there.
+        say(key.token)
+        note(f"Tenant {tenant}: {', '.join(sorted(scopes))}. Keep it: it is not shown again.")
+    return OK
+
+
+async def _list(_: Interruption, *, settings: Settings, tenant: str | None, as_json: bool) -> int:
+    from likewise.db import keys  # noqa: PLC0415
+
+    async with _owner(settings) as owner:
+        found = await keys.listed(owner, tenant)
+    if as_json:
+        say_json({"keys": found})
+        return OK
+    for row in found:
+        state = "revoked" if row.revoked_at else f"used {_day(row.last_used_at)}"
+        ends = f"  ends {_day(row.expires_at)}" if row.expires_at else ""
+        say(f"{row.prefix}  {row.tenant}  {','.join(row.scopes)}  {row.name or '-'}  {state}{ends}")
+    if not found:
+        note("There are no keys. `likewise keys create --tenant NAME` makes one.")
+    return OK
+
+
+async def _revoke(_: Interruption, *, settings: Settings, prefix: str, as_json: bool) -> int:
+    from likewise.auth.keyring import REMEMBERED_SECONDS  # noqa: PLC0415
+    from likewise.auth.tokens import prefix_of  # noqa: PLC0415
+    from likewise.db import keys  # noqa: PLC0415
+
+    # Somebody may give the whole key, or the part that looks like its beginning.
+    wanted = prefix_of(prefix) or prefix.removeprefix("lw_")
+    async with _owner(settings) as owner:
+        await keys.revoke(owner, wanted)
+    if as_json:
+        say_json({"revoked": wanted, "within_seconds": REMEMBERED_SECONDS})
+    else:
+        say(f"{wanted} is revoked. A server that has just seen it takes it for {REMEMBERED_SECONDS:.0f} more seconds.")
+    return OK
+
+
+@asynccontextmanager
+async def _owner(settings: Settings) -> AsyncIterator["Pool"]:
+    """The database as its owner: the role that serves can make no keys."""
+    from likewise.db.pool import Pool  # noqa: PLC0415
+    from likewise.runtime import open_database  # noqa: PLC0415
+
+    async with open_database(settings) as database:
+        if database.owner_url is None:
+            raise SettingsError("Keys are made by the owner of the database. Set LIKEWISE_DATABASE_URL.")
+        pool = await Pool(database.owner_url, most=1).open()
+        try:
+            yield pool
+        finally:
+            await pool.close()
+
+
+def _scopes(given: str) -> frozenset[Scope]:
+    try:
+        granted = frozenset(Scope(part.strip()) for part in given.split(",") if part.strip())
+    except ValueError:
+        granted = frozenset()
+    if not granted:
+        raise typer.BadParameter("Name one or several of read, write and admin, by comma.", param_hint="--scopes")
+    return granted
+
+
+def _refuse_unprintable(text: str | None) -> None:
+    if text is not None and not (text.strip() and text.isprintable() and len(text) <= MOST_NAME):
+        raise Invalid(f"A name has 1 to {MOST_NAME} printable characters.")
+
+
+def _day(moment: datetime | None) -> str:
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"

@@ -1,0 +1,88 @@
+"""What `likewise doctor` looks at of the models: that there are such, that their files are here and the right ones."""
+
+import asyncio
+import difflib
+import mmap
+import os
+from collections.abc import AsyncIterator
+
+from likewise.cli.finding import Finding
+from likewise.cli.models import named, require_runnable, tried
+from likewise.embedding import weights
+from likewise.embedding.folder import ModelFolder
+from likewise.embedding.loading import LOCAL_PROVIDERS
+from likewise.embedding.models import MODELS, ModelSpec
+from likewise.errors import LikewiseError, SettingsError
+from likewise.settings import Settings
+
+# Reading, compiling and trying a model; on two busy cores some seconds.
+MODEL_SECONDS = 90.0
+
+
+async def models(settings: Settings) -> AsyncIterator[Finding]:
+    """The default model at work, then the others that requests may name."""
+    yield await _default(settings)
+    default = named(settings, None).name
+    for name in settings.models_allowed:
+        if named(settings, name).name != default:
+            yield await asyncio.to_thread(_allowed, settings, name)
+
+
+async def _default(settings: Settings) -> Finding:
+    try:
+        spec = require_runnable(settings)
+    except SettingsError as error:
+        mend = "Set LIKEWISE_MODEL to one of these, or unset it for the default."
+        return Finding("model", error.detail + _meant(settings.model), mend)
+    try:
+        async with asyncio.timeout(MODEL_SECONDS):
+            facts = await tried(settings, None)
+    except TimeoutError:
+        what = f"{spec.name} was not loaded in {MODEL_SECONDS:.0f} s"
+        return Finding("model", what, "See what else keeps this machine busy, then run `likewise models check`.")
+    except LikewiseError as error:
+        return Finding("model", error.detail, _mend(settings, spec, error))
+    return Finding("model", f"{facts['model']} works ({facts['numerics']}, {facts['texts_per_second']:.0f} texts/s)")
+
+
+def _allowed(settings: Settings, name: str) -> Finding:
+    """A model of LIKEWISE_MODELS_ALLOWED: it is looked at, and not loaded."""
+    part, spec = "models allowed", named(settings, name)
+    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
+        what = f"LIKEWISE_MODELS_ALLOWED: there is no model {name}, nor a folder {spec.folder}{_meant(name)}"
+        return Finding(part, what, "Mend its name, or leave it out; `likewise models list` shows the models there are.")
+    if spec.architecture not in LOCAL_PROVIDERS:
+        what = f"LIKEWISE_MODELS_ALLOWED: this version does not run {spec.name} ({spec.architecture})"
+        return Finding(part, what, "Leave it out; `likewise models list` shows what this version runs.")
+    try:
+        _check_files(settings, spec)
+    except LikewiseError as error:
+        return Finding(part, error.detail, _mend(settings, spec, error))
+    return Finding(part, f"the files of {spec.name} are here")
+
+
+def _check_files(settings: Settings, spec: ModelSpec) -> None:
+    found = weights.locate(spec, settings)
+    if found is None:
+        raise weights.absent(spec, settings)
+    path = ModelFolder.read(found).transformer / "model.safetensors"
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        weights.check_weights(spec, path, content, settings)
+
+
+def _mend(settings: Settings, spec: ModelSpec, error: LikewiseError) -> str:
+    if error.code == "weights_checksum":
+        return f"Remove that file, then run `likewise models pull {spec.name}`."
+    if error.code != "weights_absent":
+        return "Mend that; without the model only words are searched."
+    if spec.folder is not None:
+        return f"Put the model's files in {spec.folder}; without them only words are searched."
+    first = "Unset LIKEWISE_OFFLINE, then run" if settings.offline else "Run"
+    return f"{first} `likewise models pull {spec.name}`; without it only words are searched."
+
+
+def _meant(name: str) -> str:
+    """The model whose name is like this one."""
+    known = {word.lower(): spec.name for spec in MODELS for word in (spec.name, spec.hub_id, spec.bare_name)}
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+    return f" (is {known[near[0]]} meant?)" if near and known[near[0]] != name else ""

@@ -1,0 +1,192 @@
+"""What the catalogues and statistics of Postgres tell of its health, for metrics and `likewise doctor`.
+
+Nothing here gives a row of a tenant's, and none of it costs more with thousands of collections.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from psycopg import AsyncConnection
+from psycopg.sql import SQL
+
+from likewise.db.cluster import Cluster
+from likewise.db.filelock import open_lock
+from likewise.db.maintenance import MOST_SCANNED
+from likewise.db.pool import Pool, Row
+
+CONNECT_SECONDS = 5
+# Sets the connection of whoever looks apart from those that serve and work.
+LOOKING = "likewise doctor"
+
+# Counted by the statistics: to count the rows themselves would take long just when many wait.
+WAITING_ESTIMATE = SQL("""
+    SELECT coalesce(max(n_live_tup), 0) FROM pg_stat_user_tables
+    WHERE schemaname = 'likewise' AND relname = 'waiting'
+""")
+BOUND = SQL("SELECT set_config('statement_timeout', '5s', false), set_config('lock_timeout', '2s', false)")
+SERVER = SQL("""
+    SELECT current_setting('server_encoding'),
+           current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - coalesce(current_setting('reserved_connections', true)::int, 0),
+           (SELECT count(*)::int FROM pg_stat_activity WHERE backend_type = 'client backend'),
+           datconnlimit, datcollversion <> pg_database_collation_actual_version(oid),
+           current_setting('transaction_read_only')::boolean
+    FROM pg_database WHERE datname = current_database()
+""")
+CLOCK = SQL("SELECT extract(epoch FROM clock_timestamp())::float8")
+ROLE = SQL("""
+    SELECT rolcanlogin, rolsuper, rolbypassrls, rolconnlimit,
+           EXISTS (SELECT FROM pg_namespace n
+                   WHERE nspname = 'likewise' AND has_schema_privilege(r.oid, n.oid, 'CREATE'))
+    FROM pg_roles r WHERE rolname = %s
+""")
+# Every generation's table with its size, whether its index is valid (null: it has none), and whether anybody builds
+# one now. The row of `generations` is seen by the owner alone.
+VECTOR_TABLES = SQL("""
+    SELECT substr(c.relname, 5)::int, coalesce(s.n_live_tup, 0), a.atttypmod, g.index_state,
+           (SELECT bool_and(i.indisvalid) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+            JOIN pg_am m ON m.oid = x.relam WHERE i.indrelid = c.oid AND m.amname = 'hnsw'),
+           EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 7721 AND l.granted
+                   AND l.objid = substr(c.relname, 5)::oid)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'embedding'
+    LEFT JOIN pg_stat_user_tables s ON s.relid = c.oid
+    LEFT JOIN likewise.generations g ON g.id = substr(c.relname, 5)::int
+    WHERE n.nspname = 'likewise' AND c.relkind = 'r' AND c.relname ~ '^vec_[0-9]+$'
+          AND coalesce(g.state, 'active') <> 'retired'
+    ORDER BY 1
+""")
+OLDEST_WAITING = SQL("SELECT model, oldest FROM likewise.waiting_models()")
+# Who serves or works is connected as the same role, and named so by its pool.
+OTHERS = SQL(
+    "SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 'likewise' AND datname = current_database()"
+)
+FAILED = SQL("""
+    SELECT coalesce(reason, 'unknown'), count(*) FROM likewise.contents WHERE state = 'failed'
+    GROUP BY 1 ORDER BY 2 DESC
+""")
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """A server: its encoding, connections that others than superusers may have and that are taken, and the rest."""
+
+    encoding: str
+    connections: int
+    taken: int
+    database_limit: int
+    collation_changed: bool
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class RoleFacts:
+    """What a role may do; a limit of -1 is none."""
+
+    logs_in: bool
+    is_superuser: bool
+    bypasses: bool
+    limit: int
+    may_create: bool
+
+
+@dataclass(frozen=True)
+class VectorTable:
+    """One generation's vectors; `state` is unknown (None) to all but the owner, `valid` is None without an index."""
+
+    generation: int
+    vectors: int
+    dimension: int
+    state: str | None
+    valid: bool | None
+    being_built: bool
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with its index, if nobody is at it."""
+        if self.being_built:
+            return None
+        if self.valid is False:
+            return "has an index that is not valid"
+        if self.state == "building":
+            return "is marked as being indexed, and nobody builds the index"
+        if self.state == "ready" and self.valid is None:
+            return "is marked as indexed, and has no index"
+        if self.valid is None and self.vectors * self.dimension > MOST_SCANNED:
+            return f"has about {self.vectors} vectors and no index"
+        return None
+
+
+async def waiting_estimate(pool: Pool) -> int:
+    """About how many contents wait for a vector, over all tenants."""
+    async with pool.nobody() as tx:
+        row = await tx.row(WAITING_ESTIMATE)
+    return max(0, int(row[0])) if row else 0
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[AsyncConnection[Row]]:
+    """A connection for looking: it is not waited for long, and neither is anything that it asks."""
+    async with await AsyncConnection.connect(
+        url, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name=LOOKING
+    ) as connection:
+        await connection.execute(BOUND)
+        yield connection
+
+
+def server_is_busy(data_dir: Path, seconds: float) -> bool:
+    """Whether another process has been starting or stopping the embedded server for so long; blocks until it knows."""
+    lock = Cluster(data_dir).lock
+    if not lock.exists():
+        return False
+    with open_lock(lock) as turn:
+        return not turn.exclusive_within(seconds)
+
+
+async def server_facts(connection: AsyncConnection[Row]) -> ServerFacts:
+    """The server, asked as anybody."""
+    return ServerFacts(*await _row(connection, SERVER))
+
+
+async def role_facts(connection: AsyncConnection[Row], role: str) -> RoleFacts | None:
+    """A role, asked as anybody; None if there is none of this name."""
+    row = await (await connection.execute(ROLE, [role])).fetchone()
+    return None if row is None else RoleFacts(*row)
+
+
+async def clock_ahead(connection: AsyncConnection[Row], now: Callable[[], float] = time.time) -> float:
+    """Seconds that the server's clock is ahead of this machine's, as far as the way there does not explain them."""
+    before = now()
+    row = await _row(connection, CLOCK)
+    after = now()
+    there = float(row[0])
+    return max(0.0, there - after) or min(0.0, there - before)
+
+
+async def vector_tables(connection: AsyncConnection[Row]) -> list[VectorTable]:
+    """Every generation that is not retired."""
+    return [VectorTable(*row) for row in await (await connection.execute(VECTOR_TABLES)).fetchall()]
+
+
+async def oldest_waiting(connection: AsyncConnection[Row]) -> dict[str, float]:
+    """Seconds that the oldest content has waited for its vector, by model; asked as the role that serves."""
+    return {str(model): float(oldest) for model, oldest in await (await connection.execute(OLDEST_WAITING)).fetchall()}
+
+
+async def others_connected(connection: AsyncConnection[Row]) -> int:
+    """Connections of processes that serve or work, asked as their role."""
+    return int((await _row(connection, OTHERS))[0])
+
+
+async def failed_texts(connection: AsyncConnection[Row]) -> dict[str, int]:
+    """How many texts have failed for good, by the reason's code; asked as the owner."""
+    return {str(reason): int(count) for reason, count in await (await connection.execute(FAILED)).fetchall()}
+
+
+async def _row(connection: AsyncConnection[Row], statement: SQL) -> Row:
+    row = await (await connection.execute(statement)).fetchone()
+    assert row is not None
+    return row

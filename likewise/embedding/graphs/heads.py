@@ -1,0 +1,38 @@
+"""What makes a vector of the encoder's token states: pooling, then the folder's further modules.
+
+Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from likewise.embedding.folder import Dense, Module, Pooling
+from likewise.embedding.graphs.nodes import Node, floats, ints, linear, to_float, unit_length
+from likewise.embedding.graphs.safetensors import Tensors
+from likewise.embedding.openvino_runtime import ops
+
+
+def pooled(state: Node, inside: Node, pooling: Pooling) -> Node:
+    """Vectors (n, d) of token states (n, length, d), over the positions where `inside` (n, length) is true."""
+    if pooling == "cls":
+        return ops.squeeze(ops.gather(state, ints([0]), ints(1)), ints([1]))
+    kept = ops.unsqueeze(inside, ints([2]))
+    if pooling == "max":
+        return ops.reduce_max(ops.select(kept, state, floats(-np.inf)), ints([1]))
+    weights = to_float(kept)
+    return ops.divide(ops.reduce_sum(ops.multiply(state, weights), ints([1])), ops.reduce_sum(weights, ints([1])))
+
+
+def headed(vectors: Node, modules: Sequence[Module], weights: Mapping[Dense, Tensors]) -> Node:
+    """The vectors after the modules, and of unit length."""
+    for module in modules:
+        vectors = unit_length(vectors) if module == "normalize" else _dense(vectors, module, weights[module])
+    return vectors if modules and modules[-1] == "normalize" else unit_length(vectors)
+
+
+def _dense(vectors: Node, dense: Dense, tensors: Tensors) -> Node:
+    weight = tensors.read("linear.weight", (dense.outputs, dense.inputs))
+    bias = tensors.read("linear.bias", (dense.outputs,)) if dense.bias else None
+    made = linear(vectors, weight, bias)
+    return ops.tanh(made) if dense.activation == "tanh" else made

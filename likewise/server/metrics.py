@@ -1,0 +1,118 @@
+"""GET /metrics: the numbers of this process and of the queue, for Prometheus."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from likewise.apps.deps import Anyone, refusals
+from likewise.db import waiting
+from likewise.db.checkup import waiting_estimate
+from likewise.db.pool import Pool
+from likewise.errors import LikewiseError, NotFound, Unauthorized
+from likewise.library import Likewise
+from likewise.observe.metrics import CONTENT_TYPE, OTHER, Now, exposition
+from likewise.settings import Settings
+
+# A database that hangs must not make the scrape hang, and many scrapers cost it no more than one.
+ASK_SECONDS = 2.0
+KEPT_SECONDS = 5.0
+
+router = APIRouter(tags=["operations"])
+
+
+def refuse_strangers(request: Request) -> None:
+    """The numbers are over all tenants, so one of them could see what another does: who asks needs a token."""
+    settings: Settings = request.app.state.likewise.settings
+    if not settings.asks_who_calls:
+        return
+    if settings.metrics_token is None:
+        raise NotFound("Metrics are closed: set LIKEWISE_METRICS_TOKEN, and send it as a bearer token.")
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    matches = hmac.compare_digest(token.strip().encode(), settings.metrics_token.encode())
+    if scheme.lower() != "bearer" or not matches:
+        raise Unauthorized("Send the value of LIKEWISE_METRICS_TOKEN as `Authorization: Bearer`.")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals(401, 404)},
+)
+async def metrics(_: Anyone, __: Annotated[None, Depends(refuse_strangers)], request: Request) -> Response:
+    """The metrics of this process and of the queue, in Prometheus's text format."""
+    state = request.app.state
+    if not hasattr(state, "queue"):
+        state.queue = QueueReader(state.likewise.runtime.pool)
+    page = exposition(now(state.likewise, await state.queue.read()))
+    return Response(page, media_type=CONTENT_TYPE, headers={"cache-control": "no-store"})
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How long the oldest content of each model has waited, in seconds, and about how many wait."""
+
+    oldest: Mapping[str, float]
+    waiting: int
+
+
+class QueueReader:
+    """Asks the database about the queue at most once in some seconds, and never for long."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._last: Queue | None = None
+        self._again = 0.0
+        self._asking = asyncio.Lock()
+
+    async def read(self) -> Queue | None:
+        """What the database said a moment ago; None if it did not answer."""
+        async with self._asking:
+            if time.monotonic() >= self._again:
+                self._last = await self._ask()
+                self._again = time.monotonic() + KEPT_SECONDS
+            return self._last
+
+    async def _ask(self) -> Queue | None:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return Queue(await waiting.models(self._pool), await waiting_estimate(self._pool))
+        except (TimeoutError, LikewiseError):
+            return None
+
+
+def now(likewise: Likewise, queue: Queue | None) -> Now:
+    """What the parts of an open Likewise say of themselves."""
+    models = {one.name: one.state for one in likewise.embedder.states()}
+    pool = likewise.runtime.pool
+    numbers = pool.numbers
+    return Now(
+        database_up=queue is not None,
+        storage_fault=pool.storage_fault is not None,
+        oldest_waiting={} if queue is None else _of_allowed(queue.oldest, models),
+        waiting=None if queue is None else queue.waiting,
+        models=models,
+        cache_bytes=likewise.embedder.cache_bytes,
+        pool_in_use=numbers.get("pool_size", 0) - numbers.get("pool_available", 0),
+        pool_idle=numbers.get("pool_available", 0),
+        pool_most=numbers.get("pool_max", 0),
+        pool_waiting=numbers.get("requests_waiting", 0),
+        pool_waits=numbers.get("requests_queued", 0),
+        pool_wait_seconds=numbers.get("requests_wait_ms", 0) / 1000,
+    )
+
+
+def _of_allowed(oldest: Mapping[str, float], allowed: Mapping[str, str]) -> dict[str, float]:
+    """By model, those that the settings do not allow together: the rows may name what was allowed once.
+
+    A model for which nothing waits has waited for 0 s.
+    """
+    found = dict.fromkeys(allowed, 0.0)
+    for model, seconds in oldest.items():
+        name = model if model in allowed else OTHER
+        found[name] = max(found.get(name, 0.0), seconds)
+    return found

@@ -1,0 +1,219 @@
+"""Each architecture, pooling and head against `transformers` and sentence-transformers, on very small models.
+
+reference_models/make.py made the models and the references.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from likewise.embedding.graphs.architectures import ARCHITECTURES
+from likewise.embedding.graphs.relative_bias import buckets
+from likewise.embedding.loading import LOCAL_PROVIDERS
+from likewise.embedding.models import MODELS, local_spec
+from likewise.embedding.precision import able
+from likewise.embedding.providers.openvino import load
+from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
+from likewise.settings import Settings, load_settings
+from tests.embedding.test_openvino import cosines
+
+MODELS_FOLDER = Path(__file__).with_name("reference_models")
+LIMIT = 64
+NAMES = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/expected.npz"))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Settings:
+    return load_settings(data_dir=tmp_path / "data", precision="f32")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder with everything: DistilBERT, pooling, Dense."""
+    return Path(shutil.copytree(MODELS_FOLDER / "distilbert-dense", tmp_path / "copy"))
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def expected(name: str) -> tuple[list[str], Any, Any]:
+    stored = np.load(MODELS_FOLDER / name / "expected.npz")
+    return json.loads(stored["texts"].tobytes()), stored["vectors"], stored["lengths"]
+
+
+def test_every_architecture_pooling_and_head_has_a_reference() -> None:
+    assert NAMES == ["bert-cls", "bert-max", "distilbert-dense", "mpnet-mean"]
+    assert set(ARCHITECTURES) == set(LOCAL_PROVIDERS) == {spec.architecture for spec in MODELS} - {"remote"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_vectors_are_those_of_the_reference(name: str, plain: Settings) -> None:
+    texts, vectors, lengths = expected(name)
+    folder = MODELS_FOLDER / name
+    provider = load(local_spec(name, folder), folder, plain)
+    together = await provider.embed(texts, "document")
+    assert cosines(together.vectors, vectors).min() >= 0.99999
+    assert np.abs(together.vectors - vectors).max() < 1e-4
+    assert together.tokens.tolist() == np.minimum(lengths, LIMIT).tolist()
+    assert together.truncated.tolist() == np.maximum(lengths - LIMIT, 0).tolist()
+    alone = np.concatenate([(await provider.embed([text], "query")).vectors for text in texts])
+    assert np.abs(alone - together.vectors).max() < 1e-5
+    await provider.close()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("name", NAMES)
+async def test_fewer_bits_stay_close(name: str, precision: str, tmp_path: Path) -> None:
+    if precision.upper() not in able():
+        pytest.skip(f"this processor has no {precision}")
+    texts, vectors, _ = expected(name)
+    folder = MODELS_FOLDER / name
+    provider = load(local_spec(name, folder), folder, load_settings(data_dir=tmp_path, precision=precision))
+    got = await provider.embed(texts, "document")
+    # of 24 random numbers each, so rounding shows far more than in a real model
+    assert cosines(got.vectors, vectors).min() >= 0.98
+    assert precision in provider.numerics
+    await provider.close()
+
+
+def test_dense_gives_its_own_dimension() -> None:
+    assert local_spec("own", MODELS_FOLDER / "distilbert-dense").dimension == 16
+
+
+def test_relative_positions_fall_into_the_buckets_of_the_paper() -> None:
+    of = dict(zip(range(-511, 512), buckets(512).tolist(), strict=True))
+    assert [of[-distance] for distance in (0, 1, 7, 8, 15, 16, 31, 32, 63, 64, 90, 91, 127, 128, 511)] == [
+        0, 1, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 15, 15, 15,
+    ]  # fmt: skip
+    assert all(of[distance] == of[-distance] + 16 for distance in range(1, 512))
+
+
+def test_a_literal_padding_token_has_no_position_of_its_own(plain: Settings) -> None:
+    folder = MODELS_FOLDER / "mpnet-mean"
+    texts = ["stone <pad> river stone <pad>", "stone river"]
+    provider = load(local_spec("own", folder), folder, plain)
+    vectors = provider._embed(texts, "document").vectors
+    assert np.isfinite(vectors).all()
+    assert cosines(vectors[:1], vectors[1:]).max() < 0.999
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "named"),
+    [
+        ("config.json", {"model_type": "roberta"}, r"config\.json.*roberta"),
+        ("config.json", {"model_type": ["bert"]}, r"config\.json"),
+        ("config.json", {"activation": "gelu_new"}, r"config\.json.*gelu_new"),
+        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, r"1_Pooling.*lasttoken"),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}, r"1_Pooling.*mean and max"),
+        ("1_Pooling/config.json", {"include_prompt": False}, r"1_Pooling.*include_prompt"),
+        ("2_Dense/config.json", {"activation_function": "torch.nn.modules.activation.GELU"}, r"2_Dense.*GELU"),
+        ("2_Dense/config.json", {"activation_function": "os.system"}, r"2_Dense.*os\.system"),
+        ("2_Dense/config.json", {"use_residual": True}, r"2_Dense.*use_residual"),
+        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, r"2_Dense.*token_embeddings"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task"),
+    ],
+)
+def test_what_we_cannot_do_is_refused_by_name(
+    copy: Path, plain: Settings, file: str, values: dict[str, Any], named: str
+) -> None:
+    change(copy / file, **values)
+    with pytest.raises(NotSupported, match=named):
+        load(local_spec("own", copy), copy, plain)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["sentence_transformers.models.CNN"],
+        ["sentence_transformers.models.Transformer", "sentence_transformers.models.LayerNorm"],
+        ["sentence_transformers.models.Transformer", "sentence_transformers.models.Transformer"],
+        ["sentence_transformers.models.Pooling"],
+        ["custom_code.Transformer"],
+        ["sentence_transformers.models.Transformer", "custom.Dense"],
+    ],
+)
+def test_a_module_of_another_kind_is_refused_by_name(copy: Path, plain: Settings, kinds: list[str]) -> None:
+    modules = [{"type": kind, "path": "" if place == 0 else str(place)} for place, kind in enumerate(kinds)]
+    (copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(NotSupported, match=r"modules\.json.*" + kinds[-1].rpartition(".")[2]):
+        load(local_spec("own", copy), copy, plain)
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "a/../../b", "..\\b", "C:b", "a\0b"])
+def test_a_module_outside_its_folder_is_refused(copy: Path, plain: Settings, path: str) -> None:
+    modules = json.loads((copy / "modules.json").read_text())
+    modules[2]["path"] = path
+    (copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelUnavailable, match=r"modules\.json names a module outside its folder; replace it"):
+        load(local_spec("own", copy), copy, plain)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "named"),
+    [
+        ("config.json", {"dim": None}, r"config\.json.*dim"),
+        ("config.json", {"dim": 3 * 10**11}, r"vectors of 24 numbers where the model has"),
+        ("config.json", {"n_heads": 5}, r"config\.json.*5 heads"),
+        ("config.json", {"n_heads": 0}, r"config\.json.*n_heads"),
+        ("config.json", {"n_layers": 10**9}, r"model\.safetensors has no tensor"),
+        ("config.json", {"n_layers": True}, r"config\.json.*n_layers"),
+        ("config.json", {"hidden_dim": 49}, r"model\.safetensors.*48 x 24.*49 x 24"),
+        ("config.json", {"max_position_embeddings": 1_000}, r"model\.safetensors.*position_embeddings"),
+        ("sentence_bert_config.json", {"max_seq_length": 2}, r"tokenizer\.json leaves no room"),
+        ("1_Pooling/config.json", {"embedding_dimension": 25}, r"1_Pooling.*25 numbers.*24"),
+        ("2_Dense/config.json", {"in_features": 32}, r"2_Dense.*32 numbers.*24"),
+        ("2_Dense/config.json", {"out_features": 17}, r"2_Dense/model\.safetensors.*16 x 24.*17 x 24"),
+        ("2_Dense/config.json", {"out_features": -1}, r"2_Dense.*out_features"),
+    ],
+)
+def test_a_folder_that_contradicts_itself_names_the_file(
+    copy: Path, plain: Settings, file: str, values: dict[str, Any], named: str
+) -> None:
+    change(copy / file, **values)
+    with pytest.raises(ModelUnavailable, match=named) as refused:
+        load(local_spec("own", copy), copy, plain)
+    assert "replace it" in refused.value.detail
+    assert "\n" not in refused.value.detail
+
+
+@pytest.mark.parametrize("file", ["config.json", "modules.json", "2_Dense/config.json", "sentence_bert_config.json"])
+@pytest.mark.parametrize("content", ["", "{", '"text"', "null", "[" * 100_000, "[1, 2]", "\ud800"])
+def test_a_file_that_is_no_such_json_is_named(copy: Path, plain: Settings, file: str, content: str) -> None:
+    (copy / file).write_text(content, errors="surrogatepass")
+    with pytest.raises(ModelUnavailable, match=file.rpartition("/")[2]):
+        load(local_spec("own", copy), copy, plain)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "2_Dense/model.safetensors", "2_Dense/config.json", "config.json"])
+def test_a_missing_file_is_named(copy: Path, plain: Settings, file: str) -> None:
+    (copy / file).unlink()
+    with pytest.raises(LikewiseError, match=file):
+        load(local_spec("own", copy), copy, plain)
+
+
+def test_a_tokenizer_of_another_model_is_refused(copy: Path, plain: Settings) -> None:
+    content = json.loads((copy / "tokenizer.json").read_text())
+    content["model"]["vocab"]["many"] = 30_000
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelUnavailable, match=r"tokenizer\.json has token ids beyond"):
+        load(local_spec("own", copy), copy, plain)
+
+
+def test_weights_of_a_dense_module_are_held_to_what_was_seen_first(copy: Path, plain: Settings) -> None:
+    spec = local_spec("own", copy)
+    space = load(spec, copy, plain).space
+    assert load(spec, copy, plain).space == space
+    weights = copy / "2_Dense" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelUnavailable, match=r"2_Dense/model\.safetensors is not the file") as refused:
+        load(spec, copy, plain)
+    assert refused.value.code == "weights_checksum"
+    shutil.rmtree(plain.models_folder / ".checksums")
+    assert load(spec, copy, plain).space != space

@@ -1,0 +1,335 @@
+"""Two tenants on one server: whatever one of them sends, nothing that it gets shows anything of the other."""
+
+import asyncio
+import base64
+import io
+import json
+import random
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import likewise
+from likewise.auth.caller import Scope
+from likewise.auth.tokens import new_key
+from likewise.embedding.embedder import Embedder
+from likewise.observe import logs
+from likewise.server.app import create_app
+from likewise.server.scopes import all_routes
+from likewise.settings import load_settings
+from likewise.testing import FakeProvider, ThrowawayPostgres
+from tests.auth.keys import make_key
+
+URL = "/api/v1/collections"
+# In everything that a tenant stores, sends and names; no word of ours has them.
+CANARIES = ("zqamber", "zqbasalt")
+EXAMPLES, CALLS, AT_ONCE = 100, 50, 10
+
+WORDS = "pump valve rotor cold freeze leak start stop alarm oil".split()
+REQUEST_ID = re.compile(r"rid-zq\w+-\d+")
+
+
+@dataclass
+class House:
+    """A server with two tenants, each with a key that reads and one that may do everything.
+
+    `statuses` counts the answers.
+    """
+
+    client: httpx2.AsyncClient
+    paths: frozenset[str]
+    readers: list[str]
+    keepers: list[str]
+    log: io.StringIO
+    cursors: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    numbers: Any = field(default_factory=count)
+    statuses: dict[int, int] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+async def house(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    """The server, and a collection of each tenant's to begin with."""
+    async with postgres.database() as urls:
+        folder = tmp_path_factory.mktemp("data")
+        settings = load_settings(
+            data_dir=folder, database_url=urls.owner, database_serving_url=urls.serving, auth="keys"
+        )
+        embedder = Embedder(settings, providers={settings.model: lambda spec: FakeProvider()})
+        async with likewise.open(settings, embedder=embedder) as lw:
+            app = create_app(lw, settings)
+            transport = httpx2.ASGITransport(app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://likewise.example") as client:
+                paths = frozenset(route.path for route in all_routes(app.routes))
+                readers = [await make_key(settings, canary, Scope.READ) for canary in CANARIES]
+                keepers = [await make_key(settings, canary, *Scope) for canary in CANARIES]
+                yield House(client, paths, readers, keepers, io.StringIO())
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request: whose it is, by which key, and dice for all the rest."""
+
+    tenant: int
+    key: str
+    what: str
+    dice: int
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as it goes out, and the scope that it needs (None: nobody is asked)."""
+
+    method: str
+    path: str
+    scope: Scope | None
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Teller:
+    """Makes up requests of one tenant: it stores its own canary, and asks for anybody's."""
+
+    def __init__(self, house: House, call: Call) -> None:
+        self.house = house
+        self.dice = random.Random(call.dice)
+        self.own = CANARIES[call.tenant]
+        self.tenant = call.tenant
+
+    def somebody(self) -> str:
+        return self.dice.choice([self.own, self.own, *CANARIES])
+
+    def text(self, canary: str) -> str:
+        return " ".join([canary, *self.dice.choices(WORDS, k=self.dice.randint(1, 4))])
+
+    def name(self, canary: str) -> str:
+        # Names and ids that both have, and names that tell whose they are.
+        return self.dice.choice(["shared", "shared", "shared", f"{canary}-one", f"{canary}-two"])
+
+    def id(self, canary: str) -> str:
+        return self.dice.choice(["7", f"{canary}/{self.dice.randint(0, 9)}"])
+
+    def collection(self) -> str:
+        return f"{URL}/{self.name(self.somebody())}"
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "id": self.id(self.own),
+            "text": self.text(self.own),
+            "payload": {"site": self.own, "n": self.dice.randint(0, 9), f"{self.own}_field": [self.own]},
+            "status": self.own,
+            "parent": f"{self.own} parent",
+        }
+
+    def filters(self) -> Any:
+        value = self.somebody()
+        return self.dice.choice(
+            [{"site": value}, {"status": {"$ne": value}}, {"id": {"$in": [self.id(value), "7"]}}, {"n": {"$gte": 3}},
+             {"parent": {"$contains": value}}, {"site": {"$exists": True}}, {"site": {"$wrong": value}}, value]
+        )  # fmt: skip
+
+    def idempotency(self) -> dict[str, str]:
+        key = f"{self.somebody()}-{self.dice.randint(0, 30)}"
+        return {"idempotency-key": key} if self.dice.random() < 0.5 else {}
+
+    def cursor(self) -> str:
+        return self.dice.choice([*self.house.cursors[0][-5:], *self.house.cursors[1][-5:], "zz", ""])
+
+    def list(self) -> Sent:
+        cursor = f"&cursor={self.cursor()}" if self.dice.random() < 0.5 else ""
+        return Sent("GET", f"{URL}?limit={self.dice.choice([0, 1, 2, 100])}{cursor}", Scope.READ)
+
+    def create(self) -> Sent:
+        body = {"name": self.name(self.own), "policy": {"indexed": ["site"]}}
+        return Sent("POST", URL, Scope.WRITE, body, self.idempotency())
+
+    def get(self) -> Sent:
+        return Sent("GET", self.collection(), Scope.READ)
+
+    def drop(self) -> Sent:
+        return Sent("DELETE", self.collection(), Scope.ADMIN)
+
+    def stats(self) -> Sent:
+        return Sent("GET", f"{self.collection()}/stats", Scope.READ)
+
+    def write(self) -> Sent:
+        records: list[Any] = [self.record() for _ in range(self.dice.randint(1, 4))]
+        if self.dice.random() < 0.2:
+            records.append({"id": self.somebody(), "text": None, "payload": self.somebody()})
+        return Sent("POST", f"{self.collection()}/records", Scope.WRITE, records, self.idempotency())
+
+    def lines(self) -> Sent:
+        lines = [json.dumps(self.record()), f"{{{self.somebody()}", json.dumps({"id": self.somebody(), "text": 1})]
+        headers = {"content-type": "application/x-ndjson"} | self.idempotency()
+        return Sent("POST", f"{self.collection()}/records", Scope.WRITE, "\n".join(lines), headers)
+
+    def read(self) -> Sent:
+        return Sent("GET", f"{self.collection()}/records/{self.id(self.somebody())}", Scope.READ)
+
+    def delete(self) -> Sent:
+        return Sent("DELETE", f"{self.collection()}/records/{self.id(self.somebody())}", Scope.WRITE)
+
+    def search(self) -> Sent:
+        who = self.somebody()
+        body: dict[str, Any] = {"query": self.text(who)} if self.dice.random() < 0.7 else {"like": self.id(who)}
+        body |= {"mode": self.dice.choice(["hybrid", "dense", "lexical"]), "limit": self.dice.choice([1, 10, 100])}
+        if self.dice.random() < 0.5:
+            body["filters"] = self.filters()
+        if self.dice.random() < 0.2:
+            body["threshold"] = self.dice.choice([-1, 0.0, 0.5, who])
+        if self.dice.random() < 0.3:
+            body |= {"group_by": "site", "explain": True}
+        if self.dice.random() < 0.2:
+            body["cursor"] = self.cursor()
+        return Sent("POST", f"{self.collection()}/search", Scope.READ, body)
+
+    def later(self) -> Sent:
+        verb, scope = self.dice.choice([("clusters", Scope.READ), ("reembed", Scope.ADMIN), ("switch", Scope.ADMIN)])
+        return Sent("POST", f"{self.collection()}/{verb}", scope, {"model": self.somebody()})
+
+    def broken(self) -> Sent:
+        body = self.dice.choice(["{" + self.somebody(), "[" * 50, f'"{self.somebody()}"', "", "\0"])
+        path, scope = self.dice.choice([(URL, Scope.WRITE), (f"{self.collection()}/search", Scope.READ)])
+        return Sent("POST", path, scope, body)
+
+    def lost(self) -> Sent:
+        paths = [f"/{self.somebody()}", f"/api/v2/{self.somebody()}", f"{self.collection()}/nothing", "/v1/models"]
+        return Sent("GET", self.dice.choice(paths), None)
+
+    def refused_method(self) -> Sent:
+        return Sent(self.dice.choice(["PUT", "PATCH", "OPTIONS"]), self.collection(), None)
+
+    def open(self) -> Sent:
+        paths = ["/livez", "/readyz", "/healthz?strict=true", "/", "/docs", "/openapi.json"]
+        return Sent("GET", self.dice.choice(paths + (["/metrics"] if "/metrics" in self.house.paths else [])), None)
+
+
+OFTEN = ("write", "search", "read", "list")
+WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lines", "delete", "later", "broken",
+        "lost", "open", "refused_method")  # fmt: skip
+CALL = st.builds(
+    Call,
+    tenant=st.integers(0, 1),
+    key=st.sampled_from(["keeper", "keeper", "keeper", "keeper", "reader", "reader", "none", "wrong"]),
+    what=st.sampled_from(WHAT),
+    dice=st.integers(0, 2**32 - 1),
+)
+
+
+@pytest.mark.timeout(180)
+@hypothesis_settings(
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
+)
+@given(calls=st.lists(CALL, min_size=CALLS, max_size=CALLS))
+async def test_nothing_of_one_tenant_is_shown_to_the_other(house: House, calls: list[Call]) -> None:
+    # Given
+    logs.configure("debug", house.log)
+    house.log.seek(0)
+    house.log.truncate()
+    for key in house.keepers:
+        await house.client.post(URL, json={"name": "shared"}, headers={"authorization": f"Bearer {key}"})
+    # When both call, several at once
+    for start in range(0, len(calls), AT_ONCE):
+        await asyncio.gather(*(made(house, call) for call in calls[start : start + AT_ONCE]))
+    # Then no log line says anything of either, but for the ids that they gave their requests
+    assert [line for line in house.log.getvalue().splitlines() if "zq" in REQUEST_ID.sub("", line)] == []
+    # And in the end every kind of answer was among them: where nothing is found nothing is shown either
+    if sum(house.statuses.values()) == EXAMPLES * CALLS:
+        assert {200, 201, 204, 400, 401, 403, 404, 405, 409, 422} <= set(house.statuses)
+        assert house.statuses[200] > EXAMPLES * CALLS / 5
+
+
+async def made(house: House, call: Call) -> None:
+    """Make a call, and look at all that comes back."""
+    sent = getattr(Teller(house, call), call.what)()
+    other = CANARIES[1 - call.tenant]
+    request_id = f"rid-{CANARIES[call.tenant]}-{next(house.numbers)}"
+    token = {"reader": house.readers[call.tenant], "keeper": house.keepers[call.tenant], "wrong": new_key().token}
+    headers = {"x-request-id": request_id, "content-type": "application/json"} | sent.headers
+    if call.key in token:
+        headers["authorization"] = f"Bearer {token[call.key]}"
+    content = sent.body if isinstance(sent.body, str) else json.dumps(sent.body)
+    answer = await house.client.request(sent.method, sent.path, headers=headers, content=content)
+    house.statuses[answer.status_code] = house.statuses.get(answer.status_code, 0) + 1
+    # Who may not call hears just that
+    if sent.scope is not None and call.key in ("none", "wrong"):
+        assert answer.status_code == 401, sent
+    elif sent.scope in (Scope.WRITE, Scope.ADMIN) and call.key == "reader":
+        assert answer.status_code == 403, sent
+    else:
+        assert answer.status_code not in (401, 403, 500), (sent, answer.text)
+    # What comes back is one's own
+    shown = answer.text + str(answer.headers)
+    if answer.status_code == 200 and call.what in ("list", "search") and (cursor := answer.json()["cursor"]):
+        house.cursors[call.tenant].append(cursor)
+        shown += base64.urlsafe_b64decode(cursor + "==").decode(errors="replace")
+    assert other not in shown, sent
+    if call.key in ("none", "wrong"):
+        assert "zq" not in shown.replace(request_id, ""), sent
+
+
+# Each route that names something, with a foreign thing and one that is nowhere.
+NAMING: list[tuple[str, str, Any]] = [
+    ("GET", "", None),
+    ("DELETE", "", None),
+    ("GET", "/stats", None),
+    ("POST", "/records", [{"id": "1", "text": "x"}]),
+    ("GET", "/records/7", None),
+    ("DELETE", "/records/7", None),
+    ("POST", "/search", {"query": "x"}),
+    ("POST", "/search", {"like": "7"}),
+    ("GET", "/clusters", None),
+    ("POST", "/clusters", {}),
+    ("GET", "/clusters/1", None),
+    ("POST", "/reembed", {}),
+    ("POST", "/switch", {}),
+    ("POST", "/rollback", {}),
+]
+
+
+async def test_what_belongs_to_another_answers_like_what_is_not_there(house: House) -> None:
+    # Given a collection and records of the second tenant's, and one of the first's without them
+    theirs, ours = ({"authorization": f"Bearer {house.keepers[tenant]}"} for tenant in (1, 0))
+    await house.client.post(URL, json={"name": "theirs"}, headers=theirs)
+    await house.client.post(f"{URL}/theirs/records", json=[{"id": "7", "text": "x"}], headers=theirs)
+    await house.client.post(URL, json={"name": "both"}, headers=theirs)
+    await house.client.post(f"{URL}/both/records", json=[{"id": "7", "text": "x"}], headers=theirs)
+    await house.client.post(URL, json={"name": "both"}, headers=ours)
+    pairs = [(method, f"{URL}/theirs{rest}", f"{URL}/nowhere{rest}", body, body) for method, rest, body in NAMING]
+    pairs += [
+        ("GET", f"{URL}/both/records/7", f"{URL}/both/records/8", None, None),
+        ("DELETE", f"{URL}/both/records/7", f"{URL}/both/records/8", None, None),
+        ("POST", f"{URL}/both/search", f"{URL}/both/search", {"like": "7"}, {"like": "8"}),
+        ("POST", f"{URL}/both/search", f"{URL}/both/search", {"query": "x"}, {"query": "y"}),
+    ]
+    for method, foreign, missing, body, other_body in pairs:
+        # When
+        answers = [
+            await house.client.request(method, path, json=sent, headers=ours)
+            for path, sent in ((foreign, body), (missing, other_body))
+        ]
+        # Then
+        first, second = (plain(answer) for answer in answers)
+        assert first == second, (method, foreign)
+    assert (await house.client.get(f"{URL}/theirs/records/7", headers=theirs)).status_code == 200
+
+
+def test_every_route_that_names_something_is_among_them(house: House) -> None:
+    names = {path.removeprefix(URL + "/{name}") for path in house.paths if "{" in path}
+    tried = {re.sub(r"/(records|clusters)/.*", r"/\1/", rest) for _, rest, _ in NAMING}
+    assert {re.sub(r"/\{.*", "/", name) for name in names} == tried
+
+
+def plain(answer: httpx2.Response) -> Any:
+    """An answer without what differs from request to request."""
+    body = answer.json() if answer.content else {}
+    kept = {name: value for name, value in body.items() if name not in ("request_id", "instance", "took_ms")}
+    headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "content-length")}
+    return answer.status_code, kept, headers
