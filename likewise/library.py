@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ from likewise.settings import Settings, load_settings
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 # The database has answered already; what is waited for here is a connection of ours that is free.
 ASK_SECONDS = 1.0
+HEALTH_SECONDS = 1.0
 
 Progress = Callable[[int, int], None]
 
@@ -53,6 +55,9 @@ class Likewise:
         self.embedder: Embedder = runtime.embedder
         self.collections = CollectionsService(runtime)
         self._tenant: int | None = None
+        self._asking = asyncio.Lock()
+        self._health: Health | None = None
+        self._ask_again = 0.0
 
     async def tenant(self) -> int:
         """The one tenant of a Likewise without authentication."""
@@ -69,7 +74,14 @@ class Likewise:
         return Collection(self, name)
 
     async def health(self) -> Health:
-        """Ask each part how it is."""
+        """How each part is, as of a second ago at most: any number of probes cost the database no more than one."""
+        async with self._asking:
+            if self._health is None or time.monotonic() >= self._ask_again:
+                self._health = await self._ask_parts()
+                self._ask_again = time.monotonic() + HEALTH_SECONDS
+            return self._health
+
+    async def _ask_parts(self) -> Health:
         database = schema = None
         oldest = 0.0
         try:

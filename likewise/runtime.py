@@ -234,7 +234,9 @@ async def _flush(runtime: Runtime) -> None:
 async def _forget(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FORGET_SECONDS)
-        await idempotency.forget_expired(runtime.pool, MOST_FORGOTTEN)
+        forgotten = MOST_FORGOTTEN
+        while forgotten == MOST_FORGOTTEN:
+            forgotten = await idempotency.forget_expired(runtime.pool, MOST_FORGOTTEN)
 
 
 async def _flush_once(runtime: Runtime) -> None:

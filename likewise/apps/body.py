@@ -87,7 +87,6 @@ class Lines:
         """UnsupportedMediaType if the body is encoded, or text in another charset than UTF-8."""
         _refuse_encoded(request)
         self._request = request
-        self._release: Callable[[int], None] = request.scope.get(RELEASE, lambda count: None)
         self._tail = bytearray()
         self._held = 0
 
@@ -95,8 +94,13 @@ class Lines:
         """The lines that were given are done with, except for so many bytes of them."""
         done = self._held - but - len(self._tail)
         if done > 0:
-            self._release(done)
+            self._done_with(done)
             self._held -= done
+
+    def _done_with(self, count: int) -> None:
+        release: Callable[[int], None] | None = self._request.scope.get(RELEASE)
+        if release is not None:
+            release(count)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, bytes | None]]:
         """Read on, as fast as the lines are taken."""
@@ -111,7 +115,7 @@ class Lines:
                     yield number + within, line if len(line) <= MAX_LINE_BYTES else None
                 number += block.count(b"\n")
             if skipping:
-                self._release(len(chunk))
+                self._done_with(len(chunk))
                 self._held -= len(chunk)
                 continue
             self._tail += chunk[end:]
@@ -140,7 +144,11 @@ def _refuse_encoded(request: Request) -> None:
 
 
 async def hold(request: Request, most: int) -> bytes:
-    """The whole body, kept for whoever reads it next; TooLarge if it has more than `most` bytes."""
+    """The whole body, kept for whoever reads it next; TooLarge if it has more than `most` bytes.
+
+    It counts as held until the request is answered.
+    """
+    request.scope.pop(RELEASE, None)
     parts: list[bytes] = []
     size = 0
     async for chunk in request.stream():

@@ -1,5 +1,6 @@
 """KeyRing: whose key this is, asked of the database now and then and remembered in between."""
 
+import asyncio
 import hmac
 import time
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from likewise.db.pool import Pool
 
 # A key that is revoked is taken for so long by a server that has just seen it.
 REMEMBERED_SECONDS = 5.0
+LOOKUPS_AT_ONCE = 2
 MOST_REMEMBERED = 10_000
 
 # What a key without a row is compared with, so that it takes the same way as a wrong one.
@@ -27,6 +29,7 @@ class KeyRing:
         # By digest, so that a dump of this memory shows no key.
         self._known: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
         self._used: dict[str, datetime] = {}
+        self._asking = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
     async def caller(self, token: str) -> Caller | None:
         """Whose key this is; None if it is none, or none that may be used."""
@@ -58,7 +61,9 @@ class KeyRing:
     async def _looked_up(self, prefix: str, digest: bytes) -> Caller | None:
         # The time is that of the question: an answer may be old by the time it is here.
         until = time.monotonic() + self._seconds
-        key = await keys.live(self._pool, prefix)
+        # Anybody can make up keys: these questions take few connections, however many come.
+        async with self._asking:
+            key = await keys.live(self._pool, prefix)
         if not hmac.compare_digest(_NO_DIGEST if key is None else key.digest, digest) or key is None:
             return None
         caller = Caller(key.tenant, frozenset(map(Scope, key.scopes)), prefix)

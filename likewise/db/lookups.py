@@ -14,7 +14,8 @@ from likewise.cleaning import storable
 from likewise.db.ids import ContentIds
 from likewise.db.planning import BY_VALUES, EVERY_ROW, Plan
 from likewise.db.pool import Tx, table
-from likewise.db.where import Where
+from likewise.db.where import Where, json_value
+from likewise.filters import Field
 
 VIEW = SQL("""
     r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
@@ -26,16 +27,25 @@ ONE = SQL("""
     SELECT {view} FROM records r JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     WHERE r.collection = %s AND r.id = %s
 """)
-# Every content that a ranking gave, joined under row-level security; at most `most` records of each, oldest first.
+# The records of every content that a ranking gave, joined under row-level security, oldest first. Only those that are
+# answered are read whole: texts and payloads of the others never leave the database.
 OF_CONTENTS = SQL("""
-    SELECT {view}, {similarity} FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
-    CROSS JOIN LATERAL (
-        SELECT r.* FROM records r WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
-        ORDER BY r.pk LIMIT %(most)s
-    ) r
-    JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
-    ORDER BY wanted.place, r.pk
+    SELECT {view}, best.similarity FROM (
+        SELECT r.pk, wanted.place, {similarity} AS similarity
+        FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
+        CROSS JOIN LATERAL (
+            SELECT {of_each} FROM records r
+            WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
+            ORDER BY {by} LIMIT %(skip)s + %(most)s
+        ) r
+        LEFT JOIN {vectors} v ON v.content = wanted.content
+        WHERE {near}
+        ORDER BY wanted.place, r.pk LIMIT %(most)s OFFSET %(skip)s
+    ) best
+    JOIN records r ON r.pk = best.pk JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
+    ORDER BY best.place, best.pk
 """)
+NEAR = SQL("1 - (v.embedding <=> %(query)b) >= %(least)s")
 SIMILARITY = SQL("1 - (v.embedding <=> %(query)b)")
 NO_SIMILARITY = SQL("NULL::float8")
 FAILED = SQL("""
@@ -110,27 +120,47 @@ async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | Non
     return None if row is None else (int(row[0]), int(row[1]))
 
 
-async def of_contents(
-    tx: Tx,
-    generation: int,
-    contents: Sequence[int],
-    where: Where,
-    *,
-    most: int,
-    without: int | None,
-    similar_to: NDArray[np.float32] | None = None,
-) -> list[tuple[StoredRecord, float | None]]:
-    """The records of these contents that fit the condition, in the contents' order, at most `most` of each.
+@dataclass(frozen=True)
+class Wanted:
+    """Which records of some contents are answered: `most` (None for all) after the first `skip`.
 
-    Each comes with the cosine similarity of its vector to `similar_to`, float32 (d,), where there are both.
+    Those that are at least `least` similar to the vector `similar_to`, float32 (d,), if there is a bound; not the
+    record `without`; and of each content one for every value of the field `one_of_each`, if that is given.
     """
-    similarity = NO_SIMILARITY if similar_to is None else SIMILARITY
+
+    most: int | None
+    skip: int = 0
+    without: int | None = None
+    similar_to: NDArray[np.float32] | None = None
+    least: float | None = None
+    one_of_each: Field | None = None
+
+
+async def of_contents(
+    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: Wanted
+) -> list[tuple[StoredRecord, float | None]]:
+    """The records of these contents that fit a condition, in the contents' order, each with its similarity."""
+    asked = Where(parameters={**where.parameters}, prefix="group")
+    grouped = None if wanted.one_of_each is None else json_value(wanted.one_of_each, asked)
     statement = OF_CONTENTS.format(
-        view=VIEW, vectors=table("vec", generation), condition=where.sql, similarity=similarity
+        view=VIEW,
+        vectors=table("vec", generation),
+        condition=where.sql,
+        similarity=NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
+        near=SQL("true") if wanted.least is None else NEAR,
+        of_each=SQL("r.pk") if grouped is None else SQL("DISTINCT ON ({}) r.pk").format(grouped),
+        by=SQL("r.pk") if grouped is None else SQL("{}, r.pk").format(grouped),
     )
-    parameters = {**where.parameters, "contents": ContentIds.of(contents), "most": most, "without": without}
-    if similar_to is not None:
-        parameters["query"] = HalfVector(similar_to.astype(np.float16))
+    parameters = {
+        **asked.parameters,
+        "contents": ContentIds.of(contents),
+        "most": wanted.most,
+        "skip": wanted.skip,
+        "without": wanted.without,
+        "least": wanted.least,
+    }
+    if wanted.similar_to is not None:
+        parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
     rows = await tx.rows(statement, parameters, plan=Plan())
     return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
 
@@ -140,11 +170,12 @@ async def shared(tx: Tx, content: int, record: int) -> bool:
     return await tx.row(SHARED, [content, record]) is not None
 
 
-async def matching_contents(tx: Tx, matching: Where, *, most: int | None) -> ContentIds:
-    """The contents that a SELECT of them gives, each once; of more than `most` only some."""
-    parameters = {**matching.parameters, "most": most}
+async def matching_contents(tx: Tx, matching: Where, *, most: int | None = None) -> ContentIds | None:
+    """The contents that a SELECT of them gives, each once; None if it gives more than `most`, repetitions included."""
+    parameters = {**matching.parameters, "most": None if most is None else most + 1}
     row = await tx.row(MATCHING.format(matching=matching.sql), parameters, plan=BY_VALUES)
-    return ContentIds.of(np.unique(ContentIds(row[0]).numbers())) if row else ContentIds.of([])
+    found = ContentIds.of([]) if row is None else ContentIds(row[0])
+    return None if most is not None and len(found) > most else ContentIds.of(np.unique(found.numbers()))
 
 
 async def sample_of(tx: Tx, generation: int, percent: float, most: int) -> ContentIds:

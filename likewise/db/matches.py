@@ -84,6 +84,9 @@ class Matches:
     candidates: Candidates
 
 
+NO_MATCHES = Matches([], Candidates((), complete=True))
+
+
 async def count(tx: Tx, collection: int, terms: Sequence[int]) -> dict[int, int]:
     """In how many contents each term occurs."""
     rows = await tx.rows(SQL(COUNT).format(terms=table("terms", collection)), [list(terms)], plan=Plan())
@@ -127,7 +130,7 @@ async def rank(
         among: the only contents to rank, by their ids or by a condition on their records.
     """
     if not frequencies:
-        return Matches([], Candidates((), complete=True))
+        return NO_MATCHES
     # A count may be a minute old: a term that no text had then may be in one now, and is found.
     known = {term: max(1, n) for term, n in frequencies.items()}
     query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)

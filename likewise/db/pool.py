@@ -159,7 +159,11 @@ class Tx:
 
     async def finish(self, *, commit: bool) -> None:
         """End the transaction, if one has begun."""
-        if not self._begun or self.connection.closed:
+        if not self._begun:
+            return
+        if self.connection.closed:
+            if commit:
+                raise psycopg.OperationalError("the connection is closed")
             return
         if not commit or not self._last:
             await self.connection.execute(COMMIT if commit else ROLLBACK)
@@ -203,11 +207,6 @@ class Pool:
         """What the pool counts of itself, by psycopg_pool's names."""
         return self._pool.get_stats()
 
-    @property
-    def has_idle(self) -> bool:
-        """Whether a second connection can be had without waiting."""
-        return self._pool.get_stats().get("pool_available", 0) > 0
-
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
         try:
@@ -229,6 +228,19 @@ class Pool:
                 yield tx
             return
         async with in_time(self._readers), self._transaction(tenant, BEGIN_SNAPSHOT) as tx:
+            yield tx
+
+    @asynccontextmanager
+    async def spare(self, tenant: int) -> AsyncIterator[Tx | None]:
+        """A second transaction to read in, for who has one already; None if nobody could have one without waiting.
+
+        Readers that wait for a second one while they hold their first would all wait for each other.
+        """
+        if self._readers.locked() or self._pool.get_stats().get("pool_available", 0) == 0:
+            yield None
+            return
+        # It is free, so this does not wait.
+        async with self._readers, self._transaction(tenant, BEGIN_SNAPSHOT) as tx:
             yield tx
 
     @asynccontextmanager

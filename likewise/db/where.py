@@ -79,6 +79,12 @@ def exactly(tree: Filter | None, collection: int) -> Where:
     return condition(tree, collection, Indexed())
 
 
+def json_value(of: Field, where: Where) -> Composable:
+    """The value of a field of rows `r` as JSON; what is absent is null."""
+    value = SQL("to_jsonb(r.{})").format(Identifier(of.name)) if of.column else _value(of, where)
+    return SQL("coalesce({}, 'null')").format(value)
+
+
 def matching_contents(tree: Filter, collection: int, indexed: Indexed) -> Where:
     """A SELECT of the contents of all records that fit; a content comes once for each of its records.
 

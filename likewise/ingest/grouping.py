@@ -116,6 +116,10 @@ async def _store(group: Sequence[_Member], store: Callable[[Sequence[PreparedRec
         for member in group:
             _fail(member, error)
         return
+    except Exception as error:  # noqa: BLE001 - its callers raise it; those who wait behind them are stored all the same
+        for member in group:
+            _fail(member, error)
+        return
     except BaseException as error:
         for member in group:
             _fail(member, error)

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import orjson
+
 from likewise.db.fields import payload_field
 from likewise.errors import Invalid
 from likewise.filters import COLUMNS, KEY, All, Compare, Field, Filter, Not
@@ -13,12 +15,12 @@ from likewise.search.request import Found
 class Groups:
     """The best hit of each value met so far, in the order in which they were met.
 
-    Records without the field, or with a list or an object in it, are one group, whose value is null.
+    Records without the field are one group, whose value is null; lists and objects are values like others.
     """
 
     def __init__(self, field: Field | None) -> None:
         self.field = field
-        self._best: dict[tuple[type, Any], Found] = {}
+        self._best: dict[object, Found] = {}
         self._before = 0
 
     def __len__(self) -> int:
@@ -32,16 +34,15 @@ class Groups:
     @property
     def values(self) -> list[Any]:
         """The values of the groups."""
-        return [value for _, value in self._best]
+        return [found.group for found in self._best.values()]
 
-    def add(self, found: Found) -> Found:
+    def add(self, found: Found) -> None:
         """Keep a hit if it is the first of its group."""
         assert self.field is not None
         value = _value(self.field, found)
-        grouped = replace(found, group=value)
-        # 1 and true are equal to Python, 1 and 1.0 to everyone.
-        self._best.setdefault((bool if isinstance(value, bool) else object, value), grouped)
-        return grouped
+        # 1 and 1.0 are one value, 1 and true are not, and lists cannot be keys.
+        key = orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if isinstance(value, bool | list | dict) else value
+        self._best.setdefault(key, replace(found, group=value))
 
     def grown(self) -> bool:
         """Whether there are more groups than when this was asked last."""
@@ -70,5 +71,4 @@ def without_groups(tree: Filter | None, field: Field, values: Collection[Any]) -
 def _value(field: Field, found: Found) -> Any:
     if field.column:
         return getattr(found.record, field.name)
-    value = payload_field(found.record.payload, field.name)
-    return None if isinstance(value, list | Mapping) else value
+    return payload_field(found.record.payload, field.name)

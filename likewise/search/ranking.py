@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from likewise.db import matches
-from likewise.db.matches import Matches
+from likewise.db.matches import NO_MATCHES, Matches
 from likewise.db.pool import Pool, Tx
 from likewise.search.frequencies import TermFrequencies
 from likewise.search.fusion import fuse
@@ -30,7 +30,7 @@ class Ranked:
     """Contents in the order of their scores, and what each ranking said of them. `exhausted`: there are no others."""
 
     order: list[tuple[int, float]]
-    meaning: Ranking
+    by_meaning: frozenset[int]
     words: dict[int, float]
     exhausted: bool
 
@@ -45,43 +45,49 @@ class Rankings:
 
     async def rank(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Ranked:
         """The best `depth` of each ranking, in one order. Words come first: meanwhile the query is embedded."""
-        if question.terms and search.by_meaning and _is_long(scope) and self._pool.has_idle:
-            words, meaning = await self._beside(tx, search, question, scope, depth)
-        else:
-            words = await self._words(tx, search, question, scope, depth)
-            meaning = await self._meaning(tx, search, question, scope, depth)
+        words, meaning = await self._both(tx, search, question, scope, depth)
+        found = {*meaning.contents, *(content for content, _ in words.scored)}
+        if not words.candidates.complete and len(found) <= search.request.wanted:
+            # Meaning had little to give, as while vectors are still being made: common words must do.
+            words = await self._words(tx, search, question, scope, depth, least=depth)
+        scored = [item for item in words.scored if item[0] != question.own]
         # One is left out, which may have been among them.
         full = depth - (question.own is not None)
-        exhausted = len(words) < full and len(meaning) < full and not meaning.cut
+        exhausted = len(scored) < full and words.candidates.complete and len(meaning) < full and not meaning.cut
         least_similar = search.request.threshold
         if least_similar is not None and len(meaning) and meaning.similarities[-1] < least_similar:
             # All others are less alike still.
             exhausted = True
-        return Ranked(_order(search, meaning, words, depth), meaning, dict(words), exhausted)
+        order = _order(search, meaning, scored, depth)
+        return Ranked(order, frozenset(meaning.contents), dict(scored), exhausted)
 
-    async def _beside(
+    async def _both(
         self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int
-    ) -> tuple[list[tuple[int, float]], Ranking]:
-        """Both at once, words on a connection of their own; what came or went between the two, loading leaves out."""
+    ) -> tuple[Matches, Ranking]:
+        """Both rankings; what takes long at once, words on a connection of their own.
 
-        async def words() -> list[tuple[int, float]]:
-            async with self._pool.tenant(search.tenant, snapshot=True) as other:
-                return await self._words(other, search, question, scope, depth)
-
-        beside = asyncio.ensure_future(words())
-        try:
-            meaning = await self._meaning(tx, search, question, scope, depth)
-            return await beside, meaning
-        finally:
-            await stop([beside])
+        What came or went between the two is left out when records are loaded.
+        """
+        # Where words alone answer, common ones must do if there are no others.
+        least = 0 if search.by_meaning else depth
+        if question.terms and search.by_meaning and _is_long(scope):
+            async with self._pool.spare(search.tenant) as other:
+                if other is not None:
+                    beside = asyncio.ensure_future(self._words(other, search, question, scope, depth, least=least))
+                    try:
+                        meaning = await self._meaning(tx, search, question, scope, depth)
+                        return await beside, meaning
+                    finally:
+                        await stop([beside])
+        words = await self._words(tx, search, question, scope, depth, least=least)
+        return words, await self._meaning(tx, search, question, scope, depth)
 
     async def _words(
-        self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int
-    ) -> list[tuple[int, float]]:
+        self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int, *, least: int
+    ) -> Matches:
         if not question.terms:
-            return []
-        found = await search.step("words", self._match(tx, search, question, scope, depth), _of_matches)
-        return [item for item in found.scored if item[0] != question.own]
+            return NO_MATCHES
+        return await search.step("words", self._match(tx, search, question, scope, depth, least), _of_matches)
 
     async def _meaning(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Ranking:
         vector = await search.vector(question)
@@ -91,13 +97,11 @@ class Rankings:
         near = nearest(tx, self._store, search.collection, vector, depth, least, scope)
         return (await search.step("meaning", near, _of_ranking)).without(question.own)
 
-    async def _match(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Matches:
+    async def _match(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int, least: int) -> Matches:
         collection = search.collection
         counted = await self._frequencies.of(tx, collection.id, question.terms, collection.contents_total)
         rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
         among = None if scope.everything else scope.where if scope.among is None else scope.among.ids
-        # Where words alone answer, common ones must do if there are no others.
-        least = 0 if search.by_meaning else depth if search.skips else search.request.wanted + 1
         return await matches.rank(tx, collection.id, rare, collection.contents_total, depth, least=least, among=among)
 
 

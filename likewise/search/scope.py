@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 from likewise.db import lookups
 from likewise.db.collections import Collection
@@ -50,7 +51,9 @@ class Scope:
     async def all_ids(self, tx: Tx) -> Among:
         """All contents that fit, however many."""
         assert self.matching is not None
-        return Among(await lookups.matching_contents(tx, self.matching, most=None), self.share)
+        ids = await lookups.matching_contents(tx, self.matching)
+        assert ids is not None
+        return Among(ids, self.share)
 
 
 class Scopes:
@@ -59,7 +62,7 @@ class Scopes:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._samples: dict[int, tuple[float, ContentIds]] = {}
-        self._shares: dict[tuple[int, str], tuple[float, float]] = {}
+        self._shares: dict[tuple[int, bytes], tuple[float, float]] = {}
 
     async def of(self, tx: Tx, collection: Collection, tree: Filter | None, indexed: Indexed) -> Scope:
         """The scope of a filter in a collection."""
@@ -75,16 +78,18 @@ class Scopes:
             if share * total > MOST_IDS:
                 return Scope(where, None, share, matching.source, matching)
         most = MOST_IDS if by_index else None
-        ids = await lookups.matching_contents(tx, matching, most=None if most is None else most + 1)
-        if most is None or len(ids) <= most:
+        ids = await lookups.matching_contents(tx, matching, most=most)
+        if ids is not None:
             share = len(ids) / max(total, len(ids), 1)
             return Scope(where, Among(ids, share), share, matching.source, matching)
-        share = max(await self._share(tx, collection, tree, where), most / max(total, most))
+        # Of records that share their texts many fit while few contents do.
+        share = max(await self._share(tx, collection, tree, where), 1 / total)
         return Scope(where, None, share, matching.source, matching)
 
     async def _share(self, tx: Tx, collection: Collection, tree: Filter, where: Where) -> float:
         """About which share of the contents has a record that fits, by a sample."""
-        now, key = self._clock(), (collection.active.id, repr(tree))
+        # By a digest: a filter may hold as much as a request's body.
+        now, key = self._clock(), (collection.active.id, sha256(repr(tree).encode()).digest())
         known = self._shares.get(key)
         if known is not None and now - known[0] < REMEMBERED_SECONDS:
             return known[1]

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,10 @@ from likewise.db import lookups, matches
 from likewise.db.collections import RecentCollections
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, Tx, retried
+from likewise.db.where import exactly
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
-from likewise.filters import Filter
+from likewise.filters import Field, Filter
 from likewise.kind import Kind
 from likewise.observe.steps import Searching
 from likewise.search.analyzer import analyze
@@ -30,8 +31,12 @@ from likewise.vectors.store import Vector, VectorStore
 DEEPER = 10
 # Longer queries are analysed beside the event loop.
 LONG_QUERY = 10_000
-# Contents that are loaded at a time when not all of them may be answered.
-CHUNK = 200
+# Contents whose records are looked at in one statement where not all of them may be answered.
+CHUNK, GROUP_CHUNK = 1_000, 200
+# So long groups are looked for that lie beyond what is nearest; then the answer says that there may be others.
+GROUPS_SECONDS = 10.0
+
+Scored = tuple[int, float]
 
 
 class Searcher:
@@ -68,26 +73,26 @@ class Searcher:
         started = time.perf_counter()
         tree = filters.parse(request.filters, kind.aliases)
         grouped = group_field(request.group_by, kind.aliases)
-        remembered = self._recent.knows(tenant, name)
+        before = await self._recent.get(tenant, name)
         found = None
-        with contextlib.suppress(CollectionGone):
-            found = await self._search(tenant, name, kind, request, tree, Groups(grouped))
-        if found is None or (remembered and not found.hits):
-            # Its generation was retired just now and another answers, or it was dropped, and made anew perhaps.
+        with contextlib.suppress(CollectionGone, NotFound):
+            found = await self._search(Search(tenant, before, kind, request, tree, grouped))
+        if found is None or not found.hits:
+            # It may have been dropped a moment ago, and made anew; or its generation was retired and another answers.
             self._recent.forget(tenant, name)
-            found = await self._search(tenant, name, kind, request, tree, Groups(grouped))
+            now = await self._recent.get(tenant, name)
+            if found is None or (now.id, now.active.id) != (before.id, before.active.id):
+                found = await self._search(Search(tenant, now, kind, request, tree, grouped))
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
 
-    async def _search(
-        self, tenant: int, name: str, kind: Kind, request: SearchRequest, tree: Filter | None, groups: Groups
-    ) -> SearchResult:
-        search = Search(tenant, await self._recent.get(tenant, name), kind, request, tree, groups)
+    async def _search(self, search: Search) -> SearchResult:
+        request = search.request
         _refuse(search)
         async with self._embedding(search):
             # Whoever drops the collection waits for its readers, and may be waited for by one.
             hits = await retried(lambda: self._look(search))
-        page = hits[request.offset : request.wanted]
-        more = len(hits) > request.wanted and request.wanted < MOST_HITS
+        asked = request.wanted - request.offset
+        page, more = hits[:asked], len(hits) > asked and request.wanted < MOST_HITS
         explanation = search.steps if request.explain else None
         return SearchResult(page, search.collection.active.model, 0.0, search.degraded, more, explanation)
 
@@ -131,39 +136,90 @@ class Searcher:
         return vector
 
     async def _look(self, search: Search) -> list[Found]:
-        """Hits in their order, as many as are wanted and one more if there is one."""
+        """Hits in their order from the page's first, as many as it may have and one more if there is one."""
         async with self._pool.tenant(search.tenant, snapshot=True) as tx:
             question = await self._question(tx, search)
-            groups, tree = search.groups, search.tree
-            found, exhausted = await self._within(tx, search, question, tree)
-            if groups.field is None:
-                return found
-            # Where what is nearest belongs to few groups, the others are looked for without these.
-            while not exhausted and len(groups) <= search.request.wanted and groups.grown():
-                tree = without_groups(search.tree, groups.field, groups.values)
-                _, exhausted = await self._within(tx, search, question, tree)
-            return groups.hits
+            if search.group_by is None:
+                return await self._ungrouped(tx, search, question)
+            return (await self._grouped(tx, search, question, search.group_by))[search.request.offset :]
 
-    async def _within(
+    async def _ungrouped(self, tx: Tx, search: Search, question: Question) -> list[Found]:
+        request = search.request
+        found: list[Found] = []
+        async for ranked, order, is_last in self._ever_deeper(tx, search, question, search.tree):
+            if len(order) <= request.wanted and not is_last:
+                continue
+            wanted = _wanted(search, question, await search.vector(question))
+            if search.skips:
+                found = (await self._first(tx, search, ranked, order, wanted))[request.offset :]
+            else:
+                found = await self._load(tx, search, ranked, order, wanted)
+            if len(found) > request.limit:
+                break
+        return found
+
+    async def _first(
+        self, tx: Tx, search: Search, ranked: Ranked, order: Sequence[Scored], wanted: lookups.Wanted
+    ) -> list[Found]:
+        """The first records, where any number of contents may have none that is near enough."""
+        found: list[Found] = []
+        for at in range(0, len(order), CHUNK):
+            missing = search.request.wanted + 1 - len(found)
+            if missing == 0:
+                break
+            wanted = replace(wanted, skip=0, most=missing)
+            found += await self._load(tx, search, ranked, order[at : at + CHUNK], wanted)
+        return found
+
+    async def _grouped(self, tx: Tx, search: Search, question: Question, field: Field) -> list[Found]:
+        """The best hit of each group, in their order."""
+        groups, tree = Groups(field), search.tree
+        started = time.monotonic()
+        while True:
+            all_seen = await self._fill(tx, search, question, tree, groups)
+            if all_seen or len(groups) > search.request.wanted or not groups.grown():
+                return groups.hits
+            if time.monotonic() - started > GROUPS_SECONDS:
+                search.degraded = (*search.degraded, "groups")
+                return groups.hits
+            # Where what is nearest belongs to few groups, the others are looked for without these.
+            tree = without_groups(search.tree, field, groups.values)
+
+    async def _fill(self, tx: Tx, search: Search, question: Question, tree: Filter | None, groups: Groups) -> bool:
+        """Take the groups of what fits a filter, until there are enough; returns whether there are no others."""
+        at = 0
+        async for ranked, order, _ in self._ever_deeper(tx, search, question, tree):
+            wanted = replace(_wanted(search, question, await search.vector(question)), skip=0, most=None)
+            for start in range(at, len(order), GROUP_CHUNK):
+                for hit in await self._load(tx, search, ranked, order[start : start + GROUP_CHUNK], wanted):
+                    groups.add(hit)
+                if len(groups) > search.request.wanted:
+                    return False
+            at = len(order)
+            if ranked.exhausted:
+                return True
+        # Nothing fits at all, or more than was looked at.
+        return at == 0
+
+    async def _ever_deeper(
         self, tx: Tx, search: Search, question: Question, tree: Filter | None
-    ) -> tuple[list[Found], bool]:
-        """Hits that fit a filter, and whether there are no others."""
+    ) -> AsyncIterator[tuple[Ranked, list[Scored], bool]]:
+        """The contents that fit a filter in their order, further each time, and whether this was the last time."""
         scoping = self._scopes.of(tx, search.collection, tree, search.indexed)
         scope = await search.step("filter", scoping, _of_scope)
-        found: list[Found] = []
+        order: list[Scored] = []
         seen: set[int] = set()
         depth = first_depth(search)
         while not scope.empty:
             ranked = await self._rankings.rank(tx, search, question, scope, depth)
-            new = [item for item in ranked.order if item[0] not in seen]
-            seen.update(content for content, _ in new)
-            found += await self._load(tx, search, question, scope, ranked, new, len(found))
-            if ranked.exhausted or _enough(search, len(found)):
-                return found, ranked.exhausted
-            if depth > MOST_HITS and not search.skips:
-                return found, False
-            depth *= DEEPER
-        return found, True
+            order += [item for item in ranked.order if item[0] not in seen]
+            seen.update(content for content, _ in ranked.order)
+            is_last = ranked.exhausted or (depth > MOST_HITS and not search.skips)
+            yield ranked, order, is_last
+            if is_last:
+                return
+            # By words alone a threshold may pass over any number: then all are looked at.
+            depth = max(search.collection.contents_total, MOST_HITS) + 2 if search.skips else depth * DEEPER
 
     async def _question(self, tx: Tx, search: Search) -> Question:
         request, collection = search.request, search.collection
@@ -183,35 +239,27 @@ class Searcher:
         return Question(words[:MOST_COUNTED_TERMS], record, None if shared else content, vector)
 
     async def _load(
-        self,
-        tx: Tx,
-        search: Search,
-        question: Question,
-        scope: Scope,
-        ranked: Ranked,
-        order: list[tuple[int, float]],
-        already: int,
+        self, tx: Tx, search: Search, ranked: Ranked, order: Sequence[Scored], wanted: lookups.Wanted
     ) -> list[Found]:
-        """The records of contents in their order, until there is one more than wanted."""
-        vector = await search.vector(question)
-        found: list[Found] = []
-        at = 0
-        while at < len(order) and not _enough(search, already + len(found)):
-            missing = search.request.wanted + 1 - already - len(found)
-            part = order[at : at + (CHUNK if search.skips or search.groups.field else missing)]
-            at += len(part)
-            loading = lookups.of_contents(
-                tx,
-                search.collection.active.id,
-                [content for content, _ in part],
-                scope.where,
-                most=search.request.wanted + 1,
-                without=question.without,
-                similar_to=vector,
-            )
-            rows = await search.step("load", loading, lambda rows: {"records": len(rows)})
-            found += _hits(search, ranked, dict(part), rows)
-        return found
+        """The records of contents, in their order."""
+        scores = dict(order)
+        where = exactly(search.tree, search.collection.id)
+        loading = lookups.of_contents(tx, search.collection.active.id, list(scores), where, wanted)
+        rows = await search.step("load", loading, lambda rows: {"records": len(rows)})
+        return [_hit(ranked, scores, record, similarity) for record, similarity in rows]
+
+
+def _wanted(search: Search, question: Question, vector: Vector | None) -> lookups.Wanted:
+    """The page's records and one more, which tells of the next."""
+    request = search.request
+    return lookups.Wanted(
+        most=request.wanted + 1 - request.offset,
+        skip=request.offset,
+        without=question.without,
+        similar_to=vector,
+        least=request.threshold,
+        one_of_each=search.group_by,
+    )
 
 
 def _refuse(search: Search) -> None:
@@ -229,29 +277,11 @@ async def _query_terms(query: str) -> list[int]:
     return list(counted)[:MOST_COUNTED_TERMS]
 
 
-def _enough(search: Search, found: int) -> bool:
-    """Whether there are as many hits as wanted, and one more that tells of a next page."""
-    return (len(search.groups) if search.groups.field else found) > search.request.wanted
-
-
-def _hits(
-    search: Search,
-    ranked: Ranked,
-    scores: dict[int, float],
-    rows: list[tuple[lookups.StoredRecord, float | None]],
-) -> list[Found]:
-    """Those records that are near enough; grouped ones are kept with their groups."""
-    least, by_meaning = search.request.threshold, frozenset(ranked.meaning.contents)
-    found = []
-    for record, similarity in rows:
-        if least is not None and (similarity is None or similarity < least):
-            continue
-        word = ranked.words.get(record.content)
-        found_by = (("dense", record.content in by_meaning), ("lexical", word is not None))
-        names = tuple(name for name, is_so in found_by if is_so)
-        one = Found(scores[record.content], similarity, word, names, record)
-        found.append(search.groups.add(one) if search.groups.field else one)
-    return found
+def _hit(ranked: Ranked, scores: Mapping[int, float], record: lookups.StoredRecord, similarity: float | None) -> Found:
+    word = ranked.words.get(record.content)
+    found_by = (("dense", record.content in ranked.by_meaning), ("lexical", word is not None))
+    names = tuple(name for name, is_so in found_by if is_so)
+    return Found(scores[record.content], similarity, word, names, record)
 
 
 def _of_scope(scope: Scope) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from likewise.db.collections import Collection
 from likewise.db.where import Indexed
-from likewise.filters import Filter
+from likewise.filters import Field, Filter
 from likewise.kind import Kind
-from likewise.search.grouping import Groups
 from likewise.search.request import SearchRequest
 from likewise.vectors.store import Vector
 
@@ -37,7 +36,7 @@ class Search:
     kind: Kind
     request: SearchRequest
     tree: Filter | None
-    groups: Groups
+    group_by: Field | None
     embedding: asyncio.Future[Vector | None] | None = None
     degraded: tuple[str, ...] = ()
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)

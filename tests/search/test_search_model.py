@@ -138,10 +138,9 @@ class Model:
         ]
 
     def _group(self, id_: str, name: str | None) -> Any:
-        """The value of the field that is grouped by, as something that can be told apart from others."""
+        """The value of the field that is grouped by."""
         record = self.records[id_]
-        value = None if name is None else record.get(name, record["payload"].get(name))
-        return None if isinstance(value, list | dict) else value
+        return None if name is None else record.get(name, record["payload"].get(name))
 
     def fitting(self, question: Question) -> list[str]:
         """The ids of the records that fit its filter."""
@@ -212,10 +211,10 @@ def assert_weights_are_of_some_average(facts: Facts) -> None:
 
 
 def firsts_of_groups(expected: Sequence[Expected]) -> list[Expected]:
-    """The best hit of each value; true is not 1."""
-    firsts: dict[tuple[bool, Any], Expected] = {}
+    """The best hit of each value; true is not 1, and a list is a value."""
+    firsts: dict[tuple[bool, str], Expected] = {}
     for one in expected:
-        firsts.setdefault((isinstance(one.group, bool), one.group), one)
+        firsts.setdefault((isinstance(one.group, bool), repr(one.group)), one)
     return list(firsts.values())
 
 

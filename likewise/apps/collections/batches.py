@@ -1,5 +1,6 @@
 """Batches of records as they arrive: a JSON array is stored whole or not at all, NDJSON line by line."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,8 @@ MAX_BAD_LINES = 1_000
 # Long lines are stored sooner, so that what a body holds in memory does not depend on its size.
 MOST_BYTES = 4 * 2**20
 LINE_TOO_LARGE = f"A line may have {MAX_LINE_BYTES} bytes."
+# Reading a longer one takes milliseconds, in which other requests should go on.
+LONG_LINE = 100_000
 NOT_STORED = "not_stored"
 
 log = get_logger(__name__)
@@ -71,7 +74,7 @@ async def write_lines(service: CollectionsService, tenant: int, name: str, lines
         if taken.bad >= MAX_BAD_LINES:
             taken.fail([_stopped(number)])
             break
-        taken.take(number, line)
+        await taken.take(number, line)
         if taken.is_full and not await _store(service, tenant, name, taken):
             return taken.done
         lines.release(but=taken.bytes)
@@ -96,12 +99,12 @@ class _Taken:
         """Whether it is time to store them."""
         return len(self.batch) >= BATCH or self.bytes >= MOST_BYTES
 
-    def take(self, number: int, line: bytes | None) -> None:
+    async def take(self, number: int, line: bytes | None) -> None:
         if line is None:
             self.fail([Fault(f"/{number}", "too_large", LINE_TOO_LARGE)])
             return
         try:
-            record = _record(line)
+            record = _record(line) if len(line) < LONG_LINE else await asyncio.to_thread(_record, line)
         except LikewiseError as error:
             self.fail(_on_line(number, error))
             return

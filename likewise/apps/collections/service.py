@@ -106,7 +106,7 @@ class CollectionsService:
 
     async def list(self, tenant: int, limit: int, after: str | None) -> builtins.list[CollectionView]:
         """Collections by name, those after the name `after`."""
-        async with self._runtime.pool.tenant(tenant) as tx:
+        async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             found = await collections.listed(tx, after=after or "", limit=limit)
         return [_collection_view(one) for one in found]
 
@@ -153,8 +153,9 @@ class CollectionsService:
     async def drop(self, tenant: int, name: str) -> None:
         """Remove a collection with everything in it."""
         collection = await self._named(tenant, name)
+        dropped = await collections.drop(self._runtime.pool, tenant, collection.id)
         self._recent.forget(tenant, name)
-        if not await collections.drop(self._runtime.pool, tenant, collection.id):
+        if not dropped:
             raise NotFound("There is no collection of this name.", code="collection_not_found")
 
     async def write(
@@ -199,7 +200,7 @@ class CollectionsService:
 
     async def record(self, tenant: int, name: str, id: str) -> RecordView:
         """One record; NotFound if there is none."""
-        async with self._runtime.pool.tenant(tenant) as tx:
+        async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             collection = await collections.named(tx, name)
             found = await lookups.one(tx, collection.id, collection.active.id, id)
         if found is None:
@@ -236,7 +237,7 @@ class CollectionsService:
         }
 
     async def _named(self, tenant: int, name: str) -> Collection:
-        async with self._runtime.pool.tenant(tenant) as tx:
+        async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             return await collections.named(tx, name)
 
     async def _embed_now(
