@@ -46,6 +46,11 @@ def record(passage: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def in_bodies(records: list[dict[str, Any]]) -> list[bytes]:
+    """Records as the bodies of requests."""
+    return [orjson.dumps(records[start : start + BATCH]) for start in range(0, len(records), BATCH)]
+
+
 async def make_collection(server: LiveServer) -> None:
     """The collection that everything goes into."""
     status, answer = await Caller(server.url).post("/api/v1/collections", b'{"name": "passages"}')
@@ -73,7 +78,7 @@ async def store(
 
 async def in_batches(records: list[dict[str, Any]]) -> None:
     """New and unchanged batches, and what the latter write."""
-    bodies = [orjson.dumps(records[start : start + BATCH]) for start in range(0, len(records), BATCH)]
+    bodies = in_bodies(records)
     async with fresh_server(STORE_ONLY) as server:
         await make_collection(server)
         seconds = await store(server, bodies, CLIENTS_IN_BATCHES)
@@ -173,7 +178,7 @@ async def _wal(connection: psycopg.AsyncConnection[Any]) -> int:
 
 async def with_vectors(records: list[dict[str, Any]]) -> None:
     """Storing with the worker beside it, and how long the vectors take."""
-    bodies = [orjson.dumps(records[start : start + BATCH]) for start in range(0, len(records), BATCH)]
+    bodies = in_bodies(records)
     async with fresh_server() as server:
         await make_collection(server)
         started = time.perf_counter()

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.ingest import BATCH, STORE_ONLY, make_collection, record, store
+from benchmarks.ingest import STORE_ONLY, in_bodies, make_collection, record, store
 from benchmarks.surroundings import DATA, Caller, fresh_server, lines, machine
 from likewise.testing import LiveServer
 
@@ -192,9 +192,7 @@ async def main() -> None:
     print(machine())
     async with fresh_server(STORE_ONLY) as server:
         await make_collection(server)
-        await store(
-            server, [orjson.dumps(records[start : start + BATCH]) for start in range(0, len(records), BATCH)], 2
-        )
+        await store(server, in_bodies(records), 2)
         await overloaded(server, records, requests(records))
 
 

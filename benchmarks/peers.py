@@ -146,6 +146,29 @@ async def _chroma(corpus: Corpus, folder: Path, measure: Callable[..., Awaitable
 
 async def _lancedb(corpus: Corpus, folder: Path, measure: Callable[..., Awaitable[None]]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+    table = await _lancedb_table(corpus, folder)
+
+    def dense(ef: int | None) -> Ask:
+        async def ask(_: str, vector: Floats, one: Filter) -> list[int]:
+            near = table.query().nearest_to(vector).distance_type("cosine")
+            query = near.limit(LIMIT).select(["id", "text", "_distance"])
+            if ef is not None:
+                query = query.ef(ef).refine_factor(2)
+            return await _lancedb_ids(query, one)
+
+        return ask
+
+    async def hybrid(text: str, vector: Floats, one: Filter) -> list[int]:
+        query = table.query().nearest_to(vector).distance_type("cosine").nearest_to_text(text).limit(LIMIT)
+        return await _lancedb_ids(query, one)
+
+    await measure("LanceDB", "dense", dense(None))
+    await measure(f"LanceDB, ef {TURNED_UP}, refined", "dense", dense(TURNED_UP))
+    await measure("LanceDB", "hybrid", hybrid)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _lancedb_table(corpus: Corpus, folder: Path) -> Any:
     started = time.perf_counter()
     flat = pa.array(corpus.vectors.astype(np.float32).ravel())
     rows = pa.table(
@@ -164,31 +187,10 @@ async def _lancedb(corpus: Corpus, folder: Path, measure: Callable[..., Awaitabl
     for name in ("share", "cluster"):
         await table.create_index(name, config=Bitmap())
     print(f"LanceDB {lancedb.__version__}: stored and indexed in {time.perf_counter() - started:.0f} s")
+    return table
 
-    def dense(ef: int | None) -> Ask:
-        async def ask(_: str, vector: Floats, one: Filter) -> list[int]:
-            query = (
-                table.query()
-                .nearest_to(vector)
-                .distance_type("cosine")
-                .limit(LIMIT)
-                .select(["id", "text", "_distance"])
-            )
-            if ef is not None:
-                query = query.ef(ef).refine_factor(2)
-            if one.sql is not None:
-                query = query.where(one.sql)
-            return [int(row["id"]) for row in await query.to_list()]
 
-        return ask
-
-    async def hybrid(text: str, vector: Floats, one: Filter) -> list[int]:
-        query = table.query().nearest_to(vector).distance_type("cosine").nearest_to_text(text).limit(LIMIT)
-        if one.sql is not None:
-            query = query.where(one.sql)
-        return [int(row["id"]) for row in await query.to_list()]
-
-    await measure("LanceDB", "dense", dense(None))
-    await measure(f"LanceDB, ef {TURNED_UP}, refined", "dense", dense(TURNED_UP))
-    await measure("LanceDB", "hybrid", hybrid)
-    shutil.rmtree(folder, ignore_errors=True)
+async def _lancedb_ids(query: Any, one: Filter) -> list[int]:
+    if one.sql is not None:
+        query = query.where(one.sql)
+    return [int(row["id"]) for row in await query.to_list()]

@@ -154,7 +154,7 @@ class NotSupported(Invalid):
 
 
 class TooManyRequests(LikewiseError):
-    """The quota of this caller is used up."""
+    """This caller has used up its quota or its share."""
 
     status = 429
     code = "too_many_requests"

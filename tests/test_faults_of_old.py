@@ -164,11 +164,14 @@ async def test_a_threshold_keeps_the_index_in_use(lw: Likewise, database: Databa
     await Maintenance(database.owner, most_scanned=0).step()
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         before = await _index_scans(owner)
-        # When it is searched with a threshold
-        found = await lw.collection("notes").search("pump 7", mode="dense", threshold=0.9)
-        # Then the index was used, and just what is near enough came
-        assert [hit.id for hit in found.hits] == ["7"]
-        await until(lambda: _more_scans(owner, before))
+
+        # When it is searched with a threshold, then just what is near enough comes, and the index is used
+        async def used() -> bool:
+            found = await lw.collection("notes").search("pump 7", mode="dense", threshold=0.9)
+            assert [hit.id for hit in found.hits] == ["7"]
+            return await _more_scans(owner, before)
+
+        await until(used)
 
 
 async def _index_scans(owner: AsyncConnection[tuple[object, ...]]) -> int:

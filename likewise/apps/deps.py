@@ -97,10 +97,10 @@ REFUSALS = {
     403: "The credentials do not allow this.",
     404: "There is nothing at this address.",
     409: "The request does not fit the present state.",
-    413: "The body is too large.",
+    413: "The body, or what it asks for, is too large.",
     415: "Wrong media type.",
     422: "A field is wrong; `errors` names each by a JSON pointer.",
-    429: "This caller's quota is used up; `Retry-After` says when to come back.",
+    429: "This caller has used up its quota or its share; `Retry-After` says when to come back.",
     500: "The server failed; its log has the reason under `request_id`.",
     503: "A part of the server is away; `Retry-After` says when to come back.",
 }

@@ -79,7 +79,7 @@ class Idempotency:
         # Read whole, here at the latest: what the request is can only be told from all of it.
         body = await hold(request, self._most_bytes)
         path = request.scope["path"].encode(errors="surrogateescape")
-        parts = (path, request.scope["query_string"], media_type(request).encode(), body)
+        parts = (path, request.scope["query_string"], media_type(request.headers).encode(), body)
         digest = _digest(parts) if len(body) < PARSE_IN_THREAD else await asyncio.to_thread(_digest, parts)
         return Attempt(request.method, request.scope["route"].path, key, digest, uuid4())
 

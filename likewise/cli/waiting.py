@@ -22,7 +22,7 @@ async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) 
         while True:
             async with likewise.runtime.pool.tenant(tenant) as tx:
                 generation = (await collections.named(tx, collection)).active
-                left, _ = await waiting.count(tx, generation.id)
+                left = await waiting.count(tx, generation.id)
             report(max(total - left, 0), total)
             if left == 0:
                 return None

@@ -23,8 +23,8 @@ def fetch(settings: Settings, model: str | None, *, quiet: bool) -> ModelSpec:
 def obtain(spec: ModelSpec, settings: Settings, *, quiet: bool) -> str:
     """Fetch a model's files if they are not here; returns their folder."""
     with progress(f"Fetching {spec.name} (MiB)", quiet=quiet) as report:
-        return str(
-            weights.obtain(
-                spec, settings, lambda done, total: report(done // MIB, None if total is None else total // MIB)
-            )
-        )
+
+        def in_mebibytes(done: int, total: int | None) -> None:
+            report(done // MIB, None if total is None else total // MIB)
+
+        return str(weights.obtain(spec, settings, in_mebibytes))

@@ -38,7 +38,7 @@ SERVER = SQL("""
 """)
 CLOCK = SQL("SELECT extract(epoch FROM clock_timestamp())::float8")
 ROLE = SQL("""
-    SELECT rolcanlogin, rolsuper, rolbypassrls, rolconnlimit,
+    SELECT rolsuper, rolbypassrls, rolconnlimit,
            EXISTS (SELECT FROM pg_namespace n
                    WHERE nspname = 'likewise' AND has_schema_privilege(r.oid, n.oid, 'CREATE'))
     FROM pg_roles r WHERE rolname = %s
@@ -86,7 +86,6 @@ class ServerFacts:
 class RoleFacts:
     """What a role may do; a limit of -1 is none."""
 
-    logs_in: bool
     is_superuser: bool
     bypasses: bool
     limit: int

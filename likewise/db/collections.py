@@ -14,7 +14,7 @@ from psycopg.sql import SQL
 
 from likewise.cleaning import storable
 from likewise.db.failures import TOO_MANY, UNIQUE
-from likewise.db.pool import Pool, Tx, retried, table
+from likewise.db.pool import Pool, Tx, retried
 from likewise.errors import Conflict, NotFound
 from likewise.kind import Policy
 
@@ -48,9 +48,8 @@ GENERATION = SQL("""
 """)
 # Whoever waits for a table's exclusive lock holds up all its readers; an index being built keeps it for minutes.
 PATIENCE = SQL("SELECT set_config('lock_timeout', '3s', true)")
+# Those that new contents must get a vector in.
 LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
-# Dropping takes vec_ before terms_, and a search by words alone would go the other way.
-HOLD_TABLES = SQL("LOCK TABLE {vectors}, {terms} IN ACCESS SHARE MODE")
 ADOPT = SQL("UPDATE generations SET space = %s, numerics = %s, probe = %s WHERE id = %s AND space IS NULL")
 ADD_TERMS = SQL("""
     UPDATE collections
@@ -198,17 +197,6 @@ async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
     """A generation and the collection it belongs to; None if it is gone."""
     row = await tx.row(GENERATION, [wanted])
     return None if row is None else (_generation(row), int(row[9]))
-
-
-async def live_generations(tx: Tx, collection: int) -> list[int]:
-    """The generations that new contents must get a vector in."""
-    return [int(row[0]) for row in await tx.rows(LIVE_GENERATIONS, [collection])]
-
-
-async def hold_tables(tx: Tx, collection: Collection) -> None:
-    """Keep the tables of a collection and its active generation from being dropped, in the order of the locks."""
-    vectors, terms = table("vec", collection.active.id), table("terms", collection.id)
-    await tx.execute(HOLD_TABLES.format(vectors=vectors, terms=terms))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from psycopg.sql import SQL
@@ -52,6 +53,11 @@ class Attempt:
     digest: bytes
     claim: UUID
 
+    @property
+    def place(self) -> list[Any]:
+        """What its row is found by, as long as it is this run's."""
+        return [self.method, self.route, self.key, self.claim]
+
 
 @dataclass(frozen=True)
 class Done:
@@ -93,21 +99,20 @@ async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> 
 
 async def finish(tx: Tx, attempt: Attempt, status: int, answer: bytes) -> None:
     """Keep the answer; InProgress if another has taken the request over, so that this transaction must not commit."""
-    place = [attempt.method, attempt.route, attempt.key, attempt.claim]
-    if await tx.row(FINISH, [status, answer.decode(), *place]) is None:
+    if await tx.row(FINISH, [status, answer.decode(), *attempt.place]) is None:
         raise InProgress
 
 
 async def renew(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> None:
     """Hold a request that is still running."""
     async with pool.tenant(tenant) as tx:
-        await tx.execute(RENEW, [lease, attempt.method, attempt.route, attempt.key, attempt.claim])
+        await tx.execute(RENEW, [lease, *attempt.place])
 
 
 async def release(pool: Pool, tenant: int, attempt: Attempt) -> None:
     """Free the key of a run that came to nothing; one that has its answer stays."""
     async with pool.tenant(tenant) as tx:
-        await tx.execute(RELEASE, [attempt.method, attempt.route, attempt.key, attempt.claim])
+        await tx.execute(RELEASE, attempt.place)
 
 
 async def forget_expired(pool: Pool, most: int) -> int:

@@ -141,7 +141,7 @@ class Maintenance:
                 if self._again.get(row[0], 0.0) < time.monotonic():
                     await self._look_at(connection, _Vectors(*row))
 
-    async def _look_at(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+    async def _look_at(self, connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         """Do what is due for one generation; what fails is left for a while and keeps nothing else from its turn."""
         try:
             if vectors.index_state == "building" or (
@@ -161,8 +161,8 @@ class Maintenance:
     async def _alone(
         self,
         connection: AsyncConnection[Row],
-        vectors: "_Vectors",
-        work: Callable[[AsyncConnection[Row], "_Vectors"], Awaitable[None]],
+        vectors: _Vectors,
+        work: Callable[[AsyncConnection[Row], _Vectors], Awaitable[None]],
     ) -> None:
         """Work on an index unless another process does."""
         row = await (await connection.execute(BUILD_LOCK, [vectors.generation])).fetchone()
@@ -175,12 +175,12 @@ class Maintenance:
             await connection.execute(BUILD_UNLOCK, [vectors.generation])
 
     @staticmethod
-    async def _take_memory(connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+    async def _take_memory(connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         """Take what the graph needs of what the server allows: a build in parallel takes all that it may at once."""
         needed = max(LEAST_MEMORY, int(vectors.live * (2 * vectors.dimension + GRAPH_BYTES)))
         await connection.execute(BUILD_MEMORY, [needed // 2**10])
 
-    async def _build(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+    async def _build(self, connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         await connection.execute(SET_INDEX_STATE, ["building", vectors.generation])
         # What a builder that was killed left behind is not valid, and in the way.
         await connection.execute(DROP_INDEX.format(index=vectors.index))
@@ -190,7 +190,7 @@ class Maintenance:
         await connection.execute(SET_INDEX_STATE, ["ready", vectors.generation])
         log.info("index_built", generation=vectors.generation)
 
-    async def _rebuild(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+    async def _rebuild(self, connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         """Build the index anew beside the old one, which answers meanwhile, then free the rows that it leaves out."""
         cursor = await connection.execute(UNFINISHED, [vectors.generation])
         for (name,) in await cursor.fetchall():
@@ -199,7 +199,7 @@ class Maintenance:
         await self._free(connection, vectors)
         log.info("index_rebuilt", generation=vectors.generation)
 
-    async def _free(self, connection: AsyncConnection[Row], vectors: "_Vectors") -> None:
+    async def _free(self, connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         """Make the room of dead rows free for others."""
         await connection.execute(FREE_ROWS.format(vectors=vectors.table))
         await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])

@@ -5,7 +5,7 @@ a batch by their keys. What hangs on a content (waiting, vec_, terms_) is writte
 where it is locked.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,10 +16,9 @@ import orjson
 from psycopg.sql import SQL
 
 from likewise.cleaning import storable
-from likewise.db import collections, terms
+from likewise.db import collections, fields, terms
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.pool import Parameters, Statement, Tx, table
-from likewise.db.where import INDEXED_CHARS
 from likewise.kind import Payload
 
 Lane = int
@@ -89,19 +88,6 @@ CHANGE_RECORDS = SQL("""
     FROM unnest(%b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[], %b::text[])
          AS i (pk, content, parent, status, occurred_at, payload)
     WHERE r.pk = i.pk
-""")
-DROP_FIELDS = SQL("DELETE FROM record_fields WHERE record = ANY (%s::bigint[])")
-ADD_FIELDS = SQL("""
-    INSERT INTO record_fields (tenant, collection, field, value, number, element, record, content)
-    SELECT %b, %b, i.field, i.value, i.number, i.element, i.record, i.content
-    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[], %b::bigint[])
-         AS i (field, value, number, element, record, content)
-""")
-ADD_FACTS = SQL("""
-    INSERT INTO content_fields (tenant, collection, field, value, number, element, content)
-    SELECT %b, %b, i.field, i.value, i.number, i.element, i.content
-    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[])
-         AS i (field, value, number, element, content)
 """)
 ADD_WAITING = SQL("""
     INSERT INTO waiting (tenant, generation, content, lane, tokens, request_id)
@@ -275,9 +261,11 @@ async def write(
     left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
     pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
     if indexed:
-        await _write_fields(tx, collection, fresh, pks, by_hash, indexed, changed=[pk for pk, _ in old.values()])
+        rows = [(pks[record.id], by_hash[record.text_hash], record.payload) for record in fresh]
+        await fields.write(tx, collection, indexed, rows, changed=[pk for pk, _ in old.values()])
     if facts and added:
-        await _write_facts(tx, collection, fresh, added, facts)
+        one_of_each = {record.text_hash: record.payload for record in fresh if record.text_hash in added}
+        await fields.write_facts(tx, collection, facts, [(added[key], one) for key, one in one_of_each.items()])
     return Written(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
@@ -397,66 +385,6 @@ def _columns(records: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) ->
         [record.occurred_at for record in records],
         [record.payload_json for record in records],
     ]
-
-
-async def _write_fields(
-    tx: Tx,
-    collection: int,
-    records: Sequence[PreparedRecord],
-    pks: Mapping[str, int],
-    by_hash: Mapping[bytes, int],
-    indexed: Sequence[str],
-    *,
-    changed: Sequence[int],
-) -> None:
-    if changed:
-        await tx.execute(DROP_FIELDS, [list(changed)])
-    rows = [
-        (name, value, number, element, pks[record.id], by_hash[record.text_hash])
-        for record in records
-        for name in indexed
-        for value, number, element in field_values(record.payload, name)
-    ]
-    if rows:
-        await tx.execute(ADD_FIELDS, [tx.tenant, collection, *(list(column) for column in zip(*rows, strict=True))])
-
-
-async def _write_facts(
-    tx: Tx, collection: int, records: Sequence[PreparedRecord], added: Mapping[bytes, int], facts: Sequence[str]
-) -> None:
-    """The fields of new contents, as any record with that text has them."""
-    one_of_each = {record.text_hash: record for record in records if record.text_hash in added}
-    rows = [
-        (name, value, number, element, added[key])
-        for key, record in one_of_each.items()
-        for name in facts
-        for value, number, element in field_values(record.payload, name)
-    ]
-    if rows:
-        await tx.execute(ADD_FACTS, [tx.tenant, collection, *(list(column) for column in zip(*rows, strict=True))])
-
-
-def field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None, bool]]:
-    """What the index knows of a field: a string's beginning or a number; of a list, each such element."""
-    value = payload_field(payload, name)
-    is_list = isinstance(value, list)
-    for one in value if is_list else [value]:
-        if isinstance(one, str):
-            yield one[:INDEXED_CHARS], None, is_list
-        elif isinstance(one, int | float) and not isinstance(one, bool):
-            yield None, float(one), is_list
-
-
-def payload_field(payload: Payload, name: str) -> Any:
-    """A field by its literal name, else by a path; None if it is absent."""
-    if name in payload:
-        return payload[name]
-    found: Any = payload
-    for part in name.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            return None
-        found = found[part]
-    return found
 
 
 async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int]) -> list[str]:

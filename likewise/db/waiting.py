@@ -53,9 +53,7 @@ FAIL = SQL("""
     )
     UPDATE contents c SET state = 'failed', reason = dead.error FROM dead WHERE c.pk = dead.content
 """)
-COUNT = SQL("""
-    SELECT count(*), coalesce(max(extract(epoch FROM now() - entered_at)), 0)::float8 FROM waiting WHERE generation = %s
-""")
+COUNT = SQL("SELECT count(*) FROM waiting WHERE generation = %s")
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ async def set_aside(
     await tx.execute(FAIL, [generation, list(contents), MOST_ATTEMPTS])
 
 
-async def count(tx: Tx, generation: int) -> tuple[int, float]:
-    """How many contents wait in a generation, and how many seconds the oldest has."""
+async def count(tx: Tx, generation: int) -> int:
+    """How many contents wait in a generation."""
     row = await tx.row(COUNT, [generation])
-    return (int(row[0]), float(row[1])) if row else (0, 0.0)
+    return int(row[0]) if row else 0

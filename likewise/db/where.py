@@ -29,7 +29,8 @@ _EXACT_NUMBERS = 2**53
 
 # The columns of a record that an index has with the record's content. Text is compared for equality only: orderings
 # are by code point, and the index is not.
-_INDEXED_COLUMNS = {"parent": ("$eq", "$in"), "status": ("$eq", "$in"), "occurred_at": tuple(_SYMBOLS)}
+_EQUALITY = ("$eq", "$in")
+_INDEXED_COLUMNS = {"id": _EQUALITY, "parent": _EQUALITY, "status": _EQUALITY, "occurred_at": tuple(_SYMBOLS)}
 
 # What told which records fit: facts that the text determines, the indexed fields, an index on a column of the records,
 # or a look at every record of the collection.
@@ -177,8 +178,7 @@ def _narrowed(tree: Filter, collection: int, indexed: Indexed, where: Where) -> 
     for leaf in _must_hold(tree):
         if leaf.field.column:
             # What must hold anyway, in the form that an index on the column can answer.
-            or_null = leaf.operator == "$in" and None in leaf.value
-            test = None if or_null else _column_test(leaf, where)
+            test = _indexed_column_test(leaf, where)
             if test is not None:
                 yield "columns", test
             continue

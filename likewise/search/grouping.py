@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from likewise.db.records import payload_field
+from likewise.db.fields import payload_field
 from likewise.errors import Invalid
 from likewise.filters import COLUMNS, KEY, All, Compare, Field, Filter, Not
 from likewise.search.request import Found

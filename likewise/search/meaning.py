@@ -33,8 +33,6 @@ async def nearest(
         found = await store.search(tx, generation, query, depth, Fitting(scope.where, visits))
         # Those near the query may fit far less often than others do (one asset, one service), and then an index ends
         # before it has met the nearest that do: it found 0.49 of them.
-        if len(found) >= max(least, visits * scope.share * LEAST_OF_EXPECTED):
-            return found
-        if len(found) >= depth:
+        if len(found) >= min(depth, max(least, visits * scope.share * LEAST_OF_EXPECTED)):
             return found
     return await store.search(tx, generation, query, depth, await scope.all_ids(tx))

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from likewise.apps.body import NDJSON, RELEASE
+from likewise.apps.body import NDJSON, RELEASE, media_type
 from likewise.errors import Forbidden, Internal, LikewiseError, Malformed, Overloaded, TooLarge, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import METHODS, one_of
@@ -358,7 +358,6 @@ def _after_body(body: _CountedBody, send: Send) -> Send:
 
 async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
     """Answer at once, then read on for a moment before the answer ends and with it the connection."""
-
     await refusal(scope, body.receive, _after_body(body, send))
 
 
@@ -380,7 +379,7 @@ class _Answered:
 
 def _is_stream(scope: Scope) -> bool:
     """Whether the body is one of lines, which is stored while it arrives."""
-    return Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower() == NDJSON
+    return media_type(Headers(scope=scope)) == NDJSON
 
 
 def _declared_length(headers: Headers) -> int:

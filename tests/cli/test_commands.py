@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import PROGRAM, Run
+from tests.cli.screen import on_a_terminal
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
 # Without a model the texts of this file's tests wait for as long as they run.
@@ -460,25 +460,8 @@ def test_the_worker_ends_with_sigterm(environment: dict[str, str]) -> None:
 
 
 def test_on_a_terminal_there_is_a_bar(environment: dict[str, str], folder: Path) -> None:
-    # Given
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, "index", str(folder), "-c", "bars"],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        env=environment | {"TERM": "xterm"},
-        start_new_session=True,
-    )
-    os.close(follower)
     # When
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            shown += chunk
-    except OSError:
-        pass
-    process.wait(timeout=30)
+    shown = on_a_terminal(environment, "index", str(folder), "-c", "bars")
     # Then
-    assert b"Embedding" in shown
-    assert b"\x1b[" in shown
+    assert "Embedding" in shown
+    assert "\x1b[" in shown

@@ -133,7 +133,7 @@ async def test_a_setting_that_is_none(examine: Examine) -> None:
         ("bge-smal", "is bge-small meant?"),
         ("all-MiniLM-L6-v3", "is minilm-l6-v2 meant?"),
         ("of-my-own", "nor a folder"),
-        ("mpnet-base", "does not run mpnet-base"),
+        ("text-embedding-ada-002", "does not run text-embedding-ada-002"),
         ("bge-small", "models pull bge-small"),
     ],
 )

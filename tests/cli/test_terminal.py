@@ -1,9 +1,6 @@
 """How far work is: a bar with rate and time left on a terminal, plain lines elsewhere, nothing where one wants JSON."""
 
-import os
-import pty
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,33 +10,10 @@ import pytest
 from likewise.cli import terminal
 from likewise.cli.files import count_files, sources
 from likewise.testing import ThrowawayPostgres
-from tests.cli.conftest import PROGRAM, Run
+from tests.cli.conftest import Run
+from tests.cli.screen import on_a_terminal, plain
 
 BAR = re.compile(r"\d+/\d+ \d+/s \d+:\d\d:\d\d")
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-
-
-def on_a_terminal(environment: dict[str, str], *arguments: str) -> str:
-    """What a person sees, without colours."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, *arguments],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        env=environment | {"TERM": "xterm", "COLUMNS": "160"},
-        start_new_session=True,
-    )
-    os.close(follower)
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            shown += chunk
-    except OSError:
-        pass
-    process.wait(timeout=60)
-    os.close(leader)
-    return ESCAPES.sub("", shown.decode())
 
 
 @pytest.fixture
@@ -54,7 +28,7 @@ def many_files(tmp_path: Path) -> Path:
 
 
 def test_reading_files_shows_how_many_are_left(environment: dict[str, str], many_files: Path) -> None:
-    shown = on_a_terminal(environment, "index", str(many_files), "-c", "with-bars")
+    shown = plain(on_a_terminal(environment, "index", str(many_files), "-c", "with-bars"))
     reading = [line for line in re.split(r"[\r\n]+", shown) if "Reading" in line]
     assert any("/700" in line and BAR.search(line) for line in reading)
 
@@ -76,7 +50,7 @@ def test_an_upgrade_shows_its_steps(environment: dict[str, str], postgres: Throw
         with psycopg.connect(postgres.server.superuser_url("to_upgrade"), autocommit=True) as superuser:
             superuser.execute("CREATE EXTENSION vector")
         # When
-        first, second = (on_a_terminal(empty, "db", "upgrade") for _ in range(2))
+        first, second = (plain(on_a_terminal(empty, "db", "upgrade")) for _ in range(2))
     finally:
         with psycopg.connect(postgres.server.superuser_url(), autocommit=True) as superuser:
             superuser.execute("DROP DATABASE to_upgrade WITH (FORCE)")

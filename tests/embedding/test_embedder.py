@@ -12,12 +12,7 @@ from likewise.embedding.provider import Lane
 from likewise.errors import Invalid, ModelUnavailable, NotSupported, Overloaded
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
+from tests.flows.patience import until
 
 
 async def test_answers_in_order_with_counts(make_embedder: Any) -> None:

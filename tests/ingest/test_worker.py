@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -34,8 +34,10 @@ from likewise.vectors.admission import Admission
 from likewise.vectors.store import Matrix, Reading
 from likewise.vectors.stores.pgvector import PgvectorStore
 from tests.conftest import Opener
-from tests.flows.invariants import broken
 from tests.flows.patience import until
+from tests.ingest.rows import asked
+
+pytestmark = pytest.mark.usefixtures("whole")
 
 LEASE = timedelta(seconds=0.4)
 QUEUE = "SELECT content, claim, attempts, alone, run_after <= now(), error FROM waiting ORDER BY content"
@@ -51,20 +53,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("likewise.ingest.worker.AWAY_SECONDS", 0.1)
     monkeypatch.setattr("likewise.ingest.worker.LEAST_REST", 0.02)
     monkeypatch.setattr("likewise.ingest.worker.MOST_REST", 0.1)
-
-
-@pytest.fixture
-async def idle(open_likewise: Opener) -> AsyncIterator[Likewise]:
-    """A Likewise that embeds only what it is told to."""
-    async with open_likewise(worker=False) as lw:
-        yield lw
-
-
-@pytest.fixture(autouse=True)
-async def whole(database: DatabaseUrls, provider: FakeProvider) -> AsyncIterator[None]:
-    """After each test the rows are whole."""
-    yield
-    assert await broken(database.owner, provider) == {}
 
 
 def worker_of(lw: Likewise, *, store: PgvectorStore | None = None, lease: timedelta = LEASE, **options: Any) -> Worker:
@@ -88,9 +76,7 @@ async def add(lw: Likewise, tenant: int, name: str, texts: Sequence[str]) -> Non
 
 
 async def queue(database: DatabaseUrls) -> list[tuple[Any, ...]]:
-    async with await AsyncConnection.connect(database.owner, autocommit=True) as connection:
-        await connection.execute("SET search_path = likewise")
-        return await (await connection.execute(QUEUE)).fetchall()
+    return await asked(database, QUEUE)
 
 
 async def tenants(lw: Likewise, count: int) -> list[int]:

@@ -1,10 +1,6 @@
 """The way in: what belongs to a write's transaction, what it leaves behind, and what it does not write again."""
 
-from collections.abc import AsyncIterator
-from typing import Any
-
 import pytest
-from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
 from likewise.apps.collections.service import KIND
@@ -18,25 +14,12 @@ from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.observe.request_id import REQUEST_ID
 from likewise.testing import DatabaseUrls, FakeProvider
-from tests.conftest import Opener
-from tests.flows.invariants import broken
 from tests.flows.patience import until
+from tests.ingest.rows import asked
+
+pytestmark = pytest.mark.usefixtures("whole")
 
 WAL = "SELECT pg_current_wal_insert_lsn() - '0/0'"
-
-
-@pytest.fixture
-async def idle(open_likewise: Opener) -> AsyncIterator[Likewise]:
-    """A Likewise that embeds nothing."""
-    async with open_likewise(worker=False) as lw:
-        yield lw
-
-
-@pytest.fixture(autouse=True)
-async def whole(database: DatabaseUrls, provider: FakeProvider) -> AsyncIterator[None]:
-    """After each test the rows are whole."""
-    yield
-    assert await broken(database.owner, provider) == {}
 
 
 async def made(lw: Likewise, name: str = "notes") -> Collection:
@@ -48,12 +31,6 @@ async def made(lw: Likewise, name: str = "notes") -> Collection:
 async def found(lw: Likewise, name: str = "notes") -> Collection:
     async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
         return await collections.named(tx, name)
-
-
-async def asked(database: DatabaseUrls, statement: Any) -> list[tuple[Any, ...]]:
-    async with await AsyncConnection.connect(database.owner, autocommit=True) as connection:
-        await connection.execute("SET search_path = likewise")
-        return await (await connection.execute(statement)).fetchall()
 
 
 # --- what else belongs to the transaction -----------------------------------------------------------------------------

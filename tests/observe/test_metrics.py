@@ -18,6 +18,7 @@ from likewise.server.app import create_app
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
 from tests.conftest import Opener
+from tests.flows.patience import until
 from tests.observe.conftest import Samples, risen, scraped
 from tests.server.conftest import BASE
 
@@ -129,11 +130,6 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 async def failed_since(before: Samples, client: httpx2.AsyncClient) -> bool:
     return 'likewise_worker_contents_total{outcome="failed"}' in risen(before, await scraped(client))
-
-
-async def until(true: Any) -> None:
-    while not await true():
-        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", ["hangs", "gone"])

@@ -147,6 +147,9 @@ async def test_an_explanation_has_steps_and_no_word_of_the_query(client: httpx2.
 async def test_a_filter_on_what_has_no_index_says_that_it_scans(client: httpx2.AsyncClient, path: str) -> None:
     found = await ask(client, path, filters={"elsewhere": {"$exists": False}}, explain=True)
     assert found["explanation"]["filter"]["answered_by"] == "scan"
+    for filters in ({"created_at": {"$gt": "2020-01-01T00:00:00Z"}}, {"parent": {"$gt": "a"}}, {"parent": None}):
+        found = await ask(client, path, filters=filters, explain=True)
+        assert found["explanation"]["filter"]["answered_by"] == "scan"
     found = await ask(client, path, filters={"parent": "p1"}, explain=True)
     assert found["explanation"]["filter"]["answered_by"] == "columns"
 

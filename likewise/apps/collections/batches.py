@@ -62,8 +62,8 @@ async def write_array(
 async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines, spend: Spend) -> WriteResult:
     """Store the records of an NDJSON body in batches while it arrives.
 
-    If the database goes away after some were stored, or the quota is used up, the answer says which line the rest
-    begins with.
+    If the database goes away after some were stored, or the tenant has used up its quota or its share of what may wait,
+    the answer says which line the rest begins with.
     """
     await service.get(tenant, name)
     taken = _Taken(spend)

@@ -109,7 +109,7 @@ async def write_records(
 ) -> Response:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     spending = partial(spend, tenant)
-    if media_type(request) == NDJSON:
+    if media_type(request.headers) == NDJSON:
         lines = partial(write_lines, service, tenant, name, Lines(request), spending)
         # In many transactions, so its answer is kept after the last of them.
         return await once.answer(tenant, lambda _: lines(), lasting=complete)

@@ -223,7 +223,7 @@ class CollectionsService:
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             collection = await collections.named(tx, name)
             counts = await lookups.count(tx, collection.id, collection.active.id)
-            left, _ = await waiting.count(tx, collection.active.id)
+            left = await waiting.count(tx, collection.active.id)
         return {
             "records": counts.records,
             "contents": counts.contents,

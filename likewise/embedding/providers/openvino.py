@@ -30,7 +30,7 @@ BATCH_TOKENS = 1_024
 # which are a second of a small model on two cores. A larger model has shorter calls of as many operations.
 CALL_TOKENS = (4_096, 32_768)
 _CALL_WEIGHTS = 10_616_832  # linear weights of a model that gets the longest calls: all-MiniLM-L6-v2
-CALLERS = 4  # calls at a time: some are tokenized while others are in the model
+CALLERS = 4  # calls at a time: some are tokenised while others are in the model
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider":
