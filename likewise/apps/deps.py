@@ -57,11 +57,11 @@ class Requires:
         return caller.tenant
 
 
-def nobody_is_asked() -> None:
+async def nobody_is_asked() -> None:
     """Marks a route that is open to everybody."""
 
 
-def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
+async def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
     """Takes the tokens of texts from a tenant's quota; TooManyRequests or LargerThanQuota if it does not hold them."""
     return services(request).runtime.quotas.spend
 

@@ -127,7 +127,7 @@ class _Run:
             await idempotency.release(self._pool, self._tenant, self._attempt)
 
 
-def once(
+async def once(
     request: Request,
     key: Annotated[
         str | None,

@@ -25,7 +25,7 @@ KEPT_SECONDS = 5.0
 router = APIRouter(tags=["operations"])
 
 
-def refuse_strangers(request: Request) -> None:
+async def refuse_strangers(request: Request) -> None:
     """The numbers are over all tenants, so one of them could see what another does: who asks needs a token."""
     settings: Settings = request.app.state.likewise.settings
     if not settings.asks_who_calls:

@@ -1,12 +1,15 @@
 """More than the server can hold is refused at the door, and at once."""
 
 import asyncio
+import inspect
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks import overload
@@ -14,6 +17,7 @@ from likewise.errors import Overloaded
 from likewise.library import Likewise
 from likewise.server import middleware
 from likewise.server.middleware import BodyLimit, Errors, RequestLimit
+from likewise.server.scopes import all_routes
 from tests.flows.patience import until
 from tests.server.conftest import BASE
 
@@ -165,3 +169,22 @@ async def test_five_times_as_much_as_there_is_room_for(address: str, shared: Lik
     assert len(outcome.done) + len(outcome.refused) + outcome.unsent == 801
     written = (await shared.collection("passages").stats())["records"]
     assert written % overload.RECORDS_A_WRITE == 0
+
+
+def test_no_dependency_goes_through_a_thread(app: FastAPI) -> None:
+    """Which takes as long as the rest of a small request, and waits behind all who do the same."""
+    asked = {dependency for route in all_routes(app.routes) if isinstance(route, APIRoute) for dependency in of(route)}
+    assert asked
+    assert [one for one in asked if not _is_async(one)] == []
+
+
+def of(route: APIRoute) -> Iterator[Any]:
+    left = list(route.dependant.dependencies)
+    while left:
+        dependency = left.pop()
+        left += dependency.dependencies
+        yield dependency.call
+
+
+def _is_async(call: Any) -> bool:
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
