@@ -56,7 +56,7 @@ class Likewise:
         self.collections = CollectionsService(runtime)
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
-        self._health: Health | None = None
+        self._asked: Health | None = None
         self._ask_again = 0.0
 
     async def tenant(self) -> int:
@@ -74,25 +74,24 @@ class Likewise:
         return Collection(self, name)
 
     async def health(self) -> Health:
-        """How each part is, as of a second ago at most: any number of probes cost the database no more than one."""
+        """How each part is; the database as of a second ago at most: any number of probes cost it no more than one."""
         async with self._asking:
-            if self._health is None or time.monotonic() >= self._ask_again:
-                self._health = await self._ask_parts()
+            if self._asked is None or time.monotonic() >= self._ask_again:
+                self._asked = await self._ask_database()
                 self._ask_again = time.monotonic() + HEALTH_SECONDS
-            return self._health
+            asked = self._asked
+        fault = asked.database or self.runtime.pool.storage_fault
+        return replace(asked, database=fault, model=self._model_fault())
 
-    async def _ask_parts(self) -> Health:
-        database = schema = None
-        oldest = 0.0
+    async def _ask_database(self) -> Health:
+        """What can be told of the database and its schema."""
         try:
             await migrate.check(self.runtime.database.serving_url)
-            oldest = await self._oldest_waiting()
-            database = self.runtime.pool.storage_fault
+            return Health(None, None, None, await self._oldest_waiting())
         except StartError as error:
-            schema = error.detail
+            return Health(None, error.detail, None, 0.0)
         except LikewiseError as error:
-            database = error.detail
-        return Health(database, schema, self._model_fault(), oldest)
+            return Health(error.detail, None, None, 0.0)
 
     async def _oldest_waiting(self) -> float:
         """In seconds; 0 while every connection is busy, which is no fault."""
