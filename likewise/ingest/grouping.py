@@ -14,6 +14,7 @@ from likewise.errors import Internal, LikewiseError
 GROUPS_AT_ONCE = 3
 # Records of one group: more would keep its first members waiting for no gain.
 MOST_RECORDS = 128
+CLOSE_SECONDS = 2.0
 
 P = TypeVar("P")
 
@@ -66,8 +67,9 @@ class Grouping(Generic[P]):
                 queue.members.remove(member)
 
     async def close(self) -> None:
-        """Wait for the groups that run."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Wait a moment for the groups that run; those that take longer fail with the connections they use."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 
     def _start(self, place: P, queue: _Queue[P]) -> None:
         if queue.running >= GROUPS_AT_ONCE or not queue.members:
