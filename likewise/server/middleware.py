@@ -48,6 +48,8 @@ TOO_BUSY = Overloaded("The server has as many requests as it can hold; ask again
 REFUSALS_SECONDS = 1.0
 # In the scope of a request that was refused at the door.
 REFUSED = "likewise.refused"
+# For how many seconds a request waited for its own body.
+WAITED = "likewise.waited"
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
@@ -146,12 +148,14 @@ class RequestLimit:
             return
         room.running += 1
         began = time.monotonic()
+        answered = _Answered(send)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, answered.send)
         finally:
             room.running -= 1
-            if not _is_stream(scope):
-                room.learn(began, time.monotonic())
+            # What was refused took no work, and how slowly a body came says nothing of this server.
+            if answered.status is not None and answered.status < HTTPStatus.BAD_REQUEST and not _is_stream(scope):
+                room.learn(began + scope.get(WAITED, 0.0), time.monotonic())
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is refused must cost next to nothing: thousands a second get one log line together."""
@@ -255,6 +259,7 @@ class BodyLimit:
             await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
             body.release(body.held)
+            scope[WAITED] = body.waited
 
     async def _stream(self, scope: Scope, body: "_CountedBody", send: Send) -> None:
         """Whatever is said before the body has ended: its sender comes to read it."""
@@ -278,7 +283,7 @@ class _CountedBody:
         self.unread = True
         self.held = 0
         self._complete = False
-        self._waited = 0.0
+        self.waited = 0.0
 
     async def receive(self) -> Message:
         if self._complete:
@@ -331,12 +336,12 @@ class _CountedBody:
         allowed = self._bounds.body_seconds * max(1.0, self._read / self._bounds.limit)
         began = time.monotonic()
         try:
-            async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self._waited)):
+            async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self.waited)):
                 return await self._receive()
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
         finally:
-            self._waited += time.monotonic() - began
+            self.waited += time.monotonic() - began
 
     def _count(self, message: Message) -> None:
         self._read += len(message.get("body", b""))

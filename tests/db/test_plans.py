@@ -217,6 +217,7 @@ async def test_once_built_hnsw_answers_and_nothing_else_changes(full: Full, plan
         return (await full.notes.stats())["index"] == "hnsw"
 
     await until(built)
+    full.lw.runtime.recent.forget(await full.lw.tenant(), "notes")
     plans.clear()
     # When
     found = await full.notes.search("pump valve number 7", mode="dense", limit=50)

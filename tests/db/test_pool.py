@@ -276,7 +276,9 @@ async def test_connections_that_the_server_ended_are_replaced(
         before = set(await asyncio.gather(*(once() for _ in range(12))))
         async with await AsyncConnection.connect(postgres.server.superuser_url(), autocommit=True) as connection:
             await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY (%s)", [list(before)]
+                # They end a moment after they were told to: so long each is waited for, in milliseconds.
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid = ANY (%s)",
+                [list(before)],
             )
         after = set(await asyncio.gather(*(once() for _ in range(12))))
         assert not before & after

@@ -243,7 +243,8 @@ async def test_nothing_of_one_tenant_is_shown_to_the_other(house: House, calls: 
     # And in the end every kind of answer was among them: where nothing is found nothing is shown either
     if sum(house.statuses.values()) == EXAMPLES * CALLS:
         assert {200, 201, 204, 400, 401, 403, 404, 405, 409, 422} <= set(house.statuses)
-        assert house.statuses[200] > EXAMPLES * CALLS / 5
+        # How many depends on when the collections happen to be dropped.
+        assert house.statuses[200] > EXAMPLES * CALLS / 10, house.statuses
 
 
 async def made(house: House, call: Call) -> None:
