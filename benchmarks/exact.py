@@ -106,6 +106,8 @@ class Words:
 
     def best(self, scores: Floats, k: int, allowed: Mask) -> list[tuple[int, float]]:
         """The k that score best of those allowed that score at all."""
+        # The last contents may have been deleted.
+        scores = np.pad(scores, (0, max(0, len(allowed) - len(scores))))
         here = np.flatnonzero((scores > 0) & allowed)
         if len(here) > k:
             here = here[np.argpartition(-scores[here], k - 1)[:k]]
