@@ -18,7 +18,7 @@ class Groups:
     Records without the field are one group, whose value is null; lists and objects are values like others.
     """
 
-    def __init__(self, field: Field | None) -> None:
+    def __init__(self, field: Field) -> None:
         self.field = field
         self._best: dict[object, Found] = {}
         self._before = 0
@@ -38,7 +38,6 @@ class Groups:
 
     def add(self, found: Found) -> None:
         """Keep a hit if it is the first of its group."""
-        assert self.field is not None
         value = _value(self.field, found)
         # 1 and 1.0 are one value, 1 and true are not, and lists cannot be keys.
         key = orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if isinstance(value, bool | list | dict) else value

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from likewise import filters
 from likewise.db import lookups, matches
-from likewise.db.collections import RecentCollections
-from likewise.db.failures import CollectionGone
+from likewise.db.collections import Collection, RecentCollections
 from likewise.db.pool import Pool, Tx, retried
 from likewise.db.where import exactly
 from likewise.embedding.embedder import Embedder
@@ -24,6 +23,7 @@ from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_
 from likewise.search.request import MOST_HITS, Found, SearchRequest, SearchResult
 from likewise.search.scope import Scope, Scopes
 from likewise.search.state import Question, Search
+from likewise.stopping import stop
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import Vector, VectorStore
 
@@ -73,17 +73,33 @@ class Searcher:
         started = time.perf_counter()
         tree = filters.parse(request.filters, kind.aliases)
         grouped = group_field(request.group_by, kind.aliases)
-        before = await self._recent.get(tenant, name)
-        found = None
-        with contextlib.suppress(CollectionGone, NotFound):
-            found = await self._search(Search(tenant, before, kind, request, tree, grouped))
-        if found is None or not found.hits:
-            # It may have been dropped a moment ago, and made anew; or its generation was retired and another answers.
-            self._recent.forget(tenant, name)
-            now = await self._recent.get(tenant, name)
-            if found is None or (now.id, now.active.id) != (before.id, before.active.id):
-                found = await self._search(Search(tenant, now, kind, request, tree, grouped))
+
+        async def within(collection: Collection) -> SearchResult:
+            return await self._search(Search(tenant, collection, kind, request, tree, grouped))
+
+        found = await self._as_it_is(tenant, name, within)
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
+
+    async def _as_it_is(
+        self, tenant: int, name: str, within: Callable[[Collection], Awaitable[SearchResult]]
+    ) -> SearchResult:
+        """Search a collection as it was a moment ago; as it is now, if nothing is found and it is another by now."""
+        before = await self._recent.get(tenant, name)
+        found: SearchResult | NotFound
+        try:
+            found = await within(before)
+        except NotFound as error:
+            found = error
+        if isinstance(found, SearchResult) and found.hits:
+            return found
+        # It may have been dropped, and made anew; or its generation was retired and another answers.
+        self._recent.forget(tenant, name)
+        now = await self._recent.get(tenant, name)
+        if (now.id, now.active.id) != (before.id, before.active.id):
+            return await within(now)
+        if isinstance(found, NotFound):
+            raise found
+        return found
 
     async def _search(self, search: Search) -> SearchResult:
         request = search.request
@@ -112,9 +128,7 @@ class Searcher:
             # Where nothing fitted nobody has waited for it; a query that is none is refused all the same.
             await asyncio.shield(task)
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+            await stop([task])
 
     async def _embed(self, search: Search, query: str) -> Vector | None:
         """The query's vector, where it can be had."""
@@ -154,7 +168,7 @@ class Searcher:
                 found = (await self._first(tx, search, ranked, order, wanted))[request.offset :]
             else:
                 found = await self._load(tx, search, ranked, order, wanted)
-            if len(found) > request.limit:
+            if len(found) > request.wanted - request.offset:
                 break
         return found
 
@@ -218,8 +232,10 @@ class Searcher:
             yield ranked, order, is_last
             if is_last:
                 return
-            # By words alone a threshold may pass over any number: then all are looked at.
-            depth = max(search.collection.contents_total, MOST_HITS) + 2 if search.skips else depth * DEEPER
+            depth *= DEEPER
+            if search.skips:
+                # By words alone a threshold may pass over any number: all are looked at, however old their count is.
+                depth = max(depth, search.collection.contents_total + 2)
 
     async def _question(self, tx: Tx, search: Search) -> Question:
         request, collection = search.request, search.collection

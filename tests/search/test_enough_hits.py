@@ -91,6 +91,20 @@ async def test_words_of_more_than_a_hundred_texts_are_passed_over_for_a_threshol
     assert [hit.id for hit in found.hits] == ["far"]
 
 
+async def test_a_threshold_passes_over_more_texts_than_the_collection_was_last_known_to_have(
+    lw: Likewise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given 1,300 texts that words rank before the one that is near in meaning, and a count from before they came
+    monkeypatch.setattr(lw.runtime.writer.averages, "add", lambda *counted: None)
+    many = [{"id": f"w{n}", "text": "alpha " * 8 + f"x{n} y{n} z{n}"} for n in range(1_300)]
+    wanted = "alpha " + " ".join(f"filler{n}" for n in range(40))
+    await lw.collection("notes").add([*many, {"id": "far", "text": wanted}])
+    # When it is asked for by one word, near to its own vector
+    found = await lw.collection("notes").search(wanted, mode="lexical", threshold=0.95, limit=5)
+    # Then it comes, and the search ends
+    assert [hit.id for hit in found.hits] == ["far"]
+
+
 async def test_a_query_of_ten_thousand_words_is_bounded(lw: Likewise) -> None:
     await lw.collection("notes").add([{"id": str(n), "text": f"word{n} pump"} for n in range(100)])
     query = " ".join(f"word{n}" for n in range(10_000))
