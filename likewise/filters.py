@@ -82,6 +82,14 @@ def parse(raw: object, aliases: Mapping[str, str] | None = None) -> Filter | Non
     return _Parser(aliases or {}).whole(raw, "/filters", 1)
 
 
+def field_named(key: str, aliases: Mapping[str, str] | None = None) -> Field:
+    """What a key speaks of: a column, by its own name or an app's, or else a field of the payload."""
+    column = (aliases or {}).get(key, key)
+    if column in COLUMNS:
+        return Field(column, column=True)
+    return Field(key.removeprefix("payload.") or key, column=False)
+
+
 class _Parser:
     def __init__(self, aliases: Mapping[str, str]) -> None:
         self._aliases = aliases
@@ -120,7 +128,7 @@ class _Parser:
     def _field(self, key: str, value: object, at: str, depth: int) -> Iterator[Filter]:
         if not KEY.match(key):
             raise Invalid.at(at, f"A key of a filter matches {KEY.pattern[:-2]}.", "invalid_key")
-        field, here = self._named(key), f"{at}/{key}"
+        field, here = field_named(key, self._aliases), f"{at}/{key}"
         if not isinstance(value, dict):
             yield self._compare(field, "$eq", value, here)
             return
@@ -134,12 +142,6 @@ class _Parser:
                 yield Not(All(tuple(self._field(key, operand, at, depth + 1))))
             else:
                 yield self._compare(field, operator, operand, here)
-
-    def _named(self, key: str) -> Field:
-        column = self._aliases.get(key, key)
-        if column in COLUMNS:
-            return Field(column, column=True)
-        return Field(key.removeprefix("payload.") or key, column=False)
 
     def _compare(self, field: Field, operator: str, value: object, at: str) -> Filter:
         self._count(at)

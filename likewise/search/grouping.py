@@ -8,7 +8,7 @@ import orjson
 
 from likewise.db.fields import payload_field
 from likewise.errors import Invalid
-from likewise.filters import COLUMNS, KEY, All, Compare, Field, Filter, Not
+from likewise.filters import KEY, All, Compare, Field, Filter, Not, field_named
 from likewise.search.request import Found
 
 
@@ -55,10 +55,7 @@ def group_field(name: str | None, aliases: Mapping[str, str]) -> Field | None:
         return None
     if not KEY.match(name):
         raise Invalid.at("/group_by", f"A field's name matches {KEY.pattern[:-2]}.", "invalid_key")
-    column = aliases.get(name, name)
-    if column in COLUMNS:
-        return Field(column, column=True)
-    return Field(name.removeprefix("payload.") or name, column=False)
+    return field_named(name, aliases)
 
 
 def without_groups(tree: Filter | None, field: Field, values: Collection[Any]) -> Filter:

@@ -14,9 +14,11 @@ from likewise.apps.collections import routes as collections
 from likewise.library import Likewise
 from likewise.observe.version import program_version
 from likewise.server import health, metrics, reference
-from likewise.server.middleware import AddressGuard, BodyLimit, Errors, RequestLimit, RequestLog
+from likewise.server.bodies import BodyLimit
+from likewise.server.middleware import AddressGuard, Errors, RequestLog
 from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error
+from likewise.server.room import RequestLimit
 from likewise.server.scopes import refuse_undeclared
 from likewise.settings import Settings
 

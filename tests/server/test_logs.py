@@ -43,6 +43,14 @@ async def test_a_request_is_one_line_with_its_template(client: httpx2.AsyncClien
     assert SECRET not in json.dumps(line)
 
 
+async def test_a_body_of_lines_is_logged_with_its_template_too(client: httpx2.AsyncClient, lines: Any) -> None:
+    await client.post(
+        "/api/v1/collections/notes/records", content=b"{}\n", headers={"content-type": "application/x-ndjson"}
+    )
+    (line,) = lines()
+    assert line["route"] == "/api/v1/collections/{name}/records"
+
+
 async def test_texts_queries_and_filters_are_not_logged(
     client: httpx2.AsyncClient, shared: Likewise, lines: Any, monkeypatch: Any
 ) -> None:

@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from benchmarks import overload
 from likewise.errors import Overloaded
 from likewise.library import Likewise
-from likewise.server import middleware
-from likewise.server.middleware import BodyLimit, Errors, RequestLimit
+from likewise.server import room
+from likewise.server.bodies import BodyLimit
+from likewise.server.middleware import Errors
+from likewise.server.room import RequestLimit
 from likewise.server.scopes import all_routes
 from tests.flows.patience import until
 from tests.server.conftest import BASE
@@ -114,8 +116,8 @@ async def test_requests_have_a_limit_and_probes_are_answered(slow: Slow) -> None
 
 async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an application that does one thing at a time, and takes longer than anybody waits when there are many
-    monkeypatch.setattr(middleware, "LEARN_SECONDS", 0.0)
-    monkeypatch.setattr(middleware, "LEAST_REQUESTS", 2)
+    monkeypatch.setattr(room, "LEARN_SECONDS", 0.0)
+    monkeypatch.setattr(room, "LEAST_REQUESTS", 2)
     one, seconds = asyncio.Lock(), 0.02
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 
 from likewise.library import Likewise
-from likewise.server import middleware, process
+from likewise.server import bodies, process
 
 RECORDS = "/api/v1/collections/notes/records"
 
@@ -140,7 +140,7 @@ async def test_a_body_for_which_there_is_no_room_is_503_at_once(
 
 
 async def test_an_endless_body_is_413(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "DRAIN_SECONDS", 0.2)
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
     received = await exchange(address, post(b"", "Transfer-Encoding: chunked"), *[chunk] * 20, pause=0.05)
     assert status(received) == 413
@@ -278,10 +278,10 @@ async def test_a_websocket_is_refused(address: str) -> None:
     assert status(received) == 404
 
 
-def body_limit(app: FastAPI) -> middleware.BodyLimit:
+def body_limit(app: FastAPI) -> bodies.BodyLimit:
     """The part of the running application that counts bodies."""
     layer = app.middleware_stack
-    while not isinstance(layer, middleware.BodyLimit):
+    while not isinstance(layer, bodies.BodyLimit):
         assert layer is not None
         layer = layer.app  # type: ignore[attr-defined]
     return layer

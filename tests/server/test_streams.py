@@ -15,7 +15,8 @@ from likewise.apps.body import MAX_LINE_BYTES, Lines
 from likewise.apps.collections import batches
 from likewise.kind import BATCH
 from likewise.library import Likewise
-from likewise.server.middleware import BodyLimit, Errors
+from likewise.server.bodies import BodyLimit
+from likewise.server.middleware import Errors
 from tests.flows.patience import until
 from tests.server.conftest import BASE, MAX_BODY
 

@@ -1,0 +1,192 @@
+"""How large bodies may be, each and all together, and how slowly they may come."""
+
+import asyncio
+import time
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from likewise.apps.body import NDJSON, RELEASE, media_type
+from likewise.errors import LikewiseError, Overloaded, TooLarge
+from likewise.server.problems import Refused, answer
+
+# A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
+PAUSE_SECONDS = 15.0
+BODY_SECONDS = 120.0
+# How long a body that is refused is still read, so that its sender comes to read the answer.
+DRAIN_SECONDS = 2.0
+# Of all bodies that are being read or worked on: sixteen of the largest, before parsing.
+BODIES_BYTES = 256 * 2**20
+# A body of lines is stored while it arrives.
+STREAM_BYTES = 2**30
+# For how many seconds a request waited for its own body.
+WAITED = "likewise.waited"
+
+
+class BodyLimit:
+    """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
+
+    Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
+    together have a limit too: each counts until its request is answered. A body of lines, which are stored while it
+    arrives, may be longer, and counts as far as its lines are not stored yet.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        total: int = BODIES_BYTES,
+        stream_limit: int = STREAM_BYTES,
+        pause_seconds: float = PAUSE_SECONDS,
+        body_seconds: float = BODY_SECONDS,
+    ) -> None:
+        self.app = app
+        self.limit = limit
+        self.stream_limit = max(stream_limit, limit)
+        self.total = max(total, limit)
+        self.held = 0
+        self.pause_seconds = pause_seconds
+        self.body_seconds = body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        streamed = is_stream(scope)
+        limit = self.stream_limit if streamed else self.limit
+        body = _CountedBody(receive, self, limit, _declared_length(headers), streamed=streamed)
+        try:
+            if streamed:
+                # In the scope itself: in a copy nobody outside would learn which route it was.
+                scope[RELEASE] = body.release
+                await self._stream(scope, body, send)
+            else:
+                await self.app(scope, body.receive, send)
+        except TooLarge as refusal:
+            # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
+            if not body.unread or "expect" in headers:
+                raise
+            await _answer_and_drain(answer(refusal, scope), scope, body, send)
+        finally:
+            body.release(body.held)
+            scope[WAITED] = body.waited
+
+    async def _stream(self, scope: Scope, body: "_CountedBody", send: Send) -> None:
+        """Whatever is said before the body has ended: its sender comes to read it."""
+        try:
+            await self.app(scope, body.receive, _after_body(body, send))
+        except LikewiseError:
+            # A caller that asks first has sent nothing, and sends nothing more once it is told no.
+            if body.held or "expect" not in Headers(scope=scope):
+                await body.drain()
+            raise
+
+
+class _CountedBody:
+    def __init__(self, receive: Receive, bounds: BodyLimit, limit: int, declared: int, *, streamed: bool) -> None:
+        self._receive = receive
+        self._bounds = bounds
+        self.limit = limit
+        self._declared = declared
+        self._streamed = streamed
+        self._read = 0
+        self.unread = True
+        self.held = 0
+        self._complete = False
+        self.waited = 0.0
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        if self.unread:
+            self._refuse_declared()
+        self.unread = False
+        message = await self._in_time()
+        self._count(message)
+        if self._read > self.limit:
+            await self.drain()
+            raise self.too_large()
+        self._hold(len(message.get("body", b"")))
+        return message
+
+    async def drain(self) -> None:
+        """Read on for a moment: closing on a caller that still sends would take the answer from it."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._complete:
+                    self._count(await self._receive())
+        except TimeoutError:
+            pass
+
+    def too_large(self) -> TooLarge:
+        return TooLarge(f"The body is larger than this server takes: at most {self.limit} bytes.")
+
+    def too_many(self) -> Overloaded:
+        return Overloaded("The server holds as many bytes of requests as it can; send this again.")
+
+    def release(self, count: int) -> None:
+        """So many bytes of it are done with."""
+        self._bounds.held -= count
+        self.held -= count
+
+    def _refuse_declared(self) -> None:
+        if self._declared > self.limit:
+            raise self.too_large()
+        if not self._streamed and self._bounds.held + self._declared > self._bounds.total:
+            raise self.too_many()
+
+    def _hold(self, count: int) -> None:
+        if self._bounds.held + count > self._bounds.total:
+            raise self.too_many()
+        self._bounds.held += count
+        self.held += count
+
+    async def _in_time(self) -> Message:
+        # What is longer than a plain body has the time that it takes at the pace that the longest of those needs.
+        allowed = self._bounds.body_seconds * max(1.0, self._read / self._bounds.limit)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self.waited)):
+                return await self._receive()
+        except TimeoutError:
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
+        finally:
+            self.waited += time.monotonic() - began
+
+    def _count(self, message: Message) -> None:
+        self._read += len(message.get("body", b""))
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+
+
+def _after_body(body: _CountedBody, send: Send) -> Send:
+    """Sends an answer whose end waits until the body has been read, for a moment at most."""
+
+    async def send_and_drain(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            await send({**message, "more_body": True})
+            await body.drain()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return send_and_drain
+
+
+async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
+    """Answer at once, then read on for a moment before the answer ends and with it the connection."""
+    await refusal(scope, body.receive, _after_body(body, send))
+
+
+def is_stream(scope: Scope) -> bool:
+    """Whether the body is one of lines, which is stored while it arrives."""
+    return media_type(Headers(scope=scope)) == NDJSON
+
+
+def _declared_length(headers: Headers) -> int:
+    """What the request says about itself; 0 if nothing, or nothing that is a number."""
+    declared = headers.get("content-length", "0")
+    # Python reads at most 4,300 digits, and nobody sends more bytes than 18 of them can count.
+    return int(declared[:19]) if declared.isdecimal() else 0
