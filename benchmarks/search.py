@@ -33,6 +33,7 @@ from benchmarks.corpora import Corpus, Floats
 from benchmarks.exact import Mask, Vectors, Words, agreement
 from benchmarks.stored import NAME, Client, ProcessorTime, Stored, add, as_owner, serving, store
 from benchmarks.surroundings import DATA, machine
+from likewise.db.maintenance import DEAD_SHARE
 from likewise.testing import LiveServer
 
 SIZES = {"20k": 20_000, "100k": 100_000, "1m": 1_000_000}
@@ -279,7 +280,7 @@ async def delete_and_go_on(bench: Bench, stored: Stored, folder: Path) -> None:
     print(f"at once   {bench.recalls(bench.truth.vectors, words, allowed)}")
     if before.index_id is not None:
         started = time.perf_counter()
-        rebuilt = await until_rebuilt(stored, before.index_id)
+        rebuilt = await until_rebuilt(stored, before.index_id, len(corpus))
         after = f"after {time.perf_counter() - started:.0f} s" if rebuilt else "NOT"
         print(f"the index was {after} built anew: {await stored.sizes()}")
         print(f"rebuilt   {bench.recalls(bench.truth.vectors, words, allowed)}")
@@ -296,12 +297,12 @@ async def delete_and_go_on(bench: Bench, stored: Stored, folder: Path) -> None:
     print(f"refilled  {bench.recalls(whole, await read_words(stored), allowed)}")
 
 
-async def until_rebuilt(stored: Stored, old: int) -> bool:
-    """Whether the vectors' index became another in time."""
+async def until_rebuilt(stored: Stored, old: int, contents: int) -> bool:
+    """Whether the vectors' index became another in time, with hardly any of what is deleted."""
     deadline = time.monotonic() + REBUILT_WITHIN_SECONDS
     while time.monotonic() < deadline:
         now = (await stored.sizes()).index_id
-        if now is not None and now != old:
+        if now is not None and now != old and await stored.dead() < DEAD_SHARE * contents:
             return True
         await asyncio.sleep(1)
     return False

@@ -38,6 +38,11 @@ DROP_WAITING = SQL("DELETE FROM waiting WHERE generation = %s")
 COUNTED = SQL("SELECT pg_stat_force_next_flush()")
 VACUUM = SQL("VACUUM (ANALYZE) contents, records, record_fields, waiting, {vectors}, {terms}")
 STATE = SQL("SELECT index_state, background_from FROM generations WHERE id = %s")
+# Vectors that were deleted since the index was built, as maintenance counts them.
+DEAD = SQL("""
+    SELECT coalesce(s.n_tup_del, 0) - g.index_deletes FROM generations g
+    LEFT JOIN pg_stat_user_tables s ON s.relid = {vectors}::regclass WHERE g.id = %s
+""")
 # The vectors' own index, whatever it is called: its identity changes when it is built anew.
 SIZES = SQL("""
     SELECT x.indexrelid::int, coalesce(pg_relation_size(x.indexrelid), 0), pg_relation_size({vectors}::regclass),
@@ -163,6 +168,13 @@ class Stored:
         row = await (await self.owner.execute(SIZES.format(**names))).fetchone()
         assert row is not None
         return Sizes(*row)
+
+    async def dead(self) -> int:
+        """How many vectors were deleted since the index was built."""
+        statement = DEAD.format(vectors=f"likewise.vec_{self.generation}")
+        row = await (await self.owner.execute(statement, [self.generation])).fetchone()
+        assert row is not None
+        return int(row[0])
 
     async def add_vectors(self, vectors: Halves) -> None:
         """Give each content its vector, so that nothing waits for the model."""

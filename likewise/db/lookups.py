@@ -137,9 +137,12 @@ class Wanted:
 
 
 async def of_contents(
-    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: Wanted
+    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: Wanted, *, commit: bool = False
 ) -> list[tuple[StoredRecord, float | None]]:
-    """The records of these contents that fit a condition, in the contents' order, each with its similarity."""
+    """The records of these contents that fit a condition, in the contents' order, each with its similarity.
+
+    With `commit` the transaction ends in the same round trip.
+    """
     asked = Where(parameters={**where.parameters}, prefix="group")
     grouped = None if wanted.one_of_each is None else json_value(wanted.one_of_each, asked)
     statement = OF_CONTENTS.format(
@@ -161,7 +164,7 @@ async def of_contents(
     }
     if wanted.similar_to is not None:
         parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
-    rows = await tx.rows(statement, parameters, plan=Plan())
+    rows = await tx.rows(statement, parameters, plan=Plan(), commit=commit)
     return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
 
 

@@ -20,12 +20,14 @@ from likewise.db.pool import Tx, table
 from likewise.db.terms import TERM_SPACE
 from likewise.db.where import Where
 
-# Contents that are read for one query, those of its rare terms and those of conjunctions; reading one takes 0.4 us. The
-# best of a long query (of more than SHORT terms) are spread over more: so many for each further term.
+# Contents that are read for one query, those of its rare terms and, as far as these leave room, those of conjunctions;
+# reading one takes 0.8 us. The best of a long query (of more than SHORT terms) are spread over more: so many for each
+# further term.
+MOST_READ = 3_500
 MOST_BY_RARE_TERMS = 3_000
-MOST_BY_CONJUNCTIONS = 2_500
+LEAST_BY_CONJUNCTIONS = 500
 SHORT = 10
-MORE_FOR_A_TERM = 200
+MORE_FOR_A_TERM = 300
 MOST_AT_ALL = 8_000
 # Each conjunction is a scan of the index of its own, of 0.1 to 0.3 ms.
 MOST_CONJUNCTIONS = 10
@@ -152,12 +154,13 @@ def choose(frequencies: Mapping[int, int], total: int) -> Candidates:
     """The candidates of a query, from how many contents have each of its terms."""
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))
     more = MORE_FOR_A_TERM * max(0, len(frequencies) - SHORT)
-    by_rare, by_conjunctions = (min(one + more, MOST_AT_ALL) for one in (MOST_BY_RARE_TERMS, MOST_BY_CONJUNCTIONS))
-    if sum(frequencies.values()) <= by_rare + by_conjunctions:
+    read = min(MOST_READ + more, MOST_AT_ALL)
+    if sum(frequencies.values()) <= read:
         return Candidates(tuple(rarest), complete=True)
-    rare = _rare(frequencies, rarest, by_rare)
+    rare = _rare(frequencies, rarest, min(MOST_BY_RARE_TERMS + more, read))
+    left = read - sum(frequencies[term] for term in rare)
     common = rarest[len(rare) :][:MOST_COMMON_TERMS]
-    conjunctions = _conjunctions(frequencies, common, total, by_conjunctions)
+    conjunctions = _conjunctions(frequencies, common, total, max(left, LEAST_BY_CONJUNCTIONS))
     # One term alone, and that a common one.
     return Candidates(tuple(rare), conjunctions) if rare or conjunctions else Candidates((rarest[0],))
 

@@ -1,12 +1,12 @@
 """How Postgres is to go about a statement: its own choice is wrong for arrays of ids and for vectors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg.sql import SQL
 
-# Recall@100 of 0.98 at 100,000 vectors; half of that finds 0.95. It is twice what a first page ranks: a hundred to
-# fuse, one that tells of the next page, and one in question.
-LEAST_EF_SEARCH = 204
+# What most searches want, so that their statements need no other.
+USUAL_EF_SEARCH = 160
+USUAL_MOST_SCANNED = 20_000
 
 SET_PLAN = SQL("""
     SELECT set_config('enable_seqscan', %s, true), set_config('enable_indexscan', %s, true),
@@ -25,16 +25,25 @@ class Plan:
         indexed: whether rows may be fetched in the order of an index.
         bitmaps: whether indexes may be combined before rows are fetched.
         once: whether the plan is made without a look at the parameters: an array of 10,000 ids takes 2 ms to plan with.
-        ef_search: vectors that a search of HNSW keeps in view (see pgvector).
-        most_scanned: vectors that it visits at most when a filter turns many away.
+        ef_search: vectors that a search of HNSW keeps in view (see pgvector); None for a statement that does not search.
+        most_scanned: vectors that it visits at most when a filter turns many away; None likewise.
     """
 
     sequential: bool = False
     indexed: bool = True
     bitmaps: bool = True
     once: bool = True
-    ef_search: int = LEAST_EF_SEARCH
-    most_scanned: int = 20_000
+    ef_search: int | None = None
+    most_scanned: int | None = None
+
+    def after(self, other: "Plan | None") -> "Plan":
+        """The plan with what it leaves open as it was before, or as is usual."""
+        before = other or Plan(ef_search=USUAL_EF_SEARCH, most_scanned=USUAL_MOST_SCANNED)
+        return replace(
+            self,
+            ef_search=before.ef_search if self.ef_search is None else self.ef_search,
+            most_scanned=before.most_scanned if self.most_scanned is None else self.most_scanned,
+        )
 
     def parameters(self) -> list[str]:
         """For SET_PLAN."""

@@ -91,20 +91,31 @@ class Tx:
         self._plan: Plan | None = None
 
     async def execute(
-        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+        self,
+        statement: Statement,
+        parameters: Parameters | None = None,
+        *,
+        plan: Plan | None = None,
+        commit: bool = False,
     ) -> AsyncCursor[Row]:
         """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs.
 
         Args:
             plan: how Postgres goes about this statement and those after it.
+            commit: whether the transaction ends in the same round trip; what comes after it begins another.
         """
         ahead = self._ahead(plan)
-        if not ahead:
+        if not ahead and not commit:
             return await self.connection.execute(statement, parameters)
         async with self.connection.pipeline():
             for one, values in ahead:
                 await self.connection.execute(one, values)
-            return await self.connection.execute(statement, parameters)
+            cursor = await self.connection.execute(statement, parameters)
+            if commit:
+                await self.connection.execute(COMMIT)
+        if commit:
+            self._begun, self._plan = False, None
+        return cursor
 
     def _ahead(self, plan: Plan | None) -> list[tuple[SQL, Parameters | None]]:
         """What must come before the next statement, in the same round trip."""
@@ -114,16 +125,21 @@ class Tx:
             ahead.append((self._begin, None))
             if self.tenant is not None:
                 ahead.append((SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT, [str(self.tenant)]))
-        if plan is not None and plan != self._plan:
-            self._plan = plan
-            ahead.append((SET_PLAN, plan.parameters()))
+        if plan is not None and (wanted := plan.after(self._plan)) != self._plan:
+            self._plan = wanted
+            ahead.append((SET_PLAN, wanted.parameters()))
         return ahead
 
     async def rows(
-        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+        self,
+        statement: Statement,
+        parameters: Parameters | None = None,
+        *,
+        plan: Plan | None = None,
+        commit: bool = False,
     ) -> list[Row]:
         """All rows that the statement gives."""
-        return await (await self.execute(statement, parameters, plan=plan)).fetchall()
+        return await (await self.execute(statement, parameters, plan=plan, commit=commit)).fetchall()
 
     async def row(
         self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None

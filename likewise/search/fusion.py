@@ -25,15 +25,22 @@ def fuse(
     for ranking, floor, cut in ((dense, background, dense_depth or depth), (lexical, 0.0, depth)):
         for one, score in scaled(ranking, depth=cut, floor=floor):
             scores[one] = scores.get(one, 0.0) + score / 2
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return sorted(scores.items(), key=_best_first)
 
 
 def scaled(ranking: Scored, *, depth: int, floor: float) -> list[tuple[int, float]]:
     """Scores between 0 (the last of a full list, or the floor) and 1 (the best)."""
     if not ranking:
         return []
-    best = ranking[0][1]
-    low = ranking[-1][1] if len(ranking) >= depth else min(floor, best)
+    best, last = ranking[0][1], ranking[-1][1]
+    low = last if len(ranking) >= depth else min(floor, best)
     if best <= low:
         return [(one, 1.0) for one, _ in ranking]
-    return [(one, min(1.0, max(0.0, (score - low) / (best - low)))) for one, score in ranking]
+    span = best - low
+    found = [(one, (score - low) / span) for one, score in ranking]
+    # What ends below the floor counts as nothing.
+    return found if last >= low else [(one, max(0.0, score)) for one, score in found]
+
+
+def _best_first(item: tuple[int, float]) -> tuple[float, int]:
+    return -item[1], item[0]

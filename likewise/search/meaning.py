@@ -23,16 +23,16 @@ async def nearest(
         depth: how many are wanted at most.
         least: how many there must be, if so many fit.
     """
-    generation = collection.active
+    generation, total = collection.active, collection.contents_total
     if scope.everything or scope.among is not None:
-        return await store.search(tx, generation, query, depth, scope.among)
+        return await store.search(tx, generation, query, depth, scope.among, total=total)
     enough = max(least, min(depth, ENOUGH))
     visits = int(1.5 * enough / max(scope.share, 1e-6)) + 200
     fit = scope.share * max(1, collection.contents_total)
     if visits * BY_INDEX_US < fit * (BY_ID_US + AN_ID_US):
-        found = await store.search(tx, generation, query, depth, Fitting(scope.where, visits))
+        found = await store.search(tx, generation, query, depth, Fitting(scope.where, visits), total=total)
         # Those near the query may fit far less often than others do (one asset, one service), and then an index ends
         # before it has met the nearest that do: it found 0.49 of them.
         if len(found) >= min(depth, max(least, visits * scope.share * LEAST_OF_EXPECTED)):
             return found
-    return await store.search(tx, generation, query, depth, await scope.all_ids(tx))
+    return await store.search(tx, generation, query, depth, await scope.all_ids(tx), total=total)

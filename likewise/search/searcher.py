@@ -167,7 +167,8 @@ class Searcher:
             if search.skips:
                 found = (await self._first(tx, search, ranked, order, wanted))[request.offset :]
             else:
-                found = await self._load(tx, search, ranked, order, wanted)
+                # Mostly nothing comes after it; what does looks at everything anew.
+                found = await self._load(tx, search, ranked, order, wanted, commit=True)
             if len(found) > request.wanted - request.offset:
                 break
         return found
@@ -255,12 +256,19 @@ class Searcher:
         return Question(words[:MOST_COUNTED_TERMS], record, None if shared else content, vector)
 
     async def _load(
-        self, tx: Tx, search: Search, ranked: Ranked, order: Sequence[Scored], wanted: lookups.Wanted
+        self,
+        tx: Tx,
+        search: Search,
+        ranked: Ranked,
+        order: Sequence[Scored],
+        wanted: lookups.Wanted,
+        *,
+        commit: bool = False,
     ) -> list[Found]:
-        """The records of contents, in their order."""
+        """The records of contents, in their order; with `commit` the transaction ends in the same round trip."""
         scores = dict(order)
         where = exactly(search.tree, search.collection.id)
-        loading = lookups.of_contents(tx, search.collection.active.id, list(scores), where, wanted)
+        loading = lookups.of_contents(tx, search.collection.active.id, list(scores), where, wanted, commit=commit)
         rows = await search.step("load", loading, lambda rows: {"records": len(rows)})
         return [_hit(ranked, scores, record, similarity) for record, similarity in rows]
 

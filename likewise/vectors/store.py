@@ -75,9 +75,12 @@ class VectorStore(Protocol):
         ...
 
     async def search(
-        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None
+        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None, *, total: int
     ) -> Ranking:
-        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within Among."""
+        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within Among.
+
+        `total` is about how many vectors there are: the more, the further an approximate search has to look.
+        """
         ...
 
     async def fetch(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> Mapping[int, Vector]:

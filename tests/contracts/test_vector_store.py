@@ -54,7 +54,7 @@ class Kept:
     ) -> list[tuple[int, float]]:
         async with self.pool.tenant(self.tenant, snapshot=True) as tx:
             only = None if among is None else Among(ContentIds.of(among), 0.1)
-            found = await self.store.search(tx, generation, query, k, only)
+            found = await self.store.search(tx, generation, query, k, only, total=1_000)
         return list(zip(found.contents, found.similarities, strict=True))
 
 

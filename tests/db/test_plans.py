@@ -58,7 +58,12 @@ class Spied(Tx):
     plans: ClassVar[list[Plan]] = []
 
     async def execute(
-        self, statement: Statement, parameters: Any = None, *, plan: planning.Plan | None = None
+        self,
+        statement: Statement,
+        parameters: Any = None,
+        *,
+        plan: planning.Plan | None = None,
+        commit: bool = False,
     ) -> AsyncCursor[Row]:
         """See Tx.execute."""
         said = statement.as_string(self.connection)
@@ -67,7 +72,7 @@ class Spied(Tx):
             row = await cursor.fetchone()
             assert row is not None
             self.plans.append(Plan(said, list(_nodes(row[0][0]["Plan"]))))
-        return await super().execute(statement, parameters, plan=plan)
+        return await super().execute(statement, parameters, plan=plan, commit=commit)
 
 
 def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

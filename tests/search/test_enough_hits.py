@@ -10,8 +10,7 @@ from likewise.library import Likewise
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collections count as large when a term brings more than twenty contents."""
-    monkeypatch.setattr(matches, "MOST_BY_RARE_TERMS", 20)
-    monkeypatch.setattr(matches, "MOST_BY_CONJUNCTIONS", 20)
+    monkeypatch.setattr(matches, "MOST_READ", 20)
 
 
 def test_rare_terms_are_taken_alone_and_common_ones_together() -> None:
@@ -29,7 +28,7 @@ def test_rare_terms_are_taken_alone_and_common_ones_together() -> None:
 
 
 def test_a_query_of_few_contents_ranks_all_of_them() -> None:
-    assert choose({1: 3, 2: 5_000}, 100_000).complete
+    assert choose({1: 3, 2: 3_400}, 100_000).complete
     assert choose({}, 10).complete
 
 

@@ -1,5 +1,6 @@
 """Vectors in Postgres: one table of half-precision vectors a generation, scanned whole or by an HNSW index."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,11 +10,16 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
-from likewise.db.planning import EVERY_ROW, LEAST_EF_SEARCH, Plan
+from likewise.db.planning import EVERY_ROW, USUAL_EF_SEARCH, Plan
 from likewise.db.pool import Tx, table
 from likewise.observe.steps import search_plan
 from likewise.vectors.store import Among, Fitting, Matrix, Ranking, Reading, Vector
 
+# Recall@100 of 0.976 at 100,000 vectors with the usual; each tenfold needs so much more for the same.
+EF_TENFOLD = 60
+USUAL_TOTAL = 100_000
+# More than are wanted must be in view.
+IN_VIEW = 1.5
 # pgvector's own upper bound.
 MOST_EF_SEARCH = 1000
 # Of more than this share of a table its rows are read one after the other (0.2 us each), else by their ids (1.1 us).
@@ -65,11 +71,11 @@ class PgvectorStore:
             await tx.copy_in(_named(INSERT_BULK, generation), ("int8", "halfvec", "int4", "int4", "int4"), rows)
 
     async def search(
-        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None
+        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None, *, total: int
     ) -> Ranking:
         """See VectorStore.search. Whole collections go by the index once it is there, else by a scan."""
         asked: dict[str, Any] = {"query": HalfVector(query.astype(np.float16)), "k": k}
-        by_index = Plan(ef_search=min(MOST_EF_SEARCH, max(2 * k, LEAST_EF_SEARCH)))
+        by_index = Plan(ef_search=ef_search(k, total))
         if isinstance(among, Among):
             asked["among"] = among.ids
             if among.share < SCATTERED_SHARE or len(among.ids) <= FEW:
@@ -108,6 +114,12 @@ class PgvectorStore:
     async def delete(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> None:
         """See VectorStore.delete."""
         await tx.execute(_named(DELETE, generation), [list(ids)])
+
+
+def ef_search(k: int, total: int) -> int:
+    """How many vectors a search of the index for the k nearest of about `total` keeps in view."""
+    tenfolds = max(0.0, math.log10(max(1, total) / USUAL_TOTAL))
+    return min(MOST_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
 
 
 def _named(statement: str, generation: Generation) -> Composed:
