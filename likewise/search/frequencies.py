@@ -32,7 +32,8 @@ class TermFrequencies:
         if not missing:
             return found
         common = await self._commonest(tx, collection, total, now)
-        told = {term: common[term] for term in missing if term in common}
+        likely = {term: round(common[term] * total) for term in missing if term in common}
+        told = {term: n for term, n in likely.items() if n > MOST_COUNTED}
         rest = [term for term in missing if term not in told]
         counted = await matches.count(tx, collection, rest) if rest else {}
         if len(self._known) > MOST_REMEMBERED:
@@ -40,8 +41,8 @@ class TermFrequencies:
         self._known.update({(collection, term): (n, now) for term, n in (told | counted).items()})
         return found | told | counted
 
-    async def _commonest(self, tx: Tx, collection: int, total: int, now: float) -> dict[int, int]:
-        """The terms that so many contents have that counting them would take long, with about how many."""
+    async def _commonest(self, tx: Tx, collection: int, total: int, now: float) -> Mapping[int, float]:
+        """The share of contents that the commonest terms occur in; empty where all are counted fast."""
         if total <= MOST_COUNTED:
             return {}
         known = self._common.get(collection)
@@ -49,4 +50,4 @@ class TermFrequencies:
             if len(self._common) > MOST_REMEMBERED // 1_000:
                 self._common.clear()
             known = self._common[collection] = await matches.commonest(tx, collection), now
-        return {term: round(share * total) for term, share in known[0].items() if share * total > MOST_COUNTED}
+        return known[0]
