@@ -8,12 +8,13 @@ from psycopg.sql import SQL
 USUAL_EF_SEARCH = 160
 USUAL_MOST_SCANNED = 20_000
 
-SET_PLAN = SQL("""
-    SELECT set_config('enable_seqscan', %s, true), set_config('enable_indexscan', %s, true),
-           set_config('enable_bitmapscan', %s, true), set_config('plan_cache_mode', %s, true),
-           set_config('hnsw.ef_search', %s, true), set_config('hnsw.max_scan_tuples', %s, true),
-           set_config('hnsw.iterative_scan', 'relaxed_order', true)
+PLAN_SETTINGS = SQL("""
+    set_config('enable_seqscan', %s, true), set_config('enable_indexscan', %s, true),
+    set_config('enable_bitmapscan', %s, true), set_config('plan_cache_mode', %s, true),
+    set_config('hnsw.ef_search', %s, true), set_config('hnsw.max_scan_tuples', %s, true),
+    set_config('hnsw.iterative_scan', 'relaxed_order', true)
 """)
+SET_PLAN = SQL("SELECT {}").format(PLAN_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Plan:
         )
 
     def parameters(self) -> list[str]:
-        """For SET_PLAN."""
+        """For PLAN_SETTINGS."""
         switches = ["on" if one else "off" for one in (self.sequential, self.indexed, self.bitmaps)]
         mode = "force_generic_plan" if self.once else "force_custom_plan"
         return [*switches, mode, str(self.ef_search), str(self.most_scanned)]

@@ -23,7 +23,7 @@ from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
 from likewise.db import ids
 from likewise.db.failures import STORAGE, Contended, busy, scrubbed, why_away
-from likewise.db.planning import SET_PLAN, Plan
+from likewise.db.planning import PLAN_SETTINGS, SET_PLAN, Plan
 from likewise.errors import SettingsError
 
 T = TypeVar("T")
@@ -39,7 +39,9 @@ BEGIN_SNAPSHOT = SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 HAS_WRITTEN = SQL("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 SET_TENANT = SQL("SELECT set_config('likewise.tenant', %s, true)")
 # A reader that takes longer than this has nobody waiting for it any more.
-SET_TENANT_TO_READ = SQL("SELECT set_config('likewise.tenant', %s, true), set_config('statement_timeout', '30s', true)")
+READER_SETTINGS = SQL("set_config('likewise.tenant', %s, true), set_config('statement_timeout', '30s', true)")
+SET_READER = SQL("SELECT {}").format(READER_SETTINGS)
+SET_READER_AND_PLAN = SQL("SELECT {}, {}").format(READER_SETTINGS, PLAN_SETTINGS)
 
 WHO_AM_I = SQL("""
     SELECT rolsuper OR rolbypassrls, has_schema_privilege(current_user, 'likewise', 'CREATE')
@@ -117,17 +119,22 @@ class Tx:
             self._begun, self._plan = False, None
         return cursor
 
-    def _ahead(self, plan: Plan | None) -> list[tuple[SQL, Parameters | None]]:
+    def _ahead(self, plan: Plan | None) -> list[tuple[Statement, Parameters | None]]:
         """What must come before the next statement, in the same round trip."""
-        ahead: list[tuple[SQL, Parameters | None]] = []
+        ahead: list[tuple[Statement, Parameters | None]] = []
+        changed = None if plan is None else plan.after(self._plan)
+        if changed == self._plan:
+            changed = None
+        self._plan = changed or self._plan
         if not self._begun:
             self._begun = True
             ahead.append((self._begin, None))
+            if self.tenant is not None and self._begin is BEGIN_SNAPSHOT and changed is not None:
+                return [*ahead, (SET_READER_AND_PLAN, [str(self.tenant), *changed.parameters()])]
             if self.tenant is not None:
-                ahead.append((SET_TENANT_TO_READ if self._begin is BEGIN_SNAPSHOT else SET_TENANT, [str(self.tenant)]))
-        if plan is not None and (wanted := plan.after(self._plan)) != self._plan:
-            self._plan = wanted
-            ahead.append((SET_PLAN, wanted.parameters()))
+                ahead.append((SET_READER if self._begin is BEGIN_SNAPSHOT else SET_TENANT, [str(self.tenant)]))
+        if changed is not None:
+            ahead.append((SET_PLAN, changed.parameters()))
         return ahead
 
     async def rows(
