@@ -26,6 +26,10 @@ from likewise.db.where import Where
 MOST_READ = 3_500
 MOST_BY_RARE_TERMS = 3_000
 LEAST_BY_CONJUNCTIONS = 500
+# Of a query of common words only as many as its rarest word brings, up to this share of all contents, and so many in
+# all: of a million it finds 0.97 of the best hundred, and 0.84 without.
+MOST_BY_RAREST_TERM = 0.02
+MOST_OF_COMMON = 0.024
 SHORT = 10
 MORE_FOR_A_TERM = 300
 MOST_AT_ALL = 8_000
@@ -158,6 +162,9 @@ def choose(frequencies: Mapping[int, int], total: int) -> Candidates:
     if sum(frequencies.values()) <= read:
         return Candidates(tuple(rarest), complete=True)
     rare = _rare(frequencies, rarest, min(MOST_BY_RARE_TERMS + more, read))
+    if not rare:
+        read = max(read, round(MOST_OF_COMMON * total))
+        rare = _rare(frequencies, rarest, round(MOST_BY_RAREST_TERM * total))
     left = read - sum(frequencies[term] for term in rare)
     common = rarest[len(rare) :][:MOST_COMMON_TERMS]
     conjunctions = _conjunctions(frequencies, common, total, max(left, LEAST_BY_CONJUNCTIONS))
