@@ -49,11 +49,13 @@ WHO_AM_I = SQL("""
 """)
 
 # Ours first, then where pgvector lives. The plan for one array of ids is wrong for another, and planning costs less.
+# Statements take milliseconds: a worker beside them costs more than it brings, and a core that others need.
 SETTLE = SQL("""
     SELECT set_config('search_path', concat_ws(', ', 'likewise', (
                SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
                WHERE e.extname = 'vector')), false),
-           set_config('plan_cache_mode', 'force_custom_plan', false)
+           set_config('plan_cache_mode', 'force_custom_plan', false),
+           set_config('max_parallel_workers_per_gather', '0', false)
 """)
 
 # A connection is waited for this long before the caller hears that all are busy.

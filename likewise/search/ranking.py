@@ -23,6 +23,8 @@ MOST_COUNTED_TERMS = 128
 MOST_RANKED_TERMS = 64
 # Of so many ids each ranking takes some milliseconds, and a connection a third of one.
 SIDE_BY_SIDE = 2_000
+# Of so many contents words take longer than it takes to embed a query.
+LARGE = 300_000
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Rankings:
         """
         # Where words alone answer, common ones must do if there are no others.
         least = 0 if search.by_meaning else depth
-        if question.terms and search.by_meaning and _is_long(scope):
+        if question.terms and search.by_meaning and _is_long(search, scope):
             async with self._pool.spare(search.tenant) as other:
                 if other is not None:
                     beside = asyncio.ensure_future(self._words(other, search, question, scope, depth, least=least))
@@ -105,9 +107,11 @@ class Rankings:
         return await matches.rank(tx, collection.id, rare, collection.contents_total, depth, least=least, among=among)
 
 
-def _is_long(scope: Scope) -> bool:
+def _is_long(search: Search, scope: Scope) -> bool:
     """Whether each ranking takes so long that another connection for one of them pays."""
-    return scope.among is not None and len(scope.among.ids) >= SIDE_BY_SIDE
+    if scope.everything:
+        return search.collection.contents_total >= LARGE
+    return scope.among is None or len(scope.among.ids) >= SIDE_BY_SIDE
 
 
 def first_depth(search: Search) -> int:
