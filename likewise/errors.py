@@ -1,7 +1,7 @@
 """Every error that Likewise raises on purpose.
 
 LikewiseError
-├── Malformed               400  the body cannot be read at all
+├── Malformed               400  the request cannot be read at all
 ├── Invalid                 422  it can be read, and a field is wrong
 │   └── NotSupported        422  a field or value that this version does not do
 ├── Unauthorized            401
@@ -64,7 +64,7 @@ class LikewiseError(Exception):
 
 
 class Malformed(LikewiseError):
-    """The body is not valid JSON."""
+    """The request cannot be read."""
 
     status = 400
     code = "malformed"

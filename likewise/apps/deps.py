@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Protocol
 
 import orjson
@@ -92,7 +92,7 @@ class Answer(Response):
 
 
 REFUSALS = {
-    400: "The body cannot be read.",
+    400: "The body, or the address, cannot be read.",
     401: "No or bad credentials.",
     403: "The credentials do not allow this.",
     404: "There is nothing at this address.",
@@ -116,9 +116,16 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def documented_body(model: type[BaseModel], **others: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI entry of a route that reads its body itself; `others` are further media types and schemas."""
+def documented_body(
+    model: type[BaseModel], *, references: Mapping[str, str] | None = None, **others: dict[str, Any]
+) -> dict[str, Any]:
+    """The OpenAPI entry of a route that reads its body itself; `others` are further media types and schemas.
+
+    `references` are optional fields whose schema is one of the document's own, by name.
+    """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    for field, name in (references or {}).items():
+        schema["properties"][field]["anyOf"] = [{"$ref": f"#/components/schemas/{name}"}, {"type": "null"}]
     content = {"application/json": {"schema": schema}} | {kind: {"schema": other} for kind, other in others.items()}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
 from fastapi import Depends, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import PARSE_IN_THREAD, hold, media_type
 from likewise.apps.collections.service import Save
@@ -130,9 +131,10 @@ class _Run:
 async def once(
     request: Request,
     key: Annotated[
-        str | None,
+        str | SkipJsonSchema[None],
         Header(
             alias="Idempotency-Key",
+            json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
             description="1 to 255 visible ASCII characters, new for each request. Repeated within 24 hours, it is not "
             "done again but answered as it was, with the header `Idempotency-Replayed`.",
         ),

@@ -39,6 +39,11 @@ _NO_TELEMETRY: "TelemetryConfig" = {
     "auto_configure": False,
 }
 
+_DESCRIPTION = (
+    "A request may be refused before it reaches a route, with a Problem too: 400 (no Host), 403 and 421 (without "
+    "authentication: not from or for this machine), 405, 408 (too slow), 414 and 431 (too long), 503 (too many)."
+)
+
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -48,6 +53,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         title="Likewise",
         version=program_version(),
         summary="A self-hosted embedding and similarity engine.",
+        description=_DESCRIPTION,
         lifespan=_opening(source) if callable(source) else None,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
@@ -71,7 +77,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     refuse_undeclared(app)
-    describe(app)
+    describe(app, asks_who_calls=settings.asks_who_calls)
     return app
 
 

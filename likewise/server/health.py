@@ -33,8 +33,8 @@ async def alive(_: Anyone) -> Answer:
 
 @router.head("/healthz", include_in_schema=False)
 @router.head("/readyz", include_in_schema=False)
-@router.get("/healthz", response_model=HealthAnswer, responses=refusals())
-@router.get("/readyz", response_model=HealthAnswer, responses=refusals())
+@router.get("/healthz", response_model=HealthAnswer, responses=refusals(422))
+@router.get("/readyz", response_model=HealthAnswer, responses=refusals(422))
 async def ready(_: Anyone, request: Request, strict: bool = False) -> Response:
     """Whether requests can be served: 503 without a usable database or while stopping; `strict` wants every part."""
     if request.app.state.draining:

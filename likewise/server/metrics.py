@@ -42,6 +42,7 @@ async def refuse_strangers(request: Request) -> None:
     "/metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals(401, 404)},
+    openapi_extra={"security": [{"metrics": []}]},
 )
 async def metrics(_: Anyone, __: Annotated[None, Depends(refuse_strangers)], request: Request) -> Response:
     """The metrics of this process and of the queue, in Prometheus's text format."""

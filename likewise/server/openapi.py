@@ -6,28 +6,37 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from likewise.apps.deps import refusals
+from likewise.filters import SCHEMAS as FILTERS
 from likewise.server.problems import Problem
 from likewise.server.scopes import all_routes, scope_of
 
 _REFERENCE = "#/components/schemas/{model}"
-_SCHEME = {"type": "http", "scheme": "bearer", "description": "An API key. `LIKEWISE_AUTH=none` asks for none."}
+_WORDS = "An API key. `LIKEWISE_AUTH=none` asks for none."
+_SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer", "description": _WORDS},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": _WORDS},
+    "metrics": {"type": "http", "scheme": "bearer", "description": "The value of `LIKEWISE_METRICS_TOKEN`."},
+}
 
 
-def describe(app: FastAPI) -> None:
+def describe(app: FastAPI, *, asks_who_calls: bool) -> None:
     """Make `app` answer the completed document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, asks_who_calls)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
-    document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+def _document(app: FastAPI, asks_who_calls: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+    )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas["Problem"] = _hoisted(Problem.model_json_schema(ref_template=_REFERENCE), schemas)
+    schemas |= FILTERS
     for path in document["paths"].values():
         for operation in path.values():
             for content in operation.get("requestBody", {}).get("content", {}).values():
@@ -36,18 +45,29 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     _say_who_may_call(app, document)
+    if not asks_who_calls:
+        _let_everybody_call(document)
     return document
 
 
 def _say_who_may_call(app: FastAPI, document: dict[str, Any]) -> None:
-    document["components"]["securitySchemes"] = {"key": _SCHEME}
+    document["components"]["securitySchemes"] = _SCHEMES
     for route in all_routes(app.routes):
         scope = scope_of(route)
         for method in route.methods if scope else ():
-            operation = document["paths"].get(route.path, {}).get(method.lower())
+            # The document names a parameter without its kind, as in `{id}` of `{id:path}`.
+            operation = document["paths"].get(route.path_format, {}).get(method.lower())
             if operation is not None:
-                operation["security"] = [{"key": [scope]}]
+                operation["security"] = [{"key": [scope]}, {"header": [scope]}]
                 operation["responses"] |= {str(status): words for status, words in refusals(401, 403).items()}
+
+
+def _let_everybody_call(document: dict[str, Any]) -> None:
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "security" in operation:
+                # OpenAPI's way to say that none of the others is needed.
+                operation["security"] = [{}, *operation["security"]]
 
 
 def _drop_assumed_refusal(responses: dict[str, Any]) -> None:

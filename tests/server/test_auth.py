@@ -148,11 +148,15 @@ def test_the_table_above_has_every_route(app: FastAPI) -> None:
 
 async def test_the_document_says_who_may_call(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
-    drop = document["paths"][URL + "/{name}"]["delete"]
-    assert drop["security"] == [{"key": ["admin"]}]
-    assert {"401", "403"} <= set(drop["responses"])
-    assert "security" not in document["paths"]["/livez"]["get"]
-    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    paths, schemes = document["paths"], document["components"]["securitySchemes"]
+    assert paths[f"{URL}/{{name}}"]["delete"]["security"] == [{"key": ["admin"]}, {"header": ["admin"]}]
+    # In the document a parameter that reaches to the end of the path has another name than in the route.
+    one = paths[f"{URL}/{{name}}/records/{{record_id}}"]
+    assert (one["get"]["security"][0], one["delete"]["security"][0]) == ({"key": ["read"]}, {"key": ["write"]})
+    assert {"401", "403"} <= set(one["get"]["responses"]) & set(one["delete"]["responses"])
+    assert paths["/metrics"]["get"]["security"] == [{"metrics": []}]
+    assert "security" not in paths["/livez"]["get"]
+    assert (schemes["key"]["scheme"], schemes["header"]["name"]) == ("bearer", "X-API-Key")
 
 
 class Body(RequestModel):

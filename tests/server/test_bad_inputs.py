@@ -471,7 +471,8 @@ async def test_sizes_are_held(shared: Likewise) -> None:
         ({"query": "x", "limit": -1}, "/limit", "out_of_range"),
         ({"query": "x", "limit": 101}, "/limit", "out_of_range"),
         ({"query": "x", "limit": 10**9}, "/limit", "out_of_range"),
-        ({"query": "x", "limit": 1e9}, "/limit", "wrong_type"),
+        ({"query": "x", "limit": 1e9}, "/limit", "out_of_range"),
+        ({"query": "x", "limit": 5.5}, "/limit", "wrong_type"),
         ({"query": "x", "limit": "5"}, "/limit", "wrong_type"),
         ({"query": "x", "limit": True}, "/limit", "wrong_type"),
         ({"query": "x", "limit": None}, "/limit", "wrong_type"),
@@ -494,6 +495,12 @@ async def test_a_search_with_a_bad_field_is_422(client: httpx2.AsyncClient, body
     answer = await client.post(SEARCH, json=body)
     is_problem(answer, 422)
     assert faults(answer) == {pointer: code}
+
+
+async def test_a_whole_number_may_be_written_with_a_point(client: httpx2.AsyncClient) -> None:
+    # In JSON Schema 5.0 is an integer, and some programs write no others.
+    answer = await client.post(SEARCH, content=b'{"query": "pump", "limit": 5.0}', headers=JSON)
+    assert answer.status_code == 200
 
 
 async def test_a_search_refuses_nan(client: httpx2.AsyncClient) -> None:

@@ -37,6 +37,43 @@ async def test_every_route_documents_its_body_and_its_refusals(client: httpx2.As
             assert "application/json" in operation["requestBody"]["content"], name
 
 
+async def test_refusals_before_the_body_is_read_are_documented(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path, methods in paths.items():
+        for operation in methods.values():
+            # An address may hold control characters, and a parameter be of another type.
+            assert "{" not in path or "400" in operation["responses"], path
+            asks = any(one["in"] == "query" for one in operation.get("parameters", ()))
+            assert not asks or "422" in operation["responses"], path
+    refused = [
+        await client.get("/readyz", params={"strict": "perhaps"}),
+        await client.get("/api/v1/collections/a%00"),
+        await client.get("/api/v1/collections/notes/records/a%1F"),
+    ]
+    assert [answer.status_code for answer in refused] == [422, 400, 400]
+    assert refused[1].json()["title"] == "The request cannot be read."
+
+
+async def test_without_authentication_no_route_needs_a_key(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    asked = [one["security"] for methods in paths.values() for one in methods.values() if "security" in one]
+    assert len(asked) == 10
+    assert all({} in ways for ways in asked)
+
+
+async def test_what_a_body_may_be_is_documented(client: httpx2.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    assert [one.get("type", one.get("$ref")) for one in schemas["RecordsBody"]["anyOf"]] == [
+        "#/components/schemas/RecordsIn",
+        "array",
+    ]
+    assert schemas["SearchIn"]["properties"]["filters"]["anyOf"][0] == {"$ref": "#/components/schemas/Filter"}
+    assert [one["required"] for one in schemas["SearchIn"]["oneOf"]] == [["query"], ["like"]]
+    assert schemas["PolicyIn"]["properties"]["keep_text"]["const"] is True
+    for model, name in (("RecordIn", "id"), ("RecordIn", "text"), ("CollectionIn", "name")):
+        assert "pattern" in schemas[model]["properties"][name], name
+
+
 async def test_fields_of_later_versions_are_not_documented(client: httpx2.AsyncClient) -> None:
     schemas: dict[str, Any] = (await client.get("/openapi.json")).json()
     text = json.dumps(schemas)

@@ -103,6 +103,25 @@ def test_a_taken_address_cannot_be_bound() -> None:
             bind("127.0.0.1", taken.getsockname()[1])
 
 
+async def test_an_answer_does_not_wait_for_the_one_before_to_be_acknowledged() -> None:
+    # Given
+    listener = bind("127.0.0.1", 0)
+    listener.listen()
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    # When
+    async with await asyncio.start_server(note, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        without_delay = await accepted
+        writer.close()
+    # Then
+    assert without_delay
+
+
 def test_an_address_of_another_machine_cannot_be_bound() -> None:
     with pytest.raises(StartError, match="Cannot listen"):
         bind("192.0.2.1", 0)

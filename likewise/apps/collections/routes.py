@@ -11,14 +11,16 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from likewise.apps.body import NDJSON, JsonBody, Lines, media_type, read_json
 from likewise.apps.collections.batches import checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
+    MAX_ID,
     NAME_IN_PATH,
+    WHOLE,
     CollectionAnswer,
     CollectionIn,
     CollectionsAnswer,
     PageQuery,
     RecordAnswer,
     RecordIn,
-    RecordsIn,
+    RecordsBody,
     SearchAnswer,
     SearchIn,
     StatsAnswer,
@@ -45,7 +47,12 @@ NOT_YET = "This version does not have this route yet."
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
 
 
-async def existing_name(name: Annotated[str, Path(description="A collection's name.")]) -> str:
+async def existing_name(
+    name: Annotated[
+        str,
+        Path(description="A collection's name.", json_schema_extra={"pattern": f"^{NAME_IN_PATH.pattern}$"}),
+    ],
+) -> str:
     """A name from the path; one that no collection can have is simply not there."""
     if not NAME_IN_PATH.fullmatch(name):
         raise NotFound("There is no such collection.")
@@ -53,6 +60,9 @@ async def existing_name(name: Annotated[str, Path(description="A collection's na
 
 
 Name = Annotated[str, Depends(existing_name)]
+RecordId = Annotated[
+    str, Path(json_schema_extra={"minLength": 1, "maxLength": MAX_ID, "pattern": WHOLE}, description="A record's id.")
+]
 
 # How many hits a search's cursor passes over.
 PLACE = re.compile(r"[1-9][0-9]{0,2}")
@@ -85,13 +95,13 @@ async def create_collection(
     return await once.answer(tenant, lambda save: make(save=save), status=201)
 
 
-@router.get("/{name}", response_model=CollectionAnswer, responses=refusals(404))
+@router.get("/{name}", response_model=CollectionAnswer, responses=refusals(400, 404))
 async def get_collection(tenant: Reader, service: Collections, name: Name) -> Answer:
     """One collection."""
     return Answer(await service.get(tenant, name))
 
 
-@router.delete("/{name}", status_code=204, responses=refusals(404, 409))
+@router.delete("/{name}", status_code=204, responses=refusals(400, 404, 409))
 async def drop_collection(tenant: Admin, service: Collections, name: Name) -> Response:
     """Drop a collection with all it holds."""
     await service.drop(tenant, name)
@@ -102,7 +112,7 @@ async def drop_collection(tenant: Admin, service: Collections, name: Name) -> Re
     "/{name}/records",
     response_model=WriteAnswer,
     responses=refusals(*BODY_REFUSALS, 404, 409, 429),
-    openapi_extra=documented_body(RecordsIn, **{NDJSON: RecordIn.model_json_schema()}),
+    openapi_extra=documented_body(RecordsBody, **{NDJSON: RecordIn.model_json_schema()}),
 )
 async def write_records(
     tenant: Writer, service: Collections, once: Once, spend: Spending, name: Name, request: Request
@@ -117,14 +127,14 @@ async def write_records(
     return await once.answer(tenant, partial(write_array, service, tenant, name, array, spending))
 
 
-@router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(404))
-async def get_record(tenant: Reader, service: Collections, name: Name, record_id: str) -> Answer:
+@router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(400, 404))
+async def get_record(tenant: Reader, service: Collections, name: Name, record_id: RecordId) -> Answer:
     """One record. Its id reaches to the end of the path and may hold `/`."""
     return Answer(await service.record(tenant, name, record_id))
 
 
-@router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(404))
-async def delete_record(tenant: Writer, service: Collections, name: Name, record_id: str) -> Response:
+@router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(400, 404))
+async def delete_record(tenant: Writer, service: Collections, name: Name, record_id: RecordId) -> Response:
     """Delete a record; it is gone from every table before the answer."""
     await service.delete(tenant, name, record_id)
     return Response(status_code=204)
@@ -134,7 +144,7 @@ async def delete_record(tenant: Writer, service: Collections, name: Name, record
     "/{name}/search",
     response_model=SearchAnswer,
     responses=refusals(*BODY_REFUSALS, 404, 409, 429),
-    openapi_extra=documented_body(SearchIn),
+    openapi_extra=documented_body(SearchIn, references={"filters": "Filter"}),
 )
 async def search_collection(
     tenant: Reader,
@@ -167,7 +177,7 @@ def search_listing(name: str, body: SearchIn) -> str:
     return f"search\0{name}\0{sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
 
 
-@router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(404))
+@router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
 async def collection_stats(tenant: Reader, service: Collections, name: Name) -> Answer:
     """What the collection holds."""
     return Answer(await service.stats(tenant, name))

@@ -9,14 +9,17 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
+    RootModel,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import RequestModel, deeper_than, wrong
-from likewise.filters import rfc_3339, why_no_time
+from likewise.filters import KEY_PATTERN, TIME, rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
 from likewise.search.request import SearchRequest
 
@@ -35,6 +38,10 @@ NAME_IN_WORDS = (
 )
 # The apps' own collections are named `app:model`.
 NAME_IN_PATH = re.compile(r"[a-z][a-z0-9-]{0,62}(:[A-Za-z0-9._-]{1,128})?")
+
+# What the document says of a field that is checked below in words of our own.
+WHOLE = r"^[^\x00-\x1f\x7f-\x9f\ufffd]*$"
+NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
@@ -86,15 +93,22 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _of_number(value: object) -> object:
+    """JSON has one kind of number: 10.0 is as whole as 10."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _later(value: object) -> object:
     if value is not None:
         raise wrong("not_supported", "This version does not do that yet; leave the field out.")
     return value
 
 
-Label = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_whole)]
-Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_not_blank)]
-Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=str)]
+Label = Annotated[
+    str, Field(min_length=1, max_length=MAX_ID, json_schema_extra={"pattern": WHOLE}), AfterValidator(_whole)
+]
+Text = Annotated[str, Field(max_length=MAX_TEXT, json_schema_extra={"pattern": NOT_BLANK}), AfterValidator(_not_blank)]
+Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=Annotated[str, WithJsonSchema(TIME)])]
 # A field of the full API that is known by name and refused.
 Later = Annotated[SkipJsonSchema[None], BeforeValidator(_later)]
 Payload = Annotated[dict[str, Any], AfterValidator(_bounded)]
@@ -121,13 +135,19 @@ class RecordsIn(RequestModel):
     records: list[RecordIn] = Field(max_length=MAX_ITEMS)
 
 
+class RecordsBody(RootModel[RecordsIn | Annotated[list[RecordIn], Field(max_length=MAX_ITEMS)]]):
+    """Records to store, all or none of them."""
+
+
 class PolicyIn(RequestModel):
     """How the collection treats texts."""
 
-    keep_text: bool = True
+    keep_text: bool = Field(True, json_schema_extra={"const": True})
     keep_terms: bool = True
     on_long: Literal["truncate", "refuse"] = "truncate"
-    indexed: list[str] = Field(default_factory=list, max_length=MAX_INDEXED)
+    indexed: list[Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})]] = Field(
+        default_factory=list, max_length=MAX_INDEXED, json_schema_extra={"uniqueItems": True}
+    )
     retention_days: Later = None
 
     @field_validator("keep_text")
@@ -167,14 +187,20 @@ class CollectionIn(RequestModel):
 class SearchIn(RequestModel):
     """What to look for: `query` in words, or `like` for the neighbours of a record."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [one], "properties": {one: {"type": "string"}}} for one in ("query", "like")]
+        }
+    )
+
     query: Text | None = None
     like: Label | None = None
-    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    limit: Annotated[int, BeforeValidator(_of_number)] = Field(10, ge=1, le=MAX_LIMIT)
     filters: dict[str, Any] | None = None
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")
     cursor: str | None = Field(None, max_length=512, description="`cursor` of the page before, to depth 1,000.")
-    group_by: str | None = Field(
+    group_by: Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})] | None = Field(
         None, max_length=128, description="A field of which every value has one hit, its best."
     )
     rerank: Later = None
@@ -207,7 +233,7 @@ class PageQuery(BaseModel):
     model_config = {"extra": "forbid"}
 
     limit: int = Field(10, ge=1, le=MAX_LIMIT)
-    cursor: str | None = Field(None, max_length=512, description="`cursor` of the page before.")
+    cursor: str | SkipJsonSchema[None] = Field(None, max_length=512, description="`cursor` of the page before.")
 
 
 class FaultOut(BaseModel):
@@ -302,4 +328,4 @@ class StatsAnswer(BaseModel):
     failed: int
     model: str
     dimension: int
-    index: str | None
+    index: Literal["exact", "building", "hnsw"]
