@@ -28,7 +28,7 @@ def fit_for_id(text: str) -> bool:
 
 
 def is_json(value: Any, depth: int = DEEPEST) -> bool:
-    """Whether a value is JSON that keeps its meaning: finite numbers, integers of 64 bits, texts as keys."""
+    """Whether a value is JSON that keeps its meaning: finite numbers, integers of 64 bits, distinct texts as keys."""
     if isinstance(value, bool | str | None):
         return True
     if isinstance(value, int):
@@ -36,8 +36,15 @@ def is_json(value: Any, depth: int = DEEPEST) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, Mapping):
-        return depth > 0 and all(isinstance(key, str) and is_json(one, depth - 1) for key, one in value.items())
+        return depth > 0 and _keeps_its_keys(value) and all(is_json(one, depth - 1) for one in value.values())
     return isinstance(value, list | tuple) and depth > 0 and all(is_json(one, depth - 1) for one in value)
+
+
+def _keeps_its_keys(value: Mapping[Any, Any]) -> bool:
+    """Whether all keys are texts, and none becomes another's by being cleaned."""
+    if not all(isinstance(key, str) for key in value):
+        return False
+    return all(map(storable, value)) or len({cleaned(key) for key in value}) == len(value)
 
 
 def cleaned_json(value: Any) -> Any:

@@ -17,6 +17,8 @@ from likewise.errors import Forbidden, Invalid
 from likewise.runtime import Runtime
 
 PROBLEM_JSON = "application/problem+json"
+# Where a request's scope has its caller's tenant, once it is known.
+TENANT = "likewise.tenant"
 
 
 class Services(Protocol):
@@ -54,6 +56,7 @@ class Requires:
             raise Forbidden(
                 f"This needs the scope `{self.scope}`, which these credentials do not have.", code="insufficient_scope"
             )
+        request.scope[TENANT] = caller.tenant
         return caller.tenant
 
 

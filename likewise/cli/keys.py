@@ -11,7 +11,7 @@ import typer
 from likewise.auth.caller import Scope
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import note, say, say_json
-from likewise.errors import Invalid, SettingsError
+from likewise.errors import SettingsError
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _scopes(given: str) -> frozenset[Scope]:
 
 def _refuse_unprintable(text: str | None) -> None:
     if text is not None and not (text.strip() and text.isprintable() and len(text) <= MOST_NAME):
-        raise Invalid(f"A name has 1 to {MOST_NAME} printable characters.")
+        raise typer.BadParameter(f"A name has 1 to {MOST_NAME} printable characters.")
 
 
 def _day(moment: datetime | None) -> str:

@@ -26,7 +26,7 @@ class Plan:
         indexed: whether rows may be fetched in the order of an index.
         bitmaps: whether indexes may be combined before rows are fetched.
         once: whether the plan is made without a look at the parameters: an array of 10,000 ids takes 2 ms to plan with.
-        ef_search: vectors that a search of HNSW keeps in view (see pgvector); None for a statement that does not search.
+        ef_search: vectors that a search of HNSW keeps in view (see pgvector); None if it was set or does not matter.
         most_scanned: vectors that it visits at most when a filter turns many away; None likewise.
     """
 

@@ -27,7 +27,10 @@ BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
 
 NOTHING = Written({}, {})
 
-NOT_JSON = "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts."
+NOT_JSON = (
+    "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts that "
+    "differ without NUL and halves of surrogate pairs, which become U+FFFD."
+)
 BAD_ID = "An id is a text without control characters and without U+FFFD, a character that was lost on the way."
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.

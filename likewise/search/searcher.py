@@ -118,7 +118,7 @@ class Searcher:
         if search.request.query is None or not (search.by_meaning or search.needs_vector):
             yield
             return
-        task = asyncio.ensure_future(search.step("embed", self._embed(search, search.request.query), _no_facts))
+        task = asyncio.create_task(self._embedded(search, search.request.query))
         search.embedding = task
         try:
             if not self._embedder.is_ready(search.collection.active.model):
@@ -129,6 +129,9 @@ class Searcher:
             await asyncio.shield(task)
         finally:
             await stop([task])
+
+    async def _embedded(self, search: Search, query: str) -> Vector | None:
+        return await search.step("embed", self._embed(search, query), _no_facts)
 
     async def _embed(self, search: Search, query: str) -> Vector | None:
         """The query's vector, where it can be had."""

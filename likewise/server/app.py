@@ -72,6 +72,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         exception_handlers={HTTPException: _refusal, RequestValidationError: _refusal},
     )
     app.state.draining = False
+    app.state.loopback_only = not settings.asks_who_calls
     if not callable(source):
         app.state.likewise = source
     for router in ROUTERS:

@@ -1,7 +1,10 @@
 """How large bodies may be, each and all together, and how slowly they may come."""
 
 import asyncio
+import contextlib
 import time
+from collections import Counter
+from collections.abc import Iterator
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -9,7 +12,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from likewise.apps.body import NDJSON, RELEASE, media_type
-from likewise.errors import LikewiseError, Overloaded, TooLarge
+from likewise.apps.deps import TENANT
+from likewise.errors import LikewiseError, Overloaded, TooLarge, TooManyRequests
+from likewise.server.place import place_of
 from likewise.server.problems import Refused, answer
 
 # A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
@@ -21,6 +26,8 @@ DRAIN_SECONDS = 2.0
 BODIES_BYTES = 256 * 2**20
 # A body of lines is stored while it arrives.
 STREAM_BYTES = 2**30
+# Of so many requests of one tenant the bodies may be waited for at a time: each holds a connection and some memory.
+MOST_AWAITED = 256
 # For how many seconds a request waited for its own body.
 WAITED = "likewise.waited"
 
@@ -47,6 +54,7 @@ class BodyLimit:
         self.stream_limit = max(stream_limit, limit)
         self.total = max(total, limit)
         self.held = 0
+        self.awaited: Counter[int | None] = Counter()
         self.pause_seconds = pause_seconds
         self.body_seconds = body_seconds
 
@@ -55,10 +63,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         streamed = is_stream(scope)
         limit = self.stream_limit if streamed else self.limit
-        body = _CountedBody(receive, self, limit, _declared_length(headers), streamed=streamed)
+        body = _CountedBody(scope, receive, self, limit, streamed=streamed)
         try:
             if streamed:
                 # In the scope itself: in a copy nobody outside would learn which route it was.
@@ -68,7 +75,7 @@ class BodyLimit:
                 await self.app(scope, body.receive, send)
         except TooLarge as refusal:
             # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
-            if not body.unread or "expect" in headers:
+            if not body.unread or "expect" in Headers(scope=scope):
                 raise
             await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
@@ -87,11 +94,12 @@ class BodyLimit:
 
 
 class _CountedBody:
-    def __init__(self, receive: Receive, bounds: BodyLimit, limit: int, declared: int, *, streamed: bool) -> None:
+    def __init__(self, scope: Scope, receive: Receive, bounds: BodyLimit, limit: int, *, streamed: bool) -> None:
+        self._scope = scope
         self._receive = receive
         self._bounds = bounds
         self.limit = limit
-        self._declared = declared
+        self._declared = _declared_length(Headers(scope=scope))
         self._streamed = streamed
         self._read = 0
         self.unread = True
@@ -151,11 +159,30 @@ class _CountedBody:
         began = time.monotonic()
         try:
             async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self.waited)):
-                return await self._receive()
+                with self._awaited():
+                    return await self._receive()
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
         finally:
             self.waited += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def _awaited(self) -> Iterator[None]:
+        """While a body is on its way its request keeps no other out, and not even many of one tenant's do."""
+        awaited, tenant, place = self._bounds.awaited, self._scope.get(TENANT), place_of(self._scope)
+        if awaited[tenant] >= MOST_AWAITED:
+            raise TooManyRequests("Too many requests wait for their bodies; send this again.", retry_after=1)
+        awaited[tenant] += 1
+        if place is not None:
+            place.leave()
+        try:
+            yield
+        finally:
+            if place is not None:
+                place.take()
+            awaited[tenant] -= 1
+            if not awaited[tenant]:
+                del awaited[tenant]
 
     def _count(self, message: Message) -> None:
         self._read += len(message.get("body", b""))

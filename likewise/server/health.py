@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from likewise.apps.deps import Answer, Anyone, refusals
-from likewise.errors import Unavailable
+from likewise.errors import ModelUnavailable, Unavailable
 from likewise.observe.version import program_version
-from likewise.server.problems import answer
+from likewise.server.problems import answer, told
 
 # A database that hangs must not make the probe hang.
 PROBE_SECONDS = 3.0
@@ -70,4 +70,5 @@ async def _parts(request: Request) -> dict[str, Any]:
             health = await request.app.state.likewise.health()
     except TimeoutError:
         return {"database": "It does not answer.", "schema": None, "model": None}
-    return {"database": health.database, "schema": health.schema, "model": health.model}
+    model = None if health.model is None else told(ModelUnavailable(health.model), request.scope)
+    return {"database": health.database, "schema": health.schema, "model": model}

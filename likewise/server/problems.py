@@ -11,7 +11,15 @@ from starlette.types import Scope
 from likewise.apps.body import MAX_FAULTS, fault_of, invalid
 from likewise.apps.collections.schemas import FaultOut
 from likewise.apps.deps import PROBLEM_JSON, Answer
-from likewise.errors import Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound, Unauthorized
+from likewise.errors import (
+    Internal,
+    LikewiseError,
+    Malformed,
+    MethodNotAllowed,
+    ModelUnavailable,
+    NotFound,
+    Unauthorized,
+)
 from likewise.observe.request_id import REQUEST_ID
 
 OPENAI_PATHS = "/v1/"
@@ -59,19 +67,35 @@ def answer(error: LikewiseError, scope: Scope, headers: dict[str, str] | None = 
     status = error.status
     if str(scope.get("path", "")).startswith(OPENAI_PATHS):
         status = 400 if status == 422 else status
-        content, media_type = _openai(error, status), "application/json"
+        content, media_type = _openai(error, status, told(error, scope)), "application/json"
     else:
-        content, media_type = _problem(error) | members, PROBLEM_JSON
+        content, media_type = _problem(error, told(error, scope)) | members, PROBLEM_JSON
     return Answer(content, status, _headers(error) | (headers or {}), media_type)
 
 
-def _problem(error: LikewiseError) -> dict[str, Any]:
+def told(error: LikewiseError, scope: Scope) -> str:
+    """The detail of an error as this caller may know it.
+
+    Why a model is away names folders of the machine, which only those who run it can mend and should know of: without
+    authentication that is whoever is on it.
+    """
+    if isinstance(error, ModelUnavailable) and "/" in error.detail and not _is_on_this_machine(scope):
+        return "The model is not in service; the server's log and `likewise doctor` say why."
+    return error.detail
+
+
+def _is_on_this_machine(scope: Scope) -> bool:
+    app = scope.get("app")
+    return app is not None and bool(app.state.loopback_only)
+
+
+def _problem(error: LikewiseError, detail: str) -> dict[str, Any]:
     request_id = REQUEST_ID.get() or ""
     return {
         "type": f"urn:likewise:problem:{error.code}",
         "title": (type(error).__doc__ or "").partition("\n")[0],
         "status": error.status,
-        "detail": error.detail,
+        "detail": detail,
         "instance": f"urn:likewise:request:{request_id}",
         "code": error.code,
         "request_id": request_id,
@@ -80,10 +104,10 @@ def _problem(error: LikewiseError) -> dict[str, Any]:
     }
 
 
-def _openai(error: LikewiseError, status: int) -> dict[str, Any]:
+def _openai(error: LikewiseError, status: int, detail: str) -> dict[str, Any]:
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     parameter = error.faults[0].pointer.strip("/").replace("/", ".") if error.faults else ""
-    return {"error": {"message": error.detail, "type": kind, "param": parameter or None, "code": error.code}}
+    return {"error": {"message": detail, "type": kind, "param": parameter or None, "code": error.code}}
 
 
 def _headers(error: LikewiseError) -> dict[str, str]:

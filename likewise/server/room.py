@@ -10,6 +10,7 @@ from likewise.errors import Overloaded
 from likewise.observe.logs import get_logger
 from likewise.server.answered import Answered
 from likewise.server.bodies import WAITED, is_stream
+from likewise.server.place import PLACE, Place
 from likewise.server.problems import answer
 
 # A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
@@ -35,7 +36,8 @@ class RequestLimit:
     """Refuses a request at once when as many as this server holds are running; probes are answered all the same.
 
     How many that is follows from how long requests take: what would wait for longer than a moment is refused, so that
-    what was let in is done while somebody still wants it. Writes are counted apart, and so keep no search out.
+    what was let in is done while somebody still wants it. Writes are counted apart, and so keep no search out; nor does
+    one whose body is still to come keep anybody out.
     """
 
     def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -55,13 +57,13 @@ class RequestLimit:
         if room.running >= room.allowed or self.writes.running + self.others.running >= self.most:
             await self._refuse(scope, receive, send)
             return
-        room.running += 1
+        place = scope[PLACE] = Place(room)
         began = time.monotonic()
         answered = Answered(send)
         try:
             await self.app(scope, receive, answered.send)
         finally:
-            room.running -= 1
+            place.leave()
             # What was refused took no work, and how slowly a body came says nothing of this server.
             if answered.status is not None and answered.status < HTTPStatus.BAD_REQUEST and not is_stream(scope):
                 room.learn(began + scope.get(WAITED, 0.0), time.monotonic())

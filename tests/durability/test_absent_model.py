@@ -63,6 +63,25 @@ async def test_weights_that_are_absent_and_come_back(folder: Path, real_models: 
         assert (await client.get("/readyz")).json()["status"] == "ready"
 
 
+async def test_callers_with_keys_do_not_hear_where_on_the_machine_weights_are_looked_for(
+    tmp_path: Path, folder: Path
+) -> None:
+    # Given a server for others, without the weights
+    environment = {
+        "LIKEWISE_AUTH": "keys",
+        "LIKEWISE_OFFLINE": "true",
+        "LIKEWISE_MODELS_DIR": str(folder / "models"),
+        "HF_HUB_CACHE": str(tmp_path),
+    }
+    async with LiveServer(folder, environment).running() as server, httpx2.AsyncClient(base_url=server.url) as client:
+        # When
+        ready = await client.get("/readyz")
+    # Then
+    assert "doctor" in ready.json()["parts"]["model"]
+    assert str(tmp_path) not in ready.text
+    assert str(folder) not in ready.text
+
+
 async def _embedded(client: httpx2.AsyncClient) -> None:
     for _ in range(300):
         stats = (await client.get("/api/v1/collections/notes/stats")).json()

@@ -383,6 +383,8 @@ RECORD = {"id": "bad", "text": "text"}
         ({"payload": [SECRET]}, "/0/payload", "wrong_type"),
         ({"payload": nested(16)}, "/0/payload", "wrong_type"),
         ({"payload": {"x": nested(16)}}, "/0/payload", "too_deep"),
+        # One would take the other's place, once what cannot be kept is U+FFFD.
+        ({"payload": {"x": {"k\0": 1, "k\ufffd": 2}}}, "/0/payload", "invalid_value"),
         ({"parent": ""}, "/0/parent", "too_short"),
         ({"parent": "x" * 513}, "/0/parent", "too_long"),
         ({"status": 1}, "/0/status", "wrong_type"),

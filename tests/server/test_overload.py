@@ -13,9 +13,10 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks import overload
+from likewise.apps.deps import TENANT
 from likewise.errors import Overloaded
 from likewise.library import Likewise
-from likewise.server import room
+from likewise.server import bodies, room
 from likewise.server.bodies import BodyLimit
 from likewise.server.middleware import Errors
 from likewise.server.room import RequestLimit
@@ -112,6 +113,59 @@ async def test_requests_have_a_limit_and_probes_are_answered(slow: Slow) -> None
         assert [answer.status_code for answer in await asyncio.gather(*probes)] == [200, 200]
         assert [answer.status_code for answer in await asyncio.gather(*first)] == [200, 200]
         assert (await client.get("/")).status_code == 200
+
+
+async def test_bodies_that_do_not_come_keep_nobody_out(slow: Slow) -> None:
+    # Given more requests than may run, whose bodies do not come
+    coming = asyncio.Event()
+    slow.go.set()
+    read = BodyLimit(slow, limit=100)
+    limit = RequestLimit(read, most=2)
+    async with calling(limit) as client:
+        waiting = [asyncio.create_task(client.post("/notes/records", content=_after(coming))) for _ in range(5)]
+        await until(lambda: read.awaited.total() == 5)
+        # When
+        answers = await asyncio.gather(*(client.post("/notes/records", content=b"x") for _ in range(2)))
+        # Then others are answered, and so are they once their bodies are there
+        assert [answer.status_code for answer in answers] == [200, 200]
+        coming.set()
+        assert {(await one).status_code for one in waiting} == {200}
+    assert limit.writes.running == 0
+
+
+async def test_many_bodies_that_do_not_come_are_their_tenant_s_own_trouble(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given as many bodies of one tenant on their way as may be
+    monkeypatch.setattr(bodies, "MOST_AWAITED", 3)
+    coming = asyncio.Event()
+    slow.go.set()
+
+    async def as_tenant(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[TENANT] = int(dict(scope["headers"])[b"x-tenant"])
+        await slow(scope, receive, send)
+
+    limit = BodyLimit(as_tenant, limit=100)
+    async with calling(limit) as client:
+
+        def post(tenant: int, content: Any) -> asyncio.Task[httpx2.Response]:
+            return asyncio.create_task(client.post("/", content=content, headers={"x-tenant": str(tenant)}))
+
+        waiting = [post(1, _after(coming)) for _ in range(3)]
+        await until(lambda: limit.awaited[1] == 3)
+        # When
+        refused, other = await post(1, b"x"), await post(2, b"x")
+        # Then
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert other.status_code == 200
+        coming.set()
+        assert {(await one).status_code for one in waiting} == {200}
+    assert not limit.awaited
+
+
+async def _after(event: asyncio.Event) -> AsyncIterator[bytes]:
+    await event.wait()
+    yield b"x"
 
 
 async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
