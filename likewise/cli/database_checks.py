@@ -79,7 +79,7 @@ class _NotFound(Exception):
 async def _found(settings: Settings) -> AsyncIterator[Database]:
     """The database; an embedded one is started for as long as it is looked at, and upgraded by that."""
     if settings.database_url or settings.database_serving_url:
-        yield named_database(settings)
+        yield await named_database(settings)
         return
     if await asyncio.to_thread(checkup.server_is_busy, settings.data_dir, BUSY_SECONDS):
         what = f"another process has been starting or stopping the embedded Postgres for {BUSY_SECONDS:.0f} s"
