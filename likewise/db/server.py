@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -49,6 +50,7 @@ class EmbeddedServer:
         self._postmaster: Postmaster | None = None
         self._launched: Launched | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._given_up = threading.Event()
 
     @classmethod
     async def start(cls, data_dir: Path, *, postgres_bin: Path | None = None, durable: bool = True) -> "EmbeddedServer":
@@ -62,7 +64,7 @@ class EmbeddedServer:
         server = cls(data_dir, postgres_bin, durable=durable)
         atexit.register(server._leave)
         try:
-            await _in_thread(server._enter)
+            await _in_thread(server._enter, server._given_up.set)
             await server._make_database()
         except BaseException:
             await server.close()
@@ -123,7 +125,7 @@ class EmbeddedServer:
             with open_lock(self._cluster.lock) as turn:
                 if not turn.exclusive_within(TURN_SECONDS):
                     raise ServerStartError(f"Another Likewise process has been holding {self._cluster.lock}. Stop it.")
-                self._postmaster = Postmaster(self._cluster)
+                self._postmaster = Postmaster(self._cluster, self._given_up)
                 self._users = FileLock(self._cluster.users)
                 self._users.try_shared()
                 self._ensure_running(self._postmaster)
@@ -206,11 +208,16 @@ class EmbeddedServer:
         self._users = self._postmaster = None
 
 
-async def _in_thread(work: Callable[[], None]) -> None:
-    """Run blocking work to its end even when the caller is cancelled: half a start would leave a server behind."""
+async def _in_thread(work: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
+    """Run blocking work to its end even when the caller is cancelled: half a start would leave a server behind.
+
+    `hurry` tells the work that nobody waits for it any more.
+    """
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
+        if hurry is not None:
+            hurry()
         await asyncio.wait({running})
         raise
