@@ -73,6 +73,18 @@ class Runtime:
     authentication: Authentication
     quotas: Quotas
 
+    @property
+    def storage_fault(self) -> str | None:
+        """What the storage could not do: bring the embedded Postgres back, or take a write."""
+        server = self.database.server
+        return (server.storage_fault if server else None) or self.pool.storage_fault
+
+    @property
+    def database_fault(self) -> str | None:
+        """What is known of the database to be wrong, without asking it."""
+        server = self.database.server
+        return (server.away if server else None) or self.pool.storage_fault
+
     async def tenant(self) -> int:
         """The one tenant of a server without authentication."""
         return await collections.tenant_named(self.pool, ONLY_TENANT)

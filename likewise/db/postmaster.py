@@ -20,7 +20,7 @@ from likewise.db.binaries import Binaries
 from likewise.db.cluster import SOCKET_NAME, Cluster, disk_full, server_environment
 from likewise.db.filelock import FileLock
 from likewise.db.processes import is_postgres_on, postgres_processes
-from likewise.errors import ServerStartError
+from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
 
 log = get_logger(__name__)
@@ -31,6 +31,7 @@ START_SECONDS = 600.0  # recovery after a crash replays up to max_wal_size
 STOP_SECONDS = 60.0  # a fast shutdown writes all of shared_buffers
 KILL_SECONDS = 5.0
 LONGEST_LOG = 2**20
+FAULTS_OF_STORAGE = ("Input/output error", "Read-only file system")
 # The folder of a core file is the data directory, and it would hold rows.
 WITHOUT_CORE_FILES = ("/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh")
 
@@ -257,7 +258,8 @@ class Postmaster:
         if "No space left on device" in said[-1]:
             return disk_full(self._cluster.data)
         reason = said[-1].partition(":  ")[2] or said[-1]
-        return ServerStartError(f"Postgres stopped while it started: {reason} (log: {self._cluster.log})")
+        kind = StorageFault if said[-1].endswith(FAULTS_OF_STORAGE) else ServerStartError
+        return kind(f"Postgres stopped while it started: {reason} (log: {self._cluster.log})")
 
 
 def _note(lock: FileLock, launched: Launched) -> None:
