@@ -22,6 +22,7 @@ LikewiseError
 └── StartError              exit code 3: the process could not start
     ├── SettingsError
     ├── ServerStartError         the embedded Postgres
+    │   └── StorageFault         the disk under it
     └── SchemaError              a schema that is missing, newer or changed
 
 A message says what is wrong and how to mend it. It never repeats a value that a caller sent: that may be private.
@@ -210,6 +211,15 @@ class ServerStartError(StartError):
     """The embedded Postgres could not start."""
 
     code = "postgres_start"
+
+
+class StorageFault(ServerStartError):
+    """The storage of the database cannot be used."""
+
+    def __init__(self, detail: str, *, in_short: str | None = None) -> None:
+        super().__init__(detail)
+        # For callers over the network, who learn no path of this machine.
+        self.in_short = in_short or type(self).__doc__ or ""
 
 
 class SchemaError(StartError):

@@ -80,7 +80,7 @@ class Likewise:
                 self._asked = await self._ask_database()
                 self._ask_again = time.monotonic() + HEALTH_SECONDS
             asked = self._asked
-        fault = asked.database or self.runtime.pool.storage_fault
+        fault = self.runtime.database_fault or asked.database
         return replace(asked, database=fault, model=self._model_fault())
 
     async def _ask_database(self) -> Health:

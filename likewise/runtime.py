@@ -8,14 +8,16 @@ from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
+import psycopg
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
-from likewise.db import collections, idempotency, migrate, roles
+from likewise.db import checkup, collections, idempotency, migrate, roles
 from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
+from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
@@ -71,6 +73,18 @@ class Runtime:
     authentication: Authentication
     quotas: Quotas
 
+    @property
+    def storage_fault(self) -> str | None:
+        """What the storage could not do: bring the embedded Postgres back, or take a write."""
+        server = self.database.server
+        return (server.storage_fault if server else None) or self.pool.storage_fault
+
+    @property
+    def database_fault(self) -> str | None:
+        """What is known of the database to be wrong, without asking it."""
+        server = self.database.server
+        return (server.away if server else None) or self.pool.storage_fault
+
     async def tenant(self) -> int:
         """The one tenant of a server without authentication."""
         return await collections.tenant_named(self.pool, ONLY_TENANT)
@@ -84,7 +98,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         StartError: it cannot be started or reached, or its schema does not fit.
     """
     if settings.database_url or settings.database_serving_url:
-        database = named_database(settings)
+        database = await named_database(settings)
         await _reached(lambda: migrate.check(database.serving_url))
         yield database
         return
@@ -97,15 +111,27 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         await server.close()
 
 
-def named_database(settings: Settings) -> Database:
-    """The database that the settings name; SettingsError if a URL cannot be read."""
+async def named_database(settings: Settings) -> Database:
+    """The database that the settings name; SettingsError if a URL cannot be read, or nobody serves it as yet."""
     _refuse_unreadable_urls(settings)
     serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
     if serving is None:
+        await _refuse_unreachable(settings.database_url or "")
         raise SettingsError(
             "There is no role to serve as yet. Run `likewise db upgrade`, or set LIKEWISE_DATABASE_SERVING_URL."
         )
     return Database(settings.database_url, serving, None)
+
+
+async def _refuse_unreachable(owner_url: str) -> None:
+    try:
+        async with checkup.connected(owner_url):
+            return
+    except psycopg.Error as error:
+        why, name = why_no_connection(error), f"{PREFIX}DATABASE_URL"
+        raise ServerStartError(
+            f"The database of {name} cannot be reached: {why.what}. {why.mend.format(name=name)}"
+        ) from None
 
 
 async def upgrade_database(settings: Settings, report: migrate.Report | None = None) -> list[str]:

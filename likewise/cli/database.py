@@ -14,7 +14,7 @@ from likewise.settings import Settings
 async def state_of(settings: Settings) -> dict[str, Any]:
     """Which database, its versions and its schema; an embedded one is started for it, and upgraded by that."""
     if settings.database_url or settings.database_serving_url:
-        return {"database": "named"} | await look(named_database(settings).serving_url)
+        return {"database": "named"} | await look((await named_database(settings)).serving_url)
     async with open_database(settings) as database:
         return {"database": "embedded"} | await look(database.serving_url)
 

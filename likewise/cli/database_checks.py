@@ -79,11 +79,17 @@ class _NotFound(Exception):
 async def _found(settings: Settings) -> AsyncIterator[Database]:
     """The database; an embedded one is started for as long as it is looked at, and upgraded by that."""
     if settings.database_url or settings.database_serving_url:
-        yield named_database(settings)
+        yield await named_database(settings)
         return
     if await asyncio.to_thread(checkup.server_is_busy, settings.data_dir, BUSY_SECONDS):
         what = f"another process has been starting or stopping the embedded Postgres for {BUSY_SECONDS:.0f} s"
         raise _NotFound(Finding("database", what, "Wait until it is done, or stop that process; then run this again."))
+    if await checkup.server_is_silent(settings.data_dir, LOOK_SECONDS):
+        what = f"the embedded Postgres runs, and has not answered for {LOOK_SECONDS:.0f} s"
+        mend = (
+            "See this machine's load and disk, or stop every Likewise process, end what is left of Postgres and start."
+        )
+        raise _NotFound(Finding("database", what, mend))
     async with open_database(settings) as opened:
         yield opened
 

@@ -3,12 +3,14 @@
 Nothing here gives a row of a tenant's, and none of it costs more with thousands of collections.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
@@ -16,6 +18,7 @@ from likewise.db.cluster import Cluster
 from likewise.db.filelock import open_lock
 from likewise.db.maintenance import MOST_SCANNED
 from likewise.db.pool import Pool, Row
+from likewise.db.postmaster import Postmaster, State
 
 CONNECT_SECONDS = 5
 # Sets the connection of whoever looks apart from those that serve and work.
@@ -143,6 +146,25 @@ def server_is_busy(data_dir: Path, seconds: float) -> bool:
         return False
     with open_lock(lock) as turn:
         return not turn.exclusive_within(seconds)
+
+
+async def server_is_silent(data_dir: Path, seconds: float) -> bool:
+    """Whether the embedded server runs and has not answered for so long, as one that is stopped or starved."""
+    cluster = Cluster(data_dir)
+    if not cluster.running.exists():
+        return False
+    postmaster = Postmaster(cluster)
+    try:
+        if await asyncio.to_thread(postmaster.look) is not State.READY:
+            return False
+        async with asyncio.timeout(seconds), await AsyncConnection.connect(postmaster.address, connect_timeout=60):
+            return False
+    except TimeoutError:
+        return True
+    except (psycopg.Error, OSError, ValueError, KeyError):
+        return False
+    finally:
+        postmaster.close()
 
 
 async def server_facts(connection: AsyncConnection[Row]) -> ServerFacts:

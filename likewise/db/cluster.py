@@ -15,7 +15,7 @@ from pathlib import Path
 from likewise.db.account import Account, account_for, names_let_in
 from likewise.db.binaries import Binaries
 from likewise.db.tuning import configuration, host_based_authentication, identity_map, server_settings
-from likewise.errors import ServerStartError
+from likewise.errors import ServerStartError, StorageFault
 
 SOCKET_NAME = ".s.PGSQL.5432"
 LONGEST_SOCKET_PATH = 103  # macOS; Linux takes 107
@@ -159,12 +159,15 @@ def explained(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ServerStartError(_sentence(error, place)) from error
+        raise _explanation(error, place) from error
 
 
-def disk_full(place: Path) -> ServerStartError:
+def disk_full(place: Path) -> StorageFault:
     """The error for a disk without space."""
-    return ServerStartError(f"The disk of {place} is full. Free some space or set LIKEWISE_DATA_DIR to another disk.")
+    return StorageFault(
+        f"The disk of {place} is full. Free some space or set LIKEWISE_DATA_DIR to another disk.",
+        in_short="The disk of the database is full. Free some space on it.",
+    )
 
 
 def server_environment() -> dict[str, str]:
@@ -173,9 +176,14 @@ def server_environment() -> dict[str, str]:
     return {"PATH": os.defpath, **kept, "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _sentence(error: OSError, place: Path) -> str:
+def _explanation(error: OSError, place: Path) -> ServerStartError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(place).detail
+        return disk_full(place)
+    kind = StorageFault if error.errno in (errno.EIO, errno.EROFS) else ServerStartError
+    return kind(_sentence(error, place))
+
+
+def _sentence(error: OSError, place: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
             f"{error.filename or place} cannot be written by this user ({error.strerror}). "

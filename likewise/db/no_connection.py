@@ -15,6 +15,11 @@ class NoConnection:
     mend: str
 
 
+FULL = NoConnection(
+    "too many clients|too many connections|remaining connection slots",
+    "the server has no connection left",
+    "Raise max_connections, or lower LIKEWISE_DATABASE_CONNECTIONS of the processes on it.",
+)
 # The driver gives no code for what goes wrong before a session begins, and its message quotes users and hosts.
 NO_CONNECTION = (
     NoConnection("password authentication failed", "the server refuses its password", "Mend the password in {name}."),
@@ -39,11 +44,7 @@ NO_CONNECTION = (
     NoConnection(
         'database ".*" does not exist', "there is no such database", "Make the database, or mend its name in {name}."
     ),
-    NoConnection(
-        "too many clients|too many connections|remaining connection slots",
-        "the server has no connection left",
-        "Raise max_connections, or lower LIKEWISE_DATABASE_CONNECTIONS of the processes on it.",
-    ),
+    FULL,
     NoConnection(
         "translate host name|resolve host|Name or service not known|nodename nor servname",
         "its host's name is not known",

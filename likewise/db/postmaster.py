@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from likewise.db.binaries import Binaries
 from likewise.db.cluster import SOCKET_NAME, Cluster, disk_full, server_environment
 from likewise.db.filelock import FileLock
 from likewise.db.processes import is_postgres_on, postgres_processes
-from likewise.errors import ServerStartError
+from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
 
 log = get_logger(__name__)
@@ -30,6 +31,7 @@ START_SECONDS = 600.0  # recovery after a crash replays up to max_wal_size
 STOP_SECONDS = 60.0  # a fast shutdown writes all of shared_buffers
 KILL_SECONDS = 5.0
 LONGEST_LOG = 2**20
+FAULTS_OF_STORAGE = ("Input/output error", "Read-only file system")
 # The folder of a core file is the data directory, and it would hold rows.
 WITHOUT_CORE_FILES = ("/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh")
 
@@ -71,8 +73,9 @@ class Postmaster:
     are called with the cluster's `lock` held.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, given_up: threading.Event | None = None) -> None:
         self._cluster = cluster
+        self._given_up = given_up or threading.Event()
         self._running = FileLock(cluster.running)
 
     def look(self) -> State:
@@ -94,6 +97,12 @@ class Postmaster:
         """What its starter noted."""
         noted = json.loads(self._cluster.running.read_text())
         return Launched(Path(noted["binaries"]), noted["version"], Path(noted["socket_folder"]))
+
+    @property
+    def address(self) -> str:
+        """How to connect, as a user who may log in, so that nothing is written to the log."""
+        folder = self.launched().socket_folder
+        return make_conninfo(host=str(folder), port=5432, user="postgres", dbname="postgres", connect_timeout=5)
 
     def launch(self, binaries: Binaries, account: Account, socket_folder: Path) -> None:
         """Start the process, in a session of its own so that no Ctrl-C for Likewise reaches it, and wait for it."""
@@ -117,7 +126,7 @@ class Postmaster:
         while (state := self.look()) is not State.ABSENT:
             if state is State.READY and self._answers_within(START_SECONDS):
                 break
-            if time.monotonic() > end:
+            if time.monotonic() > end or self._given_up.is_set():
                 raise ServerStartError(
                     f"The Postgres on {self._cluster.data} is stuck. End its processes and try again."
                 )
@@ -218,16 +227,16 @@ class Postmaster:
     def _answers(self) -> bool:
         """Whether it takes connections; while it recovers from the crash of a session it does not."""
         try:
-            folder = self.launched().socket_folder
+            address = self.address
         except (OSError, ValueError, KeyError):
             return False
-        # The user is one who may log in, so that nothing is written to the log.
-        where = make_conninfo(host=str(folder), port=5432, user="postgres", dbname="postgres", connect_timeout=5)
-        return PGconn.ping(where.encode()) == Ping.OK
+        return PGconn.ping(address.encode()) == Ping.OK
 
     def _answers_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
         while not (answers := self._answers()) and self.look() is not State.ABSENT and time.monotonic() < end:
+            if self._given_up.is_set():
+                break
             time.sleep(PING_SECONDS)
         return answers
 
@@ -249,7 +258,8 @@ class Postmaster:
         if "No space left on device" in said[-1]:
             return disk_full(self._cluster.data)
         reason = said[-1].partition(":  ")[2] or said[-1]
-        return ServerStartError(f"Postgres stopped while it started: {reason} (log: {self._cluster.log})")
+        kind = StorageFault if said[-1].endswith(FAULTS_OF_STORAGE) else ServerStartError
+        return kind(f"Postgres stopped while it started: {reason} (log: {self._cluster.log})")
 
 
 def _note(lock: FileLock, launched: Launched) -> None:

@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -17,7 +18,7 @@ from likewise.db.cluster import Cluster, explained
 from likewise.db.databases import OWNER, create_database
 from likewise.db.filelock import FileLock, open_lock
 from likewise.db.postmaster import Launched, Postmaster, State
-from likewise.errors import ServerStartError
+from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
 
 __all__ = ["EmbeddedServer", "create_database"]
@@ -26,7 +27,7 @@ log = get_logger(__name__)
 
 DATABASE = "likewise"
 WATCH_SECONDS = 0.5
-LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 5.0
 # Longer than a start may take: one process starts the server while others wait to attach.
 TURN_SECONDS = 660.0
 # Who starts or stops the server for longer than this is a user of it, and will be the last one out.
@@ -49,6 +50,8 @@ class EmbeddedServer:
         self._postmaster: Postmaster | None = None
         self._launched: Launched | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._away: Exception | None = None
+        self._given_up = threading.Event()
 
     @classmethod
     async def start(cls, data_dir: Path, *, postgres_bin: Path | None = None, durable: bool = True) -> "EmbeddedServer":
@@ -62,7 +65,7 @@ class EmbeddedServer:
         server = cls(data_dir, postgres_bin, durable=durable)
         atexit.register(server._leave)
         try:
-            await _in_thread(server._enter)
+            await _in_thread(server._enter, server._given_up.set)
             await server._make_database()
         except BaseException:
             await server.close()
@@ -100,6 +103,18 @@ class EmbeddedServer:
         """The folder with postgres, pg_dump and the other programs of this version."""
         return self._noted.binaries
 
+    @property
+    def away(self) -> str | None:
+        """Why it is away and could not be started again, without a path: callers hear it. None if it runs."""
+        if self._away is None or self.storage_fault is not None:
+            return self.storage_fault
+        return "The database is gone, and does not start again. The log line `postgres_away` says why."
+
+    @property
+    def storage_fault(self) -> str | None:
+        """The same, if it is the storage's fault."""
+        return self._away.in_short if isinstance(self._away, StorageFault) else None
+
     async def close(self) -> None:
         """Stop using the server; the last one out stops it. More than once does nothing more."""
         if self._watching is not None and not self._watching.done():
@@ -123,7 +138,7 @@ class EmbeddedServer:
             with open_lock(self._cluster.lock) as turn:
                 if not turn.exclusive_within(TURN_SECONDS):
                     raise ServerStartError(f"Another Likewise process has been holding {self._cluster.lock}. Stop it.")
-                self._postmaster = Postmaster(self._cluster)
+                self._postmaster = Postmaster(self._cluster, self._given_up)
                 self._users = FileLock(self._cluster.users)
                 self._users.try_shared()
                 self._ensure_running(self._postmaster)
@@ -170,6 +185,7 @@ class EmbeddedServer:
                 await _in_thread(self._restart_if_gone)
                 pause = WATCH_SECONDS
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the watch goes on
+                self._away = error
                 pause = min(2 * pause, LONGEST_PAUSE)
                 log.error(
                     "postgres_away", error=error, reason=error.detail if isinstance(error, ServerStartError) else None
@@ -177,17 +193,19 @@ class EmbeddedServer:
 
     def _restart_if_gone(self) -> None:
         # Without /proc a look is a program to run, which takes its time.
-        if self._postmaster is not None and self._postmaster.look() is not State.READY:
-            self._restart()
+        if self._postmaster is not None and (self._postmaster.look() is State.READY or self._restart()):
+            self._away = None
 
-    def _restart(self) -> None:
+    def _restart(self) -> bool:
+        """Whether it runs now; it may be that another process is about to start it."""
         with explained(self._cluster.home), open_lock(self._cluster.lock) as turn:
             # Who waits longer than a watch finds in the next one that another process has started it.
             if not turn.exclusive_within(WATCH_SECONDS) or self._users is None or self._postmaster is None:
-                return
+                return False
             if self._cluster.major is None:
                 raise ServerStartError(f"The data directory {self._cluster.data} is gone.")
             self._ensure_running(self._postmaster)
+            return True
 
     def _leave(self) -> None:
         """Stop using the server, and stop it if nobody else does; also run when the interpreter exits."""
@@ -206,11 +224,16 @@ class EmbeddedServer:
         self._users = self._postmaster = None
 
 
-async def _in_thread(work: Callable[[], None]) -> None:
-    """Run blocking work to its end even when the caller is cancelled: half a start would leave a server behind."""
+async def _in_thread(work: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
+    """Run blocking work to its end even when the caller is cancelled: half a start would leave a server behind.
+
+    `hurry` tells the work that nobody waits for it any more.
+    """
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
+        if hurry is not None:
+            hurry()
         await asyncio.wait({running})
         raise

@@ -11,9 +11,11 @@ MIB = 2**20
 GIB = 2**30
 ROLES = ("postgres", "likewise_owner", "likewise_server")
 
-# No statement, parameter or row reaches the log. Messages of level ERROR carry values (`invalid input syntax for type
-# integer: "..."`), those of level LOG can be made by any session (debug_print_plan, RAISE LOG) or show the statement
-# of a crashed backend, and DETAIL shows keys; so only what ends a session or the server is written, and tersely.
+# No parameter or row reaches the log, and no statement but one that panics: `log_min_error_statement` knows no level
+# above that, and writes the statement's text (`STATEMENT:  COMMIT`), whose parameters are bound and not in it. Messages
+# of level ERROR carry values (`invalid input syntax for type integer: "..."`), those of level LOG can be made by any
+# session (debug_print_plan, RAISE LOG) or show the statement of a crashed backend, and DETAIL shows keys; so only what
+# ends a session or the server is written, and tersely.
 PRIVATE = {
     "log_min_messages": "fatal",
     "log_min_error_statement": "panic",

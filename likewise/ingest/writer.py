@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
 from likewise.db import records, terms
 from likewise.db.collections import Collection
-from likewise.db.pool import Pool, Tx, in_time, retried
+from likewise.db.pool import Pool, Tx, retried
 from likewise.db.records import PreparedRecord, Written
 from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
@@ -143,7 +143,7 @@ class Writer:
     ) -> Written:
         policy = collection.policy
         indexed = tuple(field for field in dict.fromkeys((*kind.indexed, *policy.indexed)) if field not in kind.in_text)
-        async with in_time(self._turns.turn(tenant)), self._pool.tenant(tenant) as tx:
+        async with self._pool.in_time(self._turns.turn(tenant)), self._pool.tenant(tenant) as tx:
             compared = await records.compare(tx, collection.id, prepared, alone=alone)
             # Postgres stores the records while this process reads their words.
             async with _learning(terms_of, compared.fresh) as learnt:

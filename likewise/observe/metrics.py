@@ -134,7 +134,11 @@ class _Shown(Collector):
 def _metrics_of(now: Now) -> Iterator[Metric]:
     yield _gauge("build_info", "The version that runs.", {(program_version(),): 1}, "version")
     yield _gauge("database_up", "1 while the database answers.", {(): now.database_up})
-    yield _gauge("storage_fault", "1 after a write that the storage could not take.", {(): now.storage_fault})
+    yield _gauge(
+        "storage_fault",
+        "1 after a write or a start of Postgres that the storage could not take.",
+        {(): now.storage_fault},
+    )
     yield _gauge(
         "queue_oldest_waiting_seconds",
         "How long the oldest content of a model has waited for its vector.",

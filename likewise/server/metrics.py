@@ -93,7 +93,7 @@ def now(likewise: Likewise, queue: Queue | None) -> Now:
     numbers = pool.numbers
     return Now(
         database_up=queue is not None,
-        storage_fault=pool.storage_fault is not None,
+        storage_fault=likewise.runtime.storage_fault is not None,
         oldest_waiting={} if queue is None else _of_allowed(queue.oldest, models),
         waiting=None if queue is None else queue.waiting,
         models=models,

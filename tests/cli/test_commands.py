@@ -84,6 +84,19 @@ def test_a_database_that_is_away_stops_the_start(likewise_command: Run) -> None:
     assert "pw" not in one_line(done.stderr)
 
 
+@pytest.mark.parametrize("arguments", [["serve", "--port", "0"], ["db", "status"]])
+def test_a_database_that_is_away_is_so_before_it_lacks_a_role(likewise_command: Run, arguments: list[str]) -> None:
+    # Given: nobody has made a role to serve as, and nobody can
+    away = "postgresql://me:hidden@127.0.0.1:1/nothing"
+    # When
+    done = likewise_command(*arguments, LIKEWISE_DATABASE_URL=away, LIKEWISE_DATABASE_SERVING_URL="")
+    # Then
+    assert done.returncode == 3
+    assert "LIKEWISE_DATABASE_URL cannot be reached: nothing listens at its address" in one_line(done.stderr)
+    assert "db upgrade" not in done.stderr
+    assert "hidden" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "name", ["LIKEWISE_DATABASE_URL", "LIKEWISE_DATABASE_SERVING_URL", "LIKEWISE_DATABASE_DIRECT_URL"]
 )

@@ -1,12 +1,15 @@
 """The doctor names each fault with its mend: every fault here is a real one."""
 
+import asyncio
 import io
 import os
 import shutil
+import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +22,7 @@ from likewise.cli import database_checks, machine_checks
 from likewise.cli.doctor import Finding, findings
 from likewise.db import checkup
 from likewise.db.filelock import open_lock
+from likewise.db.processes import postgres_processes
 from likewise.db.server import EmbeddedServer
 from likewise.settings import load_settings
 from likewise.testing import DatabaseUrls, ThrowawayPostgres, open_folder
@@ -476,6 +480,31 @@ async def test_the_embedded_database_stopped_running_and_being_started(
         assert lock.try_exclusive()
         found = await examine(**embedded)
     assert "stop that process" in only(found, "database")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
+async def test_the_embedded_database_runs_and_does_not_answer(
+    examine: Examine, folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(database_checks, "LOOK_SECONDS", 0.5)
+    server = await EmbeddedServer.start(folder, durable=False)
+    stopped = postgres_processes(server.data_directory, folder / "postgres" / "running")
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        # When
+        async with asyncio.timeout(30):
+            found = await examine(
+                DATA_DIR=str(folder), DATABASE_URL="", DATABASE_SERVING_URL="", MODELS_DIR=str(tiny_model.parent)
+            )
+    finally:
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        await server.close()
+    # Then
+    assert "has not answered" in only(found, "database")
 
 
 async def test_a_database_that_does_not_come_to_an_end(
