@@ -75,20 +75,21 @@ class PgvectorStore:
     ) -> Ranking:
         """See VectorStore.search. Whole collections go by the index once it is there, else by a scan."""
         asked: dict[str, Any] = {"query": HalfVector(query.astype(np.float16)), "k": k}
-        by_index = Plan(ef_search=ef_search(k, total))
         if isinstance(among, Among):
             asked["among"] = among.ids
             if among.share < SCATTERED_SHARE or len(among.ids) <= FEW:
                 return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG, asked, Plan(), "among")
             return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG_BY_HASH, asked, EVERY_ROW, "scan")
         if isinstance(among, Fitting):
-            plan = replace(by_index, most_scanned=among.most_visited)
+            # Those whom the filter turns away are in view as well.
+            plan = Plan(ef_search=ef_search(2 * k, total), most_scanned=among.most_visited)
             fits = FITTING.format(fits=among.where.sql)
             asked |= among.where.parameters
             found = await self._nearest(tx, generation, NEAREST_BY_INDEX, fits, asked, plan, "index")
             return replace(found, cut=len(found) < k)
         if generation.index_state == "ready":
-            return await self._nearest(tx, generation, NEAREST_BY_INDEX, ANY, asked, by_index, "index")
+            plan = Plan(ef_search=ef_search(k, total))
+            return await self._nearest(tx, generation, NEAREST_BY_INDEX, ANY, asked, plan, "index")
         return await self._nearest(tx, generation, NEAREST_OF_ALL, ANY, asked, EVERY_ROW, "scan")
 
     @staticmethod
