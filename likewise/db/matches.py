@@ -33,6 +33,9 @@ MOST_OF_COMMON = 0.024
 SHORT = 10
 MORE_FOR_A_TERM = 300
 MOST_AT_ALL = 8_000
+# Where a filter lets only part of them through, so many times as many at most, and again where fewer fit than this.
+WIDEST = 4.0
+FEWEST = 50
 # Each conjunction is a scan of the index of its own, of 0.1 to 0.3 ms.
 MOST_CONJUNCTIONS = 10
 MOST_COMMON_TERMS = 8
@@ -126,6 +129,7 @@ async def rank(
     *,
     least: int = 0,
     among: ContentIds | Where | None = None,
+    share: float = 1.0,
 ) -> Matches:
     """The contents that match best by words.
 
@@ -134,6 +138,7 @@ async def rank(
         total: how many contents there are.
         least: so many come back, if so many have any of the terms.
         among: the only contents to rank, by their ids or by a condition on their records.
+        share: about how many of all these are.
     """
     if not frequencies:
         return NO_MATCHES
@@ -141,8 +146,12 @@ async def rank(
     known = {term: max(1, n) for term, n in frequencies.items()}
     query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)
     everything = Candidates(tuple(known), complete=True)
-    candidates = everything if isinstance(among, ContentIds) else choose(known, total)
+    candidates = everything if isinstance(among, ContentIds) else choose(known, total, min(1 / share, WIDEST))
     found = await _rank(tx, collection, query, candidates, limit, known, among)
+    if isinstance(among, Where) and len(found) < min(limit, FEWEST) and not candidates.complete:
+        # Of what has the query's words fewer fit than of others.
+        candidates = choose(known, total, WIDEST**2)
+        found = await _rank(tx, collection, query, candidates, limit, known, among)
     if len(found) < max(least, 1) and not candidates.complete:
         candidates = everything
         found = await _rank(tx, collection, query, candidates, limit, known, among)
@@ -154,14 +163,14 @@ def inverse_frequency(containing: int, total: int) -> float:
     return float(np.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5)))
 
 
-def choose(frequencies: Mapping[int, int], total: int) -> Candidates:
-    """The candidates of a query, from how many contents have each of its terms."""
+def choose(frequencies: Mapping[int, int], total: int, wider: float = 1.0) -> Candidates:
+    """The candidates of a query, from how many contents have each of its terms; so many times as many as usual."""
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))
     more = MORE_FOR_A_TERM * max(0, len(frequencies) - SHORT)
-    read = min(MOST_READ + more, MOST_AT_ALL)
+    read = round(wider * min(MOST_READ + more, MOST_AT_ALL))
     if sum(frequencies.values()) <= read:
         return Candidates(tuple(rarest), complete=True)
-    rare = _rare(frequencies, rarest, min(MOST_BY_RARE_TERMS + more, read))
+    rare = _rare(frequencies, rarest, min(round(wider * (MOST_BY_RARE_TERMS + more)), read))
     if not rare:
         read = max(read, round(MOST_OF_COMMON * total))
         rare = _rare(frequencies, rarest, round(MOST_BY_RAREST_TERM * total))

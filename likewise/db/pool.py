@@ -7,7 +7,6 @@ import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -22,15 +21,11 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
-from likewise.db import ids
-from likewise.db.failures import STORAGE, Contended, busy, scrubbed, why_away
-from likewise.db.no_connection import FULL, NoConnection, why_no_connection
+from likewise.db import ids, outage
+from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
+from likewise.db.outage import Outage
 from likewise.db.planning import PLAN_SETTINGS, SET_PLAN, Plan
-from likewise.errors import DatabaseUnavailable, LikewiseError, SettingsError
-from likewise.observe.logs import get_logger
-from likewise.stopping import stop
-
-log = get_logger(__name__)
+from likewise.errors import DatabaseUnavailable, SettingsError
 
 T = TypeVar("T")
 Statement = SQL | Composed
@@ -64,13 +59,6 @@ SETTLE = SQL("""
            set_config('max_parallel_workers_per_gather', '0', false)
 """)
 
-# A connection is waited for this long before the caller hears that all are busy. A restart of Postgres takes less.
-POOL_TIMEOUT_SECONDS = 10.0
-# And this long while it is known that none can be had.
-AWAY_SECONDS = 0.5
-# A server that answers, however busy, lets somebody in within this.
-LOOK_SECONDS = 3.0
-LOOK_AGAIN_SECONDS = 1.0
 # The driver's own bound is 130 s, and only three attempts are made at once.
 CONNECT_SECONDS = 5
 # The pool doubles its pause after each failed attempt for as long as this, then gives up, and is told to begin again.
@@ -223,7 +211,7 @@ class Pool:
             min_size=1,
             max_size=most,
             open=False,
-            timeout=POOL_TIMEOUT_SECONDS,
+            timeout=outage.POOL_TIMEOUT_SECONDS,
             configure=_settle_in_time,
             # A server that was killed and started again leaves dead connections here; they are found before use.
             check=_check,
@@ -238,10 +226,7 @@ class Pool:
         self._readers = asyncio.Semaphore(most - most // 4)
         self._storage_fault: str | None = None
         self._fault_at = 0.0
-        self._looking = asyncio.Lock()
-        self._looked_at = -LOOK_AGAIN_SECONDS
-        self._away = False
-        self._watching: asyncio.Task[None] | None = None
+        self._outage = Outage(url, self._pool.drain)
 
     @property
     def storage_fault(self) -> str | None:
@@ -256,7 +241,7 @@ class Pool:
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
         try:
-            await self._pool.open(wait=True, timeout=POOL_TIMEOUT_SECONDS)
+            await self._pool.open(wait=True, timeout=outage.POOL_TIMEOUT_SECONDS)
         except PoolTimeout:
             await self._pool.close()
             raise DatabaseUnavailable from None
@@ -264,8 +249,7 @@ class Pool:
 
     async def close(self) -> None:
         """Let go of all connections."""
-        if self._watching is not None:
-            await stop([self._watching])
+        await self._outage.close()
         await self._pool.close()
 
     @asynccontextmanager
@@ -321,10 +305,10 @@ class Pool:
     async def _connection(self) -> AsyncIterator[AsyncConnection[Row]]:
         """A connection of the pool, for callers that may be cancelled at any moment."""
         try:
-            connection = await self._pool.getconn(timeout=self._patience)
+            connection = await self._pool.getconn(timeout=self._outage.patience)
         except PoolTimeout:
-            raise await self._refusal() from None
-        self._away = False
+            raise await self._outage.refusal() from None
+        self._outage.over()
         try:
             yield connection
         except Exception:
@@ -341,44 +325,14 @@ class Pool:
     async def in_time(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
         """Have a turn among those who want a connection; DatabaseUnavailable if it does not come soon enough."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._outage.patience):
                 await turn.__aenter__()
         except TimeoutError:
-            raise await self._refusal() from None
+            raise await self._outage.refusal() from None
         try:
             yield
         finally:
             await turn.__aexit__(None, None, None)
-
-    @property
-    def _patience(self) -> float:
-        return min(AWAY_SECONDS, POOL_TIMEOUT_SECONDS) if self._away else POOL_TIMEOUT_SECONDS
-
-    async def _refusal(self) -> LikewiseError:
-        """What a caller hears for whom no connection was free in time: all are busy, or nobody is let in."""
-        async with self._looking:
-            if not self._away and time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
-                await self._look()
-        return DatabaseUnavailable() if self._away else busy()
-
-    async def _look(self) -> None:
-        why = await _why_nobody_is_let_in(self.url)
-        self._looked_at, self._away = time.monotonic(), why is not None
-        if why is None:
-            return
-        log.error("database_away", reason=why.what)
-        if self._watching is None or self._watching.done():
-            # In a context of its own: it is no part of the request that found out.
-            self._watching = asyncio.create_task(self._watch(), name="wait for the database", context=Context())
-        # Connections that are silent may hang: from here on only new ones are given out, which have been answered.
-        await asyncio.shield(self._pool.drain())
-
-    async def _watch(self) -> None:
-        """Until the database is back, whether or not anybody asks for a connection."""
-        while self._away:
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
-            self._away = self._away and await _why_nobody_is_let_in(self.url) is not None
-        log.warning("database_back")
 
     async def refuse_power(self) -> None:
         """Refuse to serve as a role that row-level security does not bind, or that may make things."""
@@ -431,16 +385,6 @@ async def _try_on(pool: AsyncConnectionPool[AsyncConnection[Row]]) -> None:
     """Begin anew: who waits for a connection would else wait for an attempt that nobody makes."""
     if not pool.get_stats().get("pool_available", 0):
         await pool.check()
-
-
-async def _why_nobody_is_let_in(url: str) -> NoConnection | None:
-    """Why no session can be had, asked beside the pool; None if one can, or if others have them all."""
-    try:
-        async with asyncio.timeout(LOOK_SECONDS), await AsyncConnection.connect(url, autocommit=True):
-            return None
-    except (psycopg.Error, TimeoutError) as error:
-        why = why_no_connection(error)
-        return None if why is FULL else why
 
 
 async def _check(connection: AsyncConnection[Row]) -> None:

@@ -10,20 +10,17 @@ from collections.abc import Sequence
 Scored = Sequence[tuple[int, float]]
 
 
-def fuse(
-    dense: Scored, lexical: Scored, *, depth: int, background: float, dense_depth: int | None = None
-) -> list[tuple[int, float]]:
+def fuse(dense: Scored, lexical: Scored, *, depth: int, background: float) -> list[tuple[int, float]]:
     """(id, score in 0..1) of everything in either list, best first; ties by id.
 
     Args:
         dense: (id, cosine), best first, at most `depth`.
         lexical: (id, BM25 score), best first, at most `depth`.
         background: the cosine that two texts of the collection have on average.
-        dense_depth: where the dense list was cut, if that is not at `depth`.
     """
     scores: dict[int, float] = {}
-    for ranking, floor, cut in ((dense, background, dense_depth or depth), (lexical, 0.0, depth)):
-        for one, score in scaled(ranking, depth=cut, floor=floor):
+    for ranking, floor in ((dense, background), (lexical, 0.0)):
+        for one, score in scaled(ranking, depth=depth, floor=floor):
             scores[one] = scores.get(one, 0.0) + score / 2
     return sorted(scores.items(), key=_best_first)
 

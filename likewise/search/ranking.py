@@ -55,7 +55,7 @@ class Rankings:
         scored = [item for item in words.scored if item[0] != question.own]
         # One is left out, which may have been among them.
         full = depth - (question.own is not None)
-        exhausted = len(scored) < full and words.candidates.complete and len(meaning) < full and not meaning.cut
+        exhausted = len(scored) < full and words.candidates.complete and len(meaning) < full
         least_similar = search.request.threshold
         if least_similar is not None and len(meaning) and meaning.similarities[-1] < least_similar:
             # All others are less alike still.
@@ -95,8 +95,7 @@ class Rankings:
         vector = await search.vector(question)
         if not search.by_meaning or vector is None:
             return Ranking((), ())
-        least = search.request.wanted + 1
-        near = nearest(tx, self._store, search.collection, vector, depth, least, scope)
+        near = nearest(tx, self._store, search.collection, vector, depth, scope)
         return (await search.step("meaning", near, _of_ranking)).without(question.own)
 
     async def _match(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int, least: int) -> Matches:
@@ -104,7 +103,8 @@ class Rankings:
         counted = await self._frequencies.of(tx, collection.id, question.terms, collection.contents_total)
         rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
         among = None if scope.everything else scope.where if scope.among is None else scope.among.ids
-        return await matches.rank(tx, collection.id, rare, collection.contents_total, depth, least=least, among=among)
+        total = collection.contents_total
+        return await matches.rank(tx, collection.id, rare, total, depth, least=least, among=among, share=scope.share)
 
 
 def _is_long(search: Search, scope: Scope) -> bool:
@@ -130,8 +130,7 @@ def _order(search: Search, meaning: Ranking, words: list[tuple[int, float]], dep
     if search.request.mode == "lexical":
         return words
     full = depth - 1 - (search.request.like is not None)
-    cut = len(near) if meaning.cut else None
-    return fuse(near[:full], words[:full], depth=full, background=search.collection.active.background, dense_depth=cut)
+    return fuse(near[:full], words[:full], depth=full, background=search.collection.active.background)
 
 
 def _of_matches(found: Matches) -> dict[str, Any]:
@@ -145,4 +144,4 @@ def _of_matches(found: Matches) -> dict[str, Any]:
 
 
 def _of_ranking(found: Ranking) -> dict[str, Any]:
-    return {"plan": found.plan, "found": len(found), "cut": found.cut}
+    return {"plan": found.plan, "found": len(found)}

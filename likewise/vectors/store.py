@@ -18,14 +18,10 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Contents and their cosine similarity, nearest first.
-
-    `cut` says that there are more, further away, though fewer than asked for came; `plan` how they were found.
-    """
+    """Contents and their cosine similarity, nearest first; `plan` says how they were found."""
 
     contents: tuple[int, ...]
     similarities: tuple[float, ...]
-    cut: bool = False
     plan: str = ""
 
     def __len__(self) -> int:
@@ -50,9 +46,13 @@ class Among:
 
 @dataclass(frozen=True)
 class Fitting:
-    """The only contents to search: those with a record that fits, of which `most_visited` are asked, nearest first."""
+    """The only contents to search: those with a record that fits, which are about `share` of all.
+
+    `most_visited` are asked, nearest first.
+    """
 
     where: Where
+    share: float
     most_visited: int
 
 

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL
 
-from likewise.db import pool as pools
+from likewise.db import outage
 from likewise.db.failures import CollectionGone, Contended, DatabaseFailure, scrubbed
 from likewise.db.pool import Pool, Tx, retried
 from likewise.errors import DatabaseUnavailable, LikewiseError
@@ -314,7 +314,7 @@ async def test_callers_that_are_cancelled_cost_no_connection(shared: DatabaseUrl
 async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(
     shared: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "POOL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.2)
     opened = await Pool(shared.serving, most=1).open()
     async with opened.nobody() as tx:
         await tenant_in(tx)
@@ -329,7 +329,7 @@ async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(
 
 
 async def test_a_database_that_is_away_is_said_so_without_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "POOL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.2)
     url = f"postgresql://someone:{CANARY}@127.0.0.1:1/nothing"
     with pytest.raises(DatabaseUnavailable) as raised:
         await Pool(url, most=1).open()

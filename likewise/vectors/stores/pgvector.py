@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,17 @@ DELETE = "DELETE FROM {vectors} WHERE content = ANY (%s::bigint[])"
 # Relaxed order gives rows nearly in order; the outer sort puts them right.
 NEAREST_BY_INDEX = """
     SELECT content, 1 - distance FROM (
-        SELECT v.content, v.embedding <=> %(query)b AS distance FROM {vectors} v WHERE {fits}
+        SELECT v.content, v.embedding <=> %(query)b AS distance FROM {vectors} v
         ORDER BY v.embedding <=> %(query)b LIMIT %(k)s
+    ) nearest ORDER BY distance, content
+"""
+# Nearest first, and asked one by one whether a record of theirs fits, until enough do.
+NEAREST_FITTING = """
+    SELECT content, 1 - distance FROM (
+        SELECT v.content, v.distance FROM (
+            SELECT content, embedding <=> %(query)b AS distance FROM {vectors}
+            ORDER BY embedding <=> %(query)b LIMIT %(visits)s
+        ) v WHERE {fits} LIMIT %(k)s
     ) nearest ORDER BY distance, content
 """
 # `+ 0` keeps an index of vectors away, which would not be exact. The distance is worked out once a row.
@@ -81,12 +89,12 @@ class PgvectorStore:
                 return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG, asked, Plan(), "among")
             return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG_BY_HASH, asked, EVERY_ROW, "scan")
         if isinstance(among, Fitting):
-            # Those whom the filter turns away are in view as well.
-            plan = Plan(ef_search=ef_search(2 * k, total), most_scanned=among.most_visited)
+            # Those whom the filter turns away are in view as well; as many as a third of what it takes do.
+            in_view = max(2 * k, round(k / max(among.share, 1e-6) / 3))
+            plan = Plan(ef_search=ef_search(in_view, total), most_scanned=among.most_visited)
             fits = FITTING.format(fits=among.where.sql)
-            asked |= among.where.parameters
-            found = await self._nearest(tx, generation, NEAREST_BY_INDEX, fits, asked, plan, "index")
-            return replace(found, cut=len(found) < k)
+            asked |= among.where.parameters | {"visits": among.most_visited}
+            return await self._nearest(tx, generation, NEAREST_FITTING, fits, asked, plan, "index")
         if generation.index_state == "ready":
             plan = Plan(ef_search=ef_search(k, total))
             return await self._nearest(tx, generation, NEAREST_BY_INDEX, ANY, asked, plan, "index")

@@ -1,0 +1,91 @@
+"""Whether the database lets anybody in, and how long its callers wait for a connection."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+
+import psycopg
+from psycopg import AsyncConnection
+
+from likewise.db.failures import busy
+from likewise.db.no_connection import FULL, NoConnection, why_no_connection
+from likewise.errors import DatabaseUnavailable, LikewiseError
+from likewise.observe.logs import get_logger
+from likewise.stopping import stop
+
+# A connection is waited for this long before the caller hears that all are busy. A restart of Postgres takes less.
+POOL_TIMEOUT_SECONDS = 10.0
+# And this long while it is known that none can be had.
+AWAY_SECONDS = 0.5
+# A server that answers, however busy, lets somebody in within this.
+LOOK_SECONDS = 3.0
+LOOK_AGAIN_SECONDS = 1.0
+
+log = get_logger(__name__)
+
+
+class Outage:
+    """What is known of the time in which no connection can be had, told from one in which all are lent out."""
+
+    def __init__(self, url: str, forget_connections: Callable[[], Awaitable[None]]) -> None:
+        """Of the database at `url`.
+
+        Args:
+            forget_connections: has only new ones given out from then on; those that are silent may hang.
+        """
+        self._url = url
+        self._forget_connections = forget_connections
+        self._looking = asyncio.Lock()
+        self._looked_at = -LOOK_AGAIN_SECONDS
+        self._away = False
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds a connection is worth waiting for."""
+        return min(AWAY_SECONDS, POOL_TIMEOUT_SECONDS) if self._away else POOL_TIMEOUT_SECONDS
+
+    def over(self) -> None:
+        """A connection was had."""
+        self._away = False
+
+    async def refusal(self) -> LikewiseError:
+        """What a caller hears for whom no connection was free in time: all are busy, or nobody is let in."""
+        async with self._looking:
+            if not self._away and time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
+                await self._look()
+        return DatabaseUnavailable() if self._away else busy()
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._watching is not None:
+            await stop([self._watching])
+
+    async def _look(self) -> None:
+        why = await _why_nobody_is_let_in(self._url)
+        self._looked_at, self._away = time.monotonic(), why is not None
+        if why is None:
+            return
+        log.error("database_away", reason=why.what)
+        if self._watching is None or self._watching.done():
+            # In a context of its own: it is no part of the request that found out.
+            self._watching = asyncio.create_task(self._watch(), name="wait for the database", context=Context())
+        await asyncio.shield(self._forget_connections())
+
+    async def _watch(self) -> None:
+        """Until the database is back, whether or not anybody asks for a connection."""
+        while self._away:
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            self._away = self._away and await _why_nobody_is_let_in(self._url) is not None
+        log.warning("database_back")
+
+
+async def _why_nobody_is_let_in(url: str) -> NoConnection | None:
+    """Why no session can be had, asked beside the pool; None if one can, or if others have them all."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS), await AsyncConnection.connect(url, autocommit=True):
+            return None
+    except (psycopg.Error, TimeoutError) as error:
+        why = why_no_connection(error)
+        return None if why is FULL else why
