@@ -35,7 +35,7 @@ MORE_FOR_A_TERM = 300
 MOST_AT_ALL = 8_000
 # Where a filter lets only part of them through, so many times as many at most, and again where fewer fit than this.
 WIDEST = 4.0
-FEWEST = 50
+FEWEST = 100
 # Each conjunction is a scan of the index of its own, of 0.1 to 0.3 ms.
 MOST_CONJUNCTIONS = 10
 MOST_COMMON_TERMS = 8
