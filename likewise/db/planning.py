@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from psycopg.sql import SQL
 
 # What most searches want, so that their statements need no other.
-USUAL_EF_SEARCH = 160
+USUAL_EF_SEARCH = 200
 USUAL_MOST_SCANNED = 20_000
 
 PLAN_SETTINGS = SQL("""
