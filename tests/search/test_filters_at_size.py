@@ -1,0 +1,81 @@
+"""Filters that let through more than are compared one by one: an index answers, or else all that fit are compared."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from likewise.db import collections, matches
+from likewise.db.maintenance import Maintenance
+from likewise.library import Collection, Likewise
+from likewise.search import meaning, scope
+from tests.flows.patience import until
+
+TOPICS = ("pump oil pressure valve", "letter paper stamp post")
+SOME = ("cold", "heat", "noise", "smell", "colour", "weight")
+
+
+@pytest.fixture
+async def texts(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> Collection:
+    """1,200 texts of two topics with their vectors in an index, where fifty already are many."""
+    monkeypatch.setattr(scope, "MOST_IDS", 50)
+    monkeypatch.setattr(meaning, "BY_INDEX_US", 0.0)
+    monkeypatch.setattr(matches, "MOST_READ", 30)
+    collection = lw.collection("texts")
+    await collection.create()
+    words = itertools.cycle(itertools.permutations(SOME, 3))
+    await collection.add(
+        [
+            {"id": f"{n}", "text": f"{TOPICS[n % 2]} {' '.join(next(words))} {n}", "payload": {"topic": n % 2, "n": n}}
+            for n in range(1_200)
+        ]
+    )
+    owner = lw.runtime.database.owner_url
+    assert owner is not None
+
+    async def counted_and_indexed() -> bool:
+        await Maintenance(owner, most_scanned=0).step()
+        async with lw.runtime.pool.tenant(await lw.tenant(), snapshot=True) as tx:
+            now = await collections.named(tx, "texts")
+        return now.contents_total >= 1_200 and now.active.index_state == "ready"
+
+    await until(counted_and_indexed)
+    lw.runtime.recent.forget(await lw.tenant(), "texts")
+    return collection
+
+
+async def test_a_filter_that_goes_against_the_meaning_finds_the_nearest_that_fit(
+    texts: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a question about one topic, and a filter for the other
+    asked: dict[str, Any] = {"mode": "dense", "limit": 20, "explain": True}
+    # When
+    found = await texts.search("pump valve smell noise", filters={"topic": 1}, **asked)
+    # Then all that fit were compared in the end, which the index does not come to
+    monkeypatch.setattr(scope, "MOST_IDS", 10_000)
+    exact = await texts.search("pump valve smell noise", filters={"topic": 1}, **asked)
+    assert [hit.score for hit in found.hits] == [pytest.approx(hit.score, abs=1e-3) for hit in exact.hits]
+    assert found.explanation["meaning"]["plan"] != "index"
+
+
+async def test_a_filter_that_has_nothing_to_do_with_the_meaning_is_asked_along_the_index(texts: Collection) -> None:
+    # When
+    found = await texts.search("pump valve smell noise", filters={"n": {"$lt": 600}}, mode="dense", explain=True)
+    # Then
+    assert found.explanation["meaning"]["plan"] == "index"
+    assert len(found.hits) == 10
+    assert all(hit.record.payload["n"] < 600 for hit in found.hits)
+
+
+@pytest.mark.parametrize("filters", [{"topic": 1}, {"n": {"$lt": 300}}, {"n": {"$gte": 1_140}}])
+async def test_words_under_a_filter_find_what_they_find_when_all_is_read(
+    texts: Collection, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any]
+) -> None:
+    # Given a question of words that many texts have, few of them with what fits
+    asked: dict[str, Any] = {"mode": "lexical", "limit": 50, "filters": filters}
+    # When
+    found = await texts.search("pump smell colour", **asked)
+    # Then
+    monkeypatch.setattr(matches, "MOST_READ", 100_000)
+    every = await texts.search("pump smell colour", **asked)
+    assert [hit.score for hit in found.hits] == [pytest.approx(hit.score) for hit in every.hits]
