@@ -21,7 +21,7 @@ LikewiseError
 ├── Internal                500
 └── StartError              exit code 3: the process could not start
     ├── SettingsError
-    ├── ServerStartError         the embedded Postgres
+    ├── ServerStartError         the database: an embedded one that does not start, or none that answers
     │   └── StorageFault         the disk under it
     └── SchemaError              a schema that is missing, newer or changed
 

@@ -80,7 +80,8 @@ class Likewise:
                 self._asked = await self._ask_database()
                 self._ask_again = time.monotonic() + HEALTH_SECONDS
             asked = self._asked
-        fault = self.runtime.database_fault or asked.database
+        # An answer is believed, whatever is said of the server; what a write met is not seen by asking.
+        fault = (asked.database and self.runtime.server_away) or asked.database or self.runtime.pool.storage_fault
         return replace(asked, database=fault, model=self._model_fault())
 
     async def _ask_database(self) -> Health:

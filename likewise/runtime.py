@@ -80,10 +80,9 @@ class Runtime:
         return (server.storage_fault if server else None) or self.pool.storage_fault
 
     @property
-    def database_fault(self) -> str | None:
-        """What is known of the database to be wrong, without asking it."""
-        server = self.database.server
-        return (server.away if server else None) or self.pool.storage_fault
+    def server_away(self) -> str | None:
+        """Why the embedded Postgres is away and could not be brought back."""
+        return self.database.server.away if self.database.server else None
 
     async def tenant(self) -> int:
         """The one tenant of a server without authentication."""

@@ -153,7 +153,10 @@ async def server_is_silent(data_dir: Path, seconds: float) -> bool:
     cluster = Cluster(data_dir)
     if not cluster.running.exists():
         return False
-    postmaster = Postmaster(cluster)
+    try:
+        postmaster = Postmaster(cluster)
+    except OSError:
+        return False
     try:
         if await asyncio.to_thread(postmaster.look) is not State.READY:
             return False

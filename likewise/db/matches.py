@@ -26,9 +26,9 @@ from likewise.db.where import Where
 MOST_READ = 3_500
 MOST_BY_RARE_TERMS = 3_000
 LEAST_BY_CONJUNCTIONS = 500
-# Of a query of common words only as many as its rarest word brings, up to this share of all contents, and so many in
-# all: of a million it finds 0.97 of the best hundred, and 0.84 without.
-MOST_BY_RAREST_TERM = 0.02
+# Of a query of common words only the rarest of them are read alone as well, up to this share of all contents, and so
+# many in all: of a million it finds 0.97 of the best hundred, and 0.84 without.
+MOST_OF_COMMON_ALONE = 0.02
 MOST_OF_COMMON = 0.024
 SHORT = 10
 MORE_FOR_A_TERM = 300
@@ -148,7 +148,7 @@ async def rank(
     everything = Candidates(tuple(known), complete=True)
     candidates = everything if isinstance(among, ContentIds) else choose(known, total, min(1 / share, WIDEST))
     found = await _rank(tx, collection, query, candidates, limit, known, among)
-    if isinstance(among, Where) and len(found) < min(limit, FEWEST) and not candidates.complete:
+    if isinstance(among, Where) and least <= len(found) < min(limit, FEWEST) and not candidates.complete:
         # Of what has the query's words fewer fit than of others.
         candidates = choose(known, total, WIDEST**2)
         found = await _rank(tx, collection, query, candidates, limit, known, among)
@@ -170,10 +170,11 @@ def choose(frequencies: Mapping[int, int], total: int, wider: float = 1.0) -> Ca
     read = round(wider * min(MOST_READ + more, MOST_AT_ALL))
     if sum(frequencies.values()) <= read:
         return Candidates(tuple(rarest), complete=True)
-    rare = _rare(frequencies, rarest, min(round(wider * (MOST_BY_RARE_TERMS + more)), read))
-    if not rare:
+    by_rare = min(round(wider * (MOST_BY_RARE_TERMS + more)), read)
+    if not _rare(frequencies, rarest, MOST_BY_RARE_TERMS + more):
         read = max(read, round(MOST_OF_COMMON * total))
-        rare = _rare(frequencies, rarest, round(MOST_BY_RAREST_TERM * total))
+        by_rare = max(by_rare, round(MOST_OF_COMMON_ALONE * total))
+    rare = _rare(frequencies, rarest, by_rare)
     left = read - sum(frequencies[term] for term in rare)
     common = rarest[len(rare) :][:MOST_COMMON_TERMS]
     conjunctions = _conjunctions(frequencies, common, total, max(left, LEAST_BY_CONJUNCTIONS))

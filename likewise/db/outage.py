@@ -40,6 +40,7 @@ class Outage:
         self._looked_at = -LOOK_AGAIN_SECONDS
         self._away = False
         self._watching: asyncio.Task[None] | None = None
+        self._closed = False
 
     @property
     def patience(self) -> float:
@@ -59,25 +60,30 @@ class Outage:
 
     async def close(self) -> None:
         """Look no more."""
+        self._closed = True
         if self._watching is not None:
             await stop([self._watching])
 
     async def _look(self) -> None:
-        why = await _why_nobody_is_let_in(self._url)
-        self._looked_at, self._away = time.monotonic(), why is not None
-        if why is None:
+        # Twice: this process may itself have been too busy to hear the first answer in time.
+        why = await _why_nobody_is_let_in(self._url) and await _why_nobody_is_let_in(self._url)
+        self._looked_at = time.monotonic()
+        if why is None or self._closed:
             return
         log.error("database_away", reason=why.what)
+        await asyncio.shield(self._forget_connections())
+        self._away = True
         if self._watching is None or self._watching.done():
             # In a context of its own: it is no part of the request that found out.
             self._watching = asyncio.create_task(self._watch(), name="wait for the database", context=Context())
-        await asyncio.shield(self._forget_connections())
 
     async def _watch(self) -> None:
         """Until the database is back, whether or not anybody asks for a connection."""
         while self._away:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
-            self._away = self._away and await _why_nobody_is_let_in(self._url) is not None
+            gone = await _why_nobody_is_let_in(self._url) is not None
+            # Meanwhile a connection may have been had.
+            self._away = self._away and gone
         log.warning("database_back")
 
 

@@ -111,6 +111,8 @@ class Tx:
             plan: how Postgres goes about this statement and those after it.
             commit: whether the transaction ends in the same round trip; what comes after it begins another.
         """
+        if commit and self._last:
+            raise RuntimeError("what was to run at the end would not")
         ahead = self._ahead(plan)
         if not ahead and not commit:
             return await self.connection.execute(statement, parameters)
@@ -291,7 +293,7 @@ class Pool:
                 except Exception:
                     await _quietly_roll_back(tx)
                     raise
-                wrote = self._storage_fault is not None and await tx.row(HAS_WRITTEN) == (True,)
+                wrote = begin is BEGIN and self._storage_fault is not None and await tx.row(HAS_WRITTEN) == (True,)
                 await tx.finish(commit=True)
                 if wrote:
                     self._storage_fault = None
@@ -377,8 +379,13 @@ async def settle(connection: AsyncConnection[Row]) -> None:
 
 
 async def _settle_in_time(connection: AsyncConnection[Row]) -> None:
-    async with asyncio.timeout(CONNECT_SECONDS):
-        await settle(connection)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await settle(connection)
+    except BaseException:
+        # The pool forgets it, and does not close it.
+        await connection.close()
+        raise
 
 
 async def _try_on(pool: AsyncConnectionPool[AsyncConnection[Row]]) -> None:

@@ -21,7 +21,7 @@ DEPTH = 100
 # each costs time, and the hundredth changes nothing.
 MOST_COUNTED_TERMS = 128
 MOST_RANKED_TERMS = 64
-# Of so many ids each ranking takes some milliseconds, and a connection a third of one.
+# Of so many ids, or under a filter of more, each ranking takes some milliseconds, and a connection a third of one.
 SIDE_BY_SIDE = 2_000
 # Of so many contents words take longer than it takes to embed a query.
 LARGE = 300_000

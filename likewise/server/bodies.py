@@ -73,13 +73,14 @@ class BodyLimit:
                 await self._stream(scope, body, send)
             else:
                 await self.app(scope, body.receive, send)
-        except TooLarge as refusal:
+        except (TooLarge, TooManyRequests) as refusal:
             # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
             if not body.unread or "expect" in Headers(scope=scope):
                 raise
             await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
             body.release(body.held)
+            body.arrived()
             scope[WAITED] = body.waited
 
     async def _stream(self, scope: Scope, body: "_CountedBody", send: Send) -> None:
@@ -106,12 +107,14 @@ class _CountedBody:
         self.held = 0
         self._complete = False
         self.waited = 0.0
+        self._expected = False
 
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
         if self.unread:
             self._refuse_declared()
+            self._expect()
         self.unread = False
         message = await self._in_time()
         self._count(message)
@@ -159,20 +162,33 @@ class _CountedBody:
         began = time.monotonic()
         try:
             async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self.waited)):
-                with self._awaited():
+                with self._away():
                     return await self._receive()
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
         finally:
             self.waited += time.monotonic() - began
 
-    @contextlib.contextmanager
-    def _awaited(self) -> Iterator[None]:
-        """While a body is on its way its request keeps no other out, and not even many of one tenant's do."""
-        awaited, tenant, place = self._bounds.awaited, self._scope.get(TENANT), place_of(self._scope)
+    def _expect(self) -> None:
+        """Count among those of its tenant that are on their way, from its first byte to its last."""
+        awaited, tenant = self._bounds.awaited, self._scope.get(TENANT)
         if awaited[tenant] >= MOST_AWAITED:
             raise TooManyRequests("Too many requests wait for their bodies; send this again.", retry_after=1)
         awaited[tenant] += 1
+        self._expected = True
+
+    def arrived(self) -> None:
+        """It is on its way no more: it is here, or nobody waits for it."""
+        if self._expected:
+            self._expected = False
+            self._bounds.awaited[self._scope.get(TENANT)] -= 1
+            # Without those of whom there are none.
+            self._bounds.awaited = +self._bounds.awaited
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """While more of a body is awaited its request keeps no other out."""
+        place = place_of(self._scope)
         if place is not None:
             place.leave()
         try:
@@ -180,13 +196,12 @@ class _CountedBody:
         finally:
             if place is not None:
                 place.take()
-            awaited[tenant] -= 1
-            if not awaited[tenant]:
-                del awaited[tenant]
 
     def _count(self, message: Message) -> None:
         self._read += len(message.get("body", b""))
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        if self._complete:
+            self.arrived()
 
 
 def _after_body(body: _CountedBody, send: Send) -> Send:

@@ -11,6 +11,7 @@ from likewise.library import Likewise
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collections count as large when a term brings more than twenty contents."""
     monkeypatch.setattr(matches, "MOST_READ", 20)
+    monkeypatch.setattr(matches, "LEAST_BY_CONJUNCTIONS", 20)
 
 
 def test_rare_terms_are_taken_alone_and_common_ones_together() -> None:
@@ -25,6 +26,13 @@ def test_rare_terms_are_taken_alone_and_common_ones_together() -> None:
     chosen = choose({3: 15_000, 4: 20_000, 5: 25_000, 6: 90}, 100_000)
     assert chosen.terms == (6,)
     assert chosen.conjunctions == ((3, 4, 5),)
+
+
+def test_wider_searches_read_more() -> None:
+    frequencies = {1: 9_000, 2: 10_000, 3: 300_000}
+    read = [sum(frequencies[term] for term in choose(frequencies, 1_000_000, wider).terms) for wider in (1, 4, 16)]
+    assert read == sorted(read)
+    assert read[0] == 19_000
 
 
 def test_a_query_of_few_contents_ranks_all_of_them() -> None:

@@ -7,8 +7,12 @@ import pytest
 
 from likewise.db import collections, matches
 from likewise.db.maintenance import Maintenance
+from likewise.db.matches import Matches
+from likewise.db.where import exactly
+from likewise.filters import parse
 from likewise.library import Collection, Likewise
 from likewise.search import meaning, scope
+from likewise.search.analyzer import analyze
 from tests.flows.patience import until
 
 TOPICS = ("pump oil pressure valve", "letter paper stamp post")
@@ -26,7 +30,11 @@ async def texts(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> Collection:
     words = itertools.cycle(itertools.permutations(SOME, 3))
     await collection.add(
         [
-            {"id": f"{n}", "text": f"{TOPICS[n % 2]} {' '.join(next(words))} {n}", "payload": {"topic": n % 2, "n": n}}
+            {
+                "id": f"{n}",
+                "text": f"{TOPICS[n % 2]} {' '.join(next(words))} group{n % 30} {n}",
+                "payload": {"topic": n % 2, "n": n},
+            }
             for n in range(1_200)
         ]
     )
@@ -67,15 +75,25 @@ async def test_a_filter_that_has_nothing_to_do_with_the_meaning_is_asked_along_t
     assert all(hit.record.payload["n"] < 600 for hit in found.hits)
 
 
-@pytest.mark.parametrize("filters", [{"topic": 1}, {"n": {"$lt": 300}}, {"n": {"$gte": 1_140}}])
-async def test_words_under_a_filter_find_what_they_find_when_all_is_read(
-    texts: Collection, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any]
+async def test_words_under_a_filter_are_looked_for_further_where_few_fit(
+    texts: Collection, lw: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a question of words that many texts have, few of them with what fits
-    asked: dict[str, Any] = {"mode": "lexical", "limit": 50, "filters": filters}
-    # When
-    found = await texts.search("pump smell colour", **asked)
-    # Then
-    monkeypatch.setattr(matches, "MOST_READ", 100_000)
-    every = await texts.search("pump smell colour", **asked)
-    assert [hit.score for hit in found.hits] == [pytest.approx(hit.score) for hit in every.hits]
+    # Given words that forty texts have each, of which a quarter fit
+    monkeypatch.setattr(matches, "LEAST_BY_CONJUNCTIONS", 0)
+    monkeypatch.setattr(matches, "MORE_FOR_A_TERM", 0)
+    words = list(analyze(" ".join(f"group{n}" for n in range(30))))
+
+    async def ranked() -> Matches:
+        async with lw.runtime.pool.tenant(await lw.tenant(), snapshot=True) as tx:
+            now = await collections.named(tx, "texts")
+            fitting = exactly(parse({"n": {"$lt": 300}}, {}), now.id)
+            counted = await matches.count(tx, now.id, words)
+            return await matches.rank(tx, now.id, counted, now.contents_total, 101, among=fitting, share=0.25)
+
+    # When they are ranked, then there are as many as are wanted, of some of the words
+    found = await ranked()
+    assert len(found.scored) == 101
+    assert not found.candidates.complete
+    # Where nothing is looked for further all of them have to be read
+    monkeypatch.setattr(matches, "WIDEST", 1.0)
+    assert (await ranked()).candidates.complete

@@ -163,6 +163,30 @@ async def test_many_bodies_that_do_not_come_are_their_tenant_s_own_trouble(
     assert not limit.awaited
 
 
+async def test_a_body_that_has_begun_is_read_to_its_end_whoever_comes(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a body in two parts, of which one is here, and as many others on their way as may be
+    monkeypatch.setattr(bodies, "MOST_AWAITED", 2)
+    coming = asyncio.Event()
+    slow.go.set()
+    limit = BodyLimit(slow, limit=100)
+
+    async def in_two() -> AsyncIterator[bytes]:
+        yield b"x"
+        await coming.wait()
+        yield b"x"
+
+    async with calling(limit) as client:
+        waiting = [asyncio.create_task(client.post("/", content=content)) for content in (in_two(), _after(coming))]
+        await until(lambda: limit.awaited.total() == 2)
+        # When another comes, then it alone is refused
+        assert (await client.post("/", content=b"x")).status_code == 429
+        coming.set()
+        assert [(await one).status_code for one in waiting] == [200, 200]
+    assert not limit.awaited
+
+
 async def _after(event: asyncio.Event) -> AsyncIterator[bytes]:
     await event.wait()
     yield b"x"
