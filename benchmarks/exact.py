@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
 from benchmarks.corpora import Floats, Halves, Numbers
-from likewise.db.pool import Row, table
+from likewise.db.transaction import Row, table
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
 

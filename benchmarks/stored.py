@@ -19,7 +19,8 @@ from psycopg.sql import SQL
 from benchmarks.corpora import Corpus, Halves
 from benchmarks.surroundings import MODELS_FOLDER
 from likewise.db.maintenance import MOST_SCANNED
-from likewise.db.pool import Row, settle, table
+from likewise.db.pool import settle
+from likewise.db.transaction import Row, table
 from likewise.testing import LiveServer
 
 NAME = "texts"

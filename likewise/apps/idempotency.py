@@ -17,7 +17,8 @@ from likewise.apps.collections.service import Save
 from likewise.apps.deps import Answer, services
 from likewise.db import idempotency
 from likewise.db.idempotency import Attempt
-from likewise.db.pool import Pool, Tx
+from likewise.db.pool import Pool
+from likewise.db.transaction import Tx
 from likewise.errors import Invalid, LikewiseError
 from likewise.stopping import stop
 

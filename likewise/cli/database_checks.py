@@ -12,7 +12,7 @@ from likewise.cli.finding import Finding
 from likewise.db import checkup, migrate, roles
 from likewise.db.failures import scrubbed
 from likewise.db.no_connection import why_no_connection
-from likewise.db.pool import Row
+from likewise.db.transaction import Row
 from likewise.embedding.models import Catalogue
 from likewise.errors import LikewiseError
 from likewise.runtime import Database, named_database, open_database

@@ -17,8 +17,9 @@ from psycopg.sql import SQL
 from likewise.db.cluster import Cluster
 from likewise.db.filelock import open_lock
 from likewise.db.maintenance import MOST_SCANNED
-from likewise.db.pool import Pool, Row
+from likewise.db.pool import Pool
 from likewise.db.postmaster import Postmaster, State
+from likewise.db.transaction import Row
 
 CONNECT_SECONDS = 5
 # Sets the connection of whoever looks apart from those that serve and work.

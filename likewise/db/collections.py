@@ -14,7 +14,8 @@ from psycopg.sql import SQL
 
 from likewise.cleaning import storable
 from likewise.db.failures import TOO_MANY, UNIQUE
-from likewise.db.pool import Pool, Tx, retried
+from likewise.db.pool import Pool, retried
+from likewise.db.transaction import Tx
 from likewise.errors import Conflict, NotFound
 from likewise.kind import Policy
 

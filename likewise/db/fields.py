@@ -5,7 +5,7 @@ from typing import Any
 
 from psycopg.sql import SQL
 
-from likewise.db.pool import Tx
+from likewise.db.transaction import Tx
 from likewise.db.where import INDEXED_CHARS
 from likewise.kind import Payload
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -32,11 +33,11 @@ class FileLock:
         """Take it beside others if nobody has it alone."""
         return self._try(fcntl.LOCK_SH)
 
-    def exclusive_within(self, seconds: float) -> bool:
-        """Take it alone, waiting for others to give it up."""
+    def exclusive_within(self, seconds: float, given_up: threading.Event | None = None) -> bool:
+        """Take it alone, waiting for others to give it up, until that or `given_up` is set."""
         end = time.monotonic() + seconds
         while not self.try_exclusive():
-            if time.monotonic() >= end:
+            if time.monotonic() >= end or (given_up is not None and given_up.is_set()):
                 return False
             time.sleep(0.005)
         return True

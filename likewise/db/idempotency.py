@@ -7,7 +7,8 @@ from uuid import UUID
 
 from psycopg.sql import SQL
 
-from likewise.db.pool import Pool, Tx
+from likewise.db.pool import Pool
+from likewise.db.transaction import Tx
 from likewise.errors import InProgress, Invalid
 
 KEPT = timedelta(hours=24)

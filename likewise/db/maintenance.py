@@ -10,7 +10,8 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL, Identifier
 
-from likewise.db.pool import Row, settle, table
+from likewise.db.pool import settle
+from likewise.db.transaction import Row, table
 from likewise.observe.logs import get_logger
 
 # Up to here a scan of the whole table is as fast as the index and finds everything (20,000 x 384: 3 ms).

@@ -16,8 +16,8 @@ from psycopg.sql import SQL, Composable
 
 from likewise.db.ids import ContentIds
 from likewise.db.planning import Plan
-from likewise.db.pool import Tx, table
 from likewise.db.terms import TERM_SPACE
+from likewise.db.transaction import Tx, table
 from likewise.db.where import Where
 
 # Contents that are read for one query, those of its rare terms and, as far as these leave room, those of conjunctions;

@@ -18,7 +18,7 @@ from psycopg.sql import SQL
 from likewise.cleaning import storable
 from likewise.db import collections, fields, terms
 from likewise.db.failures import CollectionGone, Contended
-from likewise.db.pool import Parameters, Statement, Tx, table
+from likewise.db.transaction import Parameters, Statement, Tx, table
 from likewise.kind import Payload
 
 Lane = int

@@ -136,7 +136,7 @@ class EmbeddedServer:
             if not self._cluster.is_there:
                 self._cluster.make_home(self._cluster.account())
             with open_lock(self._cluster.lock) as turn:
-                if not turn.exclusive_within(TURN_SECONDS):
+                if not turn.exclusive_within(TURN_SECONDS, self._given_up):
                     raise ServerStartError(f"Another Likewise process has been holding {self._cluster.lock}. Stop it.")
                 self._postmaster = Postmaster(self._cluster, self._given_up)
                 self._users = FileLock(self._cluster.users)

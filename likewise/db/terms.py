@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 from psycopg.sql import SQL, Composed
 
-from likewise.db.pool import Encoded, Tx, table
+from likewise.db.transaction import Encoded, Tx, table
 
 # Tried on SciFact's training claims; see docs/benchmarks.md.
 K1 = 1.2

@@ -7,7 +7,8 @@ from uuid import UUID
 
 from psycopg.sql import SQL
 
-from likewise.db.pool import Pool, Tx
+from likewise.db.pool import Pool
+from likewise.db.transaction import Tx
 
 # A text that failed by itself this often is failed for good.
 MOST_ATTEMPTS = 3

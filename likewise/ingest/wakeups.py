@@ -12,7 +12,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from likewise.db.pool import Row
+from likewise.db.transaction import Row
 from likewise.observe.logs import get_logger
 from likewise.stopping import stop
 

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
 from likewise.db import records, terms
 from likewise.db.collections import Collection
-from likewise.db.pool import Pool, Tx, retried
+from likewise.db.pool import Pool, retried
 from likewise.db.records import PreparedRecord, Written
+from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages

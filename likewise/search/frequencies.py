@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from likewise.db import matches
-from likewise.db.pool import Tx
+from likewise.db.transaction import Tx
 
 REMEMBERED_SECONDS = 60.0
 MOST_REMEMBERED = 100_000

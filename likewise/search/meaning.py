@@ -1,7 +1,7 @@
 """The nearest by meaning within a scope, by whichever way costs least and finds them."""
 
 from likewise.db.collections import Collection
-from likewise.db.pool import Tx
+from likewise.db.transaction import Tx
 from likewise.search.scope import Scope
 from likewise.vectors.store import Fitting, Ranking, Vector, VectorStore
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from likewise.db import matches
 from likewise.db.matches import NO_MATCHES, Matches
-from likewise.db.pool import Pool, Tx
+from likewise.db.pool import Pool
+from likewise.db.transaction import Tx
 from likewise.search.frequencies import TermFrequencies
 from likewise.search.fusion import fuse
 from likewise.search.meaning import nearest

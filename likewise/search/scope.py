@@ -9,7 +9,7 @@ from hashlib import sha256
 from likewise.db import lookups
 from likewise.db.collections import Collection
 from likewise.db.ids import ContentIds
-from likewise.db.pool import Tx
+from likewise.db.transaction import Tx
 from likewise.db.where import Indexed, Source, Where, exactly, matching_contents
 from likewise.filters import Filter
 from likewise.vectors.store import Among

@@ -10,7 +10,8 @@ from typing import Any
 from likewise import filters
 from likewise.db import lookups, matches
 from likewise.db.collections import Collection, RecentCollections
-from likewise.db.pool import Pool, Tx, retried
+from likewise.db.pool import Pool, retried
+from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable

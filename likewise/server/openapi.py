@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from likewise.apps.deps import refusals
-from likewise.filters import SCHEMAS as FILTERS
+from likewise.apps.filter_schema import SCHEMAS as FILTERS
 from likewise.server.problems import Problem
 from likewise.server.scopes import all_routes, scope_of
 

@@ -1,5 +1,6 @@
 """Errors as answers: RFC 9457 problems, or OpenAI's shape under `/v1/`."""
 
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +26,9 @@ from likewise.observe.request_id import REQUEST_ID
 OPENAI_PATHS = "/v1/"
 # The rest of such a request is not read, so nothing else can follow on its connection.
 _CLOSING = frozenset({408, 413, 414, 431})
+
+# A folder of the machine; not the name of a model, which may have a slash too.
+_PATH = re.compile(r"(?:^|[\s(,;])[/~]")
 
 
 class Refused(LikewiseError):
@@ -79,12 +83,12 @@ def told(error: LikewiseError, scope: Scope) -> str:
     Why a model is away names folders of the machine, which only those who run it can mend and should know of: without
     authentication that is whoever is on it.
     """
-    if isinstance(error, ModelUnavailable) and "/" in error.detail and not _is_on_this_machine(scope):
+    if isinstance(error, ModelUnavailable) and _PATH.search(error.detail) and not _is_for_this_machine_only(scope):
         return "The model is not in service; the server's log and `likewise doctor` say why."
     return error.detail
 
 
-def _is_on_this_machine(scope: Scope) -> bool:
+def _is_for_this_machine_only(scope: Scope) -> bool:
     app = scope.get("app")
     return app is not None and bool(app.state.loopback_only)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from likewise.db.collections import Generation
 from likewise.db.ids import ContentIds
-from likewise.db.pool import Tx
+from likewise.db.transaction import Tx
 from likewise.db.where import Where
 
 Vector = NDArray[np.float32]

@@ -14,7 +14,7 @@ from psycopg.sql import SQL
 import likewise
 from likewise.db import collections, planning
 from likewise.db.maintenance import Maintenance
-from likewise.db.pool import Row, Statement, Tx
+from likewise.db.transaction import Row, Statement, Tx
 from likewise.embedding.embedder import Embedder
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise

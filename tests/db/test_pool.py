@@ -15,7 +15,8 @@ from psycopg.sql import SQL
 
 from likewise.db import outage
 from likewise.db.failures import CollectionGone, Contended, DatabaseFailure, scrubbed
-from likewise.db.pool import Pool, Tx, retried
+from likewise.db.pool import Pool, retried
+from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, LikewiseError
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
 from tests.flows.patience import until

@@ -17,7 +17,9 @@ import pytest
 import likewise
 from likewise.db import outage
 from likewise.db.cluster import Cluster
+from likewise.db.filelock import open_lock
 from likewise.db.processes import postgres_processes
+from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
 from likewise.library import Likewise
 from likewise.server.app import create_app
@@ -139,6 +141,21 @@ async def test_a_full_disk_under_a_postgres_that_ended_is_named_until_there_is_r
     # Then
     await until(works)
     assert await gauge(client) == 0
+
+
+async def test_who_waits_for_another_to_start_postgres_can_give_up(folder: Path) -> None:
+    # Given another process that is about to start it, for as long as that takes
+    cluster = Cluster(folder)
+    cluster.make_home(cluster.account())
+    with open_lock(cluster.lock) as turn:
+        assert turn.try_exclusive()
+        starting = asyncio.create_task(EmbeddedServer.start(folder))
+        await asyncio.sleep(0.2)
+        # When
+        starting.cancel()
+        # Then
+        async with asyncio.timeout(10):
+            await asyncio.wait({starting})
 
 
 @pytest.mark.parametrize("verb", [("doctor",), ("db", "upgrade")])

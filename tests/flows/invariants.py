@@ -8,7 +8,8 @@ import numpy as np
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from likewise.db.pool import Row, settle, table
+from likewise.db.pool import settle
+from likewise.db.transaction import Row, table
 from likewise.testing import FakeProvider
 
 # Each finds rows that may not be there.

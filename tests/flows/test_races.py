@@ -13,7 +13,7 @@ from psycopg.sql import SQL
 
 import likewise
 from likewise.db import collections
-from likewise.db.pool import Tx, table
+from likewise.db.transaction import Tx, table
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, Unavailable
 from likewise.kind import NewRecord, Policy

@@ -20,7 +20,8 @@ from likewise.apps.collections.service import KIND
 from likewise.db import collections, lookups, records, waiting
 from likewise.db.collections import Generation
 from likewise.db.failures import DatabaseFailure
-from likewise.db.pool import Pool, Tx
+from likewise.db.pool import Pool
+from likewise.db.transaction import Tx
 from likewise.embedding.embedder import PROBE_TEXTS, Embedder
 from likewise.embedding.provider import Provider, ProviderResult, Role
 from likewise.errors import Conflict, Invalid, ModelUnavailable, Unavailable

@@ -7,8 +7,8 @@ from likewise.apps.collections.service import KIND
 from likewise.db import collections
 from likewise.db.collections import Collection
 from likewise.db.failures import Contended
-from likewise.db.pool import Tx
 from likewise.db.records import Written
+from likewise.db.transaction import Tx
 from likewise.errors import Invalid
 from likewise.kind import NewRecord
 from likewise.library import Likewise

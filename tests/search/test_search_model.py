@@ -27,7 +27,8 @@ from psycopg.sql import SQL
 from likewise.apps.collections.service import Hit
 from likewise.db import collections
 from likewise.db.maintenance import MOST_SCANNED, Maintenance
-from likewise.db.pool import settle, table
+from likewise.db.pool import settle
+from likewise.db.transaction import table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise

@@ -13,7 +13,7 @@ from psycopg.sql import SQL
 from likewise.apps import idempotency as runs
 from likewise.apps.collections import batches
 from likewise.db import collections, idempotency
-from likewise.db.pool import Tx
+from likewise.db.transaction import Tx
 from likewise.errors import Conflict, DatabaseUnavailable, InProgress
 from likewise.library import Likewise
 

@@ -19,7 +19,8 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import RequestModel, deeper_than, wrong
-from likewise.filters import KEY_PATTERN, TIME, rfc_3339, why_no_time
+from likewise.apps.filter_schema import KEY_PATTERN, TIME
+from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
 from likewise.search.request import SearchRequest
 

@@ -12,8 +12,8 @@ from likewise.db import collections, lookups, waiting
 from likewise.db.collections import Collection
 from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
-from likewise.db.pool import Tx
 from likewise.db.records import BULK, INTERACTIVE, Written
+from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid, NotFound, NotSupported
 from likewise.ingest.writer import BeforeCommit
 from likewise.kind import Kind, NewRecord, Policy

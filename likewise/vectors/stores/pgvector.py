@@ -10,7 +10,7 @@ from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
 from likewise.db.planning import EVERY_ROW, USUAL_EF_SEARCH, Plan
-from likewise.db.pool import Tx, table
+from likewise.db.transaction import Tx, table
 from likewise.observe.steps import search_plan
 from likewise.vectors.store import Among, Fitting, Matrix, Ranking, Reading, Vector
 

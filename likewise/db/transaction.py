@@ -1,0 +1,169 @@
+"""A transaction as a tenant, and what its statements are made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+from psycopg.sql import SQL, Composed, Identifier
+
+from likewise.db.planning import PLAN_SETTINGS, SET_PLAN, Plan
+
+Statement = SQL | Composed
+Row = tuple[Any, ...]
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+BEGIN = SQL("BEGIN")
+COMMIT = SQL("COMMIT")
+ROLLBACK = SQL("ROLLBACK")
+# Every statement of a search sees the same rows, so a hit cannot lose its text half-way.
+BEGIN_SNAPSHOT = SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+SET_TENANT = SQL("SELECT set_config('likewise.tenant', %s, true)")
+# A reader that takes longer than this has nobody waiting for it any more.
+READER_SETTINGS = SQL("set_config('likewise.tenant', %s, true), set_config('statement_timeout', '30s', true)")
+SET_READER = SQL("SELECT {}").format(READER_SETTINGS)
+SET_READER_AND_PLAN = SQL("SELECT {}, {}").format(READER_SETTINGS, PLAN_SETTINGS)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A value in Postgres's own binary form, of whatever type the statement wants in its place."""
+
+    value: bytes
+
+
+class EncodedDumper(Dumper):
+    """Sends it as it is."""
+
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: Encoded) -> bytes:
+        """See psycopg."""
+        return obj.value
+
+
+class Tx:
+    """One transaction of one tenant. The first statement takes BEGIN and the tenant along in its round trip."""
+
+    def __init__(self, connection: AsyncConnection[Row], tenant: int | None, begin: SQL) -> None:
+        self.connection = connection
+        self.tenant = tenant
+        self._begin = begin
+        self._begun = False
+        self._last: list[tuple[Statement, Parameters]] = []
+        self._plan: Plan | None = None
+
+    async def execute(
+        self,
+        statement: Statement,
+        parameters: Parameters | None = None,
+        *,
+        plan: Plan | None = None,
+        commit: bool = False,
+    ) -> AsyncCursor[Row]:
+        """Run one statement; its cursor has the rows. Raises psycopg's errors, which the transaction's edge scrubs.
+
+        Args:
+            plan: how Postgres goes about this statement and those after it.
+            commit: whether the transaction ends in the same round trip; what comes after it begins another.
+        """
+        if commit and self._last:
+            raise RuntimeError("what was to run at the end would not")
+        ahead = self._ahead(plan)
+        if not ahead and not commit:
+            return await self.connection.execute(statement, parameters)
+        async with self.connection.pipeline():
+            for one, values in ahead:
+                await self.connection.execute(one, values)
+            cursor = await self.connection.execute(statement, parameters)
+            if commit:
+                await self.connection.execute(COMMIT)
+        if commit:
+            self._begun, self._plan = False, None
+        return cursor
+
+    def _ahead(self, plan: Plan | None) -> list[tuple[Statement, Parameters | None]]:
+        """What must come before the next statement, in the same round trip."""
+        ahead: list[tuple[Statement, Parameters | None]] = []
+        changed = None if plan is None else plan.after(self._plan)
+        if changed == self._plan:
+            changed = None
+        self._plan = changed or self._plan
+        if not self._begun:
+            self._begun = True
+            ahead.append((self._begin, None))
+            if self.tenant is not None and self._begin is BEGIN_SNAPSHOT and changed is not None:
+                return [*ahead, (SET_READER_AND_PLAN, [str(self.tenant), *changed.parameters()])]
+            if self.tenant is not None:
+                ahead.append((SET_READER if self._begin is BEGIN_SNAPSHOT else SET_TENANT, [str(self.tenant)]))
+        if changed is not None:
+            ahead.append((SET_PLAN, changed.parameters()))
+        return ahead
+
+    async def rows(
+        self,
+        statement: Statement,
+        parameters: Parameters | None = None,
+        *,
+        plan: Plan | None = None,
+        commit: bool = False,
+    ) -> list[Row]:
+        """All rows that the statement gives."""
+        return await (await self.execute(statement, parameters, plan=plan, commit=commit)).fetchall()
+
+    async def row(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> Row | None:
+        """The first row, or None."""
+        return await (await self.execute(statement, parameters, plan=plan)).fetchone()
+
+    async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
+        """Run statements in their order within one round trip; the rows of each."""
+        async with self.connection.pipeline():
+            cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+    async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Bulk rows into a table without row-level security, in the binary format."""
+        if not self._begun:
+            await self.execute(SQL("SELECT 1"))
+        async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(types)
+            for row in rows:
+                await copy.write_row(row)
+
+    async def copy_bytes(self, statement: Statement, body: bytes) -> None:
+        """The same with rows that are encoded already, head and end included."""
+        if not self._begun:
+            await self.execute(SQL("SELECT 1"))
+        async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+            await copy.write(body)
+
+    def at_the_end(self, statement: Statement, parameters: Parameters) -> None:
+        """Have a statement run together with the commit, in one round trip; if it fails nothing is committed."""
+        self._last.append((statement, parameters))
+
+    async def finish(self, *, commit: bool) -> None:
+        """End the transaction, if one has begun."""
+        if not self._begun:
+            return
+        if self.connection.closed:
+            if commit:
+                raise psycopg.OperationalError("the connection is closed")
+            return
+        if not commit or not self._last:
+            await self.connection.execute(COMMIT if commit else ROLLBACK)
+            return
+        async with self.connection.pipeline():
+            for statement, parameters in self._last:
+                await self.connection.execute(statement, parameters)
+            await self.connection.execute(COMMIT)
+
+
+def table(prefix: str, number: int) -> Identifier:
+    """The name of a collection's or generation's own table."""
+    return Identifier(f"{prefix}_{int(number)}")
