@@ -160,14 +160,38 @@ class Embedder:
         )  # fmt: skip
 
     def spec(self, model: str | None = None) -> ModelSpec:
-        """What is known of a model without loading it; Invalid if it is not allowed."""
-        spec = self._catalogue.resolve(model)
-        slot = self._slots.get(spec.name)
-        if slot is not None and slot.provider is not None:
-            return replace(spec, dimension=slot.provider.dimension, max_tokens=slot.provider.max_tokens)
+        """What is known of a model without loading it.
+
+        Invalid if it is not allowed; ModelUnavailable if only its files could say, and they are absent.
+        """
+        spec = self.known(model)
         if not spec.dimension:
             raise weights.absent(spec, self._settings)
         return spec
+
+    def known(self, model: str | None = None) -> ModelSpec:
+        """The same, of dimension 0 if its files are absent and nobody knows."""
+        return self._as_loaded(self._catalogue.resolve(model))
+
+    def models(self) -> list[ModelSpec]:
+        """What is known of each allowed model, the default first."""
+        return [self._as_loaded(spec) for spec in self._catalogue.specs()]
+
+    def space(self, name: str) -> str | None:
+        """The space of the vectors of the model of this short name; None before it is loaded."""
+        slot = self._slots.get(name)
+        return slot.provider.space if slot is not None and slot.provider is not None else None
+
+    def _as_loaded(self, spec: ModelSpec) -> ModelSpec:
+        slot = self._slots.get(spec.name)
+        if slot is None or slot.provider is None:
+            return spec
+        return replace(spec, dimension=slot.provider.dimension, max_tokens=slot.provider.max_tokens)
+
+    @property
+    def caches(self) -> bool:
+        """Whether vectors are remembered."""
+        return self._settings.cache_bytes > 0
 
     @property
     def cache_bytes(self) -> int | None:
