@@ -363,7 +363,9 @@ def _all_or_faults(keys: Sequence[bytes], made: Mapping[bytes, Cached | Likewise
     errors = {key: row for key, row in made.items() if isinstance(row, LikewiseError)}
     for error in errors.values():
         if error.code != "text_failed":
-            raise ModelUnavailable(error.detail, code=error.code, retry_after=error.retry_after or 1)
+            raise ModelUnavailable(
+                error.detail, code=error.code, retry_after=error.retry_after or 1, in_short=error.in_short
+            )
     if errors:
         message = "The model could not embed this text."
         faults = [Fault(f"/texts/{place}", "text_failed", message) for place, key in enumerate(keys) if key in errors]

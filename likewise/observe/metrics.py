@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -28,6 +28,9 @@ OUTCOMES = ("ok", "refused", "overloaded", "away", "failed", "cancelled")
 CONTENTS = ("embedded", "failed", "released", "lost")
 RECORDS = ("created", "changed", "unchanged", "refused")
 MODEL_STATES = ("absent", "present", "loading", "ready", "failed")
+# What became of one request to a remote model: vectors, refused for what it said or by whom it came, too many, an error
+# of the provider, no answer, one that is none, nobody waited.
+PROVIDER_OUTCOMES = ("ok", "refused", "limited", "failed", "unreachable", "wrong", "cancelled")
 OTHER = "other"
 
 # From a search in memory to what a client still waits for.
@@ -58,6 +61,12 @@ MODEL_TEXTS = _counter("model_texts", "Texts that a model embedded.", "model", "
 MODEL_TOKENS = _counter("model_tokens", "Tokens that a model read.", "model", "lane")
 MODEL_TRUNCATED = _counter("model_truncated_tokens", "Tokens that were cut off before a model.", "model", "lane")
 MODEL_SECONDS = _seconds("model_batch", "One batch in the model.", _BATCH_SECONDS, "model", "lane")
+
+PROVIDER_REQUESTS = _counter("provider_requests", "Requests to a remote model, each try.", "model", "outcome")
+PROVIDER_SECONDS = _seconds("provider", "One try of a request to a remote model.", _BATCH_SECONDS, "model")
+PROVIDER_OPEN = Gauge(
+    "likewise_provider_open", "1 while a remote model is left alone, since it failed.", ("model",), registry=REGISTRY
+)
 
 SEARCHES = _counter("search_requests", "Searches.", "mode", "outcome")
 SEARCH_SECONDS = _seconds("search", "One search.", _REQUEST_SECONDS, "mode")

@@ -171,6 +171,37 @@ class ModelBatch(_Step):
         metrics.MODEL_SECONDS.labels(*self._labels).observe(seconds)
 
 
+class ProviderRequest(_Step):
+    """One try of a request to a remote model; one that raises after a good status had no good answer."""
+
+    def __init__(self, model: str, texts: int) -> None:
+        super().__init__(tracing.Span("provider", kind=SpanKind.CLIENT))
+        self._model = model
+        self._status: int | None = None
+        self._span.set(model=model, texts=texts)
+
+    def answered(self, status: int) -> None:
+        """With this status."""
+        self._status = status
+        self._span.set(http__response__status_code=status)
+
+    def _count(self, seconds: float, error: BaseException | None) -> None:
+        metrics.PROVIDER_REQUESTS.labels(self._model, self._outcome(error)).inc()
+        metrics.PROVIDER_SECONDS.labels(self._model).observe(seconds)
+
+    def _outcome(self, error: BaseException | None) -> str:
+        if isinstance(error, asyncio.CancelledError):
+            return "cancelled"
+        if self._status is None:
+            # An answer that is too large is one that is wrong, before its end.
+            return "wrong" if isinstance(error, ValueError) else "unreachable"
+        if self._status < 300:
+            return "ok" if error is None else "wrong"
+        if self._status == 429:
+            return "limited"
+        return "failed" if self._status == 408 or self._status >= 500 else "refused"
+
+
 def search_plan(plan: str) -> None:
     """How the vectors of the current search are compared: one of `metrics.PLANS`."""
     metrics.SEARCH_PLANS.labels(metrics.one_of(plan, metrics.PLANS)).inc()
