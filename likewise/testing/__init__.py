@@ -1,4 +1,4 @@
-"""Real implementations for tests: a deterministic model, here or at an address, a throw-away Postgres, a live server."""
+"""Real implementations for tests: a deterministic model, here or remote, a throw-away Postgres, a live server."""
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
 from likewise.testing.provider import FakeProvider

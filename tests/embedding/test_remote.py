@@ -43,13 +43,12 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield running
 
 
-def spec_of(upstream: Upstream, **changes: Any) -> ModelSpec:
-    """A model at that server; `changes` of its endpoint, but `query_prefix` and `dimension`."""
-    own = {name: changes.pop(name) for name in ("query_prefix", "dimension") if name in changes}
-    endpoint = Endpoint(
-        changes.pop("base_url", upstream.url), "theirs", **{"key": KEY, "key_name": "THEIR_KEY", **changes}
+def spec_of(upstream: Upstream, *, query_prefix: str = "", dimension: int = D, **changes: Any) -> ModelSpec:
+    """A model at that server; `changes` are of its endpoint."""
+    endpoint = Endpoint(**{"base_url": upstream.url, "model": "theirs", "key": KEY, "key_name": "THEIR_KEY", **changes})
+    return ModelSpec(
+        "ours", "ours", dimension, 512, query_prefix=query_prefix, architecture="remote", own=True, endpoint=endpoint
     )
-    return ModelSpec("ours", "ours", **{"dimension": D, "max_tokens": 512, **own}, architecture="remote", own=True, endpoint=endpoint)  # fmt: skip
 
 
 @pytest.fixture
