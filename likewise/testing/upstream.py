@@ -81,7 +81,7 @@ class Upstream:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Listening at `url` for the time of the block."""
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         try:
             yield self
@@ -104,16 +104,20 @@ class Upstream:
         usage = {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}} if self.counts else {}
         return {"object": "list", "data": data, "model": asked.body["model"], **usage}
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._served(reader, writer):
-                pass
-        writer.close()
+        # A task of our own: asyncio's would tell of being cancelled at the end.
+        task = asyncio.create_task(self._connected(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._served(reader, writer):
+                    pass
+        finally:
+            writer.close()
 
     async def _served(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request; whether another may follow."""
