@@ -14,7 +14,7 @@ LIKEWISE = Path(__file__).parents[2] / ".venv" / "bin" / "likewise"
 MODELS = Path(os.environ.get("TEST_MODELS_DIR", Path.home() / ".cache" / "likewise-tests" / "models"))
 DEFAULT_MODEL = "minilm-l6-v2"
 # The default model again, as if it were made to be shortened.
-SHORTENED = "minilm-to-shorten"
+SHORTENED = "my-matryoshka"
 # Tokens a minute: one a second.
 QUOTA = 60
 
