@@ -17,7 +17,8 @@ LIMITED = "provider_limited"
 class Trouble(ModelUnavailable):
     """The provider could not do one request, whatever its texts are.
 
-    `heals`: the same request may do in moments; `asked` are the seconds that the provider wants to be left alone.
+    `heals`: the same request may do in moments; `asked` are the seconds that the provider wants to be left alone;
+    `of_texts`: it may be one of the texts after all, if it goes on.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Trouble(ModelUnavailable):
         heals: bool = False,
         asked: float | None = None,
         rests: Rests = "at_once",
+        of_texts: bool = False,
     ) -> None:
         place = f" at {spec.endpoint.base_url}" if spec.endpoint else ""
         retry_after = max(1, math.ceil(asked or 0))
@@ -39,6 +41,7 @@ class Trouble(ModelUnavailable):
         self.heals = heals
         self.asked = asked
         self.rests = rests
+        self.of_texts = of_texts
 
     def once_more(self, seconds: float) -> ModelUnavailable:
         """The same, for somebody who comes while the provider is left alone for so many more seconds."""
@@ -48,7 +51,7 @@ class Trouble(ModelUnavailable):
 
 
 class RequestRefused(Exception):
-    """The provider will not do this request, for what is in it: its texts, or as many of them."""
+    """The provider will not or cannot do this request, for what is in it: its texts, or as many of them."""
 
 
 class WrongAnswer(ValueError):

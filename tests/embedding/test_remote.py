@@ -275,7 +275,7 @@ async def test_a_provider_that_always_answers_wrongly_ends_soon(upstream: Upstre
 # What heals, and what does not
 
 HEALS: dict[str, Reply] = {
-    "500": Reply(500),
+    "502": Reply(502),
     "503": Reply(503, headers={"retry-after": "0"}),
     "408": Reply(408),
     "429": Reply(429),
@@ -392,6 +392,36 @@ async def test_a_text_that_is_refused_fails_alone(upstream: Upstream, embedder: 
     assert ours.states()[0].state == "ready"
 
 
+@pytest.mark.parametrize("place", [0, 16, 32])
+async def test_a_text_that_breaks_the_server_fails_alone(
+    upstream: Upstream, embedder: MakeEmbedder, place: int
+) -> None:
+    # Given a server that answers 500 to whatever has one text in it
+    upstream.always = lambda asked: (
+        Reply(500) if any("poison" in text for text in asked.texts) else Reply.of(a_good_answer(asked))
+    )
+    ours = embedder()
+    texts = [f"text {place:02}" for place in range(32)]
+    with pytest.raises(Invalid) as refused:
+        await ours.embed(1, [*texts[:place], "poison!", *texts[place:]])
+    # Then that one is named, the others are known, and the provider is not left alone
+    assert [fault.pointer for fault in refused.value.faults] == [f"/texts/{place}"]
+    assert (await ours.embed(1, texts)).cached.all()
+    assert ours.states()[0].state == "ready"
+
+
+async def test_a_server_that_answers_500_to_everything_is_left_alone(
+    upstream: Upstream, embedder: MakeEmbedder
+) -> None:
+    upstream.always = Reply(500)
+    ours = embedder(Backoff(first=0.01, most=0.02, rest=(60, 60)))
+    for batch in range(5):
+        with pytest.raises(ModelUnavailable):
+            await ours.embed(1, [f"{batch} {place}" for place in range(100)])
+    assert len(upstream.asked) < 15
+    assert "500" in str(ours.states()[0].reason)
+
+
 async def test_a_refusal_holds_nothing_of_the_answer(upstream: Upstream, remote: MakeProvider) -> None:
     upstream.always = Reply.of({"error": {"message": TEXT}}, 422)
     with pytest.raises(RequestRefused) as refused:
@@ -481,13 +511,13 @@ async def until(true: Callable[[], bool]) -> None:
 
 async def test_a_broken_provider_is_left_alone_and_asked_once(upstream: Upstream, remote: MakeProvider) -> None:
     # Given a server that fails
-    upstream.always = Reply(500)
+    upstream.always = Reply(503)
     provider = remote()
     while provider.fault is None:
         with pytest.raises(ModelUnavailable):
             await provider.embed(["a"], "document")
     assert len(upstream.asked) == QUICK.failures
-    assert (upstream.url in provider.fault, "500" in provider.fault) == (False, True)
+    assert (upstream.url in provider.fault, "503" in provider.fault) == (False, True)
     # When many ask it while it is left alone, then none reaches it
     refused = await asyncio.gather(*(provider.embed(["a"], "document") for _ in range(20)), return_exceptions=True)
     assert all(isinstance(error, ModelUnavailable) and error.retry_after for error in refused)

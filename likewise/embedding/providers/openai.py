@@ -89,6 +89,8 @@ class RemoteProvider:
                 return await self._in_turn(sent)
             except Trouble as trouble:
                 failed += 1
+                if trouble.of_texts and failed >= self._backoff.tries:
+                    raise RequestRefused(f"the provider fails on the request, {failed} times") from None
                 if not trouble.heals or failed >= self._backoff.tries:
                     raise
                 await self._wait(trouble, failed)
@@ -114,7 +116,9 @@ class RemoteProvider:
                 try:
                     return await self._ask(sent)
                 except Trouble as trouble:
-                    trial.failed(trouble)
+                    # Of many it may be one text's fault; the caller asks again with fewer, and with a plain one.
+                    if not (trouble.of_texts and len(sent) > 1):
+                        trial.failed(trouble)
                     raise
                 except RequestRefused:
                     trial.answered()
@@ -122,7 +126,6 @@ class RemoteProvider:
                 except WrongAnswer as wrong:
                     log.warning("the provider of %s answers wrongly: %s", self._spec.name, wrong)
                     if len(sent) == 1:
-                        # Of many it may be one text's fault; the caller asks again with fewer, and with a plain one.
                         trial.failed(self._wrong(wrong))
                     raise
 

@@ -89,9 +89,15 @@ def refuse(reply: Reply, spec: ModelSpec) -> None:
     if status == 429:
         raise _limited(reply, spec)
     if status == 408 or status >= 500:
-        words = f"fails ({status})"
-        raise Trouble(spec, "provider_failed", words, heals=True, asked=reply.asked, rests="in_a_row")
+        raise _failed(reply, spec)
     raise Trouble(spec, "provider_refuses", f"answers {status} where it should answer with vectors")
+
+
+def _failed(reply: Reply, spec: ModelSpec) -> Trouble:
+    words, asked = f"fails ({reply.status})", reply.asked
+    # Some servers answer 500 to a text whose vector has no finite numbers.
+    of_texts = reply.status == 500
+    return Trouble(spec, "provider_failed", words, heals=True, asked=asked, rests="in_a_row", of_texts=of_texts)
 
 
 def _limited(reply: Reply, spec: ModelSpec) -> Trouble:
