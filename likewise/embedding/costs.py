@@ -16,7 +16,9 @@ class Price:
     read: date
 
 
-# A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this machine costs nothing here.
+# The first two from OpenAI's pages on its models (developers.openai.com/api/docs/models); the third, which is older, from
+# who sells it at the same price. A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this
+# machine costs nothing here.
 PRICES: Mapping[str, Price] = {
     price.model: price
     for price in (

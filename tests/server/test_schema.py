@@ -236,9 +236,10 @@ def _with_words(text: str) -> str:
 
 
 def names_what_may_not_be(case: schemathesis.Case) -> bool:
-    """Whether there is a model, or a cursor, of which only the server knows which there are: a 422 is right then."""
+    """Whether there is a model or a cursor of which only the server knows which there are, or a time that may be later
+    than another: a 422 is right then."""
     given = [part for part in (case.query, case.body) if isinstance(part, dict)]
-    return any(isinstance(part.get(name), str) for part in given for name in ("cursor", "model"))
+    return any(isinstance(part.get(name), str) for part in given for name in ("cursor", "model", "since", "until"))
 
 
 def repeats_no_value(ctx: schemathesis.CheckContext, answer: schemathesis.Response, case: schemathesis.Case) -> None:
