@@ -39,8 +39,8 @@ class Bookkeeping:
         try:
             await self.flush()
         except LikewiseError as error:
-            left = sum(one.texts for one in self._ledger.take().values())
-            log.error("usage_lost", code=error.code, texts=left, in_doubt=self._in_doubt is not None)
+            _, in_doubt = self._in_doubt or ("", {})
+            log.error("usage_lost", code=error.code, texts=_texts(self._ledger.take()), in_doubt=_texts(in_doubt))
 
     async def _add(self, taken: Mapping[Account, Usage]) -> None:
         number: str | None = None
@@ -67,3 +67,7 @@ class Bookkeeping:
         self._in_doubt = None
         if ended == "aborted":
             self._ledger.put_back(taken)
+
+
+def _texts(used: Mapping[Account, Usage]) -> int:
+    return sum(one.texts for one in used.values())

@@ -1,7 +1,6 @@
 """What embedding took, as rows: by tenant, model and hour."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal
 
@@ -56,7 +55,7 @@ Key = str | datetime
 
 async def add(tx: Tx, used: Mapping[Account, Usage]) -> str:
     """Add to the rows of any tenants; returns the transaction's number, for `ending`."""
-    rows = [asdict(account) | asdict(usage) for account, usage in used.items()]
+    rows = [vars(account) | vars(usage) for account, usage in used.items()]
     row = await tx.row(ADD, [orjson.dumps(rows).decode()])
     return "" if row is None else str(row[0])
 

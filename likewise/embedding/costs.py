@@ -16,8 +16,8 @@ class Price:
     read: date
 
 
-# The first two from OpenAI's pages on its models (developers.openai.com/api/docs/models); the third, which is older, from
-# who sells it at the same price. A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this
+# Looked up in kept copies of OpenAI's pages (developers.openai.com/api/docs/models); the older third model in those of
+# others who sell it at that price. A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this
 # machine costs nothing here.
 PRICES: Mapping[str, Price] = {
     price.model: price

@@ -174,7 +174,8 @@ class ModelBatch(_Step):
 def paid(model: str, cost: float, estimated: int) -> None:
     """A model read a text: what that costs in US dollars, and how many of its tokens nobody counted."""
     metrics.EMBED_COST.labels(model).inc(cost)
-    metrics.EMBED_ESTIMATED.labels(model).inc(estimated)
+    if estimated:
+        metrics.EMBED_ESTIMATED.labels(model).inc(estimated)
 
 
 def avoided(model: str, cost: float) -> None:

@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import likewise
+from likewise.db import outage
+from likewise.embedding.costs import Account, Usage
 from likewise.embedding.embedder import Embedder
 from likewise.errors import DatabaseUnavailable
 from likewise.library import Likewise
 from likewise.settings import Settings
-from likewise.testing import FakeProvider, open_folder
+from likewise.testing import DatabaseUrls, FakeProvider, open_folder
 from tests.flows.patience import until
 
 
@@ -113,3 +118,60 @@ async def test_a_commit_that_nobody_heard_of_counts_once(
         await until(flushed)
         # Then
         assert ((await lw.usage()).total.generated, (await lw.usage()).total.tokens) == (3, 4 + 3 + 3)
+
+
+async def test_what_is_lost_at_the_end_is_said(
+    wire: Wire, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given
+    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.5)
+    async with over(wire, settings) as lw:
+        await lw.embed(["one two", "three"])
+        # When the connection is lost at the commit, and comes back no more
+        wire.cut = "before"
+    # Then
+    told = [record.msg for record in caplog.records if "usage_lost" in str(record.msg)]
+    assert [(one["texts"], one["in_doubt"]) for one in told] == [(0, 2)]
+
+
+async def test_who_is_cancelled_while_it_is_kept_loses_nothing(lw: Likewise) -> None:
+    # Given
+    chosen = random.Random(3)
+    for number in range(60):
+        await lw.embed([f"text {number}"])
+        # When a caller leaves at any moment
+        leaving = asyncio.create_task(lw.runtime.bookkeeping.flush())
+        await asyncio.sleep(chosen.uniform(0, 0.004))
+        leaving.cancel()
+        await asyncio.wait({leaving})
+
+    async def counted() -> bool:
+        with contextlib.suppress(DatabaseUnavailable):
+            return (await lw.usage()).total.generated >= 60
+        return False
+
+    # Then
+    await until(counted)
+    total = (await lw.usage()).total
+    assert (total.texts, total.generated, total.tokens) == (60, 60, 60 * 4)
+
+
+async def test_what_many_tenants_used_is_one_transaction(lw: Likewise, database: DatabaseUrls) -> None:
+    # Given usage of as many tenants as there may be at once
+    hour = datetime(2026, 3, 1, tzinfo=UTC)
+    tenants = range(1, 2_001)
+    used = {Account(tenant, model, hour): Usage(1, 0, 1, 10) for tenant in tenants for model in ("a", "b")}
+    async with await AsyncConnection.connect(database.owner, autocommit=True) as connection:
+
+        async def given() -> int:
+            row = await (await connection.execute("SELECT pg_current_xact_id()::text::bigint")).fetchone()
+            return 0 if row is None else int(row[0])
+
+        before = await given()
+        # When
+        lw.embedder.ledger.put_back(used)
+        await lw.runtime.bookkeeping.flush()
+        # Then
+        assert await given() - before < 50
+        query = "SELECT count(*), sum(tokens)::int FROM likewise.usage WHERE hour = %s"
+        assert await (await connection.execute(query, [hour])).fetchone() == (4_000, 40_000)

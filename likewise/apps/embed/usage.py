@@ -1,7 +1,7 @@
 """The service of what embedding took: the counts of the embedder that this one replaces, and sums by model and hour."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -97,4 +97,4 @@ def reported(since: datetime, until: datetime, by: By, rows: Mapping[Key, Usage]
     total = Usage()
     for one in rows.values():
         total.add(one)
-    return UsageReport(since, until, by, [{by: key} | asdict(one) for key, one in rows.items()], total)
+    return UsageReport(since, until, by, [{by: key} | vars(one) for key, one in rows.items()], total)
