@@ -21,6 +21,7 @@ from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from tests.auth.keys import make_key
 from tests.conftest import Opener
+from tests.flows.patience import until
 from tests.server.conftest import BASE
 
 METRICS, RESET, USAGE = "/embed/metrics", "/embed/metrics/reset", "/api/v1/usage"
@@ -214,20 +215,26 @@ async def test_tokens_that_nobody_counted_are_marked(priced: Settings) -> None:
 
 
 async def test_who_left_has_paid_all_the_same(priced: Settings) -> None:
-    # Given
-    gate = asyncio.Event()
-    async with likewise.open(priced, embedder=remote(priced, gate=gate)) as lw:
+    # Given a text in the model
+    provider = FakeProvider(1536, gate=asyncio.Event())
+    embedder = Embedder(priced, providers={priced.model: lambda spec: provider})
+    async with likewise.open(priced, embedder=embedder) as lw:
         leaving = asyncio.create_task(lw.embed(["one two three"]))
-        staying = asyncio.create_task(lw.embed(["one two three"]))
-        await asyncio.sleep(0.05)
-        # When
+        await until(lambda: bool(provider.calls))
+        # When who asked for it leaves
         leaving.cancel()
-        gate.set()
-        await staying
+        assert provider.gate is not None
+        provider.gate.set()
+        await lw.embed(["four"])
+
         # Then
+        async def counted() -> bool:
+            return (await lw.usage()).total.generated == 2
+
+        await until(counted)
         total = (await lw.usage()).total
-        assert (total.texts, total.generated, total.tokens) == (1, 1, 5)
-        assert total.cost == pytest.approx(5 * PER_TOKEN)
+        assert (total.texts, total.tokens) == (1, 5 + 3)
+        assert total.cost == pytest.approx(8 * PER_TOKEN)
 
 
 async def test_what_the_worker_and_searches_embed_counts_for_whose_it_is(
