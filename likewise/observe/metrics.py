@@ -55,6 +55,9 @@ HTTP_SECONDS = _seconds("http_request", "From a request's head to its answer's e
 
 EMBED_REQUESTS = _counter("embed_requests", "Lists of texts that vectors were asked of.", "model", "lane", "outcome")
 EMBED_TEXTS = _counter("embed_texts", "Texts that were answered with a vector.", "model", "lane")
+EMBED_COST = _counter("embed_cost_dollars", "US dollars for the tokens that remote models read.", "model")
+EMBED_COST_AVOIDED = _counter("embed_cost_avoided_dollars", "What texts would have cost that were known.", "model")
+EMBED_ESTIMATED = _counter("embed_estimated_tokens", "Tokens read of which only the characters were counted.", "model")
 CACHE_HITS = _counter("cache_hits", "Texts whose vectors the cache knew.")
 CACHE_MISSES = _counter("cache_misses", "Texts whose vectors the cache did not know.")
 MODEL_TEXTS = _counter("model_texts", "Texts that a model embedded.", "model", "lane")

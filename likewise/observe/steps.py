@@ -202,6 +202,18 @@ class ProviderRequest(_Step):
         return "failed" if self._status == 408 or self._status >= 500 else "refused"
 
 
+def paid(model: str, cost: float, estimated: int) -> None:
+    """A model read a text: what that costs in US dollars, and how many of its tokens nobody counted."""
+    metrics.EMBED_COST.labels(model).inc(cost)
+    if estimated:
+        metrics.EMBED_ESTIMATED.labels(model).inc(estimated)
+
+
+def avoided(model: str, cost: float) -> None:
+    """What a model need not read, in US dollars."""
+    metrics.EMBED_COST_AVOIDED.labels(model).inc(cost)
+
+
 def search_plan(plan: str) -> None:
     """How the vectors of the current search are compared: one of `metrics.PLANS`."""
     metrics.SEARCH_PLANS.labels(metrics.one_of(plan, metrics.PLANS)).inc()

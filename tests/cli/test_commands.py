@@ -31,7 +31,20 @@ def one_line(text: str) -> str:
 def test_help_names_every_verb(likewise_command: Run) -> None:
     done = likewise_command("--help")
     assert done.returncode == OK
-    for verb in ("demo", "serve", "worker", "embed", "index", "search", "similar", "models", "db", "keys", "doctor"):
+    for verb in (
+        "demo",
+        "serve",
+        "worker",
+        "embed",
+        "index",
+        "search",
+        "similar",
+        "models",
+        "db",
+        "keys",
+        "usage",
+        "doctor",
+    ):
         assert f"  {verb} " in done.stdout
 
 
