@@ -6,9 +6,8 @@ from typing import Any
 
 from likewise.embedding import weights
 from likewise.embedding.embedder import PROBE_TEXTS, Embedder
-from likewise.embedding.loading import LOCAL_PROVIDERS as RUN
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
-from likewise.errors import NotFound, SettingsError
+from likewise.errors import NotFound, NotSupported, SettingsError
 from likewise.settings import Settings
 
 TRIED_TEXTS = 64
@@ -53,12 +52,16 @@ def require_runnable(settings: Settings) -> ModelSpec:
             f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
             "`likewise models list` shows the models there are."
         )
-    if spec.architecture not in RUN:
-        runs = ", ".join(one.name for one in MODELS if one.architecture in RUN)
+    if spec.architecture == "remote":
+        runs = ", ".join(one.name for one in MODELS if one.architecture != "remote")
         raise SettingsError(
             f"LIKEWISE_MODEL: this version does not run {spec.name} ({spec.architecture}). Name one of those it runs: "
             f"{runs}."
         )
+    try:
+        Catalogue(settings).runtime(spec)
+    except NotSupported as error:
+        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
     return spec
 
 
@@ -89,6 +92,10 @@ async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
 
 
 def _state(spec: ModelSpec, settings: Settings) -> str:
-    if spec.architecture not in RUN:
+    if spec.architecture == "remote":
         return "not in this version"
+    try:
+        Catalogue(settings).runtime(spec)
+    except NotSupported:
+        return "needs torch"
     return "here" if weights.locate(spec, settings) else "not here"

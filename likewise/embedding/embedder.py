@@ -12,11 +12,10 @@ from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget, Waiting
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.memory import MemoryCache
-from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.loading import ModelState, Slot
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
-from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable
+from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
 
@@ -187,8 +186,10 @@ class Embedder:
     def _state(self, spec: ModelSpec) -> ModelState:
         if spec.name in self._slots:
             return self._slots[spec.name].state
-        if spec.architecture not in ARCHITECTURES:
-            return ModelState(spec.name, "failed", f"This version does not run {spec.architecture} models yet.")
+        try:
+            self._catalogue.resolve(spec.name)
+        except NotSupported as error:
+            return ModelState(spec.name, "failed", error.detail)
         if spec.name in self._providers or weights.locate(spec, self._settings) is not None:
             return ModelState(spec.name, "present")
         return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)

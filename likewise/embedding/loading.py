@@ -13,9 +13,9 @@ from typing import Literal
 
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget
-from likewise.embedding.graphs.architectures import ARCHITECTURES
-from likewise.embedding.models import ModelSpec
+from likewise.embedding.models import ModelSpec, local_spec
 from likewise.embedding.provider import Provider, ProviderFactory
+from likewise.embedding.runtimes import PROVIDERS, runtime_of
 from likewise.errors import LikewiseError, ModelUnavailable
 from likewise.settings import Settings
 
@@ -24,10 +24,6 @@ log = logging.getLogger(__name__)
 LOCAL_RETRY_SECONDS = 2.0
 NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
-
-# imported when a model of that architecture is loaded
-LOCAL_PROVIDERS = dict.fromkeys(ARCHITECTURES, "likewise.embedding.providers.openvino")
-
 
 State = Literal["absent", "present", "loading", "ready", "failed"]
 
@@ -148,8 +144,11 @@ class Slot:
             self._fetch_wait = min(2 * self._fetch_wait, NETWORK_RETRY_SECONDS[1])
 
     def _load(self, folder: Path) -> Provider:
-        module = importlib.import_module(LOCAL_PROVIDERS[self.spec.architecture])
-        provider: Provider = module.load(self.spec, folder, self._settings)
+        spec = self.spec
+        if spec.folder is not None and not spec.dimension:  # it was not there when we looked first
+            spec = local_spec(spec.name, spec.folder)
+        module = importlib.import_module(PROVIDERS[runtime_of(spec.architecture, spec.runtime, self._settings.device)])
+        provider: Provider = module.load(spec, folder, self._settings)
         return provider
 
     def _refuse_known_failure(self, folder: Path) -> None:
@@ -175,7 +174,7 @@ def _again(error: LikewiseError | None) -> ModelUnavailable:
 
 
 def _signature(folder: Path) -> tuple[str, int, int] | None:
-    for path in sorted(folder.rglob("model.safetensors")):
+    for path in sorted(folder.rglob("model*.safetensors")):
         facts = path.stat()
         return str(path), facts.st_size, facts.st_mtime_ns
     return None

@@ -1,10 +1,12 @@
 """The models that there are, and how they are named."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from likewise.embedding.folder import ModelFolder, Pooling
-from likewise.embedding.graphs.architectures import ARCHITECTURES
+from likewise.embedding.runtimes import Runtime, runtime_of
+from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import Invalid, LikewiseError, NotSupported
 from likewise.settings import Settings
 
@@ -14,7 +16,8 @@ class ModelSpec:
     """One model as it is known before its files are read.
 
     `dimension` is 0 for a folder of one's own that is not there; `architecture` is its `model_type`, or `remote`;
-    `folder` is set for a folder of one's own; prices are in US dollars.
+    `folder` is set for a folder of one's own, `runtime` where the model leaves no choice of it; prices are in US
+    dollars.
     """
 
     name: str
@@ -27,6 +30,7 @@ class ModelSpec:
     weights_sha256: str | None = None
     wheel: str | None = None
     folder: Path | None = None
+    runtime: Runtime | None = None
     price_per_1k_tokens: float = 0.0
 
     @property
@@ -94,11 +98,19 @@ class Catalogue:
         Invalid if the settings do not allow it, NotSupported if this version cannot run it.
         """
         spec = self._find(self._settings.model) if name is None else self._allowed_by(name)
-        if spec.architecture not in ARCHITECTURES:
+        if spec.architecture == "remote":
             raise NotSupported.at(
                 "/model", f"This version does not run {spec.name} yet ({spec.architecture}).", "not_supported"
             )
+        self.runtime(spec)
         return spec
+
+    def runtime(self, spec: ModelSpec) -> Runtime:
+        """What runs a local model here; NotSupported says why nothing does."""
+        try:
+            return runtime_of(spec.architecture, spec.runtime, self._settings.device)
+        except NotSupported as error:
+            raise NotSupported.at("/model", f"{_no_graph(spec)}{error.detail}", "not_supported") from None
 
     def _allowed_by(self, name: str) -> ModelSpec:
         for spec in self.specs():
@@ -131,9 +143,37 @@ def local_spec(name: str, folder: Path) -> ModelSpec:
     """The row of a folder of one's own; dimension 0 while it cannot be read."""
     try:
         facts = ModelFolder.read(folder)
+    except NotSupported:
+        return _torch_spec(name, folder)
     except LikewiseError:
         return ModelSpec(name, name, 0, 0, folder=folder)
     return ModelSpec(
         name, name, facts.dimension, facts.max_tokens, facts.pooling,
         query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, folder=folder,
     )  # fmt: skip
+
+
+def _torch_spec(name: str, folder: Path) -> ModelSpec:
+    """The row of a folder that there is no graph for."""
+    try:
+        facts = TorchFolder.read(folder)
+    except LikewiseError:  # loading it tells why
+        return ModelSpec(name, name, 0, 0, folder=folder)
+    limit = 0 if facts.max_tokens == sys.maxsize else facts.max_tokens
+    return ModelSpec(
+        name, name, facts.dimension, limit,
+        query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, folder=folder, runtime="torch",
+    )  # fmt: skip
+
+
+def _no_graph(spec: ModelSpec) -> str:
+    """Why there is no graph for a folder of one's own, to go before what that leads to."""
+    if spec.folder is None:
+        return ""
+    try:
+        ModelFolder.read(spec.folder)
+    except NotSupported as error:
+        return f"{error.detail} "
+    except LikewiseError:
+        return ""
+    return ""
