@@ -10,12 +10,13 @@ from likewise.embedding.provider import Role, Vector
 
 @dataclass(frozen=True)
 class Cached:
-    """One text's vector, float32 (d,), and its counts."""
+    """One text's vector, float32 (d,), and its counts; `estimated` where nobody counted its tokens."""
 
     vector: Vector
     tokens: int
     truncated: int
     chars_read: int
+    estimated: bool = False
 
 
 class Cache(Protocol):

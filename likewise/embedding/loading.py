@@ -25,6 +25,8 @@ LOCAL_RETRY_SECONDS = 2.0
 NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
 
+REMOTE_PROVIDER = "likewise.embedding.providers.openai"
+
 State = Literal["absent", "present", "loading", "ready", "failed"]
 
 # by the error's code; every other one needs somebody to look
@@ -69,7 +71,8 @@ class Slot:
     def state(self) -> ModelState:
         """How it stands."""
         if self.provider is not None:
-            return ModelState(self.spec.name, "ready")
+            fault = self.provider.fault
+            return ModelState(self.spec.name, "failed" if fault else "ready", fault)
         if self._error is None:
             return ModelState(self.spec.name, "loading" if self._task else "absent")
         return ModelState(self.spec.name, _STATES.get(self._error.code, "failed"), self._error.detail)
@@ -124,6 +127,9 @@ class Slot:
     async def _open(self) -> Provider:
         if self._factory is not None:
             return self._factory(self.spec)
+        if self.spec.endpoint is not None:
+            remote: Provider = importlib.import_module(REMOTE_PROVIDER).load(self.spec)
+            return remote
         folder = await asyncio.to_thread(weights.locate, self.spec, self._settings)
         if folder is None:
             folder = await self._fetch()

@@ -14,6 +14,7 @@ from likewise.apps.collections.schemas import FaultOut
 from likewise.apps.deps import PROBLEM_JSON, Answer
 from likewise.errors import (
     Internal,
+    Invalid,
     LikewiseError,
     Malformed,
     MethodNotAllowed,
@@ -110,8 +111,12 @@ def _problem(error: LikewiseError, detail: str) -> dict[str, Any]:
 
 def _openai(error: LikewiseError, status: int, detail: str) -> dict[str, Any]:
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    parameter = error.faults[0].pointer.strip("/").replace("/", ".") if error.faults else ""
-    return {"error": {"message": detail, "type": kind, "param": parameter or None, "code": error.code}}
+    if not error.faults:
+        return {"error": {"message": detail, "type": kind, "param": None, "code": error.code}}
+    first = error.faults[0]
+    parameter = first.pointer.strip("/").replace("/", ".")
+    code = first.code if error.code == Invalid.code else error.code
+    return {"error": {"message": detail, "type": kind, "param": parameter or None, "code": code}}
 
 
 def _headers(error: LikewiseError) -> dict[str, str]:

@@ -20,7 +20,7 @@ from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.packing import pack
 from likewise.embedding.precision import able, choose
-from likewise.embedding.provider import Matrix, ProviderResult, Role
+from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role
 from likewise.embedding.space import space_of
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.weights import check_weights
@@ -77,7 +77,8 @@ class OpenVinoProvider:
         self.numerics = facts.numerics
         self.dimension = facts.dimension
         self.max_tokens = facts.max_tokens
-        self.batch_tokens = facts.call_tokens
+        self.capacity = Capacity(tokens=facts.call_tokens)
+        self.fault: str | None = None
         self._tokenizer = tokenizer
         self._prefixes = prefixes
         self._bulk = bulk

@@ -15,7 +15,7 @@ from likewise.embedding.graphs.architectures import broken
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.packing import pack
-from likewise.embedding.provider import Matrix, ProviderResult, Role
+from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role
 from likewise.embedding.space import space_of, space_of_files
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.torch_folder import TorchFolder
@@ -82,7 +82,8 @@ class TorchProvider:
         self.numerics = facts.numerics
         self.dimension = facts.dimension
         self.max_tokens = facts.max_tokens
-        self.batch_tokens = facts.call_tokens
+        self.capacity = Capacity(tokens=facts.call_tokens)
+        self.fault: str | None = None
         self._tokenizer = tokenizer
         self._prefixes = before
         self._model: TorchModel | None = model
