@@ -99,6 +99,12 @@ class Settings(BaseSettings):
         30.0, gt=0, le=600, description="Time that a remote model has for one try of one request; there are three."
     )
     models_dir: Path | None = Field(None, description="Folder with model folders; absent: `models` in the data folder.")
+    models_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory that loaded local models may take together, in bytes: before another is loaded, those "
+        "least recently used are let go, but never the default. Absent: half of this machine's; 0 is without limit.",
+    )
     precision: Literal["auto", "f32", "bf16", "int8"] = Field(
         "auto",
         description="Arithmetic of local models; `auto` is bf16 where the processor has it, else f32. `int8` is faster "

@@ -39,7 +39,7 @@ class TorchModel:
         """Read the weights, from safetensors only; no code and no word of a folder is run, and nothing is fetched."""
         heads = [_head(one.kind, one.path) for one in facts.heads]
         if not any(one.kind == "Pooling" for one in facts.heads):
-            heads.insert(0, parts.Pooling(1, "mean"))  # its size is only told, never used
+            heads.insert(0, parts.Pooling(1, "mean"))
         transformer = _transformer(facts.transformer, dtype)
         return cls(transformer.to(device).eval(), [head.to(device).eval() for head in heads], device)
 
@@ -136,5 +136,9 @@ def _configuration(path: Path) -> Any:
 def _head(kind: str, path: Path) -> Any:
     if kind == "Normalize":
         return parts.Normalize()
-    kinds = {"Pooling": parts.Pooling, "Dense": parts.Dense, "LayerNorm": parts.LayerNorm}
-    return kinds[kind].load(str(path), local_files_only=True)
+    if kind == "Pooling":
+        config = parts.Pooling.load_config(str(path), local_files_only=True)
+        if not {"embedding_dimension", "word_embedding_dimension"} & set(config):
+            config["embedding_dimension"] = 1  # only told, never used
+        return parts.Pooling(**config)
+    return {"Dense": parts.Dense, "LayerNorm": parts.LayerNorm}[kind].load(str(path), local_files_only=True)
