@@ -98,12 +98,10 @@ class TorchModel:
 
 def _transformer(path: Path, dtype: Any) -> Any:
     config = _configuration(path)
-    of_encoders = transformers.AutoModelForTextEncoding
-    kind = of_encoders if getattr(config, "is_encoder_decoder", False) else transformers.AutoModel
-    if kind is of_encoders and type(config) not in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
-        raise NotSupported(
-            f"{path / 'config.json'} is of a model that also writes text, which this version does not run."
-        )
+    encodes = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING  # of T5 and its like, the half that reads
+    if getattr(config, "is_encoder_decoder", False) and not encodes:
+        raise NotSupported(f"{path / 'config.json'} is of a model that also writes, which this version does not run.")
+    kind = transformers.AutoModelForTextEncoding if encodes else transformers.AutoModel
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # its warnings are no log lines, and what matters of them is below
     model, told = kind.from_pretrained(
@@ -114,11 +112,19 @@ def _transformer(path: Path, dtype: Any) -> Any:
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     missing = sorted(name for name in told["missing_keys"] if not _UNUSED.search(name))
     if missing:  # the library makes up what is missing
         raise broken(path / "model.safetensors", f"has no tensor `{missing[0]}`")
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        sizes = f"{_size(found)} where config.json asks for {_size(wanted)}"
+        raise broken(path / "model.safetensors", f"has `{name}` of {sizes}")
     return model
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _configuration(path: Path) -> Any:

@@ -20,9 +20,16 @@ def a_small_mpnet(data: Path) -> Provider:
     return openvino.load(local_spec("own", MODEL), MODEL, load_settings(data_dir=data, precision="f32"))
 
 
+def the_same_in_torch(data: Path) -> Provider:
+    torch = pytest.importorskip("likewise.embedding.providers.torch", reason="needs the extra torch: make test-torch")
+    made: Provider = torch.load(local_spec("own", MODEL), MODEL, load_settings(data_dir=data, precision="f32"))
+    return made
+
+
 PROVIDERS: list[tuple[str, Callable[[Path], Provider]]] = [
     ("fake", lambda _: FakeProvider()),
     ("openvino", a_small_mpnet),
+    ("torch", the_same_in_torch),
 ]
 TEXTS = [
     "the pump fails when it is cold",
