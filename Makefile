@@ -8,12 +8,13 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.1
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format bench docs lock clean
+.PHONY: help demo serve test test-torch check format bench docs lock clean
 
 help:
 	@echo "make demo     search real text with a real model, in a database of its own"
 	@echo "make serve    the HTTP server"
 	@echo "make test     the tests                    (ARGS='-k fusion' picks some)"
+	@echo "make test-torch  those of models in PyTorch, in .venv-bench"
 	@echo "make check    format, lint, types, layers"
 	@echo "make format   put the code in order"
 	@echo "make bench    the benchmarks, in .venv-bench  (BENCH=quality picks one)"
@@ -29,6 +30,10 @@ serve: .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+test-torch: .venv-bench/installed
+	.venv-bench/bin/python -m pytest tests/embedding/test_torch.py tests/embedding/test_runtimes.py \
+		tests/contracts/test_provider.py $(ARGS)
 
 check: .venv/installed
 	.venv/bin/ruff format --check .

@@ -23,7 +23,7 @@ MIB = 2**20
 # Bytes for each weight, and for a model besides: what a process had grown by after 1,400 texts, some calls at a time,
 # on two cores, with models of 23 and 109 million weights. OpenVINO: f32 387 and 1,729 MiB, bf16 329 and 1,102, int8 299
 # and 652; it has the graph twice, and packs the weights of each for its kernels at the first text. torch: f32 269 MiB
-# of the small one, bf16 276 and 284.
+# of the small one, bf16 276 and (after 200 texts) 284.
 BYTES = {
     ("openvino", "f32"): 16, ("openvino", "bf16"): 10, ("openvino", "int8"): 5,
     ("torch", "f32"): 4, ("torch", "bf16"): 2,
