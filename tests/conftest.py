@@ -17,6 +17,9 @@ from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres, throwaway_postgres
 
+# They have an environment of their own: `make test-clients`.
+collect_ignore = ["clients"]
+
 Opener = Callable[..., AbstractAsyncContextManager[Likewise]]
 
 

@@ -20,7 +20,8 @@ from likewise.errors import NotSupported
 ENDLESS = 2**31  # what tokenizers without a limit have for one is larger
 # A batch's padded size; a call's tokens, least and most; and the weights of a model that gets the longest calls. On the
 # CPU more than 512 gains nothing in f32 and costs in bf16 (73 texts/s; 1,024: 58, 4,096: 45, on a busy machine). On a
-# GPU it is arithmetic, not measured: 190 million weights and 131,072 tokens are 5e13 operations, a second of a small one.
+# GPU it is arithmetic, not measured: 190 million weights times 131,072 tokens are 5e13 operations, a second of a small
+# one.
 CPU_SIZES = (512, 4_096, 32_768, 22_000_000)
 GPU_SIZES = (16_384, 8_192, 131_072, 190_000_000)
 _UNUSED = re.compile(r"(^|\.)pooler\.")  # weights that no vector is made with, and that many folders leave out

@@ -25,6 +25,8 @@ from likewise.errors import (
 from likewise.observe.request_id import REQUEST_ID
 
 OPENAI_PATHS = "/v1/"
+# LiteLLM goes by these words, and takes a 401 that says `invalid_request_error` for a wrong field.
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # The rest of such a request is not read, so nothing else can follow on its connection.
 _CLOSING = frozenset({408, 413, 414, 431})
 
@@ -110,7 +112,7 @@ def _problem(error: LikewiseError, detail: str) -> dict[str, Any]:
 
 
 def _openai(error: LikewiseError, status: int, detail: str) -> dict[str, Any]:
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else _OPENAI_TYPES.get(status, "invalid_request_error")
     if not error.faults:
         return {"error": {"message": detail, "type": kind, "param": None, "code": error.code}}
     first = error.faults[0]

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
-from likewise.apps.body import wrong
+from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, wrong
 from likewise.apps.embed.schemas import MAX_TEXTS, OldRequest
+from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 
 TOKENS = (
     "Arrays of token ids are not taken, because they are another tokenizer's: send texts. "
@@ -13,41 +14,39 @@ TOKENS = (
 )
 
 
-def _texts(value: Any) -> Any:
-    """A text, or texts, and no token ids."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise wrong("wrong_type", "This must be a string or a list of strings.")
-    if not value:
-        raise wrong("too_short", "This must have at least 1 item.")
-    if len(value) > MAX_TEXTS:
-        raise wrong("too_long", f"This must have at most {MAX_TEXTS} items.")
-    if all(isinstance(one, int | list) for one in value):
+def _no_tokens(value: Any) -> Any:
+    """What is wrong in a word, where the forms that there are would each find something to say."""
+    if isinstance(value, list) and value and all(isinstance(one, int | list) for one in value):
         raise wrong("token_ids", TOKENS)
-    if not all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and not all(isinstance(one, str) for one in value):
         raise wrong("wrong_type", "Each item must be a string.")
+    if not isinstance(value, str | list):
+        raise wrong("wrong_type", "This must be a string or a list of strings.")
     return value
 
 
-_TEXTS_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_TEXTS},
-    ]
-}
+def _form(value: Any) -> str:
+    return LIST_OF_IT if isinstance(value, list) else ONE_OF_IT
+
+
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+Input = Annotated[
+    Annotated[Text, Tag(ONE_OF_IT)] | Annotated[Texts, Tag(LIST_OF_IT)],
+    Discriminator(_form),
+    BeforeValidator(_no_tokens),
+]
 
 
 class EmbeddingsIn(OldRequest):
     """OpenAI's request: one text or up to 2,048. Fields that are not here are ignored."""
 
-    input: Annotated[str | list[str], BeforeValidator(_texts), WithJsonSchema(_TEXTS_SCHEMA)]
+    input: Input
     model: str | None = Field(None, description="One that `GET /v1/models` lists; the default if absent.")
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="`float` if absent; `base64` is of little-endian float32."
     )
-    dimensions: int | None = Field(
-        None, ge=1, le=16_000, description="The first so many numbers of each vector, for models that are made for it."
+    dimensions: Annotated[int, Field(ge=1, le=16_000), AS_WHOLE_NUMBER] | None = Field(
+        None, description="The first so many numbers of each vector, for models that are made for it."
     )
 
 

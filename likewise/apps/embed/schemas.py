@@ -1,10 +1,11 @@
 """What the routes of `embed` take and answer."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from likewise.apps.body import RequestModel
+from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 
 MAX_TEXTS = 2_048
 
@@ -22,7 +23,7 @@ class OldRequest(RequestModel):
 class TextIn(OldRequest):
     """One text, as a document."""
 
-    text: str
+    text: Text
     model: str | None = Field(None, description=_MODEL)
     use_cache: bool = Field(True, description=_USE_CACHE)
 
@@ -30,7 +31,7 @@ class TextIn(OldRequest):
 class QueryIn(OldRequest):
     """One text, as a query: with the prefix that some models want before it."""
 
-    query: str
+    query: Text
     model: str | None = Field(None, description=_MODEL)
     use_cache: bool = Field(True, description=_USE_CACHE)
 
@@ -38,10 +39,10 @@ class QueryIn(OldRequest):
 class BatchIn(OldRequest):
     """Many texts, as documents."""
 
-    texts: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
+    texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS)
     model: str | None = Field(None, description=_MODEL)
-    batch_size: int | None = Field(
-        None, ge=1, le=MAX_TEXTS, description="How many texts go to a remote model at a time; local ones see to it."
+    batch_size: Annotated[int, Field(ge=1, le=MAX_TEXTS), AS_WHOLE_NUMBER] | None = Field(
+        None, description="How many texts go to a remote model at a time; local ones see to it."
     )
     use_cache: bool = Field(True, description=_USE_CACHE)
     format: Format = Field("float", description="`int8` and `binary` are smaller, and come with `scales`.")
