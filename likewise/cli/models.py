@@ -67,7 +67,7 @@ async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
     spec = named(settings, name)
     if weights.locate(spec, settings) is None:
         raise weights.absent(spec, settings)
-    embedder = Embedder(settings.model_copy(update={"model": spec.name, "models_allowed": ()}))
+    embedder = Embedder(settings.model_copy(update={"model": spec.name, "models_allowed": (), "redis_url": None}))
     try:
         started = time.perf_counter()
         model = await embedder.opened()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget, Waiting
 from likewise.embedding.cache import Cache, Cached, cache_key
-from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.loading import ModelState, Slot
 from likewise.embedding.models import Catalogue, ModelSpec
@@ -85,7 +85,7 @@ class Embedder:
         self._settings = settings
         self._catalogue = Catalogue(settings)
         self._providers = dict(providers or {})
-        self._cache = cache or MemoryCache(settings.cache_bytes)
+        self._cache = open_cache(settings) if cache is None else cache
         self._budget = QueueBudget(settings.queue_tokens)
         self._slots: dict[str, Slot] = {}
         self._in_flight: dict[bytes, Waiting] = {}
@@ -93,10 +93,12 @@ class Embedder:
     async def start(self) -> None:
         """Begin to load the default model in the background; absent weights are no error, they are waited for."""
         self._slot(self._catalogue.resolve(None)).begin(fetch=True)
+        self._cache.start()
 
     async def close(self) -> None:
         """Fail what waits and let the models go."""
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        await self._cache.close()
 
     async def embed(
         self,
@@ -124,7 +126,7 @@ class Embedder:
         provider, batcher = await self._slot(spec).ready()
         owner = tenant if self._settings.cache_scope == "tenant" else None
         keys = [cache_key(owner, provider.space, provider.numerics, role, provider.dimension, text) for text in texts]
-        known = await self._known(keys) if use_cache else {}
+        known = await self._known(keys, provider.dimension) if use_cache else {}
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         made = await self._make(fresh, batcher, role, lane, keep=use_cache)
         return self._answer(provider, spec, keys, known, _all_or_faults(keys, made))
@@ -149,9 +151,14 @@ class Embedder:
         return spec
 
     @property
-    def cache_bytes(self) -> int | None:
-        """What the cache holds in this process's memory; None if it is elsewhere."""
-        return self._cache.bytes if isinstance(self._cache, MemoryCache) else None
+    def cache_bytes(self) -> int:
+        """What the cache holds in this process's memory."""
+        return self._cache.memory_bytes
+
+    @property
+    def cache_fault(self) -> str | None:
+        """Why the cache, or a part of it, is left out at present."""
+        return self._cache.fault
 
     def is_ready(self, model: str | None = None) -> bool:
         """Whether texts can be embedded now, without waiting for the model to load."""
@@ -193,9 +200,10 @@ class Embedder:
             return ModelState(spec.name, "present")
         return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
 
-    async def _known(self, keys: Sequence[bytes]) -> dict[bytes, Cached]:
+    async def _known(self, keys: Sequence[bytes], dimension: int) -> dict[bytes, Cached]:
         found = await self._cache.get_many(keys)
-        return {key: row for key, row in zip(keys, found, strict=True) if row is not None}
+        # Whoever may write to a shared cache may put vectors of another length there.
+        return {key: row for key, row in zip(keys, found, strict=True) if row and len(row.vector) == dimension}
 
     async def _make(
         self, fresh: Mapping[bytes, str], batcher: Batcher, role: Role, lane: Lane, *, keep: bool

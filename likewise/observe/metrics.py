@@ -27,6 +27,10 @@ OUTCOMES = ("ok", "refused", "overloaded", "away", "failed", "cancelled")
 # What became of a claimed content: a vector, a failed attempt, back to the queue, or taken over by another worker.
 CONTENTS = ("embedded", "failed", "released", "lost")
 RECORDS = ("created", "changed", "unchanged", "refused")
+# Where the cache knew a vector from.
+CACHE_TIERS = ("memory", "redis")
+# Why a tier was no help: nobody answers, not in time, no room, not allowed, a value that is none of ours.
+CACHE_ERRORS = ("away", "slow", "full", "refused", "rubbish")
 MODEL_STATES = ("absent", "present", "loading", "ready", "failed")
 OTHER = "other"
 
@@ -52,8 +56,10 @@ HTTP_SECONDS = _seconds("http_request", "From a request's head to its answer's e
 
 EMBED_REQUESTS = _counter("embed_requests", "Lists of texts that vectors were asked of.", "model", "lane", "outcome")
 EMBED_TEXTS = _counter("embed_texts", "Texts that were answered with a vector.", "model", "lane")
-CACHE_HITS = _counter("cache_hits", "Texts whose vectors the cache knew.")
+CACHE_HITS = _counter("cache_hits", "Texts whose vectors the cache knew.", "tier")
 CACHE_MISSES = _counter("cache_misses", "Texts whose vectors the cache did not know.")
+CACHE_FAILED = _counter("cache_errors", "Times that a tier of the cache was no help.", "kind")
+CACHE_DROPPED = _counter("cache_dropped_writes", "Vectors that did not fit among those that wait to be written.")
 MODEL_TEXTS = _counter("model_texts", "Texts that a model embedded.", "model", "lane")
 MODEL_TOKENS = _counter("model_tokens", "Tokens that a model read.", "model", "lane")
 MODEL_TRUNCATED = _counter("model_truncated_tokens", "Tokens that were cut off before a model.", "model", "lane")
@@ -82,6 +88,8 @@ def begin_at_zero() -> None:
         (SEARCH_PLANS, PLANS),
         (INGEST_RECORDS, RECORDS),
         (WORKER_CONTENTS, CONTENTS),
+        (CACHE_HITS, CACHE_TIERS),
+        (CACHE_FAILED, CACHE_ERRORS),
     ):
         for values in product(*sets):
             metric.labels(*values)
@@ -105,6 +113,7 @@ class Now:
     waiting: int | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     cache_bytes: int | None = None
+    redis_up: bool | None = None
     pool_in_use: int = 0
     pool_idle: int = 0
     pool_most: int = 0
@@ -151,6 +160,9 @@ def _metrics_of(now: Now) -> Iterator[Metric]:
     yield _gauge("model_state", "1 for the state that a model is in.", _states(now.models), "model", "state")
     if now.cache_bytes is not None:
         yield _gauge("cache_bytes", "Memory of the cache of vectors.", {(): now.cache_bytes})
+    if now.redis_up is not None:
+        words = "1 while a tier of the cache is asked, and takes what is new."
+        yield _gauge("cache_up", words, {("redis",): now.redis_up}, "tier")
     words = "Connections to the database."
     yield _gauge("pool_connections", words, {("in_use",): now.pool_in_use, ("idle",): now.pool_idle}, "state")
     yield _gauge("pool_connections_max", "Connections that this process keeps at most.", {(): now.pool_most})
