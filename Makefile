@@ -2,18 +2,19 @@
 
 PYTHON ?= python3
 ARGS ?=
-BENCH ?= embedding quality ingest overload search cache
+BENCH ?= embedding quality formats ingest overload search serving cache
 UV := uv==0.13.8
 COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format bench docs lock clean
+.PHONY: help demo serve test test-clients check format bench docs lock clean
 
 help:
 	@echo "make demo     search real text with a real model, in a database of its own"
 	@echo "make serve    the HTTP server"
 	@echo "make test     the tests                    (ARGS='-k fusion' picks some)"
+	@echo "make test-clients  other people's clients against a live server, in .venv-clients"
 	@echo "make check    format, lint, types, layers"
 	@echo "make format   put the code in order"
 	@echo "make bench    the benchmarks, in .venv-bench  (BENCH=quality picks one)"
@@ -29,6 +30,9 @@ serve: .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+test-clients: .venv/installed .venv-clients/installed
+	.venv-clients/bin/python -m pytest -c tests/clients/pytest.ini tests/clients $(ARGS)
 
 check: .venv/installed
 	.venv/bin/ruff format --check .
@@ -50,9 +54,11 @@ lock: .venv-lock/installed
 	$(COMPILE) --no-config --extra dev pyproject.toml -o requirements.lock $(ARGS)
 	$(COMPILE) --config-file benchmarks/uv.toml pyproject.toml benchmarks/requirements.in -c requirements.lock \
 		--no-emit-package torch -o benchmarks/requirements.lock $(ARGS)
+	$(COMPILE) --no-config tests/clients/requirements.in -c requirements.lock -o tests/clients/requirements.lock $(ARGS)
 
 clean:
-	rm -rf .venv .venv-bench .venv-lock dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench .venv-clients .venv-lock dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A folder's `installed` file is newer than what was installed from, so pip runs only when a lock file has changed.
@@ -70,6 +76,11 @@ clean:
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r benchmarks/requirements.lock
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.in
+	@touch $@
+
+.venv-clients/installed: tests/clients/requirements.lock
+	$(call environment,.venv-clients)
+	.venv-clients/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/clients/requirements.lock
 	@touch $@
 
 .venv-lock/installed: Makefile

@@ -17,24 +17,24 @@ from typing import Any
 import orjson
 import psycopg
 
-from benchmarks.surroundings import DATA, Caller, database_url, fresh_server, lines, machine
+from benchmarks.surroundings import (
+    DATA,
+    Caller,
+    database_url,
+    fresh_server,
+    lines,
+    machine,
+    peak_mib,
+    slow_flushes,
+)
 from likewise.testing import LiveServer
 
 BATCH = 512
 CLIENTS_IN_BATCHES = 2
 SMALL_CLIENTS = 16
 SMALL_SECONDS, SMALL_ROUNDS = 3.0, 3
-COMMIT_DELAY_MICROSECONDS = 2_000
 RECORDS = "/api/v1/collections/passages/records"
 STORE_ONLY = {"LIKEWISE_EMBED_WORKER": "false"}
-
-
-def peak_mib(pid: int) -> float:
-    """The most memory that a process has had resident, in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
 
 
 def record(passage: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,8 @@ async def one_by_one(records: list[dict[str, Any]]) -> None:
     """Single records of many clients, beside plain inserts of as many into the same Postgres."""
     async with fresh_server(STORE_ONLY) as server:
         await make_collection(server)
-        await _slow_disk(server)
+        await slow_flushes(server)
+        await _make_plain(server)
         bodies = (orjson.dumps([{**one, "id": f"{one['id']} {n}"}]) for n in itertools.count() for one in records)
         texts = (one["text"] for one in itertools.cycle(records))
 
@@ -160,11 +161,8 @@ async def _a_second(client: Callable[[], Awaitable[Callable[[], Awaitable[Any]]]
     return done / SMALL_SECONDS
 
 
-async def _slow_disk(server: LiveServer) -> None:
+async def _make_plain(server: LiveServer) -> None:
     async with await psycopg.AsyncConnection.connect(database_url(server, "postgres"), autocommit=True) as superuser:
-        await superuser.execute(f"ALTER SYSTEM SET commit_delay = {COMMIT_DELAY_MICROSECONDS}")
-        await superuser.execute("ALTER SYSTEM SET commit_siblings = 0")
-        await superuser.execute("SELECT pg_reload_conf()")
         await superuser.execute(
             "CREATE TABLE public.plain (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text)"
         )

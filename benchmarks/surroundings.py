@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
+
 from likewise.testing import LiveServer, open_folder
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+COMMIT_DELAY_MICROSECONDS = 2_000
 MODELS_FOLDER = Path(os.environ.get("TEST_MODELS_DIR", Path.home() / ".cache" / "likewise-tests" / "models"))
 
 
@@ -43,6 +46,22 @@ def database_url(server: LiveServer, role: str) -> str:
     return f"host={server.data_dir / 'postgres' / 'socket'} port=5432 user={role} dbname=likewise"
 
 
+async def slow_flushes(server: LiveServer) -> None:
+    """Have each flush of a server's Postgres take 2 ms more, as on a disk that is slower than this one."""
+    async with await psycopg.AsyncConnection.connect(database_url(server, "postgres"), autocommit=True) as superuser:
+        await superuser.execute(f"ALTER SYSTEM SET commit_delay = {COMMIT_DELAY_MICROSECONDS}")
+        await superuser.execute("ALTER SYSTEM SET commit_siblings = 0")
+        await superuser.execute("SELECT pg_reload_conf()")
+
+
+def peak_mib(pid: int) -> float:
+    """The most memory that a process has had resident, in MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
 class Caller:
     """One connection that sends a request and reads its answer, at next to no cost beside the server's."""
 
@@ -60,6 +79,10 @@ class Caller:
         except (OSError, asyncio.IncompleteReadError):
             # The server closes connections that have been idle for a while.
             return await self._exchange(request, reuse=False)
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """The same for what is only read."""
+        return await self._exchange(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode(), reuse=False)
 
     async def _exchange(self, request: bytes, *, reuse: bool) -> tuple[int, bytes]:
         if not reuse or self._reader is None or self._writer is None or self._writer.is_closing():

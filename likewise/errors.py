@@ -3,6 +3,7 @@
 LikewiseError
 ├── Malformed               400  the request cannot be read at all
 ├── Invalid                 422  it can be read, and a field is wrong
+│   ├── ModelNotAllowed     422  a model that the settings do not allow
 │   └── NotSupported        422  a field or value that this version does not do
 ├── Unauthorized            401
 ├── Forbidden               403
@@ -146,6 +147,15 @@ class Invalid(LikewiseError):
     def at(cls, pointer: str, message: str, code: str = "invalid_value") -> "Invalid":
         """The error for one wrong place."""
         return cls(message, faults=[Fault(pointer, code, message)])
+
+
+class ModelNotAllowed(Invalid):
+    """That model is not allowed here. Name one that is listed, or add it to LIKEWISE_MODELS_ALLOWED."""
+
+    code = "model_not_allowed"
+
+    def __init__(self) -> None:
+        super().__init__(faults=[Fault("/model", self.code, type(self).__doc__ or "")])
 
 
 class NotSupported(Invalid):

@@ -81,6 +81,22 @@ class Settings(BaseSettings):
     models_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Models that requests may name, by comma, besides the default."
     )
+    models_file: Path | None = Field(
+        None,
+        description="TOML file with models of your own, each a folder or an OpenAI-compatible address. Requests may "
+        "name them.",
+    )
+    openai_api_key: str | None = Field(
+        None, min_length=1, repr=False, description="Key for the text-embedding models of OpenAI."
+    )
+    openai_base_url: str = Field(
+        "https://api.openai.com/v1",
+        pattern=r"^https?://[^\s?#@]+$",
+        description="Where those models are served; `/embeddings` is added.",
+    )
+    provider_seconds: float = Field(
+        30.0, gt=0, le=600, description="Time that a remote model has for one try of one request; there are three."
+    )
     models_dir: Path | None = Field(None, description="Folder with model folders; absent: `models` in the data folder.")
     precision: Literal["auto", "f32", "bf16", "int8"] = Field(
         "auto",
@@ -157,7 +173,7 @@ class Settings(BaseSettings):
             raise PydanticCustomError("combined", "`none` cannot be combined with a way to ask who calls")
         return value
 
-    @field_validator("data_dir", "models_dir", "postgres_bin")
+    @field_validator("data_dir", "models_dir", "models_file", "postgres_bin")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

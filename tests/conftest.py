@@ -18,6 +18,9 @@ from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres, throwaway_postgres
 from likewise.testing.redis import RedisProcess, find_redis
 
+# They have an environment of their own: `make test-clients`.
+collect_ignore = ["clients"]
+
 Opener = Callable[..., AbstractAsyncContextManager[Likewise]]
 
 

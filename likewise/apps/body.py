@@ -25,6 +25,9 @@ NDJSON = "application/x-ndjson"
 MAX_LINE_BYTES = 3 * 2**20
 # Where the request's scope has what takes bytes that are done with out of those that the server holds.
 RELEASE = "likewise.release"
+# Pydantic's tags for the forms that a field may have, which are no part of where it stands.
+ONE_OF_IT, LIST_OF_IT = "(one)", "(list)"
+FORMS = frozenset({ONE_OF_IT, LIST_OF_IT})
 NUMBER_TOO_LARGE = "A number is too long or too large; send it as a string."
 
 M = TypeVar("M", bound="RequestModel")
@@ -214,7 +217,7 @@ def invalid(faults: list[Fault], count: int | None = None) -> Invalid:
 def faults_of(error: ValidationError) -> list[Fault]:
     """The first twenty faults that pydantic found, in our words: a value is never repeated."""
     found = error.errors(include_url=False, include_input=False)[:MAX_FAULTS]
-    return [fault_of(details, details["loc"]) for details in found]
+    return [fault_of(details, [part for part in details["loc"] if part not in FORMS]) for details in found]
 
 
 def fault_of(details: ErrorDetails, place: Iterable[object]) -> Fault:

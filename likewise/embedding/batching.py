@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
+from likewise.embedding.provider import Capacity, Lane, Provider, ProviderResult, Role
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Overloaded, Unavailable
 from likewise.observe.steps import ModelBatch
 
@@ -20,10 +20,8 @@ log = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 4  # English prose and WordPiece; an estimate is enough to bound a queue
 INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next interactive text waits for it
-RUNNING = 2  # batches of each lane and role at a time: one is prepared while the other is in the model
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
-PROVIDER_SECONDS = 60.0
 NORM_TOLERANCE = 1e-3
 _HEALTH_TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -51,9 +49,15 @@ class QueueBudget:
         return max(1, min(60, math.ceil(self._held / 20_000)))  # tokens a second on two cores
 
 
+Charge = Callable[[Cached], None]
+
+
 @dataclass(eq=False)
 class Waiting:
-    """One text on its way through the model, and how many callers want it."""
+    """One text on its way through the model, and how many callers want it.
+
+    `most` is how many texts may be in its batch; `charge` is told what a model made of it.
+    """
 
     text: str
     role: Role
@@ -61,6 +65,8 @@ class Waiting:
     future: asyncio.Future[Cached]
     # Whose request it is, for log lines and spans: a batch begins when another ends, which may be anybody's.
     context: Context
+    most: int
+    charge: Charge | None = None
     taken: bool = False
     waiters: int = 0
 
@@ -86,6 +92,7 @@ class _Queue:
     """The texts of one lane and role: those that came, in order, and a window of them sorted by length."""
 
     lane: Lane
+    capacity: Capacity
     came: deque[Waiting] = field(default_factory=deque)
     window: list[Waiting] = field(default_factory=list)
     running: int = 0
@@ -98,21 +105,28 @@ class _Queue:
             self.came.popleft()
         return bool(self.window or self.came)
 
-    def take(self, limit: int) -> list[Waiting]:
-        """The next batch, of about so many tokens: neighbours by length."""
+    def take(self) -> list[Waiting]:
+        """The next batch: neighbours by length."""
         batch: list[Waiting] = []
-        tokens = 0
-        limit = min(limit, INTERACTIVE_TOKENS) if self.lane == "interactive" else limit
-        while self.waits() and len(batch) < WINDOW[self.lane]:
+        tokens, most = 0, self.capacity.texts
+        while self.waits():
             if not self.window:
                 self._fill_window()
-            if batch and tokens + self.window[-1].tokens > limit:
+            item = self.window[-1]
+            if batch and (tokens + item.tokens > self._limit or len(batch) >= min(most, item.most)):
                 break
-            item = self.window.pop()
+            self.window.pop()
             item.taken = True
             tokens += item.tokens
+            most = item.most if not batch else min(most, item.most)
             batch.append(item)
         return batch
+
+    @property
+    def _limit(self) -> int:
+        """Tokens in a batch. What is interactive goes in short ones, unless they are done on other cores than ours."""
+        short = self.lane == "interactive" and not self.capacity.remote
+        return min(self.capacity.tokens, INTERACTIVE_TOKENS) if short else self.capacity.tokens
 
     def _fill_window(self) -> None:
         count = min(len(self.came), WINDOW[self.lane])
@@ -121,10 +135,14 @@ class _Queue:
 
 
 class Batcher:
-    """Feeds one provider. A bulk batch starts only while nothing interactive waits or runs, or after many of those."""
+    """Feeds one provider.
+
+    On our own cores a bulk batch starts only while nothing interactive waits or runs, or after many of those.
+    """
 
     def __init__(self, provider: Provider, budget: QueueBudget, model: str = "unnamed") -> None:
         self._provider = provider
+        self._capacity = provider.capacity
         self._model = model
         self._budget = budget
         self._queues: dict[tuple[Lane, Role], _Queue] = {}
@@ -132,15 +150,29 @@ class Batcher:
         self._interactive_run = 0
         self._closed = False
 
-    def submit(self, texts: Sequence[str], role: Role, lane: Lane) -> list[Waiting]:
-        """Queue texts, all or none; Overloaded if they do not fit."""
+    def submit(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        lane: Lane,
+        *,
+        most: int | None = None,
+        charge: Charge | None = None,
+    ) -> list[Waiting]:
+        """Queue texts, all or none; Overloaded if they do not fit.
+
+        Args:
+            most: how many of them may go to a remote model in one call.
+            charge: told, of each text, what a model made of it, whether anybody still waits for it or not.
+        """
         if self._closed:
             raise ModelUnavailable("The model is shutting down.")
         tokens = sum(map(estimated_tokens, texts))
         self._budget.take(tokens)
         loop = asyncio.get_running_loop()
         context = copy_context()
-        items = [Waiting(text, role, lane, loop.create_future(), context) for text in texts]
+        most = most if most and self._capacity.remote else self._capacity.texts
+        items = [Waiting(text, role, lane, loop.create_future(), context, most, charge) for text in texts]
         for item in items:
             item.future.add_done_callback(partial(self._done, item.tokens))
         self._queue(lane, role).came.extend(items)
@@ -167,21 +199,21 @@ class Batcher:
         self._budget.give_back(tokens)
 
     def _queue(self, lane: Lane, role: Role) -> _Queue:
-        return self._queues.setdefault((lane, role), _Queue(lane))
+        return self._queues.setdefault((lane, role), _Queue(lane, self._capacity))
 
     def _start_batches(self) -> None:
         bulk_turn = self._interactive_run >= INTERACTIVE_RUN and self._next("bulk") is not None
         while not bulk_turn and (queue := self._next("interactive")):
             self._interactive_run += 1
             self._start(queue)
-        while (bulk_turn or self._idle("interactive")) and (queue := self._next("bulk")):
+        while (bulk_turn or self._capacity.remote or self._idle("interactive")) and (queue := self._next("bulk")):
             bulk_turn = False
             self._interactive_run = 0
             self._start(queue)
 
     def _next(self, lane: Lane) -> _Queue | None:
         """A queue of that lane from which one more batch may start."""
-        return next((queue for queue in self._of(lane) if queue.running < RUNNING and queue.waits()), None)
+        return next((queue for queue in self._of(lane) if queue.running < self._capacity.calls and queue.waits()), None)
 
     def _idle(self, lane: Lane) -> bool:
         return not any(queue.running or queue.waits() for queue in self._of(lane))
@@ -191,7 +223,7 @@ class Batcher:
 
     def _start(self, queue: _Queue) -> None:
         queue.running += 1
-        batch = queue.take(self._provider.batch_tokens)
+        batch = queue.take()
         task = asyncio.create_task(self._run(queue, batch), context=batch[0].context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -229,18 +261,20 @@ class Batcher:
 
     async def _call(self, batch: list[Waiting]) -> None:
         with ModelBatch(self._model, batch[0].lane) as step:
-            async with asyncio.timeout(PROVIDER_SECONDS):
+            async with asyncio.timeout(self._capacity.seconds):
                 result = await self._provider.embed([item.text for item in batch], batch[0].role)
             check(result, len(batch), self._provider.dimension)
             step.done(len(batch), result.tokens, result.truncated)
         for item, row in zip(batch, _rows(result), strict=True):
+            if item.charge is not None:
+                item.charge(row)
             if not item.future.done():
                 item.future.set_result(row)
 
     async def _healthy(self) -> bool:
         """Whether the model can do a plain text, so that the fault is one text's own."""
         try:
-            async with asyncio.timeout(PROVIDER_SECONDS):
+            async with asyncio.timeout(self._capacity.seconds):
                 check(await self._provider.embed([_HEALTH_TEXT], "document"), 1, self._provider.dimension)
         except Exception:  # noqa: BLE001 - any failure is the answer
             return False
@@ -284,7 +318,7 @@ def _rows(result: ProviderResult) -> list[Cached]:
     vectors = np.asarray(result.vectors, np.float32)
     return [
         # a copy, so that keeping one vector does not keep its whole batch
-        Cached(vector.copy(), int(tokens), int(truncated), int(chars))
+        Cached(vector.copy(), int(tokens), int(truncated), int(chars), result.estimated)
         for vector, tokens, truncated, chars in zip(
             vectors, result.tokens, result.truncated, result.chars_read, strict=True
         )

@@ -1,6 +1,7 @@
 """Embedder: text in, vectors out."""
 
 import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from likewise.embedding import weights
-from likewise.embedding.batching import Batcher, QueueBudget, Waiting
+from likewise.embedding.batching import INTERACTIVE_TOKENS, Batcher, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
+from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.loading import ModelState, Slot
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
+from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
-
-MAX_CHARS = 200_000
 
 # Varied in language, length and kind, so that a wrong tokenizer, pooling or weight shows in at least one of them.
 # They are part of every stored generation: never change one.
@@ -44,7 +45,7 @@ class Embedded:
     """What became of n texts, in their order.
 
     `vectors` float32 (n, d) of unit length; `tokens` read (special ones included), `truncated` tokens cut off and
-    `chars_read` int32 (n,); `cached` bool (n,); `cost` in US dollars.
+    `chars_read` int32 (n,); `cached` bool (n,); `cost` in US dollars. `estimated`: of some, nobody counted the tokens.
     """
 
     vectors: Matrix
@@ -56,6 +57,7 @@ class Embedded:
     model: str
     space: str
     numerics: str
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Embedder:
         self._catalogue = Catalogue(settings)
         self._providers = dict(providers or {})
         self._cache = open_cache(settings) if cache is None else cache
+        self.ledger = Ledger()
         self._budget = QueueBudget(settings.queue_tokens)
         self._slots: dict[str, Slot] = {}
         self._in_flight: dict[bytes, Waiting] = {}
@@ -107,29 +110,47 @@ class Embedder:
         *,
         model: str | None = None,
         role: Role = "document",
-        lane: Lane = "interactive",
+        lane: Lane | None = None,
         use_cache: bool = True,
+        dimensions: int | None = None,
+        batch_size: int | None = None,
     ) -> Embedded:
         """The texts' vectors.
 
-        Invalid names the texts that are blank, longer than 200,000 characters, or (code `text_failed`) that the model
-        cannot embed; ModelUnavailable, Overloaded: try again later. Cancelling is safe at any time.
+        Args:
+            lane: `bulk` gives way to `interactive`; by default that is what few tokens are.
+            dimensions: the first so many numbers of each vector, for models that are made for it.
+            batch_size: how many texts go to a remote model in one call.
+
+        Raises:
+            Invalid: names the texts that are blank, longer than 200,000 characters, or (code `text_failed`) that the
+                model cannot embed.
+            ModelUnavailable, Overloaded: try again later.
+
+        Cancelling is safe at any time.
         """
         spec = self._catalogue.resolve(model)
-        with Embedding(spec.name, role, lane) as step:
-            return step.done(await self._embed(tenant, texts, spec, role, lane, use_cache=use_cache))
-
-    async def _embed(
-        self, tenant: int, texts: Sequence[str], spec: ModelSpec, role: Role, lane: Lane, *, use_cache: bool
-    ) -> Embedded:
         refuse_unreadable(texts)
+        refuse_dimensions(spec, dimensions)
+        lane = lane or _lane_of(texts)
+        with Embedding(spec.name, role, lane) as step:
+            asked = _Asked(tenant, spec, texts, role, lane, use_cache, batch_size)
+            return step.done(shortened(await self._embed(asked), dimensions))
+
+    async def _embed(self, asked: "_Asked") -> Embedded:
+        spec, texts, role = asked.spec, asked.texts, asked.role
         provider, batcher = await self._slot(spec).ready()
-        owner = tenant if self._settings.cache_scope == "tenant" else None
+        owner = asked.tenant if self._settings.cache_scope == "tenant" else None
         keys = [cache_key(owner, provider.space, provider.numerics, role, provider.dimension, text) for text in texts]
-        known = await self._known(keys, provider.dimension) if use_cache else {}
+        known = await self._known(keys, provider.dimension) if asked.use_cache else {}
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-        made = await self._make(fresh, batcher, role, lane, keep=use_cache)
-        return self._answer(provider, spec, keys, known, _all_or_faults(keys, made))
+        made, ours = await self._make(fresh, batcher, asked) if fresh else ({}, [])
+        rows = known | _all_or_faults(keys, made)
+        paid = sum(rows[key].tokens for key in ours)
+        answered = _answer(provider, spec, [rows[key] for key in keys], [key in known for key in keys])
+        avoided = cost_of(int(answered.tokens.sum()) - paid, spec.price_per_1k_tokens)
+        self.ledger.answered(asked.tenant, spec.name, len(texts), int(answered.cached.sum()), avoided)
+        return replace(answered, cost=cost_of(paid, spec.price_per_1k_tokens))
 
     async def opened(self, model: str | None = None) -> OpenModel:
         """The model in service, loaded if need be; ModelUnavailable if it cannot be now."""
@@ -141,14 +162,38 @@ class Embedder:
         )  # fmt: skip
 
     def spec(self, model: str | None = None) -> ModelSpec:
-        """What is known of a model without loading it; Invalid if it is not allowed."""
-        spec = self._catalogue.resolve(model)
-        slot = self._slots.get(spec.name)
-        if slot is not None and slot.provider is not None:
-            return replace(spec, dimension=slot.provider.dimension, max_tokens=slot.provider.max_tokens)
+        """What is known of a model without loading it.
+
+        Invalid if it is not allowed; ModelUnavailable if only its files could say, and they are absent.
+        """
+        spec = self.known(model)
         if not spec.dimension:
             raise weights.absent(spec, self._settings)
         return spec
+
+    def known(self, model: str | None = None) -> ModelSpec:
+        """The same, of dimension 0 if its files are absent and nobody knows."""
+        return self._as_loaded(self._catalogue.resolve(model))
+
+    def models(self) -> list[ModelSpec]:
+        """What is known of each allowed model, the default first."""
+        return [self._as_loaded(spec) for spec in self._catalogue.specs()]
+
+    def space(self, name: str) -> str | None:
+        """The space of the vectors of the model of this short name; None before it is loaded."""
+        slot = self._slots.get(name)
+        return slot.provider.space if slot is not None and slot.provider is not None else None
+
+    def _as_loaded(self, spec: ModelSpec) -> ModelSpec:
+        slot = self._slots.get(spec.name)
+        if slot is None or slot.provider is None:
+            return spec
+        return replace(spec, dimension=slot.provider.dimension, max_tokens=slot.provider.max_tokens)
+
+    @property
+    def caches(self) -> bool:
+        """Whether vectors are remembered."""
+        return self._settings.cache_bytes > 0
 
     @property
     def cache_bytes(self) -> int:
@@ -194,6 +239,8 @@ class Embedder:
     def _state(self, spec: ModelSpec) -> ModelState:
         if spec.name in self._slots:
             return self._slots[spec.name].state
+        if spec.endpoint is not None:
+            return ModelState(spec.name, "present")
         if spec.architecture not in ARCHITECTURES:
             return ModelState(spec.name, "failed", f"This version does not run {spec.architecture} models yet.")
         if spec.name in self._providers or weights.locate(spec, self._settings) is not None:
@@ -206,82 +253,103 @@ class Embedder:
         return {key: row for key, row in zip(keys, found, strict=True) if row and len(row.vector) == dimension}
 
     async def _make(
-        self, fresh: Mapping[bytes, str], batcher: Batcher, role: Role, lane: Lane, *, keep: bool
-    ) -> dict[bytes, Cached | LikewiseError]:
-        """Embed what is new, once; what another request already embeds is waited for."""
-        items, ours = self._join(fresh, batcher, role, lane)
+        self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
+    ) -> tuple[dict[bytes, Cached | LikewiseError], list[bytes]]:
+        """Embed what is new, once; what another request already embeds is waited for. Also the keys that are ours."""
+        items, ours = self._join(fresh, batcher, asked)
         try:
             made = await _outcomes(items)
         finally:
             for item in items.values():
                 item.leave()
-        if keep:
+        if asked.use_cache:
             await self._cache.put_many({key: row for key in ours if isinstance(row := made[key], Cached)})
-        return made
+        return made, ours
 
     def _join(
-        self, fresh: Mapping[bytes, str], batcher: Batcher, role: Role, lane: Lane
+        self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
     ) -> tuple[dict[bytes, Waiting], list[bytes]]:
         """The texts' places in the queue, and the keys of those that were not there before."""
         shared = {key: item for key in fresh if (item := self._in_flight.get(key)) and not item.future.done()}
         ours = [key for key in fresh if key not in shared]
-        queued = batcher.submit([fresh[key] for key in ours], role, lane)
+        charge = partial(self._charge, asked.tenant, asked.spec)
+        new = [fresh[key] for key in ours]
+        queued = batcher.submit(new, asked.role, asked.lane, most=asked.batch_size, charge=charge)
         for key, item in zip(ours, queued, strict=True):
             self._in_flight[key] = item
             item.future.add_done_callback(partial(self._landed, key))
         items = {**shared, **dict(zip(ours, queued, strict=True))}
         for item in items.values():
             item.waiters += 1
-            if lane == "interactive":
+            if asked.lane == "interactive":
                 batcher.promote(item)
         return items, ours
+
+    def _charge(self, tenant: int, spec: ModelSpec, row: Cached) -> None:
+        cost = cost_of(row.tokens, spec.price_per_1k_tokens)
+        self.ledger.generated(tenant, spec.name, row.tokens, row.truncated, estimated=row.estimated, cost=cost)
 
     def _landed(self, key: bytes, future: asyncio.Future[Cached]) -> None:
         item = self._in_flight.get(key)
         if item is not None and item.future is future:
             del self._in_flight[key]
 
-    def _answer(
-        self,
-        provider: Provider,
-        spec: ModelSpec,
-        keys: Sequence[bytes],
-        known: Mapping[bytes, Cached],
-        made: Mapping[bytes, Cached],
-    ) -> Embedded:
-        rows = [known[key] if key in known else made[key] for key in keys]
-        vectors = np.stack([row.vector for row in rows]) if rows else np.empty((0, provider.dimension), np.float32)
-        return Embedded(
-            vectors=vectors,
-            tokens=np.array([row.tokens for row in rows], np.int32),
-            truncated=np.array([row.truncated for row in rows], np.int32),
-            chars_read=np.array([row.chars_read for row in rows], np.int32),
-            cached=np.array([key in known for key in keys], np.bool_),
-            cost=sum(row.tokens for row in made.values()) * spec.price_per_1k_tokens / 1000,
-            model=spec.name,
-            space=provider.space,
-            numerics=provider.numerics,
-        )
+
+@dataclass(frozen=True)
+class _Asked:
+    """One call of `Embedder.embed`, checked."""
+
+    tenant: int
+    spec: ModelSpec
+    texts: Sequence[str]
+    role: Role
+    lane: Lane
+    use_cache: bool
+    batch_size: int | None
 
 
-def refuse_unreadable(texts: Sequence[str]) -> None:
-    """Invalid, with a fault for each text that is none, blank or too long."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise Invalid.at("/texts", "Texts come as a list, one of them as a list of one.", "wrong_type")
-    faults = [fault for place, text in enumerate(texts) if (fault := _fault(place, text))]
-    if faults:
-        raise Invalid(faults[0].message, faults=faults)
+def refuse_dimensions(spec: ModelSpec, dimensions: int | None) -> None:
+    """Invalid unless a model's vectors can have so many numbers."""
+    if dimensions is None or dimensions == spec.dimension:
+        return
+    if not spec.matryoshka:
+        message = f"The vectors of {spec.name} have {spec.dimension} numbers and cannot be shortened."
+    elif not 1 <= dimensions <= spec.dimension:
+        message = f"The vectors of {spec.name} can have 1 to {spec.dimension} numbers."
+    else:
+        return
+    raise Invalid.at("/dimensions", message, "dimensions")
 
 
-def _fault(place: int, text: object) -> Fault | None:
-    if not isinstance(text, str):
-        return Fault(f"/texts/{place}", "wrong_type", "This is no text.")
-    if len(text) > MAX_CHARS:
-        message = f"This text has more than {MAX_CHARS:,} characters; split it into parts."
-        return Fault(f"/texts/{place}", "too_long", message)
-    if not text or text.isspace():
-        return Fault(f"/texts/{place}", "blank", "This text is blank; leave it out.")
-    return None
+def shortened(made: Embedded, dimensions: int | None) -> Embedded:
+    """The first so many numbers of each vector, at unit length again: what Matryoshka models are trained for.
+
+    Kusupati et al. 2022, https://arxiv.org/abs/2205.13147. They are a space of their own.
+    """
+    if dimensions is None or dimensions == made.vectors.shape[1]:
+        return made
+    vectors = made.vectors[:, :dimensions]
+    space = hashlib.sha256(f"{made.space} the first {dimensions}".encode()).hexdigest()
+    return replace(made, vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True), space=space)
+
+
+def _lane_of(texts: Sequence[str]) -> Lane:
+    return "bulk" if sum(map(estimated_tokens, texts)) > INTERACTIVE_TOKENS else "interactive"
+
+
+def _answer(provider: Provider, spec: ModelSpec, rows: Sequence[Cached], cached: Sequence[bool]) -> Embedded:
+    return Embedded(
+        vectors=np.stack([row.vector for row in rows]) if rows else np.empty((0, provider.dimension), np.float32),
+        tokens=np.array([row.tokens for row in rows], np.int32),
+        truncated=np.array([row.truncated for row in rows], np.int32),
+        chars_read=np.array([row.chars_read for row in rows], np.int32),
+        cached=np.array(cached, np.bool_),
+        cost=0.0,
+        model=spec.name,
+        space=provider.space,
+        numerics=provider.numerics,
+        estimated=any(row.estimated for row in rows),
+    )
 
 
 async def _outcomes(items: Mapping[bytes, Waiting]) -> dict[bytes, Cached | LikewiseError]:

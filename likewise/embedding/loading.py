@@ -27,6 +27,7 @@ PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cor
 
 # imported when a model of that architecture is loaded
 LOCAL_PROVIDERS = dict.fromkeys(ARCHITECTURES, "likewise.embedding.providers.openvino")
+REMOTE_PROVIDER = "likewise.embedding.providers.openai"
 
 
 State = Literal["absent", "present", "loading", "ready", "failed"]
@@ -73,7 +74,8 @@ class Slot:
     def state(self) -> ModelState:
         """How it stands."""
         if self.provider is not None:
-            return ModelState(self.spec.name, "ready")
+            fault = self.provider.fault
+            return ModelState(self.spec.name, "failed" if fault else "ready", fault)
         if self._error is None:
             return ModelState(self.spec.name, "loading" if self._task else "absent")
         return ModelState(self.spec.name, _STATES.get(self._error.code, "failed"), self._error.detail)
@@ -128,6 +130,9 @@ class Slot:
     async def _open(self) -> Provider:
         if self._factory is not None:
             return self._factory(self.spec)
+        if self.spec.endpoint is not None:
+            remote: Provider = importlib.import_module(REMOTE_PROVIDER).load(self.spec)
+            return remote
         folder = await asyncio.to_thread(weights.locate, self.spec, self._settings)
         if folder is None:
             folder = await self._fetch()

@@ -1,12 +1,20 @@
 """The models that there are, and how they are named."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from likewise.embedding import models_file
+from likewise.embedding.costs import PRICES
+from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.folder import ModelFolder, Pooling
 from likewise.embedding.graphs.architectures import ARCHITECTURES
-from likewise.errors import Invalid, LikewiseError, NotSupported
-from likewise.settings import Settings
+from likewise.errors import LikewiseError, ModelNotAllowed, NotSupported, SettingsError
+from likewise.settings import PREFIX, Settings
+
+# The architecture of what runs elsewhere.
+REMOTE = "remote"
+# What callers of the embedder that Likewise replaces are used to; local models make their own batches.
+LOCAL_TEXTS = 32
 
 
 @dataclass(frozen=True)
@@ -14,7 +22,9 @@ class ModelSpec:
     """One model as it is known before its files are read.
 
     `dimension` is 0 for a folder of one's own that is not there; `architecture` is its `model_type`, or `remote`;
-    `folder` is set for a folder of one's own; prices are in US dollars.
+    `own` is a model of those who run Likewise and not of the table below: a `folder` on this machine, or at an
+    `endpoint`, as every remote model is. Prices are in US dollars. The first numbers of a `matryoshka` vector are a
+    vector too.
     """
 
     name: str
@@ -26,8 +36,11 @@ class ModelSpec:
     architecture: str = "bert"
     weights_sha256: str | None = None
     wheel: str | None = None
+    own: bool = False
     folder: Path | None = None
+    endpoint: Endpoint | None = None
     price_per_1k_tokens: float = 0.0
+    matryoshka: bool = False
 
     @property
     def bare_name(self) -> str:
@@ -37,11 +50,16 @@ class ModelSpec:
     @property
     def provider(self) -> str:
         """Who runs it."""
-        return "openai" if self.architecture == "remote" else "local"
+        return "openai" if self.architecture == REMOTE else "local"
+
+    @property
+    def most_texts(self) -> int:
+        """How many texts go in one call unless a caller says otherwise."""
+        return self.endpoint.texts if self.endpoint else LOCAL_TEXTS
 
     def answers_to(self, name: str) -> bool:
-        """Whether this is one of the model's names, case-exact; a folder has just the one that the settings say."""
-        return name == self.name if self.folder else name in (self.name, self.hub_id, self.bare_name)
+        """Whether this is one of the model's names, case-exact; one of one's own has just that of the settings."""
+        return name == self.name if self.own else name in (self.name, self.hub_id, self.bare_name)
 
 
 _BGE_QUERY = "Represent this sentence for searching relevant passages: "
@@ -61,28 +79,29 @@ MODELS: tuple[ModelSpec, ...] = (
         architecture="distilbert",
     ),
     ModelSpec("bge-small", "BAAI/bge-small-en-v1.5", 384, 512, pooling="cls", query_prefix=_BGE_QUERY),
-    ModelSpec(
-        "text-embedding-3-small", "text-embedding-3-small", 1536, 8191,
-        architecture="remote", price_per_1k_tokens=0.00002,
-    ),
-    ModelSpec(
-        "text-embedding-3-large", "text-embedding-3-large", 3072, 8191,
-        architecture="remote", price_per_1k_tokens=0.00013,
-    ),
-    ModelSpec(
-        "text-embedding-ada-002", "text-embedding-ada-002", 1536, 8191,
-        architecture="remote", price_per_1k_tokens=0.0001,
+    *(
+        ModelSpec(
+            name, name, dimension, 8191, architecture=REMOTE, price_per_1k_tokens=PRICES[name].per_1k_tokens,
+            matryoshka=matryoshka,
+        )
+        for name, dimension, matryoshka in (
+            ("text-embedding-3-small", 1536, True),
+            ("text-embedding-3-large", 3072, True),
+            ("text-embedding-ada-002", 1536, False),
+        )
     ),
 )  # fmt: skip
 
 
 class Catalogue:
-    """The models that the settings allow, by every name they answer to."""
+    """The models that the settings allow, by every name they answer to; SettingsError if the models file is wrong."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._of_folders: dict[str, ModelSpec] = {}
-        self._allowed = tuple(dict.fromkeys((settings.model, *settings.models_allowed)))
+        self._resolved: dict[str | None, ModelSpec] = {}
+        self._own = {row.name: _own_spec(row, settings) for row in models_file.read(settings)}
+        self._allowed = tuple(dict.fromkeys((settings.model, *settings.models_allowed, *self._own)))
 
     def specs(self) -> list[ModelSpec]:
         """The allowed models, the default first, each once."""
@@ -93,28 +112,32 @@ class Catalogue:
 
         Invalid if the settings do not allow it, NotSupported if this version cannot run it.
         """
+        known = self._resolved.get(name)
+        if known is not None:
+            return known
         spec = self._find(self._settings.model) if name is None else self._allowed_by(name)
-        if spec.architecture not in ARCHITECTURES:
+        if spec.architecture not in ARCHITECTURES and spec.endpoint is None:
             raise NotSupported.at(
                 "/model", f"This version does not run {spec.name} yet ({spec.architecture}).", "not_supported"
             )
+        if spec.dimension:
+            # Otherwise its folder may come yet. Of names there are as many as the settings allow, times three.
+            self._resolved[name] = spec
         return spec
 
     def _allowed_by(self, name: str) -> ModelSpec:
         for spec in self.specs():
             if spec.answers_to(name):
                 return spec
-        raise Invalid.at(
-            "/model",
-            "That model is not allowed here. Name one that is listed, or add it to LIKEWISE_MODELS_ALLOWED.",
-            code="model_not_allowed",
-        )
+        raise ModelNotAllowed
 
     def _find(self, name: str) -> ModelSpec:
-        """A row of the table, or a local folder that the settings name."""
+        """A row of the models file or of the table, or a local folder that the settings name."""
+        if name in self._own:
+            return self._own[name]
         for spec in MODELS:
             if spec.answers_to(name):
-                return spec
+                return replace(spec, endpoint=_openai(spec, self._settings)) if spec.architecture == REMOTE else spec
         if name not in self._of_folders:
             folder = Path(name).expanduser()
             if not folder.is_absolute():
@@ -127,13 +150,49 @@ class Catalogue:
         return self._of_folders[name]
 
 
+def _openai(spec: ModelSpec, settings: Settings) -> Endpoint:
+    return Endpoint(
+        settings.openai_base_url.rstrip("/"),
+        spec.name,
+        settings.openai_api_key,
+        f"{PREFIX}OPENAI_API_KEY",
+        seconds=settings.provider_seconds,
+    )
+
+
+def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
+    """A row of the models file; SettingsError if its name is another model's."""
+    if any(spec.answers_to(row.name) for spec in MODELS):
+        raise SettingsError(
+            f"{models_file.FILE}: {row.name} is the name of a model that Likewise knows; choose another."
+        )
+    if row.folder is not None:
+        spec = local_spec(row.name, row.folder)
+        return replace(spec, query_prefix=row.query_prefix or spec.query_prefix, matryoshka=row.matryoshka)
+    endpoint = Endpoint(
+        row.base_url or "",
+        row.model or row.name,
+        row.key(),
+        row.key_variable,
+        row.api_version,
+        row.texts_per_request,
+        row.requests_at_once,
+        settings.provider_seconds,
+    )
+    return ModelSpec(
+        row.name, row.name, row.dimension, row.max_tokens, query_prefix=row.query_prefix, architecture=REMOTE, own=True,
+        endpoint=endpoint, price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
+    )  # fmt: skip
+
+
 def local_spec(name: str, folder: Path) -> ModelSpec:
     """The row of a folder of one's own; dimension 0 while it cannot be read."""
     try:
         facts = ModelFolder.read(folder)
     except LikewiseError:
-        return ModelSpec(name, name, 0, 0, folder=folder)
+        return ModelSpec(name, name, 0, 0, own=True, folder=folder)
     return ModelSpec(
         name, name, facts.dimension, facts.max_tokens, facts.pooling,
-        query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, folder=folder,
+        query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, own=True,
+        folder=folder,
     )  # fmt: skip

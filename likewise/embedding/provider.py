@@ -22,20 +22,38 @@ class ProviderResult:
 
     `vectors` float32 (n, d) of unit length; `tokens`, `truncated` and `chars_read` int32 (n,): tokens that were read,
     with the model's special ones; tokens that were cut off; characters from the start of the text that were read.
+    `estimated`: nobody counted the tokens, they are guessed from the characters.
     """
 
     vectors: Matrix
     tokens: Counts
     truncated: Counts
     chars_read: Counts
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a provider likes to be given.
+
+    `tokens` and `texts` are about how much of each in one call, `calls` how many calls at a time, of each lane and
+    role, and `seconds` what one may take. A `remote` one works on other cores than ours: what is long keeps out nothing
+    that is short, and callers may say how many texts go in a call.
+    """
+
+    tokens: int
+    texts: int = 1_024
+    calls: int = 2  # one is prepared while the other is in the model
+    seconds: float = 60.0
+    remote: bool = False
 
 
 class Provider(Protocol):
     """Turns texts into vectors, in order. Batching, caching and retrying belong to the caller.
 
     `space` is the digest of all that decides what a vector means; `numerics` names runtime, version and precision;
-    `batch_tokens` is about how much it likes to be given at a time. An `Unavailable` error says that the provider is
-    away; any other may be a text's own fault.
+    `fault` says why a provider that was loaded cannot work now. An `Unavailable` error says that the provider is away;
+    any other may be a text's own fault.
     """
 
     @property
@@ -51,7 +69,10 @@ class Provider(Protocol):
     def max_tokens(self) -> int: ...
 
     @property
-    def batch_tokens(self) -> int: ...
+    def capacity(self) -> Capacity: ...
+
+    @property
+    def fault(self) -> str | None: ...
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         """The texts' vectors and counts."""

@@ -14,6 +14,7 @@ from likewise.apps.collections.schemas import FaultOut
 from likewise.apps.deps import PROBLEM_JSON, Answer
 from likewise.errors import (
     Internal,
+    Invalid,
     LikewiseError,
     Malformed,
     MethodNotAllowed,
@@ -24,6 +25,8 @@ from likewise.errors import (
 from likewise.observe.request_id import REQUEST_ID
 
 OPENAI_PATHS = "/v1/"
+# LiteLLM goes by these words, and takes a 401 that says `invalid_request_error` for a wrong field.
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # The rest of such a request is not read, so nothing else can follow on its connection.
 _CLOSING = frozenset({408, 413, 414, 431})
 
@@ -109,9 +112,13 @@ def _problem(error: LikewiseError, detail: str) -> dict[str, Any]:
 
 
 def _openai(error: LikewiseError, status: int, detail: str) -> dict[str, Any]:
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    parameter = error.faults[0].pointer.strip("/").replace("/", ".") if error.faults else ""
-    return {"error": {"message": detail, "type": kind, "param": parameter or None, "code": error.code}}
+    kind = "server_error" if status >= 500 else _OPENAI_TYPES.get(status, "invalid_request_error")
+    if not error.faults:
+        return {"error": {"message": detail, "type": kind, "param": None, "code": error.code}}
+    first = error.faults[0]
+    parameter = first.pointer.strip("/").replace("/", ".")
+    code = first.code if error.code == Invalid.code else error.code
+    return {"error": {"message": detail, "type": kind, "param": parameter or None, "code": code}}
 
 
 def _headers(error: LikewiseError) -> dict[str, str]:

@@ -17,6 +17,8 @@ from likewise.server.problems import answer
 MOST_REQUESTS = 512
 # What takes longer than this because others are before it is not worth letting in.
 PATIENCE_SECONDS = 0.5
+# Embedding takes as long as its texts are many: what may wait is counted in tokens where they wait.
+EMBEDDING_SECONDS = 30.0
 LEAST_REQUESTS = 8
 # More are let in once so many have been seen to be done in time.
 UNTRIED_REQUESTS = 64
@@ -26,6 +28,8 @@ TOO_BUSY = Overloaded("The server has as many requests as it can hold; ask again
 REFUSALS_SECONDS = 1.0
 # In the scope of a request that was refused at the door.
 REFUSED = "likewise.refused"
+# Whose texts wait in the model's queue.
+EMBEDDING_PATHS = ("/v1/embeddings", "/embed/")
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
@@ -36,15 +40,17 @@ class RequestLimit:
     """Refuses a request at once when as many as this server holds are running; probes are answered all the same.
 
     How many that is follows from how long requests take: what would wait for longer than a moment is refused, so that
-    what was let in is done while somebody still wants it. Writes are counted apart, and so keep no search out; nor does
-    one whose body is still to come keep anybody out.
+    what was let in is done while somebody still wants it. Writes and texts to embed are counted apart, and so keep no
+    search out; nor does one whose body is still to come keep anybody out.
     """
 
     def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.app = app
         self.writes = _Room(most, patience_seconds)
+        self.embeddings = _Room(most, EMBEDDING_SECONDS)
         self.others = _Room(most, patience_seconds)
         self.most = most
+        self._rooms = (self.writes, self.embeddings, self.others)
         self._refused = 0
         self._told = 0.0
 
@@ -53,8 +59,8 @@ class RequestLimit:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        room = self.writes if scope["method"] == "POST" and scope["path"].endswith("/records") else self.others
-        if room.running >= room.allowed or self.writes.running + self.others.running >= self.most:
+        room = self._room_of(scope)
+        if room.running >= room.allowed or sum(one.running for one in self._rooms) >= self.most:
             await self._refuse(scope, receive, send)
             return
         place = scope[PLACE] = Place(room)
@@ -67,6 +73,14 @@ class RequestLimit:
             # What was refused took no work, and how slowly a body came says nothing of this server.
             if answered.status is not None and answered.status < HTTPStatus.BAD_REQUEST and not is_stream(scope):
                 room.learn(began + scope.get(WAITED, 0.0), time.monotonic())
+
+    def _room_of(self, scope: Scope) -> "_Room":
+        if scope["method"] != "POST":
+            return self.others
+        path: str = scope["path"]
+        if path.endswith("/records"):
+            return self.writes
+        return self.embeddings if path.startswith(EMBEDDING_PATHS) else self.others
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is refused must cost next to nothing: thousands a second get one log line together."""

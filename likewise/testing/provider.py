@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from likewise.embedding.provider import Matrix, ProviderResult, Role, Vector
+from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role, Vector
 
 _WORD = re.compile(r"\w+")
 
@@ -26,25 +26,28 @@ class FakeProvider:
         dimension: int = 384,
         *,
         max_tokens: int = 256,
-        batch_tokens: int = 2_048,
+        capacity: Capacity = Capacity(tokens=2_048),  # noqa: B008 - it is frozen
         space: str = "fake",
         numerics: str = "fake-1/f32",
         fail: Exception | None = None,
         poison: Callable[[str], bool] | None = None,
         delay: float = 0.0,
         gate: asyncio.Event | None = None,
+        estimated: bool = False,
         nan: bool = False,
         wrong_count: bool = False,
     ) -> None:
         self.dimension = dimension
         self.max_tokens = max_tokens
-        self.batch_tokens = batch_tokens
+        self.capacity = capacity
+        self.fault: str | None = None
         self.space = hashlib.sha256(f"{space} {dimension}".encode()).hexdigest()
         self.numerics = numerics
         self.fail = fail
         self.poison = poison
         self.delay = delay
         self.gate = gate
+        self.estimated = estimated
         self.nan = nan
         self.wrong_count = wrong_count
         self.calls: list[int] = []
@@ -84,6 +87,7 @@ class FakeProvider:
             tokens=np.array([min(len(span), room) + 2 for span in spans], np.int32),
             truncated=np.array([max(0, len(span) - room) for span in spans], np.int32),
             chars_read=np.array([_end(text, span, room) for text, span in zip(texts, spans, strict=True)], np.int32),
+            estimated=self.estimated,
         )
 
     def _vectors(self, texts: Sequence[str]) -> Matrix:

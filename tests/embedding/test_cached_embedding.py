@@ -15,7 +15,7 @@ from likewise.embedding.caches.layered import LayeredCache
 from likewise.embedding.caches.memory import MemoryCache
 from likewise.embedding.caches.redis import RedisCache
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.provider import Lane, Role
+from likewise.embedding.provider import Capacity, Lane, Role
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
 from likewise.testing.redis import RedisProcess
@@ -128,7 +128,7 @@ async def _embedder(
 ) -> AsyncIterator[tuple[Embedder, FakeProvider, RedisCache]]:
     """One that waits for Redis however busy the machine is."""
     cache = RedisCache(redis.url, seconds=60, answer_seconds=30)
-    provider = FakeProvider(DIMENSION, batch_tokens=batch_tokens)
+    provider = FakeProvider(DIMENSION, capacity=Capacity(tokens=batch_tokens))
     both = LayeredCache(MemoryCache(2**20), cache)
     embedder = Embedder(settings, providers={settings.model: lambda spec: provider}, cache=both)
     try:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding import batching
-from likewise.embedding.embedder import MAX_CHARS, PROBE_TEXTS, Embedder
-from likewise.embedding.provider import Lane
-from likewise.errors import Invalid, ModelUnavailable, NotSupported, Overloaded
+from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.provider import Capacity, Lane
+from likewise.embedding.texts import MAX_CHARS
+from likewise.errors import Invalid, ModelUnavailable, Overloaded
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from tests.flows.patience import until
@@ -116,7 +116,7 @@ async def test_the_first_of_two_leaves_and_the_other_still_gets_its_vector(make_
 
 async def test_a_cancelled_request_leaves_the_queue(make_embedder: Any) -> None:
     gate = asyncio.Event()
-    provider = FakeProvider(gate=gate, batch_tokens=1)
+    provider = FakeProvider(gate=gate, capacity=Capacity(tokens=1))
     embedder = make_embedder(provider, queue_tokens=1_000)
     running = [asyncio.create_task(embedder.embed(1, [f"running {place}"])) for place in range(2)]
     await until(lambda: len(provider.calls) == 2)
@@ -196,19 +196,16 @@ async def test_a_poisoned_text_is_named_and_the_others_are_not_lost(make_embedde
     assert (await embedder.embed(1, texts)).cached.all()
 
 
-async def test_a_model_that_hangs_while_a_batch_is_split_fails_no_text(
-    make_embedder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_model_that_hangs_while_a_batch_is_split_fails_no_text(make_embedder: Any) -> None:
     # Given a model that fails on a batch, can do a plain text, and then hangs
-    monkeypatch.setattr(batching, "PROVIDER_SECONDS", 0.05)
-
     class Hanging(FakeProvider):
         async def embed(self, texts: Any, role: Any) -> Any:
             if len(self.calls) > 1:
                 self.gate = asyncio.Event()
             return await super().embed(texts, role)
 
-    provider = Hanging(poison=lambda text: "text" in text and "plain" not in text)
+    capacity = Capacity(tokens=2_048, seconds=0.05)
+    provider = Hanging(capacity=capacity, poison=lambda text: "text" in text and "plain" not in text)
     # When many texts go through it
     with pytest.raises(ModelUnavailable) as failed:
         await make_embedder(provider).embed(1, [f"text {place}" for place in range(100)])
@@ -225,7 +222,7 @@ async def test_an_outage_costs_one_more_call_and_not_one_for_each_text(make_embe
 
 
 async def test_interactive_texts_overtake_bulk(make_embedder: Any) -> None:
-    provider = FakeProvider(delay=0.01, batch_tokens=8)
+    provider = FakeProvider(delay=0.01, capacity=Capacity(tokens=8))
     embedder = make_embedder(provider)
     bulk = asyncio.create_task(embedder.embed(1, [f"bulk text {place}" for place in range(60)], lane="bulk"))
     await until(lambda: len(provider.calls) >= 2)
@@ -257,7 +254,7 @@ async def test_bulk_does_not_starve(make_embedder: Any) -> None:
 
 async def test_a_text_that_waits_in_bulk_is_promoted_when_somebody_waits_for_it(make_embedder: Any) -> None:
     gate = asyncio.Event()
-    provider = FakeProvider(gate=gate, batch_tokens=4)
+    provider = FakeProvider(gate=gate, capacity=Capacity(tokens=4))
     embedder = make_embedder(provider)
     bulk = asyncio.create_task(embedder.embed(1, [f"bulk text {place:02}" for place in range(20)], lane="bulk"))
     await until(lambda: len(provider.calls) == 2)
@@ -279,7 +276,7 @@ async def test_many_callers_share_batches(make_embedder: Any) -> None:
 
 
 async def test_closing_fails_what_waits(make_embedder: Any) -> None:
-    provider = FakeProvider(gate=asyncio.Event(), batch_tokens=1)
+    provider = FakeProvider(gate=asyncio.Event(), capacity=Capacity(tokens=1))
     embedder = make_embedder(provider)
     waiting = [asyncio.create_task(embedder.embed(1, [f"text {place}"])) for place in range(5)]
     await until(lambda: provider.calls)
@@ -317,8 +314,7 @@ async def test_only_allowed_models_are_opened(settings: Settings) -> None:
         assert refused.value.faults[0].pointer == "/model"
         assert not name or name not in refused.value.detail
     assert embedder.spec("BAAI/bge-small-en-v1.5").pooling == "cls"
-    with pytest.raises(NotSupported):
-        embedder.spec("text-embedding-3-small")
+    assert embedder.spec("text-embedding-3-small").dimension == 1536
     assert [state.name for state in embedder.states()] == ["minilm-l6-v2", "bge-small", "text-embedding-3-small"]
     await embedder.close()
 
@@ -328,7 +324,7 @@ async def test_an_interactive_call_is_short_and_a_bulk_one_as_long_as_the_model_
     make_embedder: Any, lane: Lane, calls: int
 ) -> None:
     # Given: a model that likes long calls, and texts of about 8,000 tokens
-    provider = FakeProvider(batch_tokens=100_000)
+    provider = FakeProvider(capacity=Capacity(tokens=100_000))
     texts = [f"{number} " + "word " * 31 for number in range(200)]
     # When
     await make_embedder(provider).embed(1, texts, lane=lane)

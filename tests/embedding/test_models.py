@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from likewise.embedding.costs import PRICES
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
-from likewise.errors import Invalid, ModelUnavailable, NotSupported
+from likewise.errors import Invalid, ModelUnavailable, SettingsError
 from likewise.settings import Settings
 from tests.embedding import tiny
+
+SECRET = "sk-canary-of-a-key"
 
 
 @pytest.mark.parametrize("name", ["minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2", None])
@@ -16,10 +20,83 @@ def test_a_model_answers_to_three_names(settings: Settings, name: str | None) ->
     assert Catalogue(settings).resolve(name).name == "minilm-l6-v2"
 
 
-@pytest.mark.parametrize("model", ["text-embedding-3-small", "text-embedding-ada-002"])
-def test_models_of_later_versions_are_refused_by_name(settings: Settings, model: str) -> None:
-    with pytest.raises(NotSupported, match=model):
-        Catalogue(settings.model_copy(update={"model": model})).resolve(None)
+@pytest.mark.parametrize("model", ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"])
+def test_a_remote_model_of_the_table_is_served_where_the_settings_say(settings: Settings, model: str) -> None:
+    # Given an address and a key
+    changed = {"model": model, "openai_base_url": "http://127.0.0.1:9/v1/", "openai_api_key": SECRET}
+    # When the model is resolved
+    spec = Catalogue(settings.model_copy(update=changed)).resolve(None)
+    # Then it is served there, at its price, and nothing shows the key
+    assert (spec.endpoint.base_url, spec.endpoint.model) == ("http://127.0.0.1:9/v1", model)
+    assert spec.price_per_1k_tokens == PRICES[model].per_1k_tokens > 0
+    assert SECRET not in repr(spec)
+
+
+def test_models_of_ones_own_are_allowed_by_being_in_the_file(settings: Settings, tmp_path: Path) -> None:
+    # Given a folder and an address in the file
+    folder = tiny.write_folder(tmp_path / "folder", tiny.weights())
+    file = tmp_path / "models.toml"
+    file.write_text(f"""
+        [[model]]
+        name = "ours"
+        folder = "{folder}"
+
+        [[model]]
+        name = "theirs/large"
+        base_url = "https://embeddings.example/v1/"
+        model = "large"
+        key_variable = "THEIRS_KEY"
+        api_version = "2024-10-21"
+        dimension = 1024
+        max_tokens = 512
+        price_per_1k_tokens = 0.0001
+        matryoshka = true
+    """)
+    # When they are named
+    catalogue = Catalogue(settings.model_copy(update={"models_file": file}))
+    ours, theirs = catalogue.resolve("ours"), catalogue.resolve("theirs/large")
+    # Then they are there, beside the default
+    assert (ours.folder, ours.dimension, ours.endpoint) == (folder, 32, None)
+    assert (theirs.dimension, theirs.max_tokens, theirs.price_per_1k_tokens) == (1024, 512, 0.0001)
+    assert theirs.endpoint == Endpoint(
+        "https://embeddings.example/v1", "large", None, "THEIRS_KEY", "2024-10-21", seconds=30.0
+    )
+    assert [spec.name for spec in catalogue.specs()] == ["minilm-l6-v2", "ours", "theirs/large"]
+    with pytest.raises(Invalid):
+        catalogue.resolve("large")
+
+
+REMOTE = '[[model]]\nname = "a"\nbase_url = "http://a/v1"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[[model]\n", "TOML"),
+        ('[[model]]\nname = "a"\n', "folder"),
+        (REMOTE, "dimension"),
+        (REMOTE + 'dimension = 4\nfolder = "/a"\n', "either"),
+        (REMOTE + "dimension = 4\nflavour = 1\n", "model.0.flavour"),
+        (REMOTE + 'dimension = "4"\nprice_per_1k_tokens = nan\n', "price_per_1k_tokens"),
+        (REMOTE.replace("http://a", "http://user:secret@a") + "dimension = 4\n", "base_url"),
+        (REMOTE.replace("http://", "file://") + "dimension = 4\n", "base_url"),
+        (2 * (REMOTE + "dimension = 4\n"), "same name"),
+        (REMOTE.replace('"a"', '"all-MiniLM-L6-v2"') + "dimension = 4\n", "all-MiniLM-L6-v2"),
+        (REMOTE.replace('"a"', '"../a"') + "dimension = 4\n", "name"),
+    ],
+)
+def test_what_is_wrong_in_the_models_file_is_named(settings: Settings, tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=named) as refused:
+        Catalogue(settings.model_copy(update={"models_file": file}))
+    assert "LIKEWISE_MODELS_FILE" in refused.value.detail
+    assert "secret" not in refused.value.detail
+
+
+def test_a_models_file_that_is_not_there(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="LIKEWISE_MODELS_FILE cannot be read"):
+        Catalogue(settings.model_copy(update={"models_file": tmp_path / "nowhere.toml"}))
 
 
 @pytest.mark.parametrize("spec", [spec for spec in MODELS if spec.architecture != "remote"], ids=lambda spec: spec.name)

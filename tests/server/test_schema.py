@@ -40,9 +40,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module i
 
 COLLECTIONS = "/api/v1/collections"
 NAME, RECORD = "notes", {"id": "a", "text": "the pump fails when it is cold", "payload": {"site": "north"}}
+MODEL = load_settings().model
 METRICS_TOKEN = "a token for the scraper"
 SECONDS_TO_START = 30.0
 
+# The fields with texts, by the models that have them.
+TEXTS = (
+    ("RecordIn", "text"),
+    ("SearchIn", "query"),
+    ("TextIn", "text"),
+    ("QueryIn", "query"),
+    ("BatchIn", "texts"),
+    ("EmbeddingsIn", "input"),
+)
 CONFIG: dict[str, Any] = {
     # Made-up credentials beside the good ones would have every request refused; `ignored_auth` tries them by itself.
     "generation": {"with-security-parameters": False},
@@ -92,8 +102,8 @@ class Running:
     def schema(self, document: dict[str, Any]) -> Any:
         """The document as schemathesis reads it."""
         models = document["components"]["schemas"]
-        _forget_pattern(models["RecordIn"]["properties"]["text"])
-        _forget_pattern(models["SearchIn"]["properties"]["query"])
+        for model, name in TEXTS:
+            _forget_pattern(models[model]["properties"][name])
         return schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(CONFIG))
 
     def credentials(self, path: str) -> dict[str, str]:
@@ -190,8 +200,9 @@ def lines(_: schemathesis.SerializationContext, value: Any) -> bytes:
 
 def _forget_pattern(schema: dict[str, Any]) -> None:
     """That a text is not blank: schemathesis has no texts of 200,000 characters of a pattern, and then none at all."""
-    for one in (schema, *schema.get("anyOf", ())):
-        one.pop("pattern", None)
+    schema.pop("pattern", None)
+    for one in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *([schema["items"]] if "items" in schema else ())):
+        _forget_pattern(one)
 
 
 # The least values, which schemathesis puts beside the field that it is about, and what is sent in their place: they are
@@ -207,7 +218,7 @@ def make_possible(case: schemathesis.Case) -> None:
     """
     wrong = case.meta.is_negative_at
     if not wrong(ParameterLocation.PATH):
-        there = {"name": NAME, "record_id": RECORD["id"]}
+        there = {"name": NAME, "record_id": RECORD["id"], "model": MODEL}
         case.path_parameters.update({name: there[name] for name in case.path_parameters})
     for part in (case.query, case.body):
         if isinstance(part, dict):
@@ -222,7 +233,7 @@ def make_possible(case: schemathesis.Case) -> None:
 
 def _make_body_possible(body: Any) -> None:
     if isinstance(body, dict):
-        body.update({name: _with_words(body[name]) for name in ("query", "text") if isinstance(body.get(name), str)})
+        body.update({name: _with_words(body[name]) for _, name in TEXTS if name in body})
         if isinstance(body.get("like"), str):
             body["like"] = RECORD["id"]
     records = body.get("records", []) if isinstance(body, dict) else body
@@ -231,14 +242,18 @@ def _make_body_possible(body: Any) -> None:
         record["text"] = _with_words(record["text"])
 
 
-def _with_words(text: str) -> str:
-    return text if text.strip() else "pump"
+def _with_words(text: Any) -> Any:
+    if isinstance(text, list):
+        return [_with_words(one) for one in text]
+    return text if not isinstance(text, str) or text.strip() else "pump"
 
 
 def names_what_may_not_be(case: schemathesis.Case) -> bool:
-    """Whether there is a model, or a cursor, of which only the server knows which there are: a 422 is right then."""
+    """Whether there is a model, a cursor or a size of which only the server knows which there are: a 422 is right."""
     given = [part for part in (case.query, case.body) if isinstance(part, dict)]
-    return any(isinstance(part.get(name), str) for part in given for name in ("cursor", "model"))
+    return any(
+        isinstance(part.get(name), str | int | float) for part in given for name in ("cursor", "model", "dimensions")
+    )
 
 
 def repeats_no_value(ctx: schemathesis.CheckContext, answer: schemathesis.Response, case: schemathesis.Case) -> None:

@@ -19,13 +19,13 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import RequestModel, deeper_than, wrong
+from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.filter_schema import KEY_PATTERN, TIME
 from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
 from likewise.search.request import SearchRequest
 
 MAX_ITEMS = 1_000
-MAX_TEXT = 200_000
 MAX_ID = 512
 MAX_LIMIT = 100
 MAX_PAYLOAD_BYTES = 64 * 2**10
@@ -42,7 +42,6 @@ NAME_IN_PATH = re.compile(r"[a-z][a-z0-9-]{0,62}(:[A-Za-z0-9._-]{1,128})?")
 
 # What the document says of a field that is checked below in words of our own.
 WHOLE = r"^[^\x00-\x1f\x7f-\x9f\ufffd]*$"
-NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
@@ -60,12 +59,6 @@ def _whole(value: str) -> str:
 def _collection_name(value: str) -> str:
     if not re.fullmatch(NAME, value):
         raise wrong("invalid_value", NAME_IN_WORDS)
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise wrong("blank", "This must not be blank.")
     return value
 
 
@@ -94,11 +87,6 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _of_number(value: object) -> object:
-    """JSON has one kind of number: 10.0 is as whole as 10."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _later(value: object) -> object:
     if value is not None:
         raise wrong("not_supported", "This version does not do that yet; leave the field out.")
@@ -108,7 +96,6 @@ def _later(value: object) -> object:
 Label = Annotated[
     str, Field(min_length=1, max_length=MAX_ID, json_schema_extra={"pattern": WHOLE}), AfterValidator(_whole)
 ]
-Text = Annotated[str, Field(max_length=MAX_TEXT, json_schema_extra={"pattern": NOT_BLANK}), AfterValidator(_not_blank)]
 Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=Annotated[str, WithJsonSchema(TIME)])]
 # A field of the full API that is known by name and refused.
 Later = Annotated[SkipJsonSchema[None], BeforeValidator(_later)]
@@ -196,7 +183,7 @@ class SearchIn(RequestModel):
 
     query: Text | None = None
     like: Label | None = None
-    limit: Annotated[int, BeforeValidator(_of_number)] = Field(10, ge=1, le=MAX_LIMIT)
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), AS_WHOLE_NUMBER] = 10
     filters: dict[str, Any] | None = None
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")

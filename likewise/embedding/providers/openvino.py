@@ -19,7 +19,7 @@ from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.precision import able, choose
-from likewise.embedding.provider import Matrix, ProviderResult, Role
+from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.weights import check_weights
 from likewise.settings import Settings
@@ -78,7 +78,8 @@ class OpenVinoProvider:
         self.numerics = facts.numerics
         self.dimension = facts.dimension
         self.max_tokens = facts.max_tokens
-        self.batch_tokens = facts.call_tokens
+        self.capacity = Capacity(tokens=facts.call_tokens)
+        self.fault: str | None = None
         self._tokenizer = tokenizer
         self._prefixes = prefixes
         self._bulk = bulk

@@ -1,0 +1,120 @@
+"""The routes of the embedder that this one replaces, `/embed`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+
+from likewise.apps.body import JsonBody
+from likewise.apps.deps import BODY_REFUSALS, Answer, Anyone, Reader, documented_body, refusals
+from likewise.apps.embed.answers import json_answer, with_rows, written
+from likewise.apps.embed.asking import Asks, Embedding
+from likewise.apps.embed.schemas import (
+    BatchAnswer,
+    BatchIn,
+    HealthAnswer,
+    ModelsAnswer,
+    QueryIn,
+    TextAnswer,
+    TextIn,
+)
+from likewise.embedding import quantization
+from likewise.embedding.embedder import Embedded
+from likewise.embedding.models import ModelSpec
+
+router = APIRouter(prefix="/embed", tags=["embed"])
+
+REFUSED = refusals(*BODY_REFUSALS, 429)
+SERVICE = "embedder"
+
+
+@router.post("/text", response_model=TextAnswer, responses=REFUSED, openapi_extra=documented_body(TextIn))
+async def embed_text(tenant: Reader, asks: Asks, body: Annotated[TextIn, Depends(JsonBody(TextIn))]) -> Response:
+    """The vector of one text."""
+    made = await asks.embed(tenant, [body.text], lambda _: "/text", model=body.model, use_cache=body.use_cache)
+    return _one(made, asks.embedder.known(made.model))
+
+
+@router.post("/query", response_model=TextAnswer, responses=REFUSED, openapi_extra=documented_body(QueryIn))
+async def embed_query(tenant: Reader, asks: Asks, body: Annotated[QueryIn, Depends(JsonBody(QueryIn))]) -> Response:
+    """The vector of one text that documents are searched for with."""
+    options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "role": "query"}
+    made = await asks.embed(tenant, [body.query], lambda _: "/query", **options)
+    return _one(made, asks.embedder.known(made.model))
+
+
+@router.post("/batch", response_model=BatchAnswer, responses=REFUSED, openapi_extra=documented_body(BatchIn))
+async def embed_batch(tenant: Reader, asks: Asks, body: Annotated[BatchIn, Depends(JsonBody(BatchIn))]) -> Response:
+    """The vectors of many texts, in their order."""
+    options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "batch_size": body.batch_size}
+    made = await asks.embed(tenant, body.texts, lambda place: f"/texts/{place}", **options)
+    rows: Any = made.vectors
+    head: dict[str, Any] = {
+        "dimension": made.vectors.shape[1],
+        "model": asks.embedder.known(made.model).bare_name,
+        "total_embeddings": len(body.texts),
+        "cached_count": int(made.cached.sum()),
+        "total_cost": made.cost,
+        "tokens": made.tokens,
+        "truncated_tokens": made.truncated,
+        "space": made.space,
+        "format": body.format,
+    }
+    if body.format != "float":
+        rows, head["scales"] = getattr(quantization, body.format)(made.vectors)
+    return json_answer(await with_rows(head, "embeddings", rows, made.vectors.shape[1]))
+
+
+@router.get("/models", response_model=ModelsAnswer, responses=refusals())
+async def embed_models(_: Reader, embedder: Embedding) -> Answer:
+    """The models that requests may name, the default first."""
+    specs = embedder.models()
+    states = {one.name: one.state for one in embedder.states()}
+    models = [_model(spec, states[spec.name], embedder.space(spec.name)) for spec in specs]
+    return Answer({"models": models, "default": specs[0].bare_name})
+
+
+@router.get("/health", response_model=HealthAnswer, responses=refusals())
+async def embed_health(_: Anyone, embedder: Embedding) -> Answer:
+    """Whether texts can be embedded; the answer is 200 in any case, and `status` says it."""
+    names = {spec.name: spec.bare_name for spec in embedder.models()}
+    states = embedder.states()
+    # A default model that is still to be opened is no fault.
+    healthy = states[0].state in ("ready", "present", "loading")
+    return Answer(
+        {
+            "status": "healthy" if healthy else "degraded",
+            "service": SERVICE,
+            "default_model": names[states[0].name],
+            "caching_enabled": embedder.caches,
+            "models_loaded": [names[one.name] for one in states if one.state == "ready"],
+        }
+    )
+
+
+def _one(made: Embedded, spec: ModelSpec) -> Response:
+    head = {
+        "embedding": made.vectors[0],
+        "dimension": made.vectors.shape[1],
+        "model": spec.bare_name,
+        "cached": bool(made.cached[0]),
+        "cost": made.cost,
+        "tokens": int(made.tokens[0]),
+        "truncated_tokens": int(made.truncated[0]),
+        "space": made.space,
+    }
+    return json_answer(written(head))
+
+
+def _model(spec: ModelSpec, state: str, space: str | None) -> dict[str, Any]:
+    return {
+        "name": spec.bare_name,
+        "provider": spec.provider,
+        "dimension": spec.dimension,
+        "max_batch_size": spec.most_texts,
+        "max_input_length": spec.max_tokens,
+        "cost_per_1k_tokens": spec.price_per_1k_tokens,
+        "hub_id": spec.hub_id,
+        "state": state,
+        "matryoshka": spec.matryoshka,
+        "space": space,
+    }

@@ -1,0 +1,110 @@
+"""What embedding costs: the prices of remote models, and what was used since somebody last asked."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, date, datetime
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars for 1,000 tokens of a model, and when its provider's price list was read."""
+
+    model: str
+    per_1k_tokens: float
+    read: date
+
+
+# A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this machine costs nothing here.
+PRICES: Mapping[str, Price] = {
+    price.model: price
+    for price in (
+        Price("text-embedding-3-small", 0.00002, date(2026, 11, 20)),
+        Price("text-embedding-3-large", 0.00013, date(2026, 11, 20)),
+        Price("text-embedding-ada-002", 0.0001, date(2026, 11, 20)),
+    )
+}
+
+
+@dataclass
+class Usage:
+    """What was asked for and what it took, in sums.
+
+    `texts` were answered with a vector, `cached` of them by the cache; `generated` were embedded by a model, with
+    `tokens` read, `truncated` cut off and `estimated` of those that were read guessed from characters; `cost` was paid,
+    and `cost_avoided` not, as the cache knew the text or an equal one was being embedded. Both in US dollars.
+    """
+
+    texts: int = 0
+    cached: int = 0
+    generated: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    estimated: int = 0
+    cost: float = 0.0
+    cost_avoided: float = 0.0
+
+    def add(self, other: "Usage") -> None:
+        """Take another's sums in."""
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+COUNTED: tuple[str, ...] = tuple(one.name for one in fields(Usage))
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose usage of which model, in the hour that begins at `hour` (UTC)."""
+
+    tenant: int
+    model: str
+    hour: datetime
+
+
+class Ledger:
+    """Usage in this process's memory, until it is taken to be kept."""
+
+    def __init__(self) -> None:
+        self._open: dict[Account, Usage] = {}
+
+    def answered(self, tenant: int, model: str, texts: int, cached: int, cost_avoided: float) -> None:
+        """So many texts have their vectors, so many of them without a model."""
+        usage = self._now(tenant, model)
+        usage.texts += texts
+        usage.cached += cached
+        usage.cost_avoided += cost_avoided
+
+    def generated(self, tenant: int, model: str, tokens: int, truncated: int, *, estimated: bool, cost: float) -> None:
+        """A model has embedded one text; that is paid for, whether anybody still waits for it or not."""
+        usage = self._now(tenant, model)
+        usage.generated += 1
+        usage.tokens += tokens
+        usage.truncated += truncated
+        usage.estimated += tokens if estimated else 0
+        usage.cost += cost
+
+    def take(self) -> dict[Account, Usage]:
+        """All of it, which is no longer here."""
+        taken, self._open = self._open, {}
+        return taken
+
+    def put_back(self, taken: Mapping[Account, Usage]) -> None:
+        """What could not be kept."""
+        for account, usage in taken.items():
+            self._open.setdefault(account, Usage()).add(usage)
+
+    def of(self, tenant: int) -> Iterator[tuple[Account, Usage]]:
+        """What one tenant has here."""
+        return ((account, usage) for account, usage in list(self._open.items()) if account.tenant == tenant)
+
+    def _now(self, tenant: int, model: str) -> Usage:
+        account = Account(tenant, model, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
+        usage = self._open.get(account)
+        if usage is None:
+            usage = self._open[account] = Usage()
+        return usage
+
+
+def cost_of(tokens: int, per_1k_tokens: float) -> float:
+    """US dollars for so many tokens."""
+    return tokens * per_1k_tokens / 1000

@@ -1,0 +1,28 @@
+"""Where a remote model is served."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible API, and what it takes at a time.
+
+    Attributes:
+        base_url: what `/embeddings` is added to, without a slash at its end.
+        model: the model's name there.
+        key: sent with each request; None if the endpoint asks for none.
+        key_name: the variable that holds the key, for messages; None if the endpoint asks for none.
+        api_version: Azure's; with one the key goes in the header `api-key`, as Azure wants it.
+        texts: at most so many in a request.
+        calls: at most so many requests under way.
+        seconds: one try may take.
+    """
+
+    base_url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    key_name: str | None = None
+    api_version: str | None = None
+    texts: int = 100
+    calls: int = 8
+    seconds: float = 30.0

@@ -1,0 +1,102 @@
+"""LIKEWISE_MODELS_FILE: models of one's own, a row each."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from likewise.errors import SettingsError
+from likewise.settings import ENV_FILE, PREFIX, Settings
+
+FILE = f"{PREFIX}MODELS_FILE"
+# One of the model's names may be in a path of ours, and in messages.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+
+
+def _http_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")) or "?" in url or "#" in url or "@" in url:
+        raise PydanticCustomError("url", "it must begin with http:// or https:// and have no user, query or fragment")
+    return url.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
+class ModelRow(BaseModel):
+    """One `[[model]]` of the file: a folder on this machine, or a remote model at an OpenAI-compatible address."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME)
+    folder: Path | None = None
+    base_url: HttpUrl | None = None
+    model: str | None = Field(None, min_length=1, max_length=512)
+    key_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_version: str | None = Field(None, pattern=r"^[A-Za-z0-9.-]+$")
+    dimension: int = Field(0, ge=1, le=16_000)
+    max_tokens: int = Field(8_191, ge=1, le=10_000_000)
+    query_prefix: str = ""
+    price_per_1k_tokens: float = Field(0.0, ge=0, allow_inf_nan=False)
+    matryoshka: bool = False
+    texts_per_request: int = Field(100, ge=1, le=2_048)
+    requests_at_once: int = Field(8, ge=1, le=256)
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return None if folder is None else folder.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if (self.folder is None) == (self.base_url is None):
+            raise PydanticCustomError("place", "it needs either a `folder` or a `base_url`")
+        if self.base_url is not None and "dimension" not in self.model_fields_set:
+            raise PydanticCustomError("dimension", "a remote model needs its `dimension`")
+        return self
+
+    def key(self) -> str | None:
+        """The key, from the environment or `.env`; None if none is named, or there is none."""
+        if self.key_variable is None:
+            return None
+        return os.environ.get(self.key_variable) or dotenv_values(ENV_FILE).get(self.key_variable) or None
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: list[ModelRow] = []
+
+    @field_validator("model")
+    @classmethod
+    def _different_names(cls, rows: list[ModelRow]) -> list[ModelRow]:
+        if len({row.name for row in rows}) < len(rows):
+            raise PydanticCustomError("names", "two models have the same name")
+        return rows
+
+
+def read(settings: Settings) -> list[ModelRow]:
+    """The rows of the file that the settings name, none if they name none; SettingsError says what is wrong in it."""
+    if settings.models_file is None:
+        return []
+    try:
+        return _File.model_validate(_parsed(settings.models_file)).model
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{FILE}: {place or 'the file'}: {first['msg']}.") from None
+
+
+def _parsed(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{FILE} is no TOML: {error}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{FILE} names a file that is not text in UTF-8.") from None
+    except OSError as error:
+        raise SettingsError(f"{FILE} cannot be read: {error.strerror}. Mend the path or unset it.") from None
