@@ -193,7 +193,7 @@ class Embedder:
     @property
     def caches(self) -> bool:
         """Whether vectors are remembered."""
-        return self._settings.cache_bytes > 0
+        return self._settings.cache_bytes > 0 or self._settings.redis_url is not None
 
     @property
     def cache_bytes(self) -> int:
