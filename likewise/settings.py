@@ -118,7 +118,20 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, le=1024, description="Threads for local models; 0 takes all cores.")
     offline: bool = Field(False, description="Never fetch a model's files from a network.")
     cache_bytes: int = Field(
-        128 * 2**20, ge=0, description="Memory for vectors of texts embedded before, in bytes; 0 turns the cache off."
+        128 * 2**20, ge=0, description="Memory for vectors of texts embedded before, in bytes; 0 keeps none."
+    )
+    redis_url: str | None = Field(
+        None,
+        min_length=1,
+        repr=False,
+        description="A Redis through which processes share vectors of texts embedded before: `redis://`, `rediss://`, "
+        "`unix://`, or of a cluster `redis+cluster://`, `rediss+cluster://`. Absent: each process remembers its own.",
+    )
+    cache_seconds: int = Field(
+        30 * 86_400,
+        ge=0,
+        le=3_650 * 86_400,
+        description="How long that Redis keeps a vector, in seconds from when it was made; 0 is without limit.",
     )
     cache_scope: Literal["tenant", "shared"] = Field(
         "tenant", description="Whether one tenant may be answered from what another embedded."

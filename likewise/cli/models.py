@@ -97,7 +97,7 @@ async def _loaded(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
     """A model's files, loaded and at work."""
     if weights.locate(spec, settings) is None:
         raise weights.absent(spec, settings)
-    embedder = Embedder(settings)
+    embedder = Embedder(settings.model_copy(update={"redis_url": None}))
     try:
         started = time.perf_counter()
         model = await embedder.opened()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from likewise.embedding import weights
 from likewise.embedding.batching import INTERACTIVE_TOKENS, Batcher, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.cache import Cache, Cached, cache_key
-from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.loading import ModelState, Slot
 from likewise.embedding.memory import ModelMemory
@@ -87,7 +87,7 @@ class Embedder:
         self._settings = settings
         self._catalogue = Catalogue(settings)
         self._providers = dict(providers or {})
-        self._cache = cache or MemoryCache(settings.cache_bytes)
+        self._cache = open_cache(settings) if cache is None else cache
         self.ledger = Ledger()
         self._budget = QueueBudget(settings.queue_tokens)
         self._memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
@@ -97,10 +97,12 @@ class Embedder:
     async def start(self) -> None:
         """Begin to load the default model in the background; absent weights are no error, they are waited for."""
         self._slot(self._catalogue.resolve(None)).begin(fetch=True)
+        self._cache.start()
 
     async def close(self) -> None:
         """Fail what waits and let the models go."""
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        await self._cache.close()
 
     async def embed(
         self,
@@ -141,7 +143,7 @@ class Embedder:
         provider, batcher = await self._slot(spec).ready()
         owner = asked.tenant if self._settings.cache_scope == "tenant" else None
         keys = [cache_key(owner, provider.space, provider.numerics, role, provider.dimension, text) for text in texts]
-        known = await self._known(keys) if asked.use_cache else {}
+        known = await self._known(keys, provider.dimension) if asked.use_cache else {}
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         made, ours = await self._make(fresh, batcher, asked) if fresh else ({}, [])
         rows = known | _all_or_faults(keys, made)
@@ -192,12 +194,17 @@ class Embedder:
     @property
     def caches(self) -> bool:
         """Whether vectors are remembered."""
-        return self._settings.cache_bytes > 0
+        return self._settings.cache_bytes > 0 or self._settings.redis_url is not None
 
     @property
-    def cache_bytes(self) -> int | None:
-        """What the cache holds in this process's memory; None if it is elsewhere."""
-        return self._cache.bytes if isinstance(self._cache, MemoryCache) else None
+    def cache_bytes(self) -> int:
+        """What the cache holds in this process's memory."""
+        return self._cache.memory_bytes
+
+    @property
+    def cache_fault(self) -> str | None:
+        """Why the cache, or a part of it, is left out at present."""
+        return self._cache.fault
 
     def is_ready(self, model: str | None = None) -> bool:
         """Whether texts can be embedded now, without waiting for the model to load."""
@@ -248,9 +255,10 @@ class Embedder:
             return ModelState(spec.name, "present")
         return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
 
-    async def _known(self, keys: Sequence[bytes]) -> dict[bytes, Cached]:
+    async def _known(self, keys: Sequence[bytes], dimension: int) -> dict[bytes, Cached]:
         found = await self._cache.get_many(keys)
-        return {key: row for key, row in zip(keys, found, strict=True) if row is not None}
+        # Whoever may write to a shared cache may put vectors of another length there.
+        return {key: row for key, row in zip(keys, found, strict=True) if row and len(row.vector) == dimension}
 
     async def _make(
         self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
