@@ -46,6 +46,7 @@ class Health:
     schema: str | None
     model: str | None
     oldest_waiting: float
+    cache: str | None = None
 
 
 class Likewise:
@@ -93,7 +94,7 @@ class Likewise:
             asked = self._asked
         # An answer is believed, whatever is said of the server; what a write met is not seen by asking.
         fault = (asked.database and self.runtime.server_away) or asked.database or self.runtime.pool.storage_fault
-        return replace(asked, database=fault, model=self._model_fault())
+        return replace(asked, database=fault, model=self._model_fault(), cache=self.embedder.cache_fault)
 
     async def _ask_database(self) -> Health:
         """What can be told of the database and its schema."""

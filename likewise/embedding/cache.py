@@ -22,6 +22,24 @@ class Cached:
 class Cache(Protocol):
     """Remembers vectors by digest; it never sees a text. A cache that fails answers None, it does not raise."""
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it holds in this process's memory."""
+        ...
+
+    @property
+    def fault(self) -> str | None:
+        """Why it is, or a part of it, left out at present."""
+        ...
+
+    def start(self) -> None:
+        """Begin what it does in the background; a cache that is used before does so itself."""
+        ...
+
+    async def close(self) -> None:
+        """End that, with a moment for what is not written yet."""
+        ...
+
     async def get_many(self, keys: Sequence[bytes]) -> list[Cached | None]:
         """What is known of each key, in order."""
         ...

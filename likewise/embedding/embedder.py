@@ -12,14 +12,14 @@ import numpy.typing as npt
 from likewise.embedding import weights
 from likewise.embedding.batching import INTERACTIVE_TOKENS, Batcher, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.cache import Cache, Cached, cache_key
-from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
-from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.loading import ModelState, Slot
+from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
 from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable
+from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
 
@@ -87,19 +87,22 @@ class Embedder:
         self._settings = settings
         self._catalogue = Catalogue(settings)
         self._providers = dict(providers or {})
-        self._cache = cache or MemoryCache(settings.cache_bytes)
+        self._cache = open_cache(settings) if cache is None else cache
         self.ledger = Ledger()
         self._budget = QueueBudget(settings.queue_tokens)
+        self._memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
         self._slots: dict[str, Slot] = {}
         self._in_flight: dict[bytes, Waiting] = {}
 
     async def start(self) -> None:
         """Begin to load the default model in the background; absent weights are no error, they are waited for."""
         self._slot(self._catalogue.resolve(None)).begin(fetch=True)
+        self._cache.start()
 
     async def close(self) -> None:
         """Fail what waits and let the models go."""
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        await self._cache.close()
 
     async def embed(
         self,
@@ -131,7 +134,7 @@ class Embedder:
         refuse_unreadable(texts)
         refuse_dimensions(spec, dimensions)
         lane = lane or _lane_of(texts)
-        with Embedding(spec.name, role, lane) as step:
+        with Embedding(spec.name, role, lane) as step, self._slot(spec).held():
             asked = _Asked(tenant, spec, texts, role, lane, use_cache, batch_size)
             return step.done(shortened(await self._embed(asked), dimensions))
 
@@ -140,7 +143,7 @@ class Embedder:
         provider, batcher = await self._slot(spec).ready()
         owner = asked.tenant if self._settings.cache_scope == "tenant" else None
         keys = [cache_key(owner, provider.space, provider.numerics, role, provider.dimension, text) for text in texts]
-        known = await self._known(keys) if asked.use_cache else {}
+        known = await self._known(keys, provider.dimension) if asked.use_cache else {}
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         made, ours = await self._make(fresh, batcher, asked) if fresh else ({}, [])
         rows = known | _all_or_faults(keys, made)
@@ -191,12 +194,17 @@ class Embedder:
     @property
     def caches(self) -> bool:
         """Whether vectors are remembered."""
-        return self._settings.cache_bytes > 0
+        return self._settings.cache_bytes > 0 or self._settings.redis_url is not None
 
     @property
-    def cache_bytes(self) -> int | None:
-        """What the cache holds in this process's memory; None if it is elsewhere."""
-        return self._cache.bytes if isinstance(self._cache, MemoryCache) else None
+    def cache_bytes(self) -> int:
+        """What the cache holds in this process's memory."""
+        return self._cache.memory_bytes
+
+    @property
+    def cache_fault(self) -> str | None:
+        """Why the cache, or a part of it, is left out at present."""
+        return self._cache.fault
 
     def is_ready(self, model: str | None = None) -> bool:
         """Whether texts can be embedded now, without waiting for the model to load."""
@@ -210,23 +218,28 @@ class Embedder:
     async def lengths(self, texts: Sequence[str], model: str | None = None) -> list[int]:
         """Tokens of each text as a document, special ones included, to compare with `max_tokens`."""
         refuse_unreadable(texts)
-        provider, _ = await self._slot(self._catalogue.resolve(model)).ready()
-        return await provider.lengths(texts)
+        slot = self._slot(self._catalogue.resolve(model))
+        with slot.held():
+            provider, _ = await slot.ready()
+            return await provider.lengths(texts)
 
     async def probe(self, model: str | None = None) -> Matrix:
         """The vectors of PROBE_TEXTS, float32 (8, d), made anew."""
-        _, batcher = await self._slot(self._catalogue.resolve(model)).ready()
-        items = batcher.submit(PROBE_TEXTS, "document", "interactive")
-        try:
-            made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
-        finally:
-            for item in items:
-                item.leave()
+        slot = self._slot(self._catalogue.resolve(model))
+        with slot.held():
+            _, batcher = await slot.ready()
+            items = batcher.submit(PROBE_TEXTS, "document", "interactive")
+            try:
+                made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
+            finally:
+                for item in items:
+                    item.leave()
         return np.stack([row.vector for row in _all_or_faults(list(made), made).values()])
 
     def _slot(self, spec: ModelSpec) -> Slot:
         if spec.name not in self._slots:
-            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._providers.get(spec.name))
+            factory = self._providers.get(spec.name)
+            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._memory, factory)
         return self._slots[spec.name]
 
     def _state(self, spec: ModelSpec) -> ModelState:
@@ -234,15 +247,18 @@ class Embedder:
             return self._slots[spec.name].state
         if spec.endpoint is not None:
             return ModelState(spec.name, "present")
-        if spec.architecture not in ARCHITECTURES:
-            return ModelState(spec.name, "failed", f"This version does not run {spec.architecture} models yet.")
+        try:
+            self._catalogue.runtime(spec)
+        except NotSupported as error:
+            return ModelState(spec.name, "failed", error.detail)
         if spec.name in self._providers or weights.locate(spec, self._settings) is not None:
             return ModelState(spec.name, "present")
         return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
 
-    async def _known(self, keys: Sequence[bytes]) -> dict[bytes, Cached]:
+    async def _known(self, keys: Sequence[bytes], dimension: int) -> dict[bytes, Cached]:
         found = await self._cache.get_many(keys)
-        return {key: row for key, row in zip(keys, found, strict=True) if row is not None}
+        # Whoever may write to a shared cache may put vectors of another length there.
+        return {key: row for key, row in zip(keys, found, strict=True) if row and len(row.vector) == dimension}
 
     async def _make(
         self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"

@@ -27,6 +27,10 @@ OUTCOMES = ("ok", "refused", "overloaded", "away", "failed", "cancelled")
 # What became of a claimed content: a vector, a failed attempt, back to the queue, or taken over by another worker.
 CONTENTS = ("embedded", "failed", "released", "lost")
 RECORDS = ("created", "changed", "unchanged", "refused")
+# Where the cache knew a vector from.
+CACHE_TIERS = ("memory", "redis")
+# Why a tier was no help: nobody answers, not in time, no room, not allowed, a value that is none of ours.
+CACHE_ERRORS = ("away", "slow", "full", "refused", "rubbish")
 MODEL_STATES = ("absent", "present", "loading", "ready", "failed")
 # What became of one request to a remote model: vectors, refused for what it said or by whom it came, too many, an error
 # of the provider, no answer, one that is none, nobody waited.
@@ -58,8 +62,10 @@ EMBED_TEXTS = _counter("embed_texts", "Texts that were answered with a vector.",
 EMBED_COST = _counter("embed_cost_dollars", "US dollars for the tokens that remote models read.", "model")
 EMBED_COST_AVOIDED = _counter("embed_cost_avoided_dollars", "What texts would have cost that were known.", "model")
 EMBED_ESTIMATED = _counter("embed_estimated_tokens", "Tokens read of which only the characters were counted.", "model")
-CACHE_HITS = _counter("cache_hits", "Texts whose vectors the cache knew.")
+CACHE_HITS = _counter("cache_hits", "Texts whose vectors the cache knew.", "tier")
 CACHE_MISSES = _counter("cache_misses", "Texts whose vectors the cache did not know.")
+CACHE_FAILED = _counter("cache_errors", "Times that a tier of the cache was no help.", "kind")
+CACHE_DROPPED = _counter("cache_dropped_writes", "Vectors that did not fit among those that wait to be written.")
 MODEL_TEXTS = _counter("model_texts", "Texts that a model embedded.", "model", "lane")
 MODEL_TOKENS = _counter("model_tokens", "Tokens that a model read.", "model", "lane")
 MODEL_TRUNCATED = _counter("model_truncated_tokens", "Tokens that were cut off before a model.", "model", "lane")
@@ -94,6 +100,8 @@ def begin_at_zero() -> None:
         (SEARCH_PLANS, PLANS),
         (INGEST_RECORDS, RECORDS),
         (WORKER_CONTENTS, CONTENTS),
+        (CACHE_HITS, CACHE_TIERS),
+        (CACHE_FAILED, CACHE_ERRORS),
     ):
         for values in product(*sets):
             metric.labels(*values)
@@ -117,6 +125,7 @@ class Now:
     waiting: int | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     cache_bytes: int | None = None
+    redis_up: bool | None = None
     pool_in_use: int = 0
     pool_idle: int = 0
     pool_most: int = 0
@@ -163,6 +172,9 @@ def _metrics_of(now: Now) -> Iterator[Metric]:
     yield _gauge("model_state", "1 for the state that a model is in.", _states(now.models), "model", "state")
     if now.cache_bytes is not None:
         yield _gauge("cache_bytes", "Memory of the cache of vectors.", {(): now.cache_bytes})
+    if now.redis_up is not None:
+        words = "1 while a tier of the cache is asked, and takes what is new."
+        yield _gauge("cache_up", words, {("redis",): now.redis_up}, "tier")
     words = "Connections to the database."
     yield _gauge("pool_connections", words, {("in_use",): now.pool_in_use, ("idle",): now.pool_idle}, "state")
     yield _gauge("pool_connections_max", "Connections that this process keeps at most.", {(): now.pool_most})

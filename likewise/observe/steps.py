@@ -100,7 +100,6 @@ class Embedding(_Step):
         """Their vectors, passed on."""
         cached, texts = int(made.cached.sum()), len(made.tokens)
         metrics.EMBED_TEXTS.labels(self._model, self._lane).inc(texts)
-        metrics.CACHE_HITS.inc(cached)
         metrics.CACHE_MISSES.inc(texts - cached)
         self._span.set(texts=texts, tokens=int(made.tokens.sum()), cached=cached)
         return made
@@ -212,6 +211,22 @@ def paid(model: str, cost: float, estimated: int) -> None:
 def avoided(model: str, cost: float) -> None:
     """What a model need not read, in US dollars."""
     metrics.EMBED_COST_AVOIDED.labels(model).inc(cost)
+
+
+def cache_hits(tier: str, count: int) -> None:
+    """A tier of `metrics.CACHE_TIERS` knew so many vectors."""
+    if count:
+        metrics.CACHE_HITS.labels(tier).inc(count)
+
+
+def cache_failed(kind: str) -> None:
+    """A tier of the cache was no help: one of `metrics.CACHE_ERRORS`."""
+    metrics.CACHE_FAILED.labels(metrics.one_of(kind, metrics.CACHE_ERRORS)).inc()
+
+
+def cache_dropped() -> None:
+    """A vector did not fit among those that wait to be written."""
+    metrics.CACHE_DROPPED.inc()
 
 
 def search_plan(plan: str) -> None:

@@ -69,6 +69,6 @@ async def _parts(request: Request) -> dict[str, Any]:
         async with asyncio.timeout(PROBE_SECONDS):
             health = await request.app.state.likewise.health()
     except TimeoutError:
-        return {"database": "It does not answer.", "schema": None, "model": None}
+        return {"database": "It does not answer.", "schema": None, "model": None, "cache": None}
     model = None if health.model is None else told(ModelUnavailable(health.model), request.scope)
-    return {"database": health.database, "schema": health.schema, "model": model}
+    return {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}

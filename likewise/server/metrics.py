@@ -98,6 +98,7 @@ def now(likewise: Likewise, queue: Queue | None) -> Now:
         waiting=None if queue is None else queue.waiting,
         models=models,
         cache_bytes=likewise.embedder.cache_bytes,
+        redis_up=likewise.embedder.cache_fault is None if likewise.settings.redis_url else None,
         pool_in_use=numbers.get("pool_size", 0) - numbers.get("pool_available", 0),
         pool_idle=numbers.get("pool_available", 0),
         pool_most=numbers.get("pool_max", 0),

@@ -26,6 +26,7 @@ from likewise.db.processes import postgres_processes
 from likewise.db.server import EmbeddedServer
 from likewise.settings import load_settings
 from likewise.testing import DatabaseUrls, Reply, ThrowawayPostgres, Upstream, open_folder
+from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.embedding.tiny import weights, write_folder
 
@@ -122,6 +123,34 @@ async def test_a_data_folder_that_is_a_file(examine: Examine, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     found = await examine(DATA_DIR=str(tmp_path / "file"), MODELS_DIR=str(tmp_path / "models"))
     assert "LIKEWISE_DATA_DIR" in faults(found)["data folder"]
+
+
+# Redis
+
+
+async def test_a_redis_that_is_well(examine: Examine, redis: RedisProcess) -> None:
+    found = await examine(REDIS_URL=redis.url)
+    assert faults(found) == {}
+    assert found["cache"].what == "Redis answers, and takes vectors"
+    assert await redis.tell("DBSIZE") == 0
+
+
+async def test_a_redis_that_is_away(examine: Examine, redis_program: str) -> None:
+    words = only(await examine(REDIS_URL="redis://:xyzzy-secret@127.0.0.1:1/0"), "cache")
+    assert "cannot be reached" in words
+    assert "LIKEWISE_REDIS_URL" in words
+    assert "xyzzy" not in words
+
+
+async def test_a_redis_that_is_full(examine: Examine, redis_program: str) -> None:
+    async with RedisProcess(["--maxmemory", "1"]).running() as server:
+        assert "is full" in only(await examine(REDIS_URL=server.url), "cache")
+
+
+async def test_a_redis_of_an_unreadable_url(examine: Examine) -> None:
+    words = only(await examine(REDIS_URL="localhost:6379/xyzzy-secret"), "cache")
+    assert "redis://user:password@host:6379/0" in words
+    assert "xyzzy" not in words
 
 
 # Settings and models

@@ -64,7 +64,7 @@ async def test_what_happens_is_counted_once(client: httpx2.AsyncClient, shared: 
     assert rose.pop('search_results_total{mode="dense"}') == 4
     assert rose.pop('search_plans_total{plan="scan"}') == 2
     # The second query was known; the worker's two texts and the first query were not.
-    assert rose.pop("cache_hits_total") == 1
+    assert rose.pop('cache_hits_total{tier="memory"}') == 1
     assert rose.pop("cache_misses_total") == 3
     assert rose.pop('embed_texts_total{lane="interactive",model="minilm-l6-v2"}') == 2
     assert rose.pop('embed_texts_total{lane="bulk",model="minilm-l6-v2"}') == 2

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from likewise.embedding.cache import Cached
+from likewise.observe import steps
 
 # key, row of the dictionary and the objects around the vector, measured with tracemalloc
 OVERHEAD = 400
@@ -12,10 +13,12 @@ OVERHEAD = 400
 class MemoryCache:
     """Holds at most `limit` bytes; 0 holds nothing."""
 
+    fault = None
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._items: OrderedDict[bytes, Cached] = OrderedDict()
-        self.bytes = 0
+        self.memory_bytes = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -26,16 +29,17 @@ class MemoryCache:
         for key, item in zip(keys, found, strict=True):
             if item is not None:
                 self._items.move_to_end(key)
+        steps.cache_hits("memory", sum(item is not None for item in found))
         return found
 
     async def put_many(self, items: Mapping[bytes, Cached]) -> None:
         """Remember these, and drop the oldest that no longer fit."""
         for key, item in items.items():
             self._drop(key)
-            if _size(item) <= self._limit:
+            if bytes_of(item) <= self._limit:
                 self._items[key] = item
-                self.bytes += _size(item)
-        while self.bytes > self._limit:
+                self.memory_bytes += bytes_of(item)
+        while self.memory_bytes > self._limit:
             self._drop(next(iter(self._items)))
 
     async def delete_many(self, keys: Sequence[bytes]) -> None:
@@ -43,11 +47,18 @@ class MemoryCache:
         for key in keys:
             self._drop(key)
 
+    def start(self) -> None:
+        """There is nothing to begin."""
+
+    async def close(self) -> None:
+        """What it remembers ends with the process."""
+
     def _drop(self, key: bytes) -> None:
         item = self._items.pop(key, None)
         if item is not None:
-            self.bytes -= _size(item)
+            self.memory_bytes -= bytes_of(item)
 
 
-def _size(item: Cached) -> int:
+def bytes_of(item: Cached) -> int:
+    """Memory that an item takes with its key."""
     return item.vector.nbytes + OVERHEAD

@@ -1,0 +1,475 @@
+"""Redis slow, away, full, killed or full of rubbish: the embedder goes on without it, and comes back to it."""
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from likewise.embedding.cache import Cached
+from likewise.embedding.caches import circuit, opening
+from likewise.embedding.caches.packed import packed
+from likewise.embedding.caches.redis import PREFIX
+from likewise.embedding.embedder import Embedder
+from likewise.observe import logs
+from likewise.settings import Settings
+from likewise.testing import FakeProvider
+from likewise.testing.redis import RedisProcess, SlowWay
+from tests.flows.patience import until
+
+Make = Callable[..., Embedder]
+
+
+@pytest.fixture
+async def make(settings: Settings) -> AsyncIterator[Make]:
+    """Makes embedders on a Redis, each as in a process of its own; they are closed at the end."""
+    made: list[Embedder] = []
+
+    def with_redis(url: str, provider: FakeProvider | None = None, **options: Any) -> Embedder:
+        chosen = settings.model_copy(update={"redis_url": url, **options})
+        one = provider or FakeProvider(16)
+        made.append(Embedder(chosen, providers={settings.model: lambda spec: one}))
+        return made[-1]
+
+    yield with_redis
+    await asyncio.gather(*(one.close() for one in made))
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, an answer that comes is waited for."""
+    monkeypatch.setattr(opening, "ANSWER_SECONDS", 20.0)
+
+
+@asynccontextmanager
+async def a_redis(*options: str) -> AsyncIterator[RedisProcess]:
+    async with RedisProcess(options).running() as server:
+        yield server
+
+
+async def keys_of(server: RedisProcess) -> list[bytes]:
+    async with server.client() as client:
+        return [key async for key in client.scan_iter(count=1_000)]
+
+
+async def written(server: RedisProcess, count: int) -> None:
+    await until(lambda: _has(server, count))
+
+
+async def _has(server: RedisProcess, count: int) -> bool:
+    return bool(await server.tell("DBSIZE") == count)
+
+
+async def known(embedder: Embedder, texts: list[str]) -> list[bool]:
+    return [bool(one) for one in (await embedder.embed(1, texts)).cached]
+
+
+async def found_again(embedder: Embedder, text: str) -> None:
+    """Until a text that only Redis knows comes from there."""
+    await until(lambda: embedder.cache_fault is None)
+    assert await known(embedder, [text]) == [True]
+
+
+# Shared
+
+
+async def test_another_process_finds_what_the_first_one_put(redis: RedisProcess, make: Make, patient: None) -> None:
+    # Given
+    first = await make(redis.url).embed(1, ["red fox", "blue whale", "red fox"])
+    await written(redis, 2)
+    # When
+    provider = FakeProvider(16)
+    second = await make(redis.url, provider).embed(1, ["blue whale", "grey owl", "red fox"])
+    # Then
+    assert second.cached.tolist() == [True, False, True]
+    assert provider.texts == ["grey owl"]
+    assert np.array_equal(second.vectors[[2, 0]], first.vectors[:2])
+    assert second.tokens.tolist() == [4, 4, 4]
+
+
+async def test_memory_is_asked_first_and_learns_from_redis(redis: RedisProcess, make: Make, patient: None) -> None:
+    # Given
+    await make(redis.url).embed(1, ["red fox"])
+    await written(redis, 1)
+    embedder = make(redis.url)
+    assert await known(embedder, ["red fox"]) == [True]
+    # When
+    await redis.tell("FLUSHALL")
+    # Then
+    assert await known(embedder, ["red fox"]) == [True]
+
+
+async def test_redis_has_digests_and_numbers_only(redis: RedisProcess, make: Make) -> None:
+    # When
+    await make(redis.url).embed(1, ["xyzzy canary text", "xyzzy another"], model="minilm-l6-v2")
+    await written(redis, 2)
+    # Then
+    found = await keys_of(redis)
+    assert all(key.startswith(PREFIX) and len(key) == len(PREFIX) + 32 for key in found)
+    async with redis.client() as client:
+        values = await client.mget(found)
+    assert not any(word in part for part in [*found, *values] for word in (b"xyzzy", b"canary", b"minilm"))
+
+
+async def test_a_tenant_is_not_told_what_another_put(redis: RedisProcess, make: Make, patient: None) -> None:
+    await make(redis.url).embed(1, ["secret plan"])
+    await written(redis, 1)
+    assert (await make(redis.url).embed(2, ["secret plan"])).cached.tolist() == [False]
+
+
+async def test_what_redis_keeps_expires_when_the_settings_say(redis: RedisProcess, make: Make) -> None:
+    await make(redis.url, cache_seconds=1_000).embed(1, ["for a while"])
+    await written(redis, 1)
+    (limited,) = await keys_of(redis)
+    assert 900 < await redis.tell("TTL", limited) <= 1_000
+    await make(redis.url, cache_seconds=0).embed(1, ["for good"])
+    await written(redis, 2)
+    (unlimited,) = set(await keys_of(redis)) - {limited}
+    assert await redis.tell("TTL", unlimited) == -1
+
+
+async def test_an_expired_vector_is_made_anew(redis: RedisProcess, make: Make, patient: None) -> None:
+    await make(redis.url, cache_seconds=1).embed(1, ["for a second"])
+    await written(redis, 1)
+    await written(redis, 0)
+    assert await known(make(redis.url), ["for a second"]) == [False]
+
+
+async def test_redis_alone_remembers_where_memory_keeps_none(redis: RedisProcess, make: Make, patient: None) -> None:
+    embedder = make(redis.url, cache_bytes=0)
+    assert await known(embedder, ["red fox"]) == [False]
+    assert await known(embedder, ["red fox"]) == [True]
+    await written(redis, 1)
+    assert await known(embedder, ["red fox"]) == [True]
+    await until(lambda: embedder.cache_bytes == 0)
+
+
+# Rubbish
+
+
+def _flipped(value: bytes, place: int) -> bytes:
+    return value[:place] + bytes([value[place] ^ 1]) + value[place + 1 :]
+
+
+def _with_vector(key: bytes, numbers: list[float]) -> bytes:
+    return packed(key, Cached(np.array(numbers, np.float32), 3, 0, 3))
+
+
+RUBBISH: dict[str, Callable[[bytes, bytes, bytes], bytes]] = {
+    "empty": lambda key, value, other: b"",
+    "text": lambda key, value, other: b"rubbish",
+    "cut": lambda key, value, other: value[:-1],
+    "cut to its head": lambda key, value, other: value[:21],
+    "longer": lambda key, value, other: value + b"\0",
+    "a version to come": lambda key, value, other: b"lwv9" + value[4:],
+    "flipped in the head": lambda key, value, other: _flipped(value, 9),
+    "flipped in the vector": lambda key, value, other: _flipped(value, 40),
+    "flipped in the check": lambda key, value, other: _flipped(value, len(value) - 1),
+    "another key's": lambda key, value, other: other,
+    "of another dimension": lambda key, value, other: _with_vector(key, [1.0] + [0.0] * 7),
+    "without numbers": lambda key, value, other: _with_vector(key, []),
+    "not a number": lambda key, value, other: _with_vector(key, [float("nan")] * 16),
+    "infinite": lambda key, value, other: _with_vector(key, [float("inf")] + [0.0] * 15),
+}
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+async def test_rubbish_is_not_served_and_is_mended(redis: RedisProcess, make: Make, patient: None, kind: str) -> None:
+    # Given: under our key something that is not what we put
+    right = await make(redis.url).embed(1, ["one"])
+    await written(redis, 1)
+    (name,) = await keys_of(redis)
+    await make(redis.url).embed(1, ["other"])
+    await written(redis, 2)
+    (other,) = set(await keys_of(redis)) - {name}
+    spoilt = RUBBISH[kind](name.removeprefix(PREFIX), await redis.tell("GET", name), await redis.tell("GET", other))
+    await redis.tell("SET", name, spoilt)
+    # When
+    embedder = make(redis.url)
+    got = await embedder.embed(1, ["one"])
+    # Then
+    assert got.cached.tolist() == [False]
+    assert np.array_equal(got.vectors, right.vectors)
+    assert embedder.cache_fault is None
+    await until(lambda: _differs(redis, name, spoilt))
+    assert await known(make(redis.url), ["one"]) == [True]
+
+
+async def _differs(server: RedisProcess, key: bytes, value: bytes) -> bool:
+    return bool(await server.tell("GET", key) != value)
+
+
+async def test_a_value_of_another_type_is_not_served(redis: RedisProcess, make: Make, patient: None) -> None:
+    await make(redis.url).embed(1, ["one"])
+    await written(redis, 1)
+    (name,) = await keys_of(redis)
+    await redis.tell("DEL", name)
+    await redis.tell("LPUSH", name, "rubbish")
+    assert await known(make(redis.url), ["one"]) == [False]
+
+
+# Away
+
+
+async def test_without_redis_at_the_start_all_works_and_it_is_found_later(make: Make, redis_program: str) -> None:
+    # Given: nobody listens yet
+    server = RedisProcess()
+    embedder = make(server.url)
+    assert await known(embedder, ["one"]) == [False]
+    await until(lambda: embedder.cache_fault is not None)
+    assert "cannot be reached" in str(embedder.cache_fault)
+    assert await known(embedder, ["one", "two"]) == [True, False]
+    # When
+    async with server.running():
+        # Then: what was made meanwhile is written as well
+        await until(lambda: embedder.cache_fault is None)
+        await written(server, 2)
+
+
+async def test_killed_and_restarted_under_load_it_harms_no_request(make: Make, redis_program: str) -> None:
+    # Given: eight callers who ask without a pause, for texts known and unknown
+    async with a_redis() as server:
+        embedder, right = make(server.url, cache_bytes=5_000), make("redis://127.0.0.1:1/0")
+        wanted = {f"text {number}": (await right.embed(1, [f"text {number}"])).vectors[0] for number in range(60)}
+        asked, stop = 0, asyncio.Event()
+
+        async def caller(start: int) -> None:
+            nonlocal asked
+            place = start
+            while not stop.is_set():
+                texts = [f"text {(place + step) % 60}" for step in range(3)]
+                got = await embedder.embed(1, texts)
+                assert all(np.array_equal(got.vectors[at], wanted[text]) for at, text in enumerate(texts))
+                asked, place = asked + 1, place + 1
+                # What memory knows is answered without a pause, in which nothing else would be done.
+                await asyncio.sleep(0)
+
+        callers = [asyncio.create_task(caller(7 * number)) for number in range(8)]
+        await until(lambda: _has(server, 60))
+        # When: it is killed, twice stopped, and comes back each time
+        for trouble in ("kill", "pause", "pause"):
+            before = asked
+            if trouble == "kill":
+                await server.kill()
+            else:
+                server.pause()
+            await until(lambda: embedder.cache_fault is not None)
+            await until(lambda floor=before: asked > floor + 50)  # type: ignore[misc]
+            if trouble == "kill":
+                await server.start()
+            else:
+                server.resume()
+            await until(lambda: embedder.cache_fault is None)
+        stop.set()
+        # Then: every answer was right, and it is used again
+        await asyncio.gather(*callers)
+        await make(server.url).embed(1, ["only there"])
+        await until(lambda: _has_at_least(server, 2))
+        await found_again(make(server.url), "only there")
+
+
+async def _has_at_least(server: RedisProcess, count: int) -> bool:
+    return bool(await server.tell("DBSIZE") >= count)
+
+
+async def test_a_redis_that_is_silent_is_left_out_and_taken_back(make: Make, redis_program: str) -> None:
+    async with a_redis() as server:
+        # Given
+        first = make(server.url)
+        await first.embed(1, ["one"])
+        await written(server, 1)
+        embedder = make(server.url)
+        await until(lambda: embedder.cache_fault is None)
+        # When
+        server.pause()
+        for number in range(circuit.MOST_LATE):
+            assert await known(embedder, [f"unknown {number}"]) == [False]
+        # Then
+        await until(lambda: embedder.cache_fault is not None)
+        assert "in time" in str(embedder.cache_fault)
+        server.resume()
+        await found_again(embedder, "one")
+
+
+async def test_one_late_answer_does_not_leave_it_out(make: Make, redis_program: str) -> None:
+    async with a_redis() as server, SlowWay(server.port, 0.0).running() as way:
+        embedder = make(way.url, cache_bytes=0)
+        await embedder.embed(1, ["one"])
+        await written(server, 1)
+        # When
+        way.seconds = 0.1
+        await embedder.embed(1, ["two"])
+        way.seconds = 0.0
+        # Then
+        assert embedder.cache_fault is None
+
+
+async def test_a_slow_redis_is_left_out_until_it_is_quick(make: Make, redis_program: str) -> None:
+    async with a_redis() as server, SlowWay(server.port, 0.0).running() as way:
+        # Given
+        await make(way.url).embed(1, ["one"])
+        await written(server, 1)
+        embedder = make(way.url)
+        # When
+        way.seconds = 0.1
+        for number in range(circuit.MOST_LATE + 1):
+            await embedder.embed(1, [f"unknown {number}"])
+        await until(lambda: embedder.cache_fault is not None)
+        way.seconds = 0.0
+        # Then
+        await found_again(embedder, "one")
+
+
+async def test_a_late_answer_is_nobody_elses(make: Make, redis_program: str) -> None:
+    """Answers that come after their callers have left are never taken for those of the next."""
+    async with a_redis() as server, SlowWay(server.port, 0.0).running() as way:
+        # Given
+        first = await make(way.url).embed(1, [f"text {number}" for number in range(40)])
+        await written(server, 40)
+        embedder = make(way.url, cache_bytes=0)
+        # When: every question is late, or nearly
+        for round_ in range(3):
+            way.seconds = 0.015 * (round_ % 2)
+            for number in range(40):
+                got = await embedder.embed(1, [f"text {number}"])
+                # Then
+                assert np.array_equal(got.vectors[0], first.vectors[number])
+
+
+async def test_a_caller_who_leaves_harms_nobody(make: Make, redis_program: str) -> None:
+    async with a_redis() as server, SlowWay(server.port, 0.005).running() as way:
+        first = await make(way.url).embed(1, [f"text {number}" for number in range(40)])
+        await written(server, 40)
+        embedder = make(way.url, cache_bytes=0)
+        for number in range(40):
+            leaving = asyncio.create_task(embedder.embed(1, [f"text {(number + 1) % 40}"]))
+            await asyncio.sleep(0.001 * (number % 5))
+            leaving.cancel()
+            got = await embedder.embed(1, [f"text {number}"])
+            assert np.array_equal(got.vectors[0], first.vectors[number])
+            await asyncio.gather(leaving, return_exceptions=True)
+
+
+async def test_a_busy_process_does_not_take_redis_for_slow(redis: RedisProcess, make: Make) -> None:
+    # Given
+    embedder = make(redis.url, cache_bytes=0)
+    texts = [f"text {number}" for number in range(30)]
+    await embedder.embed(1, texts)
+    await written(redis, 30)
+    busy = asyncio.create_task(_hold_the_loop(0.03, 30))
+    # When: the loop stands still for longer than an answer may take, again and again
+    hits = [await known(embedder, [text]) for text in texts]
+    # Then
+    assert embedder.cache_fault is None
+    assert sum(hit[0] for hit in hits) >= 27
+    await busy
+
+
+async def _hold_the_loop(seconds: float, times: int) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in range(times):
+        end = loop.time() + seconds
+        while loop.time() < end:
+            pass
+        await asyncio.sleep(0)
+
+
+# Full, and not allowed
+
+
+async def test_a_full_redis_is_read_and_written_again_when_there_is_room(make: Make, redis_program: str) -> None:
+    async with a_redis() as server:
+        # Given
+        await make(server.url).embed(1, ["one"])
+        await written(server, 1)
+        await server.tell("CONFIG", "SET", "maxmemory", "1")
+        # When
+        embedder = make(server.url)
+        assert (await embedder.embed(1, ["one", "two"])).cached.tolist() == [True, False]
+        # Then: it says so, goes on reading, and tries again
+        await until(lambda: embedder.cache_fault is not None)
+        assert "full" in str(embedder.cache_fault)
+        other = make(server.url)
+        await until(lambda: _knows(other, "one"))
+        await server.tell("CONFIG", "SET", "maxmemory", "0")
+        await written(server, 2)
+        await until(lambda: embedder.cache_fault is None)
+
+
+async def _knows(embedder: Embedder, text: str) -> bool:
+    return (await known(embedder, [text]))[0]
+
+
+async def test_a_redis_with_little_room_never_fails_a_request(make: Make, redis_program: str) -> None:
+    async with a_redis("--maxmemory", "2mb", "--maxmemory-policy", "noeviction") as server:
+        embedder = make(server.url, FakeProvider(1_024))
+        for start in range(0, 2_000, 200):
+            got = await embedder.embed(1, [f"text {number}" for number in range(start, start + 200)])
+            assert got.vectors.shape == (200, 1_024)
+        await until(lambda: "full" in str(embedder.cache_fault))
+
+
+async def test_what_does_not_fit_among_what_waits_is_dropped(
+    make: Make, redis_program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likewise.embedding.caches.writes.Writes.__init__.__kwdefaults__", {"most_bytes": 10_000})
+    server = RedisProcess()
+    embedder = make(server.url, cache_bytes=0)
+    await embedder.embed(1, [f"text {number}" for number in range(100)])
+    assert 0 < embedder.cache_bytes <= 10_000
+    async with server.running():
+        await until(lambda: _has_at_least(server, 1))
+        await until(lambda: embedder.cache_bytes == 0)
+        assert await server.tell("DBSIZE") < 100
+
+
+@pytest.mark.parametrize("rights", ["+@all -mget", "+@all -set"])
+async def test_a_user_without_the_rights_is_told_of(make: Make, redis_program: str, rights: str) -> None:
+    async with a_redis() as server:
+        await server.tell("ACL", "SETUSER", "likewise", "on", ">hunter2", "~*", *rights.split())
+        url = server.url.replace("redis://", "redis://likewise:hunter2@")
+        embedder = make(url)
+        assert await known(embedder, ["one"]) == [False]
+        await until(lambda: embedder.cache_fault is not None)
+        assert "rights" in str(embedder.cache_fault)
+
+
+async def test_a_user_needs_no_more_rights_than_the_page_says(make: Make, redis_program: str, patient: None) -> None:
+    async with a_redis() as server:
+        await server.tell(*"ACL SETUSER likewise on >hunter2 ~likewise:vector:* +mget +set +del".split())
+        url = server.url.replace("redis://", "redis://likewise:hunter2@")
+        await make(url).embed(1, ["one"])
+        await written(server, 1)
+        embedder = make(url)
+        assert await known(embedder, ["one"]) == [True]
+        assert embedder.cache_fault is None
+
+
+async def test_a_wrong_password_is_told_of_and_is_in_no_line(make: Make, redis_program: str) -> None:
+    stream = io.StringIO()
+    logs.configure("debug", stream)
+    async with a_redis() as server:
+        await server.tell("CONFIG", "SET", "requirepass", "right")
+        embedder = make(server.url.replace("redis://", "redis://:xyzzy-wrong@"))
+        assert await known(embedder, ["one"]) == [False]
+        await until(lambda: embedder.cache_fault is not None)
+        assert "password" in str(embedder.cache_fault)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["event"], line["reason"]) for line in lines if line["event"] == "cache_away"] == [
+        ("cache_away", "refused")
+    ]
+    assert "xyzzy" not in stream.getvalue()
+    assert logging.getLogger().handlers
+
+
+async def test_what_waits_is_written_when_it_closes(redis: RedisProcess, make: Make) -> None:
+    async with AsyncExitStack() as stack:
+        embedder = make(redis.url)
+        stack.push_async_callback(embedder.close)
+        await embedder.embed(1, [f"text {number}" for number in range(500)])
+    assert await redis.tell("DBSIZE") == 500
