@@ -2,22 +2,31 @@
 
 import asyncio
 import contextlib
+import pickle
+import re
 import subprocess
 import sys
 from datetime import UTC, timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from psycopg import AsyncConnection
 
+import likewise
 from likewise.db.maintenance import Maintenance
+from likewise.embedding.backoff import Backoff
 from likewise.embedding.cache import cache_key
+from likewise.embedding.caches.packed import unpacked
 from likewise.embedding.embedder import Embedder
-from likewise.errors import ModelUnavailable, NotFound
+from likewise.embedding.models import Catalogue
+from likewise.embedding.providers import openai
+from likewise.errors import Invalid, ModelUnavailable, NotFound
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
 from likewise.settings import Settings
-from likewise.testing import DatabaseUrls, FakeProvider
+from likewise.testing import Asked, DatabaseUrls, FakeProvider, Reply, Upstream
 from tests.conftest import Opener
 from tests.flows.patience import until
 
@@ -96,6 +105,51 @@ async def test_the_same_text_is_embedded_once(lw: Likewise, provider: FakeProvid
     again = await lw.embed(["one text"])
     assert provider.texts.count("one text") == 1
     assert again.cached.all()
+
+
+async def test_only_what_can_heal_is_asked_again(settings: Settings, tmp_path: Path) -> None:
+    # Given a remote model that is told to refuse one text for good, and is away for a moment at another
+    async with Upstream(16).running() as upstream:
+        file = tmp_path / "models.toml"
+        file.write_text(f'[[model]]\nname = "ours"\nbase_url = "{upstream.url}"\ndimension = 16\n')
+        chosen = settings.model_copy(update={"model": "ours", "models_file": file})
+        spec = Catalogue(chosen).resolve("ours")
+        provider = openai.load(spec, Backoff(first=0.01, most=0.02))
+        embedder = Embedder(chosen, providers={"ours": lambda _: provider})
+        await embedder.embed(1, ["plain"])
+        upstream.always = lambda asked: Reply(400) if "bad" in asked.texts else Reply.of(good(asked))
+        # When each is embedded, and the bad one with others
+        upstream.next.append(Reply(503))
+        assert (await embedder.embed(1, ["comes back"])).vectors.shape == (1, 16)
+        with pytest.raises(Invalid) as refused:
+            await embedder.embed(1, ["fine", "bad", "fine too"])
+        await embedder.close()
+    # Then what was away was asked again, the bad text alone is named, and no request with it came twice
+    assert [fault.pointer for fault in refused.value.faults] == ["/texts/1"]
+    asked = [tuple(one.texts) for one in upstream.asked]
+    assert asked.count(("comes back",)) == 2
+    with_bad = [texts for texts in asked if "bad" in texts and len(texts) > 1]
+    assert len(with_bad) == len(set(with_bad))
+
+
+def good(asked: Asked) -> dict[str, Any]:
+    rows = np.eye(16, dtype=np.float32)[: len(asked.texts)]
+    data = [{"index": place, "embedding": [float(number) for number in row]} for place, row in enumerate(rows)]
+    return {"data": data, "usage": {"prompt_tokens": len(data)}}
+
+
+def test_nothing_that_is_kept_is_a_pickle(tmp_path: Path) -> None:
+    # Given a pickle that does something when it is read, where a vector is expected
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    # When it is read as one
+    assert unpacked(bytes(32), pickle.dumps(Trap())) is None
+    # Then nothing was done, and no code of ours reads or writes any
+    assert not (tmp_path / "sprung").exists()
+    program = Path(likewise.__file__).parent
+    assert not [file for file in program.rglob("*.py") if re.search(r"^\s*(import|from) pickle", file.read_text())]
 
 
 async def test_a_document_that_begins_with_query_is_not_a_query(lw: Likewise, provider: FakeProvider) -> None:
