@@ -48,6 +48,8 @@ class LikewiseError(Exception):
     status = 500
     code = "internal"
     retryable = False
+    # For callers over the network, who learn no path and no address that only those who run this have to know.
+    in_short: str | None = None
 
     def __init__(
         self,
@@ -200,6 +202,17 @@ class ModelUnavailable(Unavailable):
 
     code = "model_unavailable"
 
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        code: str | None = None,
+        retry_after: int = 1,
+        in_short: str | None = None,
+    ) -> None:
+        super().__init__(detail, code=code, retry_after=retry_after)
+        self.in_short = in_short
+
 
 class Internal(LikewiseError):
     """The server failed; the log has the reason under this request's id."""
@@ -228,7 +241,6 @@ class StorageFault(ServerStartError):
 
     def __init__(self, detail: str, *, in_short: str | None = None) -> None:
         super().__init__(detail)
-        # For callers over the network, who learn no path of this machine.
         self.in_short = in_short or type(self).__doc__ or ""
 
 

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from likewise.apps.body import checked
@@ -17,6 +18,7 @@ from likewise.apps.collections.service import (
     WriteResult,
     refuse_repeats,
 )
+from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
@@ -69,6 +71,15 @@ class Likewise:
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embedded:
         """The vectors of texts, float32 (n, d) of unit length, with tokens read and cut off, and cost."""
         return await self.embedder.embed(await self.tenant(), texts, model=model)
+
+    async def usage(
+        self, since: datetime | None = None, until: datetime | None = None, group_by: GroupBy = "model"
+    ) -> UsageReport:
+        """Texts, tokens and US dollars of the hours from `since` on that began before `until`; of 30 days by default.
+
+        Invalid if `since` is not before `until`, or, by the hour, for more than 366 days.
+        """
+        return await UsageService(self.runtime).report(await self.tenant(), since, until, group_by)
 
     def collection(self, name: str) -> "Collection":
         """A collection by name; it is made when something is first added to it."""

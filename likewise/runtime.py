@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
 from likewise.db import checkup, collections, idempotency, migrate, roles
+from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
 from likewise.db.no_connection import why_no_connection
@@ -72,6 +73,7 @@ class Runtime:
     worker: Worker
     authentication: Authentication
     quotas: Quotas
+    bookkeeping: Bookkeeping
 
     @property
     def storage_fault(self) -> str | None:
@@ -186,6 +188,8 @@ async def open_runtime(
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
         runtime = _assemble(settings, database, pool, embedder or Embedder(settings))
+        # Before the pool, and after all that may still be embedding.
+        stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
         runtime.wakeups.start()
@@ -215,6 +219,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
+        bookkeeping=Bookkeeping(pool, embedder.ledger),
     )
 
 
@@ -265,7 +270,8 @@ async def _forget(runtime: Runtime) -> None:
 
 
 async def _flush_once(runtime: Runtime) -> None:
-    for flush in (partial(runtime.writer.averages.flush, runtime.pool), runtime.authentication.flush):
+    averages = partial(runtime.writer.averages.flush, runtime.pool)
+    for flush in (averages, runtime.authentication.flush, runtime.bookkeeping.flush):
         with contextlib.suppress(LikewiseError):
             await flush()
 

@@ -19,7 +19,7 @@ db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
 @models.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """Show the models and whether their files are here."""
+    """Show the models and whether their files are here, or they are remote."""
     from likewise.cli.models import rows  # noqa: PLC0415
 
     found = rows(settings_of_verb())
@@ -29,7 +29,7 @@ def list_models(as_json: AsJson = False) -> None:
     for row in found:
         mark = "*" if row["default"] else " "
         say(f"{mark} {row['name']:<24} {row['dimension']:>5} dimensions {row['max_tokens']:>5} tokens  {row['state']}")
-    say("\n* the default. Requests may also name those that LIKEWISE_MODELS_ALLOWED lists.")
+    say("\n* the default. Requests may also name those that LIKEWISE_MODELS_ALLOWED and LIKEWISE_MODELS_FILE list.")
 
 
 @models.command()
@@ -40,16 +40,18 @@ def pull(name: ModelName = None, as_json: AsJson = False) -> None:
 
     settings = settings_of_verb()
     spec = named(settings, name)
-    folder = obtain(spec, settings, quiet=as_json)
+    folder = obtain(spec, settings, quiet=as_json) if spec.provider == "local" else None
     if as_json:
         say_json({"model": spec.name, "folder": folder})
+    elif folder is None:
+        say(f"{spec.name} is a remote model: there is nothing to pull.")
     else:
         say(f"{spec.name} is in {folder}.")
 
 
 @models.command()
 def check(name: ModelName = None, as_json: AsJson = False) -> None:
-    """Load a model whose files are here and let it embed."""
+    """Load a model whose files are here, or ask the one that serves it, and let it embed."""
     run(partial(_check, settings=settings_of_verb(), name=name, as_json=as_json))
 
 
@@ -84,6 +86,11 @@ async def _check(_: Interruption, *, settings: Settings, name: str | None, as_js
     facts = await tried(settings, name)
     if as_json:
         say_json(facts)
+    elif "address" in facts:
+        say(
+            f"{facts['model']} works: {facts['dimension']} dimensions, {facts['max_tokens']} tokens, at "
+            f"{facts['address']}, which answered in {facts['answer_seconds']:.1f} s."
+        )
     else:
         say(
             f"{facts['model']} works: {facts['dimension']} dimensions, {facts['max_tokens']} tokens, "

@@ -1,5 +1,7 @@
 """The database as the command line sees it."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -7,6 +9,8 @@ from psycopg import AsyncConnection
 
 from likewise.db import migrate
 from likewise.db.failures import scrubbed
+from likewise.db.pool import Pool
+from likewise.errors import SettingsError
 from likewise.runtime import named_database, open_database
 from likewise.settings import Settings
 
@@ -33,3 +37,16 @@ async def look(url: str) -> dict[str, Any]:
             }
     except psycopg.Error as error:
         raise scrubbed(error) from None
+
+
+@asynccontextmanager
+async def opened_as_owner(settings: Settings, why: str) -> AsyncIterator[Pool]:
+    """The database as its owner, for what the role that serves may not; SettingsError says why if nobody knows it."""
+    async with open_database(settings) as database:
+        if database.owner_url is None:
+            raise SettingsError(f"{why} Set LIKEWISE_DATABASE_URL.")
+        pool = await Pool(database.owner_url, most=1).open()
+        try:
+            yield pool
+        finally:
+            await pool.close()

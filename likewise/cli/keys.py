@@ -1,23 +1,18 @@
 """Verbs for API keys: create, list, revoke."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from likewise.auth.caller import Scope
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import note, say, say_json
-from likewise.errors import SettingsError
 from likewise.settings import Settings
 
-if TYPE_CHECKING:
-    from likewise.db.pool import Pool
-
 MOST_NAME = 128
+MADE_BY = "Keys are made by the owner of the database."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Tenant = Annotated[str, typer.Option(help="Whom the key is for; a tenant appears with its first key.")]
@@ -68,10 +63,11 @@ async def _create(
     as_json: bool,
 ) -> int:
     from likewise.auth.tokens import digest_of, new_key  # noqa: PLC0415
+    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 
     key = new_key()
-    async with _owner(settings) as owner:
+    async with opened_as_owner(settings, MADE_BY) as owner:
         digest = digest_of(key.token)
         await keys.make(owner, tenant, prefix=key.prefix, digest=digest, scopes=scopes, name=name, days=days)
     if as_json:
@@ -84,9 +80,10 @@ async def _create(
 
 
 async def _list(_: Interruption, *, settings: Settings, tenant: str | None, as_json: bool) -> int:
+    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 
-    async with _owner(settings) as owner:
+    async with opened_as_owner(settings, MADE_BY) as owner:
         found = await keys.listed(owner, tenant)
     if as_json:
         say_json({"keys": found})
@@ -103,33 +100,18 @@ async def _list(_: Interruption, *, settings: Settings, tenant: str | None, as_j
 async def _revoke(_: Interruption, *, settings: Settings, prefix: str, as_json: bool) -> int:
     from likewise.auth.keyring import REMEMBERED_SECONDS  # noqa: PLC0415
     from likewise.auth.tokens import prefix_of  # noqa: PLC0415
+    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 
     # Somebody may give the whole key, or the part that looks like its beginning.
     wanted = prefix_of(prefix) or prefix.removeprefix("lw_")
-    async with _owner(settings) as owner:
+    async with opened_as_owner(settings, MADE_BY) as owner:
         await keys.revoke(owner, wanted)
     if as_json:
         say_json({"revoked": wanted, "within_seconds": REMEMBERED_SECONDS})
     else:
         say(f"{wanted} is revoked. A server that has just seen it takes it for {REMEMBERED_SECONDS:.0f} more seconds.")
     return OK
-
-
-@asynccontextmanager
-async def _owner(settings: Settings) -> AsyncIterator["Pool"]:
-    """The database as its owner: the role that serves can make no keys."""
-    from likewise.db.pool import Pool  # noqa: PLC0415
-    from likewise.runtime import open_database  # noqa: PLC0415
-
-    async with open_database(settings) as database:
-        if database.owner_url is None:
-            raise SettingsError("Keys are made by the owner of the database. Set LIKEWISE_DATABASE_URL.")
-        pool = await Pool(database.owner_url, most=1).open()
-        try:
-            yield pool
-        finally:
-            await pool.close()
 
 
 def _scopes(given: str) -> frozenset[Scope]:

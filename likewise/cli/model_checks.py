@@ -7,13 +7,14 @@ import os
 from collections.abc import AsyncIterator
 
 from likewise.cli.finding import Finding
-from likewise.cli.models import named, require_runnable, tried
+from likewise.cli.models import require_runnable, tried
 from likewise.embedding import weights
 from likewise.embedding.folder import ModelFolder
 from likewise.embedding.loading import LOCAL_PROVIDERS
-from likewise.embedding.models import MODELS, ModelSpec
+from likewise.embedding.models import MODELS, Catalogue, ModelSpec
+from likewise.embedding.models_file import FILE
 from likewise.errors import LikewiseError, SettingsError
-from likewise.settings import Settings
+from likewise.settings import PREFIX, Settings
 
 # Reading, compiling and trying a model; on two busy cores some seconds.
 MODEL_SECONDS = 90.0
@@ -21,11 +22,17 @@ MODEL_SECONDS = 90.0
 
 async def models(settings: Settings) -> AsyncIterator[Finding]:
     """The default model at work, then the others that requests may name."""
+    try:
+        specs = Catalogue(settings).specs()
+    except SettingsError as error:
+        yield Finding("models file", error.detail, f"Mend it, or unset {FILE}.")
+        return
     yield await _default(settings)
-    default = named(settings, None).name
-    for name in settings.models_allowed:
-        if named(settings, name).name != default:
-            yield await asyncio.to_thread(_allowed, settings, name)
+    for spec in specs[1:]:
+        if spec.endpoint is not None:
+            yield await _remote(settings, spec, "models allowed")
+        else:
+            yield await asyncio.to_thread(_allowed, settings, spec)
 
 
 async def _default(settings: Settings) -> Finding:
@@ -34,6 +41,8 @@ async def _default(settings: Settings) -> Finding:
     except SettingsError as error:
         mend = "Set LIKEWISE_MODEL to one of these, or unset it for the default."
         return Finding("model", error.detail + _meant(settings.model), mend)
+    if spec.endpoint is not None:
+        return await _remote(settings, spec, "model")
     try:
         async with asyncio.timeout(MODEL_SECONDS):
             facts = await tried(settings, None)
@@ -45,14 +54,42 @@ async def _default(settings: Settings) -> Finding:
     return Finding("model", f"{facts['model']} works ({facts['numerics']}, {facts['texts_per_second']:.0f} texts/s)")
 
 
-def _allowed(settings: Settings, name: str) -> Finding:
-    """A model of LIKEWISE_MODELS_ALLOWED: it is looked at, and not loaded."""
-    part, spec = "models allowed", named(settings, name)
+async def _remote(settings: Settings, spec: ModelSpec, part: str) -> Finding:
+    """A model at an address: it is asked once."""
+    try:
+        facts = await tried(settings, spec.name)
+    except LikewiseError as error:
+        return Finding(part, error.detail, _provider_mend(spec, error.code))
+    return Finding(
+        part, f"{spec.name} works (at {facts['address']}, which answered in {facts['answer_seconds']:.1f} s)"
+    )
+
+
+def _provider_mend(spec: ModelSpec, code: str) -> str:
+    key = spec.endpoint and spec.endpoint.key_name
+    row = f"its row in {FILE}" if spec.own else f"{PREFIX}OPENAI_BASE_URL"
+    mends = {
+        "provider_key_missing": f"Set {key} in the environment or in .env.",
+        "provider_unauthorized": f"Set {key} to a key that its provider takes." if key else f"Name a key in {row}.",
+        "provider_unreachable": f"See that it runs and can be reached from here, or mend {row}.",
+        "provider_model_missing": f"Mend the address or the model's name there: {row}.",
+        "provider_address": f"Mend {row}.",
+        "provider_dimension": f"Mend the dimension: {row}.",
+        "provider_proxy": "Mend these variables, or unset them.",
+        "provider_spent": "Look at the account with its provider.",
+    }
+    return mends.get(code, f"See what its provider says of it, or mend {row}.") + " Without it only words are searched."
+
+
+def _allowed(settings: Settings, spec: ModelSpec) -> Finding:
+    """A local model of LIKEWISE_MODELS_ALLOWED or of the models file: it is looked at, and not loaded."""
+    part, name = "models allowed", spec.name
+    setting = f"{PREFIX}MODELS_ALLOWED" if name in settings.models_allowed else FILE
     if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
-        what = f"LIKEWISE_MODELS_ALLOWED: there is no model {name}, nor a folder {spec.folder}{_meant(name)}"
+        what = f"{setting}: there is no model {name}, nor a folder {spec.folder}{_meant(name)}"
         return Finding(part, what, "Mend its name, or leave it out; `likewise models list` shows the models there are.")
     if spec.architecture not in LOCAL_PROVIDERS:
-        what = f"LIKEWISE_MODELS_ALLOWED: this version does not run {spec.name} ({spec.architecture})"
+        what = f"{setting}: this version does not run {spec.name} ({spec.architecture})"
         return Finding(part, what, "Leave it out; `likewise models list` shows what this version runs.")
     try:
         _check_files(settings, spec)

@@ -5,13 +5,17 @@ import time
 from typing import Any
 
 from likewise.embedding import weights
+from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import PROBE_TEXTS, Embedder
-from likewise.embedding.loading import LOCAL_PROVIDERS as RUN
-from likewise.embedding.models import MODELS, Catalogue, ModelSpec
-from likewise.errors import NotFound, SettingsError
+from likewise.embedding.loading import LOCAL_PROVIDERS
+from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
+from likewise.embedding.providers import openai
+from likewise.embedding.trouble import RequestRefused, WrongAnswer
+from likewise.errors import ModelUnavailable, NotFound, SettingsError
 from likewise.settings import Settings
 
 TRIED_TEXTS = 64
+RUN = frozenset({*LOCAL_PROVIDERS, REMOTE})
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:
@@ -63,11 +67,39 @@ def require_runnable(settings: Settings) -> ModelSpec:
 
 
 async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
-    """Load a model and let it embed; ModelUnavailable says what is wrong with it."""
-    spec = named(settings, name)
+    """Load a model, or ask the one that serves it, and let it embed; ModelUnavailable says what is wrong with it."""
+    chosen = settings.model_copy(update={"model": named(settings, name).name, "models_allowed": (), "redis_url": None})
+    spec = Catalogue(chosen).specs()[0]
+    return await _asked(spec) if spec.endpoint is not None else await _loaded(spec, chosen)
+
+
+async def _asked(spec: ModelSpec) -> dict[str, Any]:
+    """One request to a remote model."""
+    provider = openai.load(spec, Backoff(tries=1))
+    started = time.perf_counter()
+    try:
+        made = await provider.embed(PROBE_TEXTS, "document")
+    except (RequestRefused, WrongAnswer) as error:
+        raise ModelUnavailable(f"{spec.name} does not work: {error}.", code="provider_wrong") from None
+    finally:
+        await provider.close()
+    return {
+        "model": spec.name,
+        "address": spec.endpoint and spec.endpoint.base_url,
+        "dimension": provider.dimension,
+        "max_tokens": provider.max_tokens,
+        "numerics": provider.numerics,
+        "space": provider.space,
+        "tokens": int(made.tokens.sum()),
+        "answer_seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+async def _loaded(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+    """A model's files, loaded and at work."""
     if weights.locate(spec, settings) is None:
         raise weights.absent(spec, settings)
-    embedder = Embedder(settings.model_copy(update={"model": spec.name, "models_allowed": (), "redis_url": None}))
+    embedder = Embedder(settings)
     try:
         started = time.perf_counter()
         model = await embedder.opened()
@@ -91,4 +123,6 @@ async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
 def _state(spec: ModelSpec, settings: Settings) -> str:
     if spec.architecture not in RUN:
         return "not in this version"
+    if spec.architecture == REMOTE:
+        return "remote"
     return "here" if weights.locate(spec, settings) else "not here"

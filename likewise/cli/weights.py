@@ -11,8 +11,13 @@ MIB = 2**20
 
 
 def fetch(settings: Settings, model: str | None, *, quiet: bool) -> ModelSpec:
-    """Make sure that the files of a model that the settings allow are here; StartError if they cannot be had."""
+    """Make sure that the files of a model that the settings allow are here; StartError if they cannot be had.
+
+    A remote one has none.
+    """
     spec = require_runnable(settings) if model is None else Catalogue(settings).resolve(model)
+    if spec.endpoint is not None:
+        return spec
     try:
         obtain(spec, settings, quiet=quiet)
     except ModelUnavailable as error:

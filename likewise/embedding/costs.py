@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 
+from likewise.observe import steps
+
 
 @dataclass(frozen=True)
 class Price:
@@ -14,7 +16,9 @@ class Price:
     read: date
 
 
-# A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this machine costs nothing here.
+# Looked up in kept copies of OpenAI's pages (developers.openai.com/api/docs/models); the older third model in those of
+# others who sell it at that price. A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this
+# machine costs nothing here.
 PRICES: Mapping[str, Price] = {
     price.model: price
     for price in (
@@ -73,6 +77,7 @@ class Ledger:
         usage.texts += texts
         usage.cached += cached
         usage.cost_avoided += cost_avoided
+        steps.avoided(model, cost_avoided)
 
     def generated(self, tenant: int, model: str, tokens: int, truncated: int, *, estimated: bool, cost: float) -> None:
         """A model has embedded one text; that is paid for, whether anybody still waits for it or not."""
@@ -82,6 +87,7 @@ class Ledger:
         usage.truncated += truncated
         usage.estimated += tokens if estimated else 0
         usage.cost += cost
+        steps.paid(model, cost, tokens if estimated else 0)
 
     def take(self) -> dict[Account, Usage]:
         """All of it, which is no longer here."""

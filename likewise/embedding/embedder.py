@@ -259,25 +259,27 @@ class Embedder:
         items, ours = self._join(fresh, batcher, asked)
         try:
             made = await _outcomes(items)
+            if asked.use_cache:
+                await self._cache.put_many({key: row for key in ours if isinstance(row := made[key], Cached)})
         finally:
             for item in items.values():
                 item.leave()
-        if asked.use_cache:
-            await self._cache.put_many({key: row for key in ours if isinstance(row := made[key], Cached)})
+            # Not before the cache has them: who looked there a moment ago would make them again.
+            for key in ours:
+                self._forget_when_done(key, items[key].future)
         return made, ours
 
     def _join(
         self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
     ) -> tuple[dict[bytes, Waiting], list[bytes]]:
         """The texts' places in the queue, and the keys of those that were not there before."""
-        shared = {key: item for key in fresh if (item := self._in_flight.get(key)) and not item.future.done()}
+        shared = {key: item for key in fresh if (item := self._in_flight.get(key)) and not _failed(item.future)}
         ours = [key for key in fresh if key not in shared]
         charge = partial(self._charge, asked.tenant, asked.spec)
         new = [fresh[key] for key in ours]
         queued = batcher.submit(new, asked.role, asked.lane, most=asked.batch_size, charge=charge)
         for key, item in zip(ours, queued, strict=True):
             self._in_flight[key] = item
-            item.future.add_done_callback(partial(self._landed, key))
         items = {**shared, **dict(zip(ours, queued, strict=True))}
         for item in items.values():
             item.waiters += 1
@@ -288,6 +290,13 @@ class Embedder:
     def _charge(self, tenant: int, spec: ModelSpec, row: Cached) -> None:
         cost = cost_of(row.tokens, spec.price_per_1k_tokens)
         self.ledger.generated(tenant, spec.name, row.tokens, row.truncated, estimated=row.estimated, cost=cost)
+
+    def _forget_when_done(self, key: bytes, future: asyncio.Future[Cached]) -> None:
+        if future.done():
+            self._landed(key, future)
+        else:
+            # Others wait for it still.
+            future.add_done_callback(partial(self._landed, key))
 
     def _landed(self, key: bytes, future: asyncio.Future[Cached]) -> None:
         item = self._in_flight.get(key)
@@ -359,6 +368,10 @@ async def _outcomes(items: Mapping[bytes, Waiting]) -> dict[bytes, Cached | Like
     return {key: _outcome(item.future) for key, item in items.items()}
 
 
+def _failed(future: asyncio.Future[Cached]) -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)
+
+
 def _outcome(future: asyncio.Future[Cached]) -> Cached | LikewiseError:
     error = future.exception()
     if error is None:
@@ -371,7 +384,9 @@ def _all_or_faults(keys: Sequence[bytes], made: Mapping[bytes, Cached | Likewise
     errors = {key: row for key, row in made.items() if isinstance(row, LikewiseError)}
     for error in errors.values():
         if error.code != "text_failed":
-            raise ModelUnavailable(error.detail, code=error.code, retry_after=error.retry_after or 1)
+            raise ModelUnavailable(
+                error.detail, code=error.code, retry_after=error.retry_after or 1, in_short=error.in_short
+            )
     if errors:
         message = "The model could not embed this text."
         faults = [Fault(f"/texts/{place}", "text_failed", message) for place, key in enumerate(keys) if key in errors]

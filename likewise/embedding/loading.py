@@ -131,7 +131,8 @@ class Slot:
         if self._factory is not None:
             return self._factory(self.spec)
         if self.spec.endpoint is not None:
-            remote: Provider = importlib.import_module(REMOTE_PROVIDER).load(self.spec)
+            # Reading the certificates of all authorities takes some 50 ms.
+            remote: Provider = await asyncio.to_thread(importlib.import_module(REMOTE_PROVIDER).load, self.spec)
             return remote
         folder = await asyncio.to_thread(weights.locate, self.spec, self._settings)
         if folder is None:
@@ -176,7 +177,9 @@ class Slot:
 
 def _again(error: LikewiseError | None) -> ModelUnavailable:
     """That error for one more caller. Whatever keeps a model from loading, to a caller the model is away."""
-    return ModelUnavailable(error.detail if error else None, code=error.code if error else None, retry_after=2)
+    if error is None:
+        return ModelUnavailable(retry_after=2)
+    return ModelUnavailable(error.detail, code=error.code, retry_after=2, in_short=error.in_short)
 
 
 def _signature(folder: Path) -> tuple[str, int, int] | None:

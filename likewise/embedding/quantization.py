@@ -24,7 +24,8 @@ def int8(vectors: Matrix) -> tuple[Bytes, Scales]:
 def binary(vectors: Matrix) -> tuple[Bits, Scales]:
     """The sign of each number as a bit: uint8 (n, ceil(d / 8)), the first number highest, and float32 (n,).
 
-    A scale times +1 and -1 is as near to the vector as signs can be: the mean of its numbers without their signs
-    (Rastegari et al. 2016, https://arxiv.org/abs/1603.05279).
+    Signs as +1 and -1, times the scale, times another vector are about the cosine of both, and no smaller or larger on
+    average (Gao and Long 2024, https://arxiv.org/abs/2405.12497): the scale is 1 by the sum of the numbers without
+    their signs, so that a vector times its own signs is 1.
     """
-    return np.packbits(vectors > 0, axis=1), np.abs(vectors).mean(axis=1).astype(np.float32)
+    return np.packbits(vectors > 0, axis=1), (1 / np.abs(vectors).sum(axis=1)).astype(np.float32)

@@ -352,7 +352,9 @@ class Worker:
 
 def _stored(error: LikewiseError) -> ModelUnavailable:
     """What a writer hears who waits for vectors that do not come."""
-    return ModelUnavailable(f"The records are stored and wait for their vectors. {error.detail}")
+    stored = "The records are stored and wait for their vectors."
+    in_short = error.in_short and f"{stored} {error.in_short}"
+    return ModelUnavailable(f"{stored} {error.detail}", in_short=in_short)
 
 
 def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -32,6 +32,9 @@ CACHE_TIERS = ("memory", "redis")
 # Why a tier was no help: nobody answers, not in time, no room, not allowed, a value that is none of ours.
 CACHE_ERRORS = ("away", "slow", "full", "refused", "rubbish")
 MODEL_STATES = ("absent", "present", "loading", "ready", "failed")
+# What became of one request to a remote model: vectors, refused for what it said or by whom it came, too many, an error
+# of the provider, no answer, one that is none, nobody waited.
+PROVIDER_OUTCOMES = ("ok", "refused", "limited", "failed", "unreachable", "wrong", "cancelled")
 OTHER = "other"
 
 # From a search in memory to what a client still waits for.
@@ -56,6 +59,9 @@ HTTP_SECONDS = _seconds("http_request", "From a request's head to its answer's e
 
 EMBED_REQUESTS = _counter("embed_requests", "Lists of texts that vectors were asked of.", "model", "lane", "outcome")
 EMBED_TEXTS = _counter("embed_texts", "Texts that were answered with a vector.", "model", "lane")
+EMBED_COST = _counter("embed_cost_dollars", "US dollars for the tokens that remote models read.", "model")
+EMBED_COST_AVOIDED = _counter("embed_cost_avoided_dollars", "What texts would have cost that were known.", "model")
+EMBED_ESTIMATED = _counter("embed_estimated_tokens", "Tokens read of which only the characters were counted.", "model")
 CACHE_HITS = _counter("cache_hits", "Texts whose vectors the cache knew.", "tier")
 CACHE_MISSES = _counter("cache_misses", "Texts whose vectors the cache did not know.")
 CACHE_FAILED = _counter("cache_errors", "Times that a tier of the cache was no help.", "kind")
@@ -64,6 +70,12 @@ MODEL_TEXTS = _counter("model_texts", "Texts that a model embedded.", "model", "
 MODEL_TOKENS = _counter("model_tokens", "Tokens that a model read.", "model", "lane")
 MODEL_TRUNCATED = _counter("model_truncated_tokens", "Tokens that were cut off before a model.", "model", "lane")
 MODEL_SECONDS = _seconds("model_batch", "One batch in the model.", _BATCH_SECONDS, "model", "lane")
+
+PROVIDER_REQUESTS = _counter("provider_requests", "Requests to a remote model, each try.", "model", "outcome")
+PROVIDER_SECONDS = _seconds("provider", "One try of a request to a remote model.", _BATCH_SECONDS, "model")
+PROVIDER_OPEN = Gauge(
+    "likewise_provider_open", "1 while a remote model is left alone, since it failed.", ("model",), registry=REGISTRY
+)
 
 SEARCHES = _counter("search_requests", "Searches.", "mode", "outcome")
 SEARCH_SECONDS = _seconds("search", "One search.", _REQUEST_SECONDS, "mode")

@@ -186,6 +186,49 @@ def cache_dropped() -> None:
     metrics.CACHE_DROPPED.inc()
 
 
+class ProviderRequest(_Step):
+    """One try of a request to a remote model; one that raises after a good status had no good answer."""
+
+    def __init__(self, model: str, texts: int) -> None:
+        super().__init__(tracing.Span("provider", kind=SpanKind.CLIENT))
+        self._model = model
+        self._status: int | None = None
+        self._span.set(model=model, texts=texts)
+
+    def answered(self, status: int) -> None:
+        """With this status."""
+        self._status = status
+        self._span.set(http__response__status_code=status)
+
+    def _count(self, seconds: float, error: BaseException | None) -> None:
+        metrics.PROVIDER_REQUESTS.labels(self._model, self._outcome(error)).inc()
+        metrics.PROVIDER_SECONDS.labels(self._model).observe(seconds)
+
+    def _outcome(self, error: BaseException | None) -> str:
+        if isinstance(error, asyncio.CancelledError):
+            return "cancelled"
+        if self._status is None:
+            # An answer that is too large is one that is wrong, before its end.
+            return "wrong" if isinstance(error, ValueError) else "unreachable"
+        if self._status < 300:
+            return "ok" if error is None else "wrong"
+        if self._status == 429:
+            return "limited"
+        return "failed" if self._status == 408 or self._status >= 500 else "refused"
+
+
+def paid(model: str, cost: float, estimated: int) -> None:
+    """A model read a text: what that costs in US dollars, and how many of its tokens nobody counted."""
+    metrics.EMBED_COST.labels(model).inc(cost)
+    if estimated:
+        metrics.EMBED_ESTIMATED.labels(model).inc(estimated)
+
+
+def avoided(model: str, cost: float) -> None:
+    """What a model need not read, in US dollars."""
+    metrics.EMBED_COST_AVOIDED.labels(model).inc(cost)
+
+
 def search_plan(plan: str) -> None:
     """How the vectors of the current search are compared: one of `metrics.PLANS`."""
     metrics.SEARCH_PLANS.labels(metrics.one_of(plan, metrics.PLANS)).inc()

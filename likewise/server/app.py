@@ -13,6 +13,7 @@ from starlette.routing import Match
 from likewise.apps.collections import routes as collections
 from likewise.apps.embed import openai_routes as openai
 from likewise.apps.embed import routes as embed
+from likewise.apps.embed import usage_routes as usage
 from likewise.library import Likewise
 from likewise.observe.version import program_version
 from likewise.server import health, metrics, reference
@@ -24,7 +25,10 @@ from likewise.server.room import RequestLimit
 from likewise.server.scopes import refuse_undeclared
 from likewise.settings import Settings
 
-ROUTERS = (health.router, metrics.router, reference.router, collections.router, embed.router, openai.router)
+ROUTERS = (
+    *(health.router, metrics.router, reference.router),
+    *(collections.router, embed.router, openai.router, usage.router),
+)
 
 if TYPE_CHECKING:
     # Older versions of FastAPI have none of it, and take the option all the same.

@@ -1,7 +1,18 @@
-"""Real implementations for tests: a deterministic model, a throw-away Postgres, a server in a process of its own."""
+"""Real implementations for tests: a deterministic model, here or remote, a throw-away Postgres, a live server."""
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
 from likewise.testing.provider import FakeProvider
 from likewise.testing.server import LiveServer
+from likewise.testing.upstream import Asked, Reply, Upstream
 
-__all__ = ["DatabaseUrls", "FakeProvider", "LiveServer", "ThrowawayPostgres", "open_folder", "throwaway_postgres"]
+__all__ = [
+    "Asked",
+    "DatabaseUrls",
+    "FakeProvider",
+    "LiveServer",
+    "Reply",
+    "ThrowawayPostgres",
+    "Upstream",
+    "open_folder",
+    "throwaway_postgres",
+]

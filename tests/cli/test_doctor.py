@@ -25,7 +25,7 @@ from likewise.db.filelock import open_lock
 from likewise.db.processes import postgres_processes
 from likewise.db.server import EmbeddedServer
 from likewise.settings import load_settings
-from likewise.testing import DatabaseUrls, ThrowawayPostgres, open_folder
+from likewise.testing import DatabaseUrls, Reply, ThrowawayPostgres, Upstream, open_folder
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.embedding.tiny import weights, write_folder
@@ -166,7 +166,7 @@ async def test_a_setting_that_is_none(examine: Examine) -> None:
         ("bge-smal", "is bge-small meant?"),
         ("all-MiniLM-L6-v3", "is minilm-l6-v2 meant?"),
         ("of-my-own", "nor a folder"),
-        ("text-embedding-ada-002", "does not run text-embedding-ada-002"),
+        ("text-embedding-ada-002", "Set LIKEWISE_OPENAI_API_KEY in the environment"),
         ("bge-small", "models pull bge-small"),
     ],
 )
@@ -204,6 +204,72 @@ async def test_weights_that_have_changed(examine: Examine, tiny_model: Path, rol
 async def test_weights_that_are_no_weights(examine: Examine, tiny_model: Path) -> None:
     (tiny_model / "model.safetensors").write_bytes(b"not at all")
     assert "model" in faults(await examine())
+
+
+# Remote models
+
+
+def models_file(path: Path, url: str, dimension: int = 16) -> str:
+    """A file with one remote model, `far`."""
+    file = path / "models.toml"
+    file.write_text(f"""
+        [[model]]
+        name = "far"
+        base_url = "{url}"
+        key_variable = "FAR_KEY"
+        dimension = {dimension}
+    """)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "key", "status", "words"),
+    [
+        (16, "", 200, "Set FAR_KEY in the environment"),
+        (16, "canary", 401, "Set FAR_KEY to a key that its provider takes"),
+        (16, "canary", 404, "Mend the address or the model's name there: its row in LIKEWISE_MODELS_FILE"),
+        (16, "canary", 503, "fails (503)"),
+        (16, "canary", 400, "refuses the request (400)"),
+        (8, "canary", 200, "answers with 16 numbers a vector and not with 8"),
+    ],
+)
+async def test_a_remote_model_that_does_not_work(
+    examine: Examine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    dimension: int,
+    key: str,
+    status: int,
+    words: str,
+) -> None:
+    monkeypatch.setenv("FAR_KEY", key)
+    async with Upstream(16).running() as upstream:
+        upstream.always = None if status == 200 else Reply(status)
+        found = only(await examine(MODELS_FILE=models_file(tmp_path, upstream.url, dimension)), "models allowed")
+        assert len(upstream.asked) <= 2
+    assert words in found
+    assert "canary" not in found
+
+
+async def test_a_remote_model_that_works(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FAR_KEY", "canary")
+    async with Upstream(16).running() as upstream:
+        found = await examine(MODELS_FILE=models_file(tmp_path, upstream.url), MODEL="far")
+    assert faults(found) == {}
+    assert "far works" in found["model"].what
+
+
+async def test_a_remote_model_whose_address_does_not_answer(
+    examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAR_KEY", "canary")
+    found = only(await examine(MODELS_FILE=models_file(tmp_path, "http://127.0.0.1:9/v1")), "models allowed")
+    assert "http://127.0.0.1:9/v1 does not answer" in found
+    assert "can be reached from here" in found
+
+
+async def test_a_models_file_that_is_wrong(examine: Examine, tmp_path: Path) -> None:
+    assert "model.0.dimension" in only(await examine(MODELS_FILE=models_file(tmp_path, "http://a", -1)), "models file")
 
 
 # The server

@@ -1,28 +1,45 @@
 """What everything that makes vectors does: one line in PROVIDERS adds the next."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from likewise.embedding.batching import check
-from likewise.embedding.models import local_spec
+from likewise.embedding.endpoint import Endpoint
+from likewise.embedding.models import ModelSpec, local_spec
 from likewise.embedding.provider import Provider, Role
-from likewise.embedding.providers import openvino
+from likewise.embedding.providers import openai, openvino
 from likewise.settings import load_settings
-from likewise.testing import FakeProvider
+from likewise.testing import FakeProvider, Upstream
 
 MODEL = Path(__file__).parents[1] / "embedding" / "reference_models" / "mpnet-mean"
 
 
-def a_small_mpnet(data: Path) -> Provider:
-    return openvino.load(local_spec("own", MODEL), MODEL, load_settings(data_dir=data, precision="f32"))
+@asynccontextmanager
+async def a_fake(_: Path) -> AsyncIterator[Provider]:
+    yield FakeProvider()
 
 
-PROVIDERS: list[tuple[str, Callable[[Path], Provider]]] = [
-    ("fake", lambda _: FakeProvider()),
+@asynccontextmanager
+async def a_small_mpnet(data: Path) -> AsyncIterator[Provider]:
+    yield openvino.load(local_spec("own", MODEL), MODEL, load_settings(data_dir=data, precision="f32"))
+
+
+@asynccontextmanager
+async def one_at_an_address(_: Path) -> AsyncIterator[Provider]:
+    async with Upstream().running() as upstream:
+        upstream.counts = False
+        endpoint = Endpoint(upstream.url, "theirs")
+        yield openai.load(ModelSpec("ours", "ours", 16, 8_191, architecture="remote", own=True, endpoint=endpoint))
+
+
+PROVIDERS: list[tuple[str, Callable[[Path], AbstractAsyncContextManager[Provider]]]] = [
+    ("fake", a_fake),
     ("openvino", a_small_mpnet),
+    ("openai", one_at_an_address),
 ]
 TEXTS = [
     "the pump fails when it is cold",
@@ -39,9 +56,9 @@ TEXTS = [
 @pytest.fixture(params=PROVIDERS, ids=lambda one: one[0])
 async def made(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Provider]:
     """One provider."""
-    provider: Provider = request.param[1](tmp_path)
-    yield provider
-    await provider.close()
+    async with request.param[1](tmp_path) as provider:
+        yield provider
+        await provider.close()
 
 
 @pytest.mark.parametrize("role", ["document", "query"])

@@ -83,6 +83,7 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
             async with lw.runtime.pool.tenant(tenant) as tx:
                 await tx.execute(REQUEST, [tenant, "beta-secret" if secrets else "key"])
                 await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
+        await lw.runtime.bookkeeping.flush()
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)
         async with lw.runtime.pool.tenant(beta) as tx:
@@ -184,6 +185,7 @@ async def test_other_tenants_rows_cannot_be_changed_moved_or_locked(two_shared: 
             "UPDATE generations SET space = 'x' WHERE collection = %s",
         ):
             assert (await connection.execute(statement, [two_shared.beta_collection])).rowcount == 0
+        assert (await connection.execute("UPDATE tenants SET metrics_reset = '{}' WHERE id = %s", beta)).rowcount == 0
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             await connection.execute(
                 "INSERT INTO records (tenant, collection, id, content, payload) VALUES (%s, %s, 'x', 1, '{}')",
@@ -226,7 +228,7 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
     assert set(definers) == {
         "tenant_named", "make_generation", "make_collection", "drop_collection",
         "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
-        "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests",
+        "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests", "add_usage",
     }  # fmt: skip
     assert set(map(tuple, definers.values())) == {("search_path=likewise, pg_temp",)}
     assert [name for name, _, _, by_all in found if by_all] == []
@@ -290,6 +292,9 @@ FORBIDDEN = {
     "take over a collection": "UPDATE likewise.collections SET tenant = 1",
     "rename a tenant": "UPDATE likewise.tenants SET name = 'x'",
     "write migrations": "INSERT INTO likewise.schema_migrations (number, name, checksum) VALUES (9, '', '')",
+    "use less": "UPDATE likewise.usage SET cost = 0",
+    "have used nothing": "DELETE FROM likewise.usage",
+    "use by hand": "INSERT INTO likewise.usage (tenant, model, hour) VALUES (1, '', now())",
     "read keys": "SELECT prefix FROM likewise.api_keys",
     "make keys": "INSERT INTO likewise.api_keys (prefix, digest, tenant, scopes) VALUES ('x', '', 1, '{read}')",
     "change keys": "UPDATE likewise.api_keys SET scopes = '{admin}'",

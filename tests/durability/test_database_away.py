@@ -143,6 +143,36 @@ async def test_a_full_disk_under_a_postgres_that_ended_is_named_until_there_is_r
     assert await gauge(client) == 0
 
 
+@pytest.mark.parametrize("trouble", [signal.SIGSTOP, signal.SIGKILL])
+async def test_what_is_used_while_the_database_is_away_is_kept_when_it_is_back(
+    embedded: Likewise, client: httpx2.AsyncClient, send: Any, trouble: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(outage, "LOOK_SECONDS", 1.0)
+    await embedded.embed(["before"])
+    await client.get("/embed/metrics")
+    # When it is away, and texts are embedded all the same
+    send(trouble)
+    for number in range(20):
+        await embedded.embed([f"away {number}"])
+        await asyncio.sleep(0.01)
+    asked = [asyncio.create_task(client.get("/embed/metrics")) for _ in range(3)]
+    if trouble == signal.SIGSTOP:
+        # Then one who asks may hang as long as it does, and no others behind it
+        await until(lambda: sum(one.done() for one in asked) >= 2)
+        assert {one.result().status_code for one in asked if one.done()} == {503}
+        send(signal.SIGCONT)
+    await asyncio.gather(*asked)
+
+    async def works() -> bool:
+        return (await client.get("/embed/metrics")).status_code == 200
+
+    # When it is back, then none of them is missing, and none counts twice
+    await until(works)
+    assert (await embedded.usage()).total.generated == 21
+
+
 async def test_who_waits_for_another_to_start_postgres_can_give_up(folder: Path) -> None:
     # Given another process that is about to start it, for as long as that takes
     cluster = Cluster(folder)

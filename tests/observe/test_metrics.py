@@ -10,7 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
+import likewise
 from likewise.db.pool import Pool
+from likewise.embedding.embedder import Embedder
 from likewise.errors import SettingsError
 from likewise.library import Likewise
 from likewise.server import metrics as route
@@ -67,6 +69,23 @@ async def test_what_happens_is_counted_once(client: httpx2.AsyncClient, shared: 
     assert rose.pop('embed_texts_total{lane="interactive",model="minilm-l6-v2"}') == 2
     assert rose.pop('embed_texts_total{lane="bulk",model="minilm-l6-v2"}') == 2
     assert rose.pop('model_tokens_total{lane="bulk",model="minilm-l6-v2"}') == 3 + 1 + 2 * 2
+
+
+async def test_what_texts_cost_is_told_by_model(settings: Settings) -> None:
+    # Given a remote model that does not say how many tokens it read
+    settings = settings.model_copy(update={"model": "text-embedding-3-small"})
+    embedder = Embedder(settings, providers={settings.model: lambda spec: FakeProvider(1536, estimated=True)})
+    async with likewise.open(settings, worker=False, embedder=embedder) as lw, calling(lw) as client:
+        before = await scraped(client)
+        # When 5 tokens are read, and known twice
+        for _ in range(3):
+            await lw.embed(["one two three"])
+        # Then
+        rose = counted(before, await scraped(client))
+    model = '{model="text-embedding-3-small"}'
+    assert rose[f"embed_cost_dollars_total{model}"] == pytest.approx(5 * 2e-8)
+    assert rose[f"embed_cost_avoided_dollars_total{model}"] == pytest.approx(10 * 2e-8)
+    assert rose[f"embed_estimated_tokens_total{model}"] == 5
 
 
 async def test_the_state_of_the_parts_is_told(client: httpx2.AsyncClient, shared: Likewise) -> None:

@@ -126,7 +126,9 @@ async def test_binary_holds_the_signs(client: httpx2.AsyncClient) -> None:
     assert np.array(answer["embeddings"]).shape == (20, 384 // 8)
     bits = np.unpackbits(np.array(answer["embeddings"], np.uint8), axis=1)
     assert np.array_equal(bits.astype(bool), vectors > 0)
-    assert np.allclose(answer["scales"], np.abs(vectors).mean(axis=1))
+    # A vector times its own signs is its length
+    signs = np.where(bits, 1, -1) * np.array(answer["scales"])[:, None]
+    assert np.allclose((signs * vectors).sum(axis=1), 1)
     assert answer["dimension"] == 384
 
 

@@ -25,7 +25,7 @@ async def test_every_route_documents_its_body_and_its_refusals(client: httpx2.As
         for method, operation in methods.items()
         if path.startswith("/api/")
     }
-    assert len(operations) == 9
+    assert len(operations) == 10
     for name, operation in operations.items():
         assert operation["description"], name
         assert {"500", "503"} <= set(operation["responses"]), name
@@ -57,7 +57,7 @@ async def test_refusals_before_the_body_is_read_are_documented(client: httpx2.As
 async def test_without_authentication_no_route_needs_a_key(client: httpx2.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     asked = [one["security"] for methods in paths.values() for one in methods.values() if "security" in one]
-    assert len(asked) == 17
+    assert len(asked) == 20
     assert all({} in ways for ways in asked)
 
 

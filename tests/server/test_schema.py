@@ -210,6 +210,10 @@ def _forget_pattern(schema: dict[str, Any]) -> None:
 LEAST = {"cursor": ("", None), "model": ("0", None), "like": ("0", RECORD["id"])}
 
 
+# Which there are, and which times are before which others.
+SERVER_KNOWS = ("cursor", "model", "dimensions", "since", "until")
+
+
 def make_possible(case: schemathesis.Case) -> None:
     """Put in what a document cannot say, unless just this part is meant to be wrong.
 
@@ -249,11 +253,9 @@ def _with_words(text: Any) -> Any:
 
 
 def names_what_may_not_be(case: schemathesis.Case) -> bool:
-    """Whether there is a model, a cursor or a size of which only the server knows which there are: a 422 is right."""
+    """Whether there is a model, cursor, size or time of which only the server knows if it may be: a 422 is right."""
     given = [part for part in (case.query, case.body) if isinstance(part, dict)]
-    return any(
-        isinstance(part.get(name), str | int | float) for part in given for name in ("cursor", "model", "dimensions")
-    )
+    return any(isinstance(part.get(name), str | int | float) for part in given for name in SERVER_KNOWS)
 
 
 def repeats_no_value(ctx: schemathesis.CheckContext, answer: schemathesis.Response, case: schemathesis.Case) -> None:

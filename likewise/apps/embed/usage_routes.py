@@ -1,0 +1,115 @@
+"""The routes of what embedding took: `/embed/metrics` and `/api/v1/usage`."""
+
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from likewise.apps.collections.schemas import Moment
+from likewise.apps.deps import Answer, Reader, Writer, refusals, services
+from likewise.apps.embed.usage import LONGEST_BY_HOUR, USUAL, GroupBy, UsageService
+from likewise.apps.filter_schema import TIME
+from likewise.apps.idempotency import Once
+
+router = APIRouter(tags=["embed"])
+
+# A parameter is absent or a time, and never null.
+MaybeMoment = Annotated[Moment | None, WithJsonSchema(TIME)]
+
+
+class UsageQuery(BaseModel):
+    """Which time to report on, and how to group it."""
+
+    model_config = {"extra": "forbid"}
+
+    since: MaybeMoment = Field(None, description=f"By default {USUAL.days} days before `until`.")
+    until: MaybeMoment = Field(None, description="By default now.")
+    group_by: GroupBy = Field("model", description=f"`hour` takes {LONGEST_BY_HOUR.days} days at most.")
+
+
+class Sums(BaseModel):
+    """What was asked for and what it took; costs in US dollars."""
+
+    texts: int = Field(description="Answered with a vector.")
+    cached: int = Field(description="Of these, by the cache.")
+    generated: int = Field(description="Embedded by a model.")
+    tokens: int = Field(description="Read by a model.")
+    truncated: int = Field(description="Tokens cut off before it.")
+    estimated: int = Field(description="Of `tokens`, those that nobody counted: a fourth of the characters.")
+    cost: float = Field(description="Of `tokens`.")
+    cost_avoided: float = Field(description="Of texts whose vector was known, or was being made.")
+
+
+class UsageOfModel(Sums):
+    """What one model took."""
+
+    model: str
+
+
+class UsageOfHour(Sums):
+    """What the hour took that begins at `hour`."""
+
+    hour: datetime
+
+
+class UsageAnswer(BaseModel):
+    """What the tenant used in the hours from `since` on that began before `until`."""
+
+    since: datetime
+    until: datetime
+    group_by: GroupBy
+    usage: list[UsageOfModel | UsageOfHour]
+    total: Sums
+
+
+class Metrics(BaseModel):
+    """What the tenant used since it last reset this; costs in US dollars."""
+
+    total_embeddings_generated: int
+    cache_hits: int
+    cache_misses: int
+    cache_hit_rate: float
+    total_cost_usd: float
+    cost_saved_usd: float
+    models_loaded: list[str]
+
+
+class MetricsAnswer(BaseModel):
+    """The tenant's metrics."""
+
+    metrics: Metrics
+
+
+class ResetAnswer(BaseModel):
+    """That it was done."""
+
+    status: Literal["success"]
+    message: str
+
+
+async def usage_service(request: Request) -> UsageService:
+    """The service over the open parts."""
+    return UsageService(services(request).runtime)
+
+
+Used = Annotated[UsageService, Depends(usage_service)]
+
+
+@router.get("/embed/metrics", response_model=MetricsAnswer, responses=refusals())
+async def embed_metrics(tenant: Reader, used: Used) -> Answer:
+    """What the caller's tenant had embedded since it last reset this, and what that cost."""
+    return Answer({"metrics": await used.metrics(tenant)})
+
+
+@router.post("/embed/metrics/reset", response_model=ResetAnswer, responses=refusals(400, 409, 413, 422))
+async def reset_metrics(tenant: Writer, used: Used, once: Once) -> Response:
+    """Count the metrics of the caller's tenant from now on; what `/api/v1/usage` reports stays."""
+    return await once.answer(tenant, partial(used.reset, tenant))
+
+
+@router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))
+async def report_usage(tenant: Reader, used: Used, asked: Annotated[UsageQuery, Query()]) -> Answer:
+    """What the caller's tenant used, by model or by hour."""
+    return Answer(await used.report(tenant, asked.since, asked.until, asked.group_by))

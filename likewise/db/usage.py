@@ -1,0 +1,110 @@
+"""What embedding took, as rows: by tenant, model and hour."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import orjson
+from psycopg.sql import SQL, Composed
+
+from likewise.db.pool import Pool
+from likewise.db.transaction import Tx
+from likewise.embedding.costs import COUNTED, Account, Usage
+
+By = Literal["model", "hour", "day", "tenant"]
+Ending = Literal["committed", "aborted", "in progress"]
+
+ADD = SQL("SELECT add_usage(%s::jsonb)::text")
+# The asking transaction's number is above all that were given: one that is not below it was lost with a server that
+# another took over from.
+ENDING = SQL("""
+    SELECT CASE WHEN %(number)s::xid8 < pg_current_xact_id() THEN pg_xact_status(%(number)s::xid8) ELSE 'aborted' END
+""")
+
+# In the order of `Usage`.
+SUMS = SQL("""
+    coalesce(sum(texts), 0)::bigint AS texts, coalesce(sum(cached), 0)::bigint AS cached,
+    coalesce(sum(generated), 0)::bigint AS generated, coalesce(sum(tokens), 0)::bigint AS tokens,
+    coalesce(sum(truncated), 0)::bigint AS truncated, coalesce(sum(estimated), 0)::bigint AS estimated,
+    coalesce(sum(cost), 0) AS cost, coalesce(sum(cost_avoided), 0) AS cost_avoided
+""")
+SINCE_RESET = SQL("""
+    SELECT (SELECT metrics_reset FROM tenants WHERE id = %(tenant)s), {sums} FROM usage WHERE tenant = %(tenant)s
+""").format(sums=SUMS)
+RESET = SQL("""
+    UPDATE tenants
+    SET metrics_reset = (SELECT to_jsonb(now_used) FROM (SELECT {sums} FROM usage WHERE tenant = %(tenant)s) now_used)
+    WHERE id = %(tenant)s
+""").format(sums=SUMS)
+# Of one tenant, or of all for who may see them.
+GROUPED_BY = SQL("""
+    SELECT {key}, {sums} FROM usage
+    WHERE (%(tenant)s::int IS NULL OR tenant = %(tenant)s) AND hour >= %(since)s AND hour < %(until)s
+    GROUP BY 1 ORDER BY 1
+""")
+GROUPED: Mapping[By, Composed] = {
+    "model": GROUPED_BY.format(key=SQL("model"), sums=SUMS),
+    "hour": GROUPED_BY.format(key=SQL("hour"), sums=SUMS),
+    "day": GROUPED_BY.format(key=SQL("date_trunc('day', hour, 'UTC')"), sums=SUMS),
+    "tenant": GROUPED_BY.format(key=SQL("(SELECT name FROM tenants WHERE id = usage.tenant)"), sums=SUMS),
+}
+TENANT = SQL("SELECT id FROM tenants WHERE name = %s")
+
+Key = str | datetime
+
+
+async def add(tx: Tx, used: Mapping[Account, Usage]) -> str:
+    """Add to the rows of any tenants; returns the transaction's number, for `ending`."""
+    rows = [vars(account) | vars(usage) for account, usage in used.items()]
+    row = await tx.row(ADD, [orjson.dumps(rows).decode()])
+    return "" if row is None else str(row[0])
+
+
+async def ending(tx: Tx, number: str) -> Ending:
+    """How a transaction ended that was cut off at its commit; one that nobody remembers counts as committed."""
+    row = await tx.row(ENDING, {"number": number})
+    ended: Ending | None = None if row is None else row[0]
+    return ended or "committed"
+
+
+async def since_reset(pool: Pool, tenant: int) -> Usage:
+    """All that a tenant has used since it last counted anew."""
+    async with pool.tenant(tenant, snapshot=True) as tx:
+        row = await tx.row(SINCE_RESET, {"tenant": tenant})
+    if row is None:
+        return Usage()
+    base: Mapping[str, Any] = row[0] or {}
+    total = Usage(*row[1:])
+    for name in COUNTED:
+        # Dollars are added up in any order: a sum may differ from itself in the last digit.
+        setattr(total, name, max(0, round(getattr(total, name) - base.get(name, 0), 12)))
+    return total
+
+
+async def reset(tx: Tx, tenant: int) -> None:
+    """Count anew from now; the rows stay."""
+    await tx.execute(RESET, {"tenant": tenant})
+
+
+async def grouped(pool: Pool, tenant: int, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
+    """What a tenant used in the hours that begin from `since` until before `until`, in the order of the keys."""
+    async with pool.tenant(tenant, snapshot=True) as tx:
+        return await _grouped(tx, tenant, since, until, by)
+
+
+async def grouped_of_all(owner: Pool, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
+    """The same of all tenants together, for the owner of the rows."""
+    async with owner.nobody() as tx:
+        return await _grouped(tx, None, since, until, by)
+
+
+async def tenant_of(owner: Pool, name: str) -> int | None:
+    """The tenant of a name, for the owner of the rows; None if there is none."""
+    async with owner.nobody() as tx:
+        row = await tx.row(TENANT, [name])
+    return None if row is None else int(row[0])
+
+
+async def _grouped(tx: Tx, tenant: int | None, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
+    rows = await tx.rows(GROUPED[by], {"tenant": tenant, "since": since, "until": until})
+    return {key: Usage(*sums) for key, *sums in rows}

@@ -1,0 +1,127 @@
+"""Remote models behind a server, and a server as the remote model of another."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import numpy as np
+import pytest
+
+import likewise
+from likewise.embedding.backoff import Backoff
+from likewise.embedding.embedder import Embedder
+from likewise.embedding.endpoint import Endpoint
+from likewise.embedding.models import ModelSpec
+from likewise.embedding.providers.openai import RemoteProvider, load
+from likewise.embedding.trouble import RequestRefused
+from likewise.server.app import create_app
+from likewise.settings import Settings
+from likewise.testing import FakeProvider, Reply, Upstream
+from tests.server.conftest import BASE
+
+KEY = "sk-canary-of-a-key"
+QUICK = Backoff(first=0.01, most=0.02, rest=(0.1, 0.2))
+
+
+def spec_at(url: str, model: str = "minilm-l6-v2") -> ModelSpec:
+    """A model of 384 dimensions at an address."""
+    endpoint = Endpoint(url, model, KEY, "THEIR_KEY")
+    return ModelSpec("far", "far", 384, 256, architecture="remote", own=True, endpoint=endpoint)
+
+
+# A server as the remote model of another
+
+
+@pytest.fixture
+async def far(address: str) -> AsyncIterator[RemoteProvider]:
+    """A provider whose model is served by the other Likewise."""
+    provider = load(spec_at(f"{address}/v1"), QUICK)
+    yield provider
+    await provider.close()
+
+
+async def test_another_likewise_embeds(far: RemoteProvider) -> None:
+    # Given texts, one of them longer than the model reads
+    texts = ["the pump fails", "a", "word " * 300, "the pump fails", "Die Pumpe fällt aus 🙂"]
+    here = await FakeProvider().embed(texts, "document")
+    # When the other one embeds them
+    made = await far.embed(texts, "document")
+    # Then they have its vectors, and what it counted
+    assert np.allclose(made.vectors, here.vectors, atol=1e-6)
+    assert made.tokens.sum() == here.tokens.sum()
+    assert made.truncated.tolist() == here.truncated.tolist()
+    assert ((made.chars_read < [len(text) for text in texts]) == (here.truncated > 0)).all()
+    assert not made.estimated
+
+
+async def test_what_another_likewise_refuses_is_the_texts_fault(far: RemoteProvider) -> None:
+    with pytest.raises(RequestRefused):
+        await far.embed(["good", "  "], "document")
+    assert far.fault is None
+
+
+async def test_a_model_that_another_likewise_does_not_have(address: str) -> None:
+    provider = load(spec_at(f"{address}/v1", model="of-nobody"), QUICK)
+    with pytest.raises(likewise.errors.ModelUnavailable) as away:
+        await provider.embed(["a"], "document")
+    assert away.value.code == "provider_model_missing"
+    await provider.close()
+
+
+# A server with a remote model
+
+
+@asynccontextmanager
+async def serving(settings: Settings, upstream: Upstream, *, to_all: bool) -> AsyncIterator[httpx2.AsyncClient]:
+    """A server with that model; `to_all`: not only to those on this machine."""
+    embedder = Embedder(settings, providers={settings.model: lambda _: load(spec_at(upstream.url), QUICK)})
+    async with likewise.open(settings, embedder=embedder) as lw:
+        app = create_app(lw, settings)
+        app.state.loopback_only = not to_all
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
+            yield client
+
+
+@pytest.mark.parametrize("to_all", [True, False])
+async def test_callers_over_the_network_learn_no_address(shared_settings: Settings, to_all: bool) -> None:
+    async with Upstream(384).running() as upstream, serving(shared_settings, upstream, to_all=to_all) as client:
+        # Given a provider that refuses the key
+        upstream.always = Reply(401, KEY.encode())
+        # When texts are sent, on every way
+        answers = [
+            await client.post("/embed/text", json={"text": "red fox"}),
+            await client.post("/v1/embeddings", json={"input": "red fox"}),
+            await client.get("/readyz"),
+            await client.get("/metrics"),
+        ]
+        # Then it is said what to mend, and where only to those who can
+        assert [answer.status_code for answer in answers] == [503, 503, 200, 200]
+        assert "THEIR_KEY" in answers[0].text
+        assert "THEIR_KEY" in answers[1].text
+        assert "THEIR_KEY" in answers[2].json()["parts"]["model"]
+        assert [upstream.url in answer.text for answer in answers] == [not to_all, not to_all, False, False]
+        assert not any(KEY in answer.text for answer in answers)
+        assert 'likewise_provider_open{model="far"} 1.0' in answers[3].text
+        assert 'likewise_provider_requests_total{model="far",outcome="refused"}' in answers[3].text
+
+
+async def test_an_outage_loses_nothing(settings: Settings) -> None:
+    async with Upstream(384).running() as upstream:
+        embedder = Embedder(settings, providers={settings.model: lambda _: load(spec_at(upstream.url), QUICK)})
+        async with likewise.open(settings, embedder=embedder) as lw:
+            # Given a provider that fails
+            upstream.always = Reply(503)
+            outage = lw.collection("outage")
+            # When records are stored and searched
+            await outage.add([{"id": f"{place}", "text": f"the pump {place} fails"} for place in range(20)], wait=False)
+            found = await outage.search("pump 7")
+            # Then words find them
+            assert found.degraded
+            assert found.hits[0].id == "7"
+            # And when it is back, meaning does
+            upstream.always = None
+            await lw.wait_until_embedded("outage")
+            await asyncio.sleep(QUICK.rest[1])
+            assert not (await outage.search("pump 7")).degraded
+            assert (await outage.stats())["failed"] == 0
