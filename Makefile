@@ -8,13 +8,14 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.1
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-clients check format bench docs lock clean
+.PHONY: help demo serve test test-clients test-torch check format bench docs lock clean
 
 help:
 	@echo "make demo     search real text with a real model, in a database of its own"
 	@echo "make serve    the HTTP server"
 	@echo "make test     the tests                    (ARGS='-k fusion' picks some)"
 	@echo "make test-clients  other people's clients against a live server, in .venv-clients"
+	@echo "make test-torch  those of models in PyTorch, in .venv-bench"
 	@echo "make check    format, lint, types, layers"
 	@echo "make format   put the code in order"
 	@echo "make bench    the benchmarks, in .venv-bench  (BENCH=quality picks one)"
@@ -33,6 +34,10 @@ test: .venv/installed
 
 test-clients: .venv/installed .venv-clients/installed
 	.venv-clients/bin/python -m pytest -c tests/clients/pytest.ini tests/clients $(ARGS)
+
+test-torch: .venv-bench/installed
+	.venv-bench/bin/python -m pytest tests/embedding/test_torch.py tests/embedding/test_runtimes.py \
+		tests/contracts/test_provider.py $(ARGS)
 
 check: .venv/installed
 	.venv/bin/ruff format --check .

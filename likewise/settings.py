@@ -4,6 +4,7 @@ The environment (prefix LIKEWISE_), a `.env` file, `--help` and docs/settings.md
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,10 +99,21 @@ class Settings(BaseSettings):
         30.0, gt=0, le=600, description="Time that a remote model has for one try of one request; there are three."
     )
     models_dir: Path | None = Field(None, description="Folder with model folders; absent: `models` in the data folder.")
+    models_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory that loaded local models may take together, in bytes: before another is loaded, those "
+        "least recently used are let go, but never the default. Absent: half of this machine's; 0 is without limit.",
+    )
     precision: Literal["auto", "f32", "bf16", "int8"] = Field(
         "auto",
         description="Arithmetic of local models; `auto` is bf16 where the processor has it, else f32. `int8` is faster "
         "and finds a little less.",
+    )
+    device: str = Field(
+        "cpu",
+        description="Where local models run: `cpu`, or `cuda` or `cuda:1` for an NVIDIA GPU, which needs the extra "
+        "`torch`.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads for local models; 0 takes all cores.")
     offline: bool = Field(False, description="Never fetch a model's files from a network.")
@@ -171,6 +183,13 @@ class Settings(BaseSettings):
     def _none_stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "none" in value and len(value) > 1:
             raise PydanticCustomError("combined", "`none` cannot be combined with a way to ask who calls")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", value):
+            raise PydanticCustomError("device", "it is `cpu`, `cuda`, or one GPU of several as in `cuda:1`")
         return value
 
     @field_validator("data_dir", "models_dir", "models_file", "postgres_bin")

@@ -31,8 +31,8 @@ app.command()(data.similar)
 app.add_typer(admin.models, name="models")
 app.add_typer(admin.db, name="db")
 app.add_typer(keys.keys, name="keys")
-app.add_typer(cache.cache, name="cache")
 app.command()(usage.usage)
+app.add_typer(cache.cache, name="cache")
 app.command()(admin.doctor)
 
 

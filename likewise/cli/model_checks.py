@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator
 from likewise.cli.finding import Finding
 from likewise.cli.models import require_runnable, tried
 from likewise.embedding import weights
-from likewise.embedding.folder import ModelFolder
-from likewise.embedding.loading import LOCAL_PROVIDERS
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
 from likewise.embedding.models_file import FILE
-from likewise.errors import LikewiseError, SettingsError
+from likewise.embedding.torch_folder import TorchFolder
+from likewise.errors import LikewiseError, NotSupported, SettingsError
 from likewise.settings import PREFIX, Settings
 
 # Reading, compiling and trying a model; on two busy cores some seconds.
@@ -88,11 +87,11 @@ def _allowed(settings: Settings, spec: ModelSpec) -> Finding:
     if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
         what = f"{setting}: there is no model {name}, nor a folder {spec.folder}{_meant(name)}"
         return Finding(part, what, "Mend its name, or leave it out; `likewise models list` shows the models there are.")
-    if spec.architecture not in LOCAL_PROVIDERS:
-        what = f"{setting}: this version does not run {spec.name} ({spec.architecture})"
-        return Finding(part, what, "Leave it out; `likewise models list` shows what this version runs.")
     try:
+        Catalogue(settings).runtime(spec)
         _check_files(settings, spec)
+    except NotSupported as error:
+        return Finding(part, f"{setting}: {error.detail}", f"Mend that, or leave {spec.name} out.")
     except LikewiseError as error:
         return Finding(part, error.detail, _mend(settings, spec, error))
     return Finding(part, f"the files of {spec.name} are here")
@@ -102,9 +101,9 @@ def _check_files(settings: Settings, spec: ModelSpec) -> None:
     found = weights.locate(spec, settings)
     if found is None:
         raise weights.absent(spec, settings)
-    path = ModelFolder.read(found).transformer / "model.safetensors"
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        weights.check_weights(spec, path, content, settings)
+    for module, path in TorchFolder.read(found).weights.items():  # it reads what has a graph, too
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            weights.check_weights(spec, path, content, settings, module)
 
 
 def _mend(settings: Settings, spec: ModelSpec, error: LikewiseError) -> str:

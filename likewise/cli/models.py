@@ -7,15 +7,13 @@ from typing import Any
 from likewise.embedding import weights
 from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import PROBE_TEXTS, Embedder
-from likewise.embedding.loading import LOCAL_PROVIDERS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
 from likewise.embedding.providers import openai
 from likewise.embedding.trouble import RequestRefused, WrongAnswer
-from likewise.errors import ModelUnavailable, NotFound, SettingsError
+from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError
 from likewise.settings import Settings
 
 TRIED_TEXTS = 64
-RUN = frozenset({*LOCAL_PROVIDERS, REMOTE})
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:
@@ -57,18 +55,18 @@ def require_runnable(settings: Settings) -> ModelSpec:
             f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
             "`likewise models list` shows the models there are."
         )
-    if spec.architecture not in RUN:
-        runs = ", ".join(one.name for one in MODELS if one.architecture in RUN)
-        raise SettingsError(
-            f"LIKEWISE_MODEL: this version does not run {spec.name} ({spec.architecture}). Name one of those it runs: "
-            f"{runs}."
-        )
+    if spec.endpoint is not None:
+        return spec
+    try:
+        Catalogue(settings).runtime(spec)
+    except NotSupported as error:
+        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
     return spec
 
 
 async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
     """Load a model, or ask the one that serves it, and let it embed; ModelUnavailable says what is wrong with it."""
-    chosen = settings.model_copy(update={"model": named(settings, name).name, "models_allowed": (), "redis_url": None})
+    chosen = settings.model_copy(update={"model": named(settings, name).name, "models_allowed": ()})
     spec = Catalogue(chosen).specs()[0]
     return await _asked(spec) if spec.endpoint is not None else await _loaded(spec, chosen)
 
@@ -99,7 +97,7 @@ async def _loaded(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
     """A model's files, loaded and at work."""
     if weights.locate(spec, settings) is None:
         raise weights.absent(spec, settings)
-    embedder = Embedder(settings)
+    embedder = Embedder(settings.model_copy(update={"redis_url": None}))
     try:
         started = time.perf_counter()
         model = await embedder.opened()
@@ -121,8 +119,10 @@ async def _loaded(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
 
 
 def _state(spec: ModelSpec, settings: Settings) -> str:
-    if spec.architecture not in RUN:
-        return "not in this version"
     if spec.architecture == REMOTE:
         return "remote"
+    try:
+        Catalogue(settings).runtime(spec)
+    except NotSupported:
+        return "needs torch"
     return "here" if weights.locate(spec, settings) else "not here"

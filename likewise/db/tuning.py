@@ -1,11 +1,12 @@
 """The configuration of the embedded Postgres: what it must not log, who may log in, and sizes for this machine."""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from likewise.machine import memory_limit, processors
 
 MIB = 2**20
 GIB = 2**30
@@ -56,7 +57,7 @@ def server_settings(socket_folder: Path, *, durable: bool) -> dict[str, str]:
     """Every setting of the server; `durable=False` gives up what a crash would leave for speed."""
     return {
         **FIXED,
-        **sizes(memory_limit(), _processors()),
+        **sizes(memory_limit(), processors()),
         **({} if durable else THROW_AWAY),
         **PRIVATE,
         "unix_socket_directories": _quoted_folder(socket_folder),
@@ -92,15 +93,6 @@ def shared_memory_type(maintenance: int, shm: Path = Path("/dev/shm")) -> str:  
     return "sysv"
 
 
-def memory_limit() -> int:
-    """Bytes of memory of this machine, or of the container that it is."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
-
-
 def configuration(settings: Mapping[str, str]) -> str:
     """Settings as the text of a configuration file."""
     lines = (f"{name} = {_quoted(value)}" for name, value in settings.items())
@@ -115,10 +107,6 @@ def host_based_authentication() -> str:
 def identity_map(user_names: Iterable[str]) -> str:
     """Which operating-system users may be which roles."""
     return "".join(f'likewise "{name}" {role}\n' for name in user_names for role in ROLES)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
 
 
 def _between(least: int, value: int, most: int) -> int:

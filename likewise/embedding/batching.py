@@ -186,6 +186,11 @@ class Batcher:
             self._queue("interactive", item.role).came.append(item)
             asyncio.get_running_loop().call_soon(self._start_batches)
 
+    @property
+    def busy(self) -> bool:
+        """Whether any text waits or is in the model."""
+        return bool(self._tasks) or any(queue.waits() for queue in self._queues.values())
+
     async def close(self) -> None:
         """Fail what waits, and end what runs."""
         self._closed = True

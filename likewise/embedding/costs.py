@@ -52,6 +52,10 @@ class Usage:
         for name in COUNTED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def since(self, before: "Usage") -> "Usage":
+        """What came to it since it was `before`."""
+        return Usage(**{name: getattr(self, name) - getattr(before, name) for name in COUNTED})
+
 
 COUNTED: tuple[str, ...] = tuple(one.name for one in fields(Usage))
 

@@ -14,12 +14,12 @@ from likewise.embedding.batching import INTERACTIVE_TOKENS, Batcher, QueueBudget
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
-from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.embedding.loading import ModelState, Slot
+from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
 from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable
+from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
 
@@ -90,6 +90,7 @@ class Embedder:
         self._cache = open_cache(settings) if cache is None else cache
         self.ledger = Ledger()
         self._budget = QueueBudget(settings.queue_tokens)
+        self._memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
         self._slots: dict[str, Slot] = {}
         self._in_flight: dict[bytes, Waiting] = {}
 
@@ -133,7 +134,7 @@ class Embedder:
         refuse_unreadable(texts)
         refuse_dimensions(spec, dimensions)
         lane = lane or _lane_of(texts)
-        with Embedding(spec.name, role, lane) as step:
+        with Embedding(spec.name, role, lane) as step, self._slot(spec).held():
             asked = _Asked(tenant, spec, texts, role, lane, use_cache, batch_size)
             return step.done(shortened(await self._embed(asked), dimensions))
 
@@ -217,23 +218,28 @@ class Embedder:
     async def lengths(self, texts: Sequence[str], model: str | None = None) -> list[int]:
         """Tokens of each text as a document, special ones included, to compare with `max_tokens`."""
         refuse_unreadable(texts)
-        provider, _ = await self._slot(self._catalogue.resolve(model)).ready()
-        return await provider.lengths(texts)
+        slot = self._slot(self._catalogue.resolve(model))
+        with slot.held():
+            provider, _ = await slot.ready()
+            return await provider.lengths(texts)
 
     async def probe(self, model: str | None = None) -> Matrix:
         """The vectors of PROBE_TEXTS, float32 (8, d), made anew."""
-        _, batcher = await self._slot(self._catalogue.resolve(model)).ready()
-        items = batcher.submit(PROBE_TEXTS, "document", "interactive")
-        try:
-            made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
-        finally:
-            for item in items:
-                item.leave()
+        slot = self._slot(self._catalogue.resolve(model))
+        with slot.held():
+            _, batcher = await slot.ready()
+            items = batcher.submit(PROBE_TEXTS, "document", "interactive")
+            try:
+                made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
+            finally:
+                for item in items:
+                    item.leave()
         return np.stack([row.vector for row in _all_or_faults(list(made), made).values()])
 
     def _slot(self, spec: ModelSpec) -> Slot:
         if spec.name not in self._slots:
-            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._providers.get(spec.name))
+            factory = self._providers.get(spec.name)
+            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._memory, factory)
         return self._slots[spec.name]
 
     def _state(self, spec: ModelSpec) -> ModelState:
@@ -241,8 +247,10 @@ class Embedder:
             return self._slots[spec.name].state
         if spec.endpoint is not None:
             return ModelState(spec.name, "present")
-        if spec.architecture not in ARCHITECTURES:
-            return ModelState(spec.name, "failed", f"This version does not run {spec.architecture} models yet.")
+        try:
+            self._catalogue.runtime(spec)
+        except NotSupported as error:
+            return ModelState(spec.name, "failed", error.detail)
         if spec.name in self._providers or weights.locate(spec, self._settings) is not None:
             return ModelState(spec.name, "present")
         return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)

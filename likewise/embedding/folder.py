@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
@@ -14,6 +14,8 @@ Pooling = Literal["mean", "cls", "max"]
 Activation = Literal["tanh", "identity"]
 
 REQUIRED = ("config.json", "tokenizer.json", "model.safetensors")
+INDEX = "model.safetensors.index.json"
+IN_SHARDS = (*REQUIRED[:2], INDEX)  # of a model whose weights are too large for one file
 OPTIONAL = (
     "modules.json",
     "sentence_bert_config.json",
@@ -21,6 +23,8 @@ OPTIONAL = (
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )
+
+KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # of modules that there are graphs for
 
 _POOLING_KEYS: Mapping[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
@@ -39,7 +43,7 @@ _DENSE_ONLY: Mapping[str, Any] = {
     "use_residual": False,
 }
 # the same of a Transformer module, since sentence-transformers 6
-_SENTENCE_ONLY: Mapping[str, Any] = {
+SENTENCE_ONLY: Mapping[str, Any] = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
@@ -100,53 +104,53 @@ class ModelFolder:
 
         NotSupported names the module or mode that this version does not do; ModelUnavailable the file that is broken.
         """
-        listed = _listed(path)
+        listed = read_modules(path)
         transformer = path / listed[0][1]
-        shape = Shape.read(_json(transformer / "config.json"), transformer / "config.json")
+        shape = Shape.read(read_json(transformer / "config.json"), transformer / "config.json")
         sentence = _sentence(transformer / "sentence_bert_config.json")
         pooling, rest = _split(path, listed[1:])
         return cls(
             path=path,
             transformer=transformer,
             shape=shape,
-            max_tokens=min(_limit(sentence, transformer), shape.max_tokens),
+            max_tokens=min(token_limit(sentence, transformer), shape.max_tokens),
             pooling="mean" if pooling is None else _pooling(pooling, shape.hidden),
             lowercase=bool(sentence.get("do_lower_case", False)),
             modules=_modules(rest, shape.hidden),
-            prompts=_prompts(path / "config_sentence_transformers.json"),
+            prompts=read_prompts(path / "config_sentence_transformers.json"),
         )
 
 
 def has_weights(path: Path) -> bool:
     """Whether the files that no model can do without are all in this folder, or in its Transformer's."""
-    return any(all((base / name).is_file() for name in REQUIRED) for base in (path, path / "0_Transformer"))
+    return any(_has_all(base, REQUIRED) or _has_all(base, IN_SHARDS) for base in (path, path / "0_Transformer"))
 
 
 def module_files(path: Path) -> list[tuple[str, bool]]:
     """Files of the modules that follow pooling in a folder's `modules.json`, and whether each must be there."""
-    _, rest = _split(path, _listed(path)[1:])
+    _, rest = _split(path, read_modules(path)[1:])
     names = [(place.relative_to(path), kind == "Dense") for kind, place in rest]
     return [((name / "config.json").as_posix(), needed) for name, needed in names] + [
         ((name / "model.safetensors").as_posix(), True) for name, needed in names if needed
     ]
 
 
-def _listed(path: Path) -> list[tuple[str, str]]:
-    """Kind and place of each module, the Transformer first."""
+def read_modules(path: Path, kinds: Collection[str] = KINDS) -> list[tuple[str, str]]:
+    """Kind and place of each module that `modules.json` names, the Transformer first; NotSupported for other kinds."""
     file = path / "modules.json"
-    entries = _json(file, [], kind=list)
+    entries = read_json(file, [], kind=list)
     if not all(isinstance(entry, dict) for entry in entries):
         raise broken(file, "is no list of modules")
-    listed = [(_kind(entry, file), _place(entry, file)) for entry in entries] or [("Transformer", "")]
+    listed = [(_kind(entry, file, kinds), _place(entry, file)) for entry in entries] or [("Transformer", "")]
     if listed[0][0] != "Transformer":
         raise NotSupported(f"{file} begins with {listed[0][0]}; this version runs a Transformer first.")
     return listed
 
 
-def _kind(entry: Mapping[str, Any], file: Path) -> str:
+def _kind(entry: Mapping[str, Any], file: Path, kinds: Collection[str]) -> str:
     name = str(entry.get("type", ""))
     kind = name.rpartition(".")[2]
-    if kind not in ("Transformer", "Pooling", "Dense", "Normalize") or not name.startswith("sentence_transformers."):
+    if kind not in kinds or not name.startswith("sentence_transformers."):
         raise NotSupported(f"{file} has a module of type {name or 'nothing'}, which this version does not run.")
     return kind
 
@@ -183,7 +187,7 @@ def _modules(places: Iterable[tuple[str, Path]], dimension: int) -> tuple[Module
 
 def _dense(path: Path, dimension: int) -> Dense:
     file = path / "config.json"
-    config = _json(file)
+    config = read_json(file)
     for key, only in _DENSE_ONLY.items():
         if config.get(key, only) != only:
             raise NotSupported(f"{file} has {key} `{config[key]}`; this version runs `{only}` only.")
@@ -198,7 +202,7 @@ def _dense(path: Path, dimension: int) -> Dense:
 
 def _pooling(path: Path, dimension: int) -> Pooling:
     file = path / "config.json"
-    config = _json(file)
+    config = read_json(file)
     size = config.get("word_embedding_dimension", config.get("embedding_dimension", dimension))
     if size != dimension:
         raise broken(file, f"pools vectors of {size} numbers where the model has {dimension}")
@@ -215,24 +219,29 @@ def _pooling(path: Path, dimension: int) -> Pooling:
 
 
 def _sentence(file: Path) -> Mapping[str, Any]:
-    sentence: Mapping[str, Any] = _json(file, {})
-    for key, only in _SENTENCE_ONLY.items():
+    sentence: Mapping[str, Any] = read_json(file, {})
+    for key, only in SENTENCE_ONLY.items():
         if sentence.get(key, only) != only:
             raise NotSupported(f"{file} has {key} `{sentence[key]}`; this version runs `{only}` only.")
     return sentence
 
 
-def _limit(sentence: Mapping[str, Any], transformer: Path) -> int:
+def _has_all(base: Path, names: Iterable[str]) -> bool:
+    return all((base / name).is_file() for name in names)
+
+
+def token_limit(sentence: Mapping[str, Any], transformer: Path) -> int:
     """Tokens that are read of a text: sentence-transformers keeps the number with the tokenizer, before 6 by itself."""
-    tokenizer = _json(transformer / "tokenizer_config.json", {})
+    tokenizer = read_json(transformer / "tokenizer_config.json", {})
     for value in (sentence.get("max_seq_length"), tokenizer.get("model_max_length")):
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return sys.maxsize
 
 
-def _prompts(file: Path) -> dict[str, str]:
-    config = _json(file, {})
+def read_prompts(file: Path) -> dict[str, str]:
+    """What `config_sentence_transformers.json` puts before texts, by role."""
+    config = read_json(file, {})
     given = config.get("prompts") or {}
     if not isinstance(given, dict):
         raise broken(file, "has prompts without names")
@@ -243,7 +252,8 @@ def _prompts(file: Path) -> dict[str, str]:
     return {role: str(prompt) for role, prompt in found.items() if prompt}
 
 
-def _json(path: Path, absent: Any = None, kind: type = dict) -> Any:
+def read_json(path: Path, absent: Any = None, kind: type = dict) -> Any:
+    """What a JSON file holds, `absent` where there is no such file; ModelUnavailable names it where it is broken."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

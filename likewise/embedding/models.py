@@ -1,5 +1,6 @@
 """The models that there are, and how they are named."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from likewise.embedding import models_file
 from likewise.embedding.costs import PRICES
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.folder import ModelFolder, Pooling
-from likewise.embedding.graphs.architectures import ARCHITECTURES
+from likewise.embedding.runtimes import Runtime, runtime_of
+from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, ModelNotAllowed, NotSupported, SettingsError
 from likewise.settings import PREFIX, Settings
 
@@ -24,7 +26,7 @@ class ModelSpec:
     `dimension` is 0 for a folder of one's own that is not there; `architecture` is its `model_type`, or `remote`;
     `own` is a model of those who run Likewise and not of the table below: a `folder` on this machine, or at an
     `endpoint`, as every remote model is. Prices are in US dollars. The first numbers of a `matryoshka` vector are a
-    vector too.
+    vector too. `runtime` is set where there is no choice of what runs a local model.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ModelSpec:
     wheel: str | None = None
     own: bool = False
     folder: Path | None = None
+    runtime: Runtime | None = None
     endpoint: Endpoint | None = None
     price_per_1k_tokens: float = 0.0
     matryoshka: bool = False
@@ -116,14 +119,19 @@ class Catalogue:
         if known is not None:
             return known
         spec = self._find(self._settings.model) if name is None else self._allowed_by(name)
-        if spec.architecture not in ARCHITECTURES and spec.endpoint is None:
-            raise NotSupported.at(
-                "/model", f"This version does not run {spec.name} yet ({spec.architecture}).", "not_supported"
-            )
+        if spec.endpoint is None:
+            self.runtime(spec)
         if spec.dimension:
             # Otherwise its folder may come yet. Of names there are as many as the settings allow, times three.
             self._resolved[name] = spec
         return spec
+
+    def runtime(self, spec: ModelSpec) -> Runtime:
+        """What runs a local model here; NotSupported says why nothing does."""
+        try:
+            return runtime_of(spec.architecture, spec.runtime, self._settings.device)
+        except NotSupported as error:
+            raise NotSupported.at("/model", f"{_no_graph(spec)}{error.detail}", "not_supported") from None
 
     def _allowed_by(self, name: str) -> ModelSpec:
         for spec in self.specs():
@@ -168,7 +176,12 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
         )
     if row.folder is not None:
         spec = local_spec(row.name, row.folder)
-        return replace(spec, query_prefix=row.query_prefix or spec.query_prefix, matryoshka=row.matryoshka)
+        return replace(
+            spec,
+            query_prefix=row.query_prefix or spec.query_prefix,
+            matryoshka=row.matryoshka,
+            runtime=row.runtime or spec.runtime,
+        )
     endpoint = Endpoint(
         row.base_url or "",
         row.model or row.name,
@@ -189,6 +202,8 @@ def local_spec(name: str, folder: Path) -> ModelSpec:
     """The row of a folder of one's own; dimension 0 while it cannot be read."""
     try:
         facts = ModelFolder.read(folder)
+    except NotSupported:
+        return _torch_spec(name, folder)
     except LikewiseError:
         return ModelSpec(name, name, 0, 0, own=True, folder=folder)
     return ModelSpec(
@@ -196,3 +211,30 @@ def local_spec(name: str, folder: Path) -> ModelSpec:
         query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, own=True,
         folder=folder,
     )  # fmt: skip
+
+
+def _torch_spec(name: str, folder: Path) -> ModelSpec:
+    """The row of a folder that there is no graph for."""
+    try:
+        facts = TorchFolder.read(folder)
+    except LikewiseError:  # loading it tells why
+        return ModelSpec(name, name, 0, 0, own=True, folder=folder)
+    limit = 0 if facts.max_tokens == sys.maxsize else facts.max_tokens
+    return ModelSpec(
+        name, name, facts.dimension, limit,
+        query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, own=True, folder=folder,
+        runtime="torch",
+    )  # fmt: skip
+
+
+def _no_graph(spec: ModelSpec) -> str:
+    """Why there is no graph for a folder of one's own, to go before what that leads to."""
+    if spec.folder is None:
+        return ""
+    try:
+        ModelFolder.read(spec.folder)
+    except NotSupported as error:
+        return f"{error.detail} "
+    except LikewiseError:
+        return ""
+    return ""

@@ -10,6 +10,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from likewise.embedding.runtimes import Runtime
 from likewise.errors import SettingsError
 from likewise.settings import ENV_FILE, PREFIX, Settings
 
@@ -43,6 +44,7 @@ class ModelRow(BaseModel):
     query_prefix: str = ""
     price_per_1k_tokens: float = Field(0.0, ge=0, allow_inf_nan=False)
     matryoshka: bool = False
+    runtime: Runtime | None = None
     texts_per_request: int = Field(100, ge=1, le=2_048)
     requests_at_once: int = Field(8, ge=1, le=256)
 

@@ -61,6 +61,15 @@ class TextTokenizer:
         prepared = [prefix + self._prepare(text) for text in texts]
         return [special + len(each) for each in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
 
+    def prefix_length(self, prefix: str) -> int:
+        """Tokens of a prefix, with the special ones that come before it."""
+        return len(self._before) + len(self._tokenizer.encode(prefix, add_special_tokens=False))
+
+    @property
+    def has_types(self) -> bool:
+        """Whether it gives tokens other types than the first."""
+        return any(self._tokenizer.encode("a").type_ids)
+
     def _prepare(self, text: str) -> str:
         # the tokenizer takes UTF-8 only; and its time may grow faster than an unbroken run does
         clean = _SURROGATES.sub("\ufffd", text)

@@ -170,22 +170,6 @@ class ModelBatch(_Step):
         metrics.MODEL_SECONDS.labels(*self._labels).observe(seconds)
 
 
-def cache_hits(tier: str, count: int) -> None:
-    """A tier of `metrics.CACHE_TIERS` knew so many vectors."""
-    if count:
-        metrics.CACHE_HITS.labels(tier).inc(count)
-
-
-def cache_failed(kind: str) -> None:
-    """A tier of the cache was no help: one of `metrics.CACHE_ERRORS`."""
-    metrics.CACHE_FAILED.labels(metrics.one_of(kind, metrics.CACHE_ERRORS)).inc()
-
-
-def cache_dropped() -> None:
-    """A vector did not fit among those that wait to be written."""
-    metrics.CACHE_DROPPED.inc()
-
-
 class ProviderRequest(_Step):
     """One try of a request to a remote model; one that raises after a good status had no good answer."""
 
@@ -227,6 +211,22 @@ def paid(model: str, cost: float, estimated: int) -> None:
 def avoided(model: str, cost: float) -> None:
     """What a model need not read, in US dollars."""
     metrics.EMBED_COST_AVOIDED.labels(model).inc(cost)
+
+
+def cache_hits(tier: str, count: int) -> None:
+    """A tier of `metrics.CACHE_TIERS` knew so many vectors."""
+    if count:
+        metrics.CACHE_HITS.labels(tier).inc(count)
+
+
+def cache_failed(kind: str) -> None:
+    """A tier of the cache was no help: one of `metrics.CACHE_ERRORS`."""
+    metrics.CACHE_FAILED.labels(metrics.one_of(kind, metrics.CACHE_ERRORS)).inc()
+
+
+def cache_dropped() -> None:
+    """A vector did not fit among those that wait to be written."""
+    metrics.CACHE_DROPPED.inc()
 
 
 def search_plan(plan: str) -> None:

@@ -1,13 +1,14 @@
 """Real implementations for tests: a deterministic model, here or remote, a throw-away Postgres, a live server."""
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
-from likewise.testing.provider import FakeProvider
+from likewise.testing.provider import FakeLoader, FakeProvider
 from likewise.testing.server import LiveServer
 from likewise.testing.upstream import Asked, Reply, Upstream
 
 __all__ = [
     "Asked",
     "DatabaseUrls",
+    "FakeLoader",
     "FakeProvider",
     "LiveServer",
     "Reply",

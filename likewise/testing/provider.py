@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role, Vector
 
 _WORD = re.compile(r"\w+")
@@ -98,6 +100,20 @@ class FakeProvider:
         total = np.sum([_direction(word, self.dimension) for word in words], axis=0)
         vector: Vector = (total / np.linalg.norm(total)).astype(np.float32)
         return vector
+
+
+class FakeLoader:
+    """A factory of fake providers that counts them: `made` has each, with `options`, and claims `memory_bytes`."""
+
+    def __init__(self, memory_bytes: int = 0, **options: Any) -> None:
+        self.memory_bytes = memory_bytes
+        self.options = options
+        self.made: list[FakeProvider] = []
+
+    def __call__(self, spec: ModelSpec) -> FakeProvider:
+        """One more provider."""
+        self.made.append(FakeProvider(**self.options))
+        return self.made[-1]
 
 
 def _end(text: str, spans: Sequence[tuple[int, int]], room: int) -> int:

@@ -36,10 +36,17 @@ async def one_at_an_address(_: Path) -> AsyncIterator[Provider]:
         yield openai.load(ModelSpec("ours", "ours", 16, 8_191, architecture="remote", own=True, endpoint=endpoint))
 
 
+@asynccontextmanager
+async def the_same_in_torch(data: Path) -> AsyncIterator[Provider]:
+    torch = pytest.importorskip("likewise.embedding.providers.torch", reason="needs the extra torch: make test-torch")
+    yield torch.load(local_spec("own", MODEL), MODEL, load_settings(data_dir=data, precision="f32"))
+
+
 PROVIDERS: list[tuple[str, Callable[[Path], AbstractAsyncContextManager[Provider]]]] = [
     ("fake", a_fake),
     ("openvino", a_small_mpnet),
     ("openai", one_at_an_address),
+    ("torch", the_same_in_torch),
 ]
 TEXTS = [
     "the pump fails when it is cold",

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.packing import pack
 from likewise.embedding.provider import Matrix, ProviderResult
-from likewise.embedding.providers.openvino import OpenVinoProvider, pack
+from likewise.embedding.providers.openvino import OpenVinoProvider
 from likewise.settings import Settings, load_settings
 
 REFERENCE = np.load(Path(__file__).with_name("reference.npz"))

@@ -194,13 +194,19 @@ class Teller:
         verb, scope = self.dice.choice([("clusters", Scope.READ), ("reembed", Scope.ADMIN), ("switch", Scope.ADMIN)])
         return Sent("POST", f"{self.collection()}/{verb}", scope, {"model": self.somebody()})
 
+    def usage(self) -> Sent:
+        if self.dice.random() < 0.2:
+            return Sent("POST", "/embed/metrics/reset", Scope.WRITE, headers=self.idempotency())
+        query = self.dice.choice(["", "?group_by=hour", f"?since={self.somebody()}", f"?{self.somebody()}=1"])
+        return Sent("GET", self.dice.choice(["/embed/metrics", f"/api/v1/usage{query}"]), Scope.READ)
+
     def broken(self) -> Sent:
         body = self.dice.choice(["{" + self.somebody(), "[" * 50, f'"{self.somebody()}"', "", "\0"])
         path, scope = self.dice.choice([(URL, Scope.WRITE), (f"{self.collection()}/search", Scope.READ)])
         return Sent("POST", path, scope, body)
 
     def lost(self) -> Sent:
-        paths = [f"/{self.somebody()}", f"/api/v2/{self.somebody()}", f"{self.collection()}/nothing", "/v1/models"]
+        paths = [f"/{self.somebody()}", f"/api/v2/{self.somebody()}", f"{self.collection()}/nothing", "/v1/nothing"]
         return Sent("GET", self.dice.choice(paths), None)
 
     def refused_method(self) -> Sent:
@@ -213,7 +219,7 @@ class Teller:
 
 OFTEN = ("write", "search", "read", "list")
 WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lines", "delete", "later", "broken",
-        "lost", "open", "refused_method")  # fmt: skip
+        "usage", "lost", "open", "refused_method")  # fmt: skip
 CALL = st.builds(
     Call,
     tenant=st.integers(0, 1),

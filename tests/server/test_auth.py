@@ -48,6 +48,9 @@ GUARDED = [
     ("POST", f"{URL}/none/reembed", Scope.ADMIN, 404),
     ("POST", f"{URL}/none/switch", Scope.ADMIN, 404),
     ("POST", f"{URL}/none/rollback", Scope.ADMIN, 404),
+    ("GET", "/embed/metrics", Scope.READ, 200),
+    ("POST", "/embed/metrics/reset", Scope.WRITE, 200),
+    ("GET", "/api/v1/usage", Scope.READ, 200),
 ]
 OPEN = ["/livez", "/readyz", "/healthz", "/", "/docs", "/openapi.json"]
 

@@ -8,6 +8,7 @@ from likewise.apps.body import JsonBody
 from likewise.apps.deps import BODY_REFUSALS, Answer, Anyone, Reader, documented_body, refusals
 from likewise.apps.embed.answers import json_answer, with_rows, written
 from likewise.apps.embed.asking import Asks, Embedding
+from likewise.apps.embed.metrics import loaded
 from likewise.apps.embed.schemas import (
     BatchAnswer,
     BatchIn,
@@ -76,17 +77,16 @@ async def embed_models(_: Reader, embedder: Embedding) -> Answer:
 @router.get("/health", response_model=HealthAnswer, responses=refusals())
 async def embed_health(_: Anyone, embedder: Embedding) -> Answer:
     """Whether texts can be embedded; the answer is 200 in any case, and `status` says it."""
-    names = {spec.name: spec.bare_name for spec in embedder.models()}
-    states = embedder.states()
+    state = embedder.states()[0].state
     # A default model that is still to be opened is no fault.
-    healthy = states[0].state in ("ready", "present", "loading")
+    healthy = state in ("ready", "present", "loading")
     return Answer(
         {
             "status": "healthy" if healthy else "degraded",
             "service": SERVICE,
-            "default_model": names[states[0].name],
+            "default_model": embedder.models()[0].bare_name,
             "caching_enabled": embedder.caches,
-            "models_loaded": [names[one.name] for one in states if one.state == "ready"],
+            "models_loaded": loaded(embedder),
         }
     )
 

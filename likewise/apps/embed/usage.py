@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from likewise.apps.collections.service import Save
+from likewise.apps.embed.metrics import told
 from likewise.db import usage
 from likewise.db.usage import By, Key
 from likewise.embedding.costs import Usage
@@ -47,17 +48,7 @@ class UsageService:
     async def metrics(self, tenant: int) -> dict[str, Any]:
         """The tenant's counts since its last reset, under the names that the old embedder gave them."""
         await self._bookkeeping.flush()
-        used = await usage.since_reset(self._pool, tenant)
-        ready = {one.name for one in self._embedder.states() if one.state == "ready"}
-        return {
-            "total_embeddings_generated": used.generated,
-            "cache_hits": used.cached,
-            "cache_misses": used.texts - used.cached,
-            "cache_hit_rate": used.cached / used.texts if used.texts else 0.0,
-            "total_cost_usd": used.cost,
-            "cost_saved_usd": used.cost_avoided,
-            "models_loaded": [spec.bare_name for spec in self._embedder.models() if spec.name in ready],
-        }
+        return told(await usage.since_reset(self._pool, tenant), self._embedder)
 
     async def reset(self, tenant: int, save: Save | None = None) -> dict[str, str]:
         """Have `metrics` of a tenant begin anew; `save` keeps the answer in the same transaction."""

@@ -1,8 +1,6 @@
 """Graphs as OpenVINO runs them on the CPU."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
@@ -13,6 +11,7 @@ from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.precision import Precision
 from likewise.embedding.provider import Matrix
 from likewise.embedding.tokenizing import Ids
+from likewise.machine import cores
 
 
 class CompiledGraph:
@@ -50,23 +49,9 @@ def compile_graph(
         # a thread that is bound to a busy core stands still: pinned, other load on the machine cost 1.7 times as much
         "ENABLE_CPU_PINNING": False,
     }
-    cores = threads or _cgroup_cores() or _cores()
+    used = threads or cores()
     # Postgres works on the same search at the same time: with all cores a query takes 0.9 times as long and costs 1.4
     # times as much, and a search by words and meaning 1.2 times as long.
-    options["INFERENCE_NUM_THREADS"] = cores if hint == "THROUGHPUT" else max(1, cores // 2)
+    options["INFERENCE_NUM_THREADS"] = used if hint == "THROUGHPUT" else max(1, used // 2)
     # no CACHE_DIR: compiling takes 0.1 s
     return CompiledGraph(openvino.Core().compile_model(graph, "CPU", options))
-
-
-def _cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cgroup_cores() -> int:
-    """Cores that a container may use, which OpenVINO does not look at; 0 if there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or `max`
-        return 0

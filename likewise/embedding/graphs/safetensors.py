@@ -1,6 +1,7 @@
 """Reads `.safetensors` files: a JSON header, then raw numbers. No code in such a file is ever run."""
 
 import json
+import math
 import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,12 @@ class Tensors:
         """All tensors' names."""
         return list(self._header)
 
+    @property
+    def count(self) -> int:
+        """Numbers in all tensors; 0 of those whose shape is none."""
+        shapes = [entry.get("shape") for entry in self._header.values() if isinstance(entry, dict)]
+        return sum(math.prod(shape) for shape in shapes if isinstance(shape, list) and all(map(_is_size, shape)))
+
     def read(self, name: str, shape: Sequence[int | None] | None = None) -> Float32:
         """One tensor as float32; ModelUnavailable if it is not there, not of floats, or not of that shape.
 
@@ -79,6 +86,10 @@ class Tensors:
 
     def _broken(self, what: str) -> ModelUnavailable:
         return ModelUnavailable(f"{self._path} {what}; replace it with the model's own file.", code="weights_broken")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:

@@ -1,7 +1,6 @@
 """Encoders on the CPU through OpenVINO, from their own safetensors."""
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from likewise.embedding.folder import Dense, ModelFolder, Module
+from likewise.embedding.facts import ModelFacts, prefixes
+from likewise.embedding.folder import Dense, ModelFolder
 from likewise.embedding.graphs.architectures import Shape
 from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
 from likewise.embedding.graphs.encoder import Encoder
@@ -18,8 +18,10 @@ from likewise.embedding.graphs.heads import headed, pooled
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
+from likewise.embedding.packing import pack
 from likewise.embedding.precision import able, choose
 from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role
+from likewise.embedding.space import space_of
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.weights import check_weights
 from likewise.settings import Settings
@@ -37,10 +39,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
     """Check the weights of a folder, compile its graph, and give its provider; blocks for about half a second."""
     precision = choose(settings.precision, able())
     facts = ModelFolder.read(folder)
-    prefixes: dict[Role, str] = {
-        "query": spec.query_prefix or facts.prompts.get("query", ""),
-        "document": facts.prompts.get("document", ""),
-    }
+    before = prefixes(spec, facts.prompts)
     weights = _Weights.read(spec, facts, settings)
     encoder = Encoder(facts.shape, weights.transformer, int8=precision.int8)
     graph = _graph(encoder, facts, weights.dense)
@@ -48,7 +47,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
         facts.transformer / "tokenizer.json", facts.max_tokens, lowercase=facts.lowercase, vocabulary=encoder.vocabulary
     )
     known = ModelFacts(
-        space=_space(weights.digests, facts, prefixes),
+        space=space_of(facts, weights.digests, before),
         numerics=f"openvino-{_version()}/{precision.name}",
         dimension=facts.dimension,
         max_tokens=facts.max_tokens,
@@ -57,7 +56,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
     return OpenVinoProvider(
         known,
         tokenizer,
-        prefixes,
+        before,
         bulk=compile_graph(graph, precision, "THROUGHPUT", settings.threads),
         query=compile_graph(graph, precision, "LATENCY", settings.threads),
     )
@@ -68,7 +67,7 @@ class OpenVinoProvider:
 
     def __init__(
         self,
-        facts: "ModelFacts",
+        facts: ModelFacts,
         tokenizer: TextTokenizer,
         prefixes: Mapping[Role, str],
         bulk: CompiledGraph,
@@ -128,17 +127,6 @@ class OpenVinoProvider:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What others know a loaded model by."""
-
-    space: str
-    numerics: str
-    dimension: int
-    max_tokens: int
-    call_tokens: int
-
-
-@dataclass(frozen=True)
 class _Weights:
     """A model's weights, checked: those of its Transformer and of its Dense modules."""
 
@@ -158,18 +146,6 @@ class _Weights:
         return cls(tensors[0], dict(zip(facts.dense, tensors[1:], strict=True)), digests)
 
 
-def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Places of texts in batches of neighbours by length, whose padded size stays within `limit` tokens."""
-    batches: list[list[int]] = []
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[place] > limit:
-            batches.append(batch)
-            batch = []
-        batch.append(place)
-    return [*batches, batch] if batch else batches
-
-
 def _graph(encoder: Encoder, facts: ModelFolder, dense: Mapping[Dense, Tensors]) -> openvino.Model:
     vectors = headed(pooled(encoder.states(), encoder.inside, facts.pooling), facts.modules, dense)
     return openvino.Model([vectors], [encoder.ids, encoder.lengths], "encoder")
@@ -182,30 +158,3 @@ def _call_tokens(shape: Shape) -> int:
 
 def _version() -> str:
     return str(openvino.__version__).partition("-")[0]
-
-
-def _space(digests: Sequence[str], facts: ModelFolder, prefixes: Mapping[Role, str]) -> str:
-    # in words of their own and not those of the code: a stored vector's space must outlive a renaming
-    shape = facts.shape
-    parts = (
-        *digests,
-        hashlib.sha256((facts.transformer / "tokenizer.json").read_bytes()).hexdigest(),
-        f"{facts.architecture} {shape.hidden} {shape.heads} {shape.layers} {shape.inner}",
-        f"positions {shape.positions}, epsilon {shape.epsilon}",
-        f"pooling {facts.pooling}",
-        *_stages(facts.modules),
-        f"lowercase {facts.lowercase}",
-        f"query {prefixes['query']}",
-        f"document {prefixes['document']}",
-        f"tokens {facts.max_tokens}",
-    )
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
-    return digest.hexdigest()
-
-
-def _stages(modules: Sequence[Module]) -> list[str]:
-    """What comes after pooling; whether the folder asks for unit length at the end or not makes no difference."""
-    stages = [module if module == "normalize" else f"dense {module.outputs} {module.activation}" for module in modules]
-    return [*(stages[:-1] if stages[-1:] == ["normalize"] else stages), "normalize"]

@@ -1,0 +1,75 @@
+"""A cache of vectors by text and model, under the names of the embedder that this one replaces."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import numpy as np
+
+from likewise.embedding.cache import Cache, Cached, cache_key
+from likewise.embedding.caches.opening import open_cache
+from likewise.errors import Invalid
+from likewise.settings import Settings, load_settings
+
+# These vectors are whoever's who sets them, and never taken for one that a model of ours made.
+_SPACE, _NUMERICS = "by name", "as given"
+
+
+class EmbeddingCache:
+    """Remembers vectors in this process, and in Redis if there is one; what fails is not known.
+
+    Args:
+        redis_client: of the `redis` package; LIKEWISE_REDIS_URL if absent.
+        ttl: how many seconds Redis keeps a vector; LIKEWISE_CACHE_SECONDS if absent.
+        settings: read from the environment if absent.
+    """
+
+    def __init__(self, redis_client: Any = None, ttl: int | None = None, *, settings: Settings | None = None) -> None:
+        changes: dict[str, Any] = {} if ttl is None else {"cache_seconds": ttl}
+        if redis_client is not None:
+            changes["redis_url"] = url_of(redis_client)
+        self._cache: Cache = open_cache((settings or load_settings()).model_copy(update=changes))
+
+    async def get(self, text: str, model: str) -> list[float] | None:
+        """The vector of a text by a model; None if it is not known."""
+        return (await self.get_batch([text], model))[0]
+
+    async def set(self, text: str, model: str, embedding: Sequence[float]) -> None:
+        """Remember it."""
+        await self.set_batch({text: embedding}, model)
+
+    async def get_batch(self, texts: Sequence[str], model: str) -> list[list[float] | None]:
+        """The vectors of texts by a model, in their order, None where it is not known."""
+        found = await self._cache.get_many([_key(text, model) for text in texts])
+        return [None if one is None else one.vector.tolist() for one in found]
+
+    async def set_batch(self, embeddings: Mapping[str, Sequence[float]], model: str) -> None:
+        """Remember vectors by their texts; Invalid, and nothing is kept, if one has a number that is not finite."""
+        vectors = {text: np.asarray(vector, np.float32) for text, vector in embeddings.items()}
+        for vector in vectors.values():
+            if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+                raise Invalid.at("/embeddings", "A vector is a list of finite numbers.")
+        await self._cache.put_many(
+            {_key(text, model): Cached(vector, 0, 0, len(text)) for text, vector in vectors.items()}
+        )
+
+    async def close(self) -> None:
+        """Write what waits to be written, and let the connections go."""
+        await self._cache.close()
+
+
+def url_of(redis_client: Any) -> str:
+    """The URL that a client of the `redis` package was made for."""
+    pool = redis_client.connection_pool
+    options = pool.connection_kwargs
+    user, password = options.get("username") or "", options.get("password") or ""
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
+    database = options.get("db") or 0
+    if "path" in options:
+        return f"unix://{login}{options['path']}?{urlencode({'db': database})}"
+    scheme = "rediss" if "SSL" in pool.connection_class.__name__ else "redis"
+    return f"{scheme}://{login}{options.get('host', 'localhost')}:{options.get('port', 6379)}/{database}"
+
+
+def _key(text: str, model: str) -> bytes:
+    return cache_key(None, f"{_SPACE} {model}", _NUMERICS, "document", 0, text)

@@ -1,0 +1,203 @@
+"""The embedder as a Python object, under the names of the one that it replaces. It needs no database."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, Self
+
+from likewise.apps.embed.cache import url_of
+from likewise.apps.embed.metrics import told
+from likewise.embedding.costs import Usage
+from likewise.embedding.embedder import Embedded, Embedder
+from likewise.embedding.models import MODELS, ModelSpec
+from likewise.embedding.provider import ProviderFactory, Role
+from likewise.settings import Settings, load_settings
+
+# Who uses this object is one tenant.
+TENANT = 0
+
+
+class EmbeddingProvider(StrEnum):
+    """Who runs a model."""
+
+    LOCAL = "local"
+    OPENAI = "openai"
+
+
+@dataclass(frozen=True)
+class EmbeddingModelConfig:
+    """One model; `cost_per_1k_tokens` in US dollars, `max_input_length` in tokens."""
+
+    name: str
+    provider: EmbeddingProvider
+    dimension: int
+    max_batch_size: int
+    max_input_length: int
+    cost_per_1k_tokens: float
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Self:
+        """What is known of a model."""
+        return cls(
+            spec.bare_name,
+            EmbeddingProvider(spec.provider),
+            spec.dimension,
+            spec.most_texts,
+            spec.max_tokens,
+            spec.price_per_1k_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class EmbeddingResult:
+    """One text's vector of unit length; `cost` in US dollars."""
+
+    embedding: list[float]
+    dimension: int
+    model: str
+    cached: bool
+    cost: float
+    tokens: int
+    truncated_tokens: int
+    space: str
+
+
+@dataclass(frozen=True)
+class BatchEmbeddingResult:
+    """The vectors of texts, in their order; `total_cost` in US dollars."""
+
+    embeddings: list[list[float]]
+    dimension: int
+    model: str
+    total_embeddings: int
+    cached_count: int
+    total_cost: float
+    tokens: list[int]
+    truncated_tokens: list[int]
+    space: str
+
+
+class EmbedderService:
+    """Vectors of texts, from any model of Likewise's.
+
+    Belongs to one event loop; `async with` or `close` lets the models go.
+
+    Args:
+        default_model: any of a model's names.
+        openai_api_key: for OpenAI's models; LIKEWISE_OPENAI_API_KEY if absent.
+        redis_client: of the `redis` package: its server keeps vectors too; that of LIKEWISE_REDIS_URL if absent.
+        enable_caching: whether vectors are remembered at all.
+        settings: everything else; read from the environment if absent.
+        providers: in place of models, by name, for tests.
+    """
+
+    def __init__(
+        self,
+        default_model: str | None = None,
+        openai_api_key: str | None = None,
+        redis_client: Any = None,
+        enable_caching: bool = True,
+        *,
+        settings: Settings | None = None,
+        providers: dict[str, ProviderFactory] | None = None,
+    ) -> None:
+        self.settings = _settings(
+            settings or load_settings(), default_model, openai_api_key, redis_client, enable_caching
+        )
+        self.embedder = Embedder(self.settings, providers=providers)
+        self._before = Usage()
+
+    async def embed_text(self, text: str, model: str | None = None, use_cache: bool = True) -> EmbeddingResult:
+        """The vector of a text, as a document; errors are those of `Embedder.embed`."""
+        return self._one(await self._embed([text], model, use_cache, "document"))
+
+    async def embed_query(self, query: str, model: str | None = None, use_cache: bool = True) -> EmbeddingResult:
+        """The vector of a text that documents are searched for with."""
+        return self._one(await self._embed([query], model, use_cache, "query"))
+
+    async def embed_batch(
+        self, texts: Sequence[str], model: str | None = None, batch_size: int | None = None, use_cache: bool = True
+    ) -> BatchEmbeddingResult:
+        """The vectors of texts, as documents; `batch_size` is how many go to a remote model at a time."""
+        made = await self._embed(texts, model, use_cache, "document", batch_size)
+        return BatchEmbeddingResult(
+            embeddings=made.vectors.tolist(),
+            dimension=made.vectors.shape[1],
+            model=self.embedder.known(made.model).bare_name,
+            total_embeddings=len(texts),
+            cached_count=int(made.cached.sum()),
+            total_cost=made.cost,
+            tokens=made.tokens.tolist(),
+            truncated_tokens=made.truncated.tolist(),
+            space=made.space,
+        )
+
+    def get_available_models(self) -> list[EmbeddingModelConfig]:
+        """The models that may be named, the default first."""
+        return [EmbeddingModelConfig.of(spec) for spec in self.embedder.models()]
+
+    def get_metrics(self) -> dict[str, Any]:
+        """What was embedded since the last reset, as `GET /embed/metrics` tells it."""
+        return told(self._used().since(self._before), self.embedder)
+
+    def reset_metrics(self) -> None:
+        """Begin to count anew."""
+        self._before = self._used()
+
+    async def close(self) -> None:
+        """Let the models and the caches go."""
+        await self.embedder.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _embed(
+        self, texts: Sequence[str], model: str | None, use_cache: bool, role: Role, batch_size: int | None = None
+    ) -> Embedded:
+        return await self.embedder.embed(
+            TENANT, texts, model=model, role=role, use_cache=use_cache, batch_size=batch_size
+        )
+
+    def _one(self, made: Embedded) -> EmbeddingResult:
+        return EmbeddingResult(
+            embedding=made.vectors[0].tolist(),
+            dimension=made.vectors.shape[1],
+            model=self.embedder.known(made.model).bare_name,
+            cached=bool(made.cached[0]),
+            cost=made.cost,
+            tokens=int(made.tokens[0]),
+            truncated_tokens=int(made.truncated[0]),
+            space=made.space,
+        )
+
+    def _used(self) -> Usage:
+        used = Usage()
+        for _, one in self.embedder.ledger.of(TENANT):
+            used.add(one)
+        return used
+
+
+@cache
+def get_embedder_service() -> EmbedderService:
+    """The one of this process, with the settings of its environment."""
+    return EmbedderService()
+
+
+def _settings(
+    settings: Settings, model: str | None, openai_api_key: str | None, redis_client: Any, enable_caching: bool
+) -> Settings:
+    known = [spec.name for spec in MODELS]
+    changes: dict[str, Any] = {"models_allowed": (*settings.models_allowed, *known)}
+    if model is not None:
+        changes["model"] = model
+    if openai_api_key is not None:
+        changes["openai_api_key"] = openai_api_key
+    if not enable_caching:
+        changes |= {"cache_bytes": 0, "redis_url": None}
+    elif redis_client is not None:
+        changes["redis_url"] = url_of(redis_client)
+    return settings.model_copy(update=changes)

@@ -1,0 +1,146 @@
+"""The memory that local models take together: who is let go before another is loaded."""
+
+import asyncio
+import ctypes
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from likewise.embedding.graphs.safetensors import Tensors
+from likewise.embedding.models import ModelSpec
+from likewise.embedding.precision import able, choose
+from likewise.embedding.runtimes import Runtime, runtime_of
+from likewise.embedding.torch_folder import TorchFolder
+from likewise.errors import LikewiseError, ModelUnavailable
+from likewise.machine import memory_limit
+from likewise.settings import PREFIX, Settings
+
+SETTING = f"{PREFIX}MODELS_BYTES"
+BUSY_SECONDS = 5.0  # less than a caller waits for a model that is being loaded
+MIB = 2**20
+
+# Bytes for each weight, and for a model besides: what a process had grown by after 1,400 texts, some calls at a time,
+# on two cores, with models of 23 and 109 million weights. OpenVINO: f32 387 and 1,729 MiB, bf16 329 and 1,102, int8 299
+# and 652; it has the graph twice, and packs the weights of each for its kernels at the first text. torch: f32 269 MiB
+# of the small one, bf16 276 and (after 200 texts) 284.
+BYTES = {
+    ("openvino", "f32"): 16, ("openvino", "bf16"): 10, ("openvino", "int8"): 5,
+    ("torch", "f32"): 4, ("torch", "bf16"): 2,
+}  # fmt: skip
+BESIDES = 160 * MIB
+
+
+class Tenant(Protocol):
+    """A model that takes memory. `idle`: it is loaded, and nobody uses it; `used` grows with each use."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def idle(self) -> bool: ...
+
+    @property
+    def used(self) -> int: ...
+
+    async def unload(self) -> None:
+        """Let go of an idle model."""
+        ...
+
+
+class ModelMemory:
+    """What the loaded local models of one process take, within LIKEWISE_MODELS_BYTES.
+
+    The model named `keep` is never let go. Belongs to one event loop.
+    """
+
+    def __init__(self, settings: Settings, keep: str) -> None:
+        given = settings.models_bytes
+        self._limit = memory_limit() // 2 if given is None else given or sys.maxsize
+        self._keep = keep
+        self._taken: dict[Tenant, int] = {}
+        self._turn = asyncio.Lock()
+        self._released = asyncio.Event()
+
+    async def take(self, tenant: Tenant, needed: int) -> None:
+        """Hold so many bytes for a model that is to be loaded; those least recently used are let go for it.
+
+        ModelUnavailable (code `model_memory`) if it does not fit beside those that must stay, or that stay in use.
+        """
+        if needed > self._limit - sum(self._taken[one] for one in self._taken if one.spec.name == self._keep):
+            raise self._too_small(tenant, needed)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BUSY_SECONDS):
+                while not await self._taken_now(tenant, needed):
+                    await self._something_released()
+        if tenant not in self._taken:
+            raise self._too_small(tenant, needed)
+
+    def give_back(self, tenant: Tenant) -> None:
+        """Hold nothing for a model any more."""
+        self._taken.pop(tenant, None)
+        self.released()
+
+    def released(self) -> None:
+        """Tell those who wait that a model may have become idle."""
+        self._released.set()
+
+    async def _taken_now(self, tenant: Tenant, needed: int) -> bool:
+        async with self._turn:
+            while going := self._who_goes(needed):
+                del self._taken[going[0]]
+                await going[0].unload()
+                _trim()
+            if going is not None:
+                self._taken[tenant] = needed
+            return going is not None
+
+    async def _something_released(self) -> None:
+        self._released.clear()
+        # What a cancelled caller left in a model ends without a word.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await self._released.wait()
+
+    def _who_goes(self, needed: int) -> list[Tenant] | None:
+        """Idle models that make room for so many bytes, least recently used first; None if all of them do not."""
+        missing = needed + sum(self._taken.values()) - self._limit
+        going: list[Tenant] = []
+        for one in sorted(self._taken, key=lambda one: one.used):
+            if missing > 0 and one.idle and one.spec.name != self._keep:
+                going.append(one)
+                missing -= self._taken[one]
+        return going if missing <= 0 else None
+
+    def _too_small(self, tenant: Tenant, needed: int) -> ModelUnavailable:
+        return ModelUnavailable(
+            f"{tenant.spec.name} takes about {needed // MIB:,} MiB of memory, more than {SETTING} "
+            f"({self._limit // MIB:,} MiB) leaves beside the default model and those in use; set it higher, or name a "
+            "smaller model.",
+            code="model_memory",
+            retry_after=2,
+        )
+
+
+def needed_by(spec: ModelSpec, folder: Path, settings: Settings) -> int:
+    """About how many bytes a model will take once it works; 0 of one that cannot be read, as loading it tells why."""
+    with suppress(LikewiseError):
+        runtime = runtime_of(spec.architecture, spec.runtime, settings.device)
+        files = TorchFolder.read(folder).weights.values()
+        count = sum(Tensors(path).count for path in files)
+        return BESIDES + BYTES[runtime, _arithmetic(runtime, settings)] * count
+    return 0
+
+
+def _arithmetic(runtime: Runtime, settings: Settings) -> str:
+    if runtime == "torch":
+        on_gpu = settings.device != "cpu" and settings.precision != "f32"
+        return "bf16" if on_gpu or settings.precision == "bf16" else "f32"
+    precision = choose(settings.precision, able())
+    return "int8" if precision.int8 else precision.arithmetic
+
+
+def _trim() -> None:
+    """Have the C library give back what it keeps of freed memory: 160 MiB of a small model in torch, measured."""
+    with suppress(OSError, AttributeError):  # another system, or another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,42 @@
+"""Which program runs a local model: OpenVINO on the processor where there is a graph for it, else torch."""
+
+import functools
+import importlib.util
+from collections.abc import Mapping
+from typing import Literal
+
+from likewise.embedding.graphs.architectures import ARCHITECTURES
+from likewise.errors import NotSupported
+
+Runtime = Literal["openvino", "torch"]
+
+# imported when a model is loaded that it runs
+PROVIDERS: Mapping[Runtime, str] = {
+    "openvino": "likewise.embedding.providers.openvino",
+    "torch": "likewise.embedding.providers.torch",
+}
+TORCH_NEEDED = "torch needs an extra: pip install 'likewise[torch]'"
+
+
+def runtime_of(architecture: str, asked: Runtime | None, device: str) -> Runtime:
+    """The runtime of a model of that architecture on LIKEWISE_DEVICE; `asked` is what its row says.
+
+    NotSupported if there is none: the architecture has no graph, or torch is not installed.
+    """
+    if asked == "openvino" and architecture not in ARCHITECTURES:
+        raise NotSupported(
+            f"There is no graph for {architecture} models; leave the runtime to Likewise, or name torch."
+        )
+    runtime = asked or ("openvino" if device == "cpu" and architecture in ARCHITECTURES else "torch")
+    if runtime == "torch" and not torch_installed():
+        why = (
+            f"LIKEWISE_DEVICE={device}" if architecture in ARCHITECTURES and asked is None else f"{architecture} models"
+        )
+        raise NotSupported(f"This version runs {why} with torch, and {TORCH_NEEDED}.")
+    return runtime
+
+
+@functools.cache
+def torch_installed() -> bool:
+    """Whether what the extra `torch` brings is here; nothing is imported."""
+    return all(importlib.util.find_spec(name) for name in ("sentence_transformers", "torch", "transformers"))

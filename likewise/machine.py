@@ -1,0 +1,28 @@
+"""How much of this machine there is: memory and cores, or as much of them as its container may use."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def memory_limit() -> int:
+    """Bytes of memory of this machine, or of the container that it is."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
+
+
+def processors() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores() -> int:
+    """Cores that this process may keep busy; a container's share is counted, which libraries do not look at."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or `max`
+        return processors()
