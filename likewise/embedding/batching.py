@@ -56,7 +56,8 @@ Charge = Callable[[Cached], None]
 class Waiting:
     """One text on its way through the model, and how many callers want it.
 
-    `most` is how many texts may be in its batch; `charge` is told what a model made of it.
+    `most` is how many texts may be in its batch; `charge` is told what a model made of it. It is `left_behind` once who
+    brought it waits no more.
     """
 
     text: str
@@ -69,6 +70,7 @@ class Waiting:
     charge: Charge | None = None
     taken: bool = False
     waiters: int = 0
+    left_behind: bool = False
 
     @property
     def tokens(self) -> int:

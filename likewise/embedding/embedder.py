@@ -272,22 +272,22 @@ class Embedder:
         finally:
             for item in items.values():
                 item.leave()
-            # Not before the cache has them: who looked there a moment ago would make them again.
             for key in ours:
-                self._forget_when_done(key, items[key].future)
+                self._leave_behind(key, items[key])
         return made, ours
 
     def _join(
         self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
     ) -> tuple[dict[bytes, Waiting], list[bytes]]:
         """The texts' places in the queue, and the keys of those that were not there before."""
-        shared = {key: item for key in fresh if (item := self._in_flight.get(key)) and not _failed(item.future)}
+        shared = {key: item for key in fresh if (item := self._in_flight.get(key))}
         ours = [key for key in fresh if key not in shared]
         charge = partial(self._charge, asked.tenant, asked.spec)
         new = [fresh[key] for key in ours]
         queued = batcher.submit(new, asked.role, asked.lane, most=asked.batch_size, charge=charge)
         for key, item in zip(ours, queued, strict=True):
             self._in_flight[key] = item
+            item.future.add_done_callback(partial(self._landed, key, item))
         items = {**shared, **dict(zip(ours, queued, strict=True))}
         for item in items.values():
             item.waiters += 1
@@ -299,16 +299,19 @@ class Embedder:
         cost = cost_of(row.tokens, spec.price_per_1k_tokens)
         self.ledger.generated(tenant, spec.name, row.tokens, row.truncated, estimated=row.estimated, cost=cost)
 
-    def _forget_when_done(self, key: bytes, future: asyncio.Future[Cached]) -> None:
-        if future.done():
-            self._landed(key, future)
-        else:
-            # Others wait for it still.
-            future.add_done_callback(partial(self._landed, key))
+    def _leave_behind(self, key: bytes, item: Waiting) -> None:
+        """Whose text it was needs it no more: it is in the cache, or others still wait for it."""
+        item.left_behind = True
+        if item.future.done():
+            self._forget(key, item)
 
-    def _landed(self, key: bytes, future: asyncio.Future[Cached]) -> None:
-        item = self._in_flight.get(key)
-        if item is not None and item.future is future:
+    def _landed(self, key: bytes, item: Waiting, future: asyncio.Future[Cached]) -> None:
+        # A vector that is not in the cache as yet is still found here: others need not make it again.
+        if item.left_behind or future.cancelled() or future.exception() is not None:
+            self._forget(key, item)
+
+    def _forget(self, key: bytes, item: Waiting) -> None:
+        if self._in_flight.get(key) is item:
             del self._in_flight[key]
 
 
@@ -374,10 +377,6 @@ async def _outcomes(items: Mapping[bytes, Waiting]) -> dict[bytes, Cached | Like
     if items:
         await asyncio.wait([item.future for item in items.values()])
     return {key: _outcome(item.future) for key, item in items.items()}
-
-
-def _failed(future: asyncio.Future[Cached]) -> bool:
-    return future.done() and (future.cancelled() or future.exception() is not None)
 
 
 def _outcome(future: asyncio.Future[Cached]) -> Cached | LikewiseError:

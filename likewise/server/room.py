@@ -29,7 +29,7 @@ REFUSALS_SECONDS = 1.0
 # In the scope of a request that was refused at the door.
 REFUSED = "likewise.refused"
 # Whose texts wait in the model's queue.
-EMBEDDING_PATHS = ("/v1/embeddings", "/embed/")
+EMBEDDING_PATHS = frozenset({"/v1/embeddings", "/embed/text", "/embed/batch", "/embed/query"})
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
@@ -80,7 +80,7 @@ class RequestLimit:
         path: str = scope["path"]
         if path.endswith("/records"):
             return self.writes
-        return self.embeddings if path.startswith(EMBEDDING_PATHS) else self.others
+        return self.embeddings if path in EMBEDDING_PATHS else self.others
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is refused must cost next to nothing: thousands a second get one log line together."""

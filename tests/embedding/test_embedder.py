@@ -330,3 +330,48 @@ async def test_an_interactive_call_is_short_and_a_bulk_one_as_long_as_the_model_
     await make_embedder(provider).embed(1, texts, lane=lane)
     # Then
     assert len(provider.calls) == calls
+
+
+async def test_a_vector_that_is_not_in_the_cache_as_yet_is_not_made_again(make_embedder: Any) -> None:
+    # Given a request of two texts, the first of which has its vector while the other is still in the model
+    go = asyncio.Event()
+
+    class Halting(FakeProvider):
+        async def embed(self, texts: Any, role: Any) -> Any:
+            if self.calls:
+                await go.wait()
+            return await super().embed(texts, role)
+
+    provider = Halting(capacity=Capacity(tokens=1, calls=1))
+    embedder = make_embedder(provider)
+    both = asyncio.create_task(embedder.embed(1, ["one", "two"]))
+    await asyncio.sleep(0.05)
+    assert len(provider.texts) == 1
+    # When another asks for both
+    other = asyncio.create_task(embedder.embed(1, ["two", "one"]))
+    await asyncio.sleep(0.05)
+    go.set()
+    made = await asyncio.gather(both, other)
+    # Then each was made once
+    assert sorted(provider.texts) == ["one", "two"]
+    assert np.array_equal(made[0].vectors, made[1].vectors[::-1])
+
+
+async def test_what_its_caller_left_behind_is_still_made_for_the_others(make_embedder: Any) -> None:
+    # Given two callers that want the same text, of whom the first leaves
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate)
+    embedder = make_embedder(provider)
+    first = asyncio.create_task(embedder.embed(1, ["wanted twice"]))
+    while not provider.texts:
+        await asyncio.sleep(0)
+    second = asyncio.create_task(embedder.embed(1, ["wanted twice"]))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+    # Then the other has it, and nothing of it is held
+    assert (await second).vectors.shape == (1, 384)
+    await asyncio.gather(first, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert not embedder._in_flight
