@@ -82,6 +82,11 @@ class Waiting:
         """Whether it still has to go to the model."""
         return not self.taken and not self.future.done()
 
+    @property
+    def of_use(self) -> bool:
+        """Whether one more caller may have what becomes of it: it has not failed, and nobody gave it up."""
+        return not self.future.done() or (not self.future.cancelled() and self.future.exception() is None)
+
     def leave(self) -> None:
         """One caller less; a text that nobody wants any more leaves the queue."""
         self.waiters -= 1

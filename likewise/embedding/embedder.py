@@ -280,7 +280,7 @@ class Embedder:
         self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
     ) -> tuple[dict[bytes, Waiting], list[bytes]]:
         """The texts' places in the queue, and the keys of those that were not there before."""
-        shared = {key: item for key in fresh if (item := self._in_flight.get(key))}
+        shared = {key: item for key in fresh if (item := self._in_flight.get(key)) and item.of_use}
         ours = [key for key in fresh if key not in shared]
         charge = partial(self._charge, asked.tenant, asked.spec)
         new = [fresh[key] for key in ours]

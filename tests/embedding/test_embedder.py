@@ -375,3 +375,19 @@ async def test_what_its_caller_left_behind_is_still_made_for_the_others(make_emb
     await asyncio.gather(first, return_exceptions=True)
     await asyncio.sleep(0)
     assert not embedder._in_flight
+
+
+async def test_what_was_given_up_is_not_shared(make_embedder: Any) -> None:
+    # Given a text that its only caller gives up while it waits
+    gate = asyncio.Event()
+    embedder = make_embedder(FakeProvider(gate=gate))
+    first = asyncio.create_task(embedder.embed(1, ["given up"]))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    # When another asks for it in the very moment
+    second = asyncio.create_task(embedder.embed(1, ["given up"]))
+    await asyncio.sleep(0)
+    gate.set()
+    # Then it has its vector
+    assert (await second).vectors.shape == (1, 384)
+    await asyncio.gather(first, return_exceptions=True)

@@ -197,7 +197,7 @@ class Teller:
     def usage(self) -> Sent:
         if self.dice.random() < 0.2:
             return Sent("POST", "/embed/metrics/reset", Scope.WRITE, headers=self.idempotency())
-        query = self.dice.choice(["", "?group_by=hour", f"?since={self.somebody()}", f"?{self.somebody()}=1"])
+        query = self.dice.choice(["", "?group_by=hour", f"?since={self.somebody()}", f"?unknown={self.somebody()}"])
         return Sent("GET", self.dice.choice(["/embed/metrics", f"/api/v1/usage{query}"]), Scope.READ)
 
     def broken(self) -> Sent:
