@@ -1,6 +1,6 @@
 """sentence-transformers behind FastAPI, as its users write it: a route that encodes what it is sent, in a thread."""
 
-import os
+import argparse
 from typing import Any
 
 import uvicorn
@@ -8,8 +8,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from sentence_transformers import SentenceTransformer
 
+parser = argparse.ArgumentParser()
+parser.add_argument("model")
+parser.add_argument("--port", type=int)
+arguments = parser.parse_args()
 app = FastAPI()
-model = SentenceTransformer(os.environ["PEER_MODEL"], device="cpu")
+model = SentenceTransformer(arguments.model, device="cpu")
 
 
 class Request(BaseModel):
@@ -28,4 +32,4 @@ def embeddings(request: Request) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(os.environ["PEER_PORT"]), log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.serving [passages.jsonl.gz]
 
-Each rate over HTTP stands beside the rate of the library in the same process size, measured in turns with it; the last
-part also beside sentence-transformers behind FastAPI. Many requests at a time come from `wrk`, a compiled load
-generator that the system's packages bring.
+Each rate over HTTP stands beside the rate of the library, measured in turns with it; the last part also beside
+sentence-transformers behind FastAPI, and beside infinity if INFINITY_EMB names its program (which wants an environment
+of its own). Many requests at a time come from `wrk`, a compiled load generator that the system's packages bring.
 """
 
 import asyncio
@@ -44,6 +44,7 @@ BATCH, BATCH_ROUNDS = 256, 7
 CONNECTIONS, LOAD_SECONDS, LOAD_ROUNDS = 64, 8, 3
 LIBRARY_TEXTS = 2_048
 SECONDS_TO_START = 60.0
+OTHER_PORT = 8399
 
 numbers = itertools.count(1)
 
@@ -164,11 +165,12 @@ async def many_requests(settings: Settings, texts: Sequence[str], model: Path) -
             print(
                 f"64 x 1 text   {told(ours)}; {shares[-1]:.2f} of the library's {library:.0f} texts/s; {memory:.0f} MiB"
             )
-            async with sentence_transformers(model) as url:
-                await load(url, bodies.name, seconds=2)
-                theirs = await load(url, bodies.name)
-            times = ours["requests"] / ours["seconds"] * theirs["seconds"] / theirs["requests"]
-            print(f"              sentence-transformers behind FastAPI: {told(theirs)}; ours {times:.1f}x")
+            for name, command in others(model).items():
+                async with serving(*command) as url:
+                    await load(url, bodies.name, seconds=2)
+                    theirs = await load(url, bodies.name)
+                times = ours["requests"] / ours["seconds"] * theirs["seconds"] / theirs["requests"]
+                print(f"              {name}: {told(theirs)}; ours {times:.1f}x")
     print(f"              median {statistics.median(shares):.2f} of the library's rate")
 
 
@@ -203,15 +205,23 @@ def told(result: dict[str, Any]) -> str:
     return f"{rate:.0f} requests/s, p50 {result['p50']:.0f} ms, p99 {result['p99']:.0f} ms{failed}"
 
 
+def others(model: Path) -> dict[str, tuple[str, ...]]:
+    """Commands that serve the same model at OTHER_PORT, by what they are."""
+    commands = {"sentence-transformers behind FastAPI": (sys.executable, "-m", "benchmarks.peer_server", str(model))}
+    if "INFINITY_EMB" in os.environ:
+        # Its faster mode for BERT needs a version of transformers of before.
+        options = ("--engine", "torch", "--device", "cpu", "--no-bettertransformer", "--url-prefix", "/v1")
+        commands["infinity"] = (os.environ["INFINITY_EMB"], "v2", "--model-id", str(model), *options)
+    return {name: (*command, "--port", str(OTHER_PORT)) for name, command in commands.items()}
+
+
 @contextlib.asynccontextmanager
-async def sentence_transformers(model: Path) -> AsyncIterator[str]:
-    """The address of the other server."""
-    port = "8399"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.peer_server"),
-        env={**os.environ, "PEER_MODEL": str(model), "PEER_PORT": port},
-    )
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS_TO_START
+async def serving(*command: str) -> AsyncIterator[str]:
+    """The address of another server, started for the block."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    quiet = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
+    process = await asyncio.create_subprocess_exec(*command, env=environment, **quiet)
+    url, end = f"http://127.0.0.1:{OTHER_PORT}", time.monotonic() + SECONDS_TO_START
     try:
         while True:
             with contextlib.suppress(OSError):
