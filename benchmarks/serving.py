@@ -41,6 +41,7 @@ from likewise.settings import Settings, load_settings
 CACHED_TOKENS, SHORT_TOKENS = 100, 64
 CACHED_TIMES, CACHED_ROUNDS = 2_000, 5
 BATCH, BATCH_ROUNDS = 256, 7
+SHORT_SECONDS = 10.0
 CONNECTIONS, LOAD_SECONDS, LOAD_ROUNDS = 64, 8, 3
 LIBRARY_TEXTS = 2_048
 SECONDS_TO_START = 60.0
@@ -137,6 +138,42 @@ async def many_in_a_request(settings: Settings, passages: Sequence[str]) -> None
         f"{statistics.median(rates):.0f} texts/s (medians of {BATCH_ROUNDS} pairs)"
     )
     await embedder.close()
+
+
+async def short_beside_long(passages: Sequence[str], short: Sequence[str]) -> None:
+    """One text at a time, alone and while requests of 2,048 texts follow each other."""
+    async with fresh_server() as server:
+        one, many = Caller(server.url), Caller(server.url)
+        await one.post("/v1/embeddings", orjson.dumps({"input": anew(passages[:BATCH])}))
+        alone = await in_turn(one, short, SHORT_SECONDS)
+        stop = asyncio.Event()
+
+        async def long() -> None:
+            texts = list(itertools.islice(itertools.cycle(passages), LIBRARY_TEXTS))
+            while not stop.is_set():
+                await many.post("/v1/embeddings", orjson.dumps({"input": anew(texts), "encoding_format": "base64"}))
+
+        busy = asyncio.create_task(long())
+        await asyncio.sleep(1)
+        beside = await in_turn(one, short, SHORT_SECONDS)
+        stop.set()
+        await busy
+    for name, taken in (("alone", alone), ("beside requests of 2,048", beside)):
+        p50, p99 = (sorted(taken)[int(len(taken) * share)] * 1e3 for share in (0.5, 0.99))
+        print(f"one text      {name}: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+
+
+async def in_turn(caller: Caller, texts: Sequence[str], seconds: float) -> list[float]:
+    """Seconds that requests of one new text take, one after the other."""
+    taken, end = [], time.perf_counter() + seconds
+    for text in itertools.cycle(texts):
+        started = time.perf_counter()
+        if started > end:
+            break
+        await caller.post("/v1/embeddings", orjson.dumps({"input": anew([text])[0], "encoding_format": "base64"}))
+        taken.append(time.perf_counter() - started)
+        await asyncio.sleep(0.01)
+    return taken
 
 
 async def rate_of(embedder: Embedder, texts: Sequence[str]) -> float:
@@ -249,7 +286,9 @@ async def main(file: Path) -> None:
     for slow in (False, True):
         await cached_over_http(hundred, slow=slow)
     await many_in_a_request(settings, passages)
-    await many_requests(settings, of_tokens(passages, tokenizer, SHORT_TOKENS)[:2_000], model)
+    short = of_tokens(passages, tokenizer, SHORT_TOKENS)[:2_000]
+    await short_beside_long(passages, short)
+    await many_requests(settings, short, model)
 
 
 if __name__ == "__main__":

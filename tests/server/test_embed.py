@@ -435,6 +435,24 @@ async def test_requests_in_parallel_share_batches(settings: Settings) -> None:
     assert len(provider.calls) < 10
 
 
+async def test_a_long_request_does_not_hold_up_a_short_one(settings: Settings) -> None:
+    # Given a model that takes a while for each call, and a request of as many texts as there may be
+    provider = FakeProvider(delay=0.02, capacity=Capacity(tokens=512))
+    async with with_models(settings, minilm_l6_v2=provider) as client:
+        texts = [f"{number} of many words in a long request" for number in range(2_048)]
+        long = asyncio.create_task(client.post(BATCH, json={"texts": texts}))
+        while len(provider.calls) < 2:
+            await asyncio.sleep(0.01)
+        # When a short one comes after it
+        short = await client.post(TEXT, json={"text": "in a hurry"})
+        # Then it is answered long before the other, whose calls are short ones
+        assert short.status_code == 200
+        assert not long.done()
+        assert len(provider.calls) < 10
+        assert (await long).status_code == 200
+    assert max(provider.calls) < 100
+
+
 async def test_a_caller_that_leaves_takes_its_texts_out_of_the_queue(settings: Settings, lw: Likewise) -> None:
     # Given a model that is busy, and a caller whose texts wait
     gate = asyncio.Event()
