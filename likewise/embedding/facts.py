@@ -20,4 +20,7 @@ class ModelFacts:
 
 def prefixes(spec: ModelSpec, prompts: Mapping[str, str]) -> dict[Role, str]:
     """What goes before a text, by role: for queries what the model's row says, else what its folder says."""
-    return {"query": spec.query_prefix or prompts.get("query", ""), "document": prompts.get("document", "")}
+    return {
+        "query": spec.query_prefix or prompts.get("query", ""),
+        "document": spec.document_prefix or prompts.get("document", ""),
+    }

@@ -35,6 +35,7 @@ class ModelSpec:
     max_tokens: int
     pooling: Pooling = "mean"
     query_prefix: str = ""
+    document_prefix: str = ""
     architecture: str = "bert"
     weights_sha256: str | None = None
     wheel: str | None = None
@@ -179,6 +180,7 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
         return replace(
             spec,
             query_prefix=row.query_prefix or spec.query_prefix,
+            document_prefix=row.document_prefix or spec.document_prefix,
             matryoshka=row.matryoshka,
             runtime=row.runtime or spec.runtime,
         )
@@ -193,7 +195,8 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
         settings.provider_seconds,
     )
     return ModelSpec(
-        row.name, row.name, row.dimension, row.max_tokens, query_prefix=row.query_prefix, architecture=REMOTE, own=True,
+        row.name, row.name, row.dimension, row.max_tokens, query_prefix=row.query_prefix,
+        document_prefix=row.document_prefix, architecture=REMOTE, own=True,
         endpoint=endpoint, price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
     )  # fmt: skip
 

@@ -42,6 +42,7 @@ class ModelRow(BaseModel):
     dimension: int = Field(0, ge=1, le=16_000)
     max_tokens: int = Field(8_191, ge=1, le=10_000_000)
     query_prefix: str = ""
+    document_prefix: str = ""
     price_per_1k_tokens: float = Field(0.0, ge=0, allow_inf_nan=False)
     matryoshka: bool = False
     runtime: Runtime | None = None

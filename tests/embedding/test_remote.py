@@ -43,11 +43,21 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield running
 
 
-def spec_of(upstream: Upstream, *, query_prefix: str = "", dimension: int = D, **changes: Any) -> ModelSpec:
+def spec_of(
+    upstream: Upstream, *, query_prefix: str = "", document_prefix: str = "", dimension: int = D, **changes: Any
+) -> ModelSpec:
     """A model at that server; `changes` are of its endpoint."""
     endpoint = Endpoint(**{"base_url": upstream.url, "model": "theirs", "key": KEY, "key_name": "THEIR_KEY", **changes})
     return ModelSpec(
-        "ours", "ours", dimension, 512, query_prefix=query_prefix, architecture="remote", own=True, endpoint=endpoint
+        "ours",
+        "ours",
+        dimension,
+        512,
+        query_prefix=query_prefix,
+        document_prefix=document_prefix,
+        architecture="remote",
+        own=True,
+        endpoint=endpoint,
     )
 
 
@@ -97,18 +107,18 @@ def spoilt(**changes: Any) -> Callable[[Asked], Reply]:
 
 
 async def test_what_is_sent(upstream: Upstream, remote: MakeProvider) -> None:
-    # Given a model with a prefix of queries
-    provider = remote(query_prefix="query: ")
+    # Given a model with prefixes
+    provider = remote(query_prefix="query: ", document_prefix="passage: ")
     # When a query and a document are embedded
     await provider.embed(["a"], "query")
     await provider.embed(["a", "b\ud800"], "document")
-    # Then they are sent with the key, the model's name there, and the prefix
+    # Then they are sent with the key, the model's name there, and their prefix
     query, document = upstream.asked
     assert query.path == "/v1/embeddings"
     assert query.headers["authorization"] == f"Bearer {KEY}"
     assert query.headers["accept-encoding"] == "identity"
     assert query.body == {"model": "theirs", "input": ["query: a"], "encoding_format": "base64"}
-    assert document.body["input"] == ["a", "b\ufffd"]
+    assert document.body["input"] == ["passage: a", "passage: b\ufffd"]
     assert upstream.connections == 1
 
 
@@ -128,8 +138,13 @@ async def test_a_server_without_keys_is_sent_none(upstream: Upstream, remote: Ma
 async def test_the_space_is_what_was_declared(upstream: Upstream, remote: MakeProvider) -> None:
     one = remote()
     assert one.space == remote(key="another", calls=3).space
-    others = (remote(base_url="http://127.0.0.1:9/v1"), remote(dimension=8), remote(query_prefix="q"))
-    assert len({one.space, *(other.space for other in others)}) == 4
+    others = (
+        remote(base_url="http://127.0.0.1:9/v1"),
+        remote(dimension=8),
+        remote(query_prefix="q"),
+        remote(document_prefix="q"),
+    )
+    assert len({one.space, *(other.space for other in others)}) == 5
     assert not upstream.asked
 
 

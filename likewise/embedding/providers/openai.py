@@ -69,7 +69,7 @@ class RemoteProvider:
         """
         if not texts:
             return _result(texts, texts, Answer(np.empty((0, self.dimension), np.float32), np.empty(0, np.int32), None))
-        prefix = self._spec.query_prefix if role == "query" else ""
+        prefix = self._spec.query_prefix if role == "query" else self._spec.document_prefix
         sent = [prefix + cleaned(text) for text in texts]
         return _result(texts, sent, await self._with_patience(sent))
 
@@ -202,8 +202,9 @@ def _chars_read(texts: Sequence[str], tokens: Counts, truncated: Counts) -> Coun
 
 
 def _space(spec: ModelSpec, endpoint: Endpoint) -> str:
-    """Declared, as nobody can look: the same address, name, dimension and prefix are taken for the same model."""
+    """Declared, as nobody can look: the same address, name, dimension and prefixes are taken for the same model."""
     digest = hashlib.sha256()
-    for part in ("remote", endpoint.base_url, endpoint.model, str(spec.dimension), spec.query_prefix):
+    prefixes = (spec.query_prefix, spec.document_prefix)
+    for part in ("remote", endpoint.base_url, endpoint.model, str(spec.dimension), *prefixes):
         digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
     return digest.hexdigest()
