@@ -18,6 +18,7 @@ from likewise.db.waiting import Entry
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+from likewise.ingest.model_turns import ModelTurns
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import WORKER_LEASES_LOST
@@ -83,6 +84,7 @@ class Worker:
         self._claim_size = claim_size
         self._last_tenant = 0
         self._resting: dict[int, _Rest] = {}
+        self._models = ModelTurns(embedder)
         self._turns = asyncio.Semaphore(CLAIMS_AT_ONCE)
         self._one_alone = asyncio.Lock()
 
@@ -109,7 +111,7 @@ class Worker:
 
     async def step(self) -> bool:
         """Claim once from the queue, and try some entries by themselves; False if nothing could be done."""
-        models = await self._ready_models()
+        models = await self._models.in_service(await waiting.models(self._pool))
         if not models:
             return False
         busy = await self._claim_and_work(models, alone=False)
@@ -159,15 +161,6 @@ class Worker:
             await self._embedder.opened(model)
         except ModelUnavailable as error:
             raise _stored(error) from None
-
-    async def _ready_models(self) -> list[str]:
-        """The models that something waits for and that can be opened now."""
-        ready = []
-        for model in await waiting.models(self._pool):
-            with contextlib.suppress(LikewiseError):
-                await self._embedder.opened(model)
-                ready.append(model)
-        return ready
 
     async def _claim_and_work(self, models: Sequence[str], *, alone: bool) -> bool:
         claim = uuid4()
