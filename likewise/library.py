@@ -40,13 +40,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Health:
-    """What is wrong with each part, None where nothing is. `oldest_waiting` is in seconds."""
+    """What is wrong with each part, None where nothing is. `oldest_waiting` is in seconds.
+
+    `model_in_short` is the model's fault for callers over the network, where it is another.
+    """
 
     database: str | None
     schema: str | None
     model: str | None
     oldest_waiting: float
     cache: str | None = None
+    model_in_short: str | None = None
 
 
 class Likewise:
@@ -94,7 +98,9 @@ class Likewise:
             asked = self._asked
         # An answer is believed, whatever is said of the server; what a write met is not seen by asking.
         fault = (asked.database and self.runtime.server_away) or asked.database or self.runtime.pool.storage_fault
-        return replace(asked, database=fault, model=self._model_fault(), cache=self.embedder.cache_fault)
+        model, in_short = self._model_fault()
+        cache = self.embedder.cache_fault
+        return replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache)
 
     async def _ask_database(self) -> Health:
         """What can be told of the database and its schema."""
@@ -118,12 +124,13 @@ class Likewise:
                 raise
             return 0.0
 
-    def _model_fault(self) -> str | None:
+    def _model_fault(self) -> tuple[str | None, str | None]:
         state = self.embedder.states()[0]
         if state.state == "ready":
             refused = self.runtime.admission.refused
-            return next(iter(refused.values()), None)
-        return f"The model {state.name} is {state.state}. {state.reason or ''}".strip()
+            return next(iter(refused.values()), None), None
+        what = f"The model {state.name} is {state.state}."
+        return f"{what} {state.reason or ''}".strip(), state.in_short and f"{what} {state.in_short}"
 
     async def wait_until_embedded(self, collection: str, on_progress: Progress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""

@@ -76,6 +76,7 @@ def similar(
 
 async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model: str | None, as_json: bool) -> int:
     from likewise.embedding.embedder import Embedder  # noqa: PLC0415
+    from likewise.embedding.loading import ONE_USE_SECONDS  # noqa: PLC0415
 
     embedder = Embedder(settings)
     done = 0
@@ -83,6 +84,7 @@ async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model
         with progress("Embedding", quiet=as_json or (texts != ["-"] and len(texts) <= EMBED_BATCH)) as report:
             async for batch in _lines() if texts == ["-"] else _parts(texts):
                 try:
+                    await embedder.opened(model, patience=ONE_USE_SECONDS)
                     made = await embedder.embed(0, batch, model=model)
                 except Invalid as error:
                     raise _named(error, done, "line" if texts == ["-"] else "text") from None

@@ -7,6 +7,7 @@ from typing import Any
 from likewise.embedding import weights
 from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
 from likewise.embedding.providers import openai
 from likewise.embedding.trouble import RequestRefused, WrongAnswer
@@ -100,7 +101,7 @@ async def _loaded(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
     embedder = Embedder(settings.model_copy(update={"redis_url": None}))
     try:
         started = time.perf_counter()
-        model = await embedder.opened()
+        model = await embedder.opened(patience=ONE_USE_SECONDS)
         loaded = time.perf_counter()
         await embedder.embed(0, (PROBE_TEXTS * TRIED_TEXTS)[:TRIED_TEXTS], use_cache=False)
         done = time.perf_counter()

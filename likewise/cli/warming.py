@@ -17,6 +17,7 @@ from likewise.db.pool import Pool
 from likewise.embedding.caches.opening import open_redis
 from likewise.embedding.caches.redis import RedisCache
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.provider import Role
 from likewise.errors import Invalid, LikewiseError, Malformed, ModelUnavailable, StartError, Unavailable
 from likewise.runtime import open_database
@@ -72,7 +73,7 @@ async def warm(settings: Settings, work: Work, report: Report) -> Warmed:
             raise StartError(f"{reason} See that it runs and that LIKEWISE_REDIS_URL is right.")
         tenant = await _tenant(settings, work.tenant)
         try:
-            await embedder.opened(work.model)
+            await embedder.opened(work.model, patience=ONE_USE_SECONDS)
         except ModelUnavailable as error:
             raise StartError(error.detail) from None
         return await _warm(_Warmer(embedder, redis, tenant, work), work, report)

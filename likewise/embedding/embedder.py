@@ -14,7 +14,7 @@ from likewise.embedding.batching import INTERACTIVE_TOKENS, Batcher, QueueBudget
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
-from likewise.embedding.loading import ModelState, Slot
+from likewise.embedding.loading import PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
@@ -153,10 +153,10 @@ class Embedder:
         self.ledger.answered(asked.tenant, spec.name, len(texts), int(answered.cached.sum()), avoided)
         return replace(answered, cost=cost_of(paid, spec.price_per_1k_tokens))
 
-    async def opened(self, model: str | None = None) -> OpenModel:
-        """The model in service, loaded if need be; ModelUnavailable if it cannot be now."""
+    async def opened(self, model: str | None = None, *, patience: float = PATIENCE_SECONDS) -> OpenModel:
+        """The model in service, loaded if need be; ModelUnavailable if it cannot be now, or not in so many seconds."""
         spec = self._catalogue.resolve(model)
-        provider, _ = await self._slot(spec).ready()
+        provider, _ = await self._slot(spec).ready(patience)
         return OpenModel(
             replace(spec, dimension=provider.dimension, max_tokens=provider.max_tokens),
             provider.space, provider.numerics, provider.dimension, provider.max_tokens,

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -16,17 +17,19 @@ from typing import Literal
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher, QueueBudget
 from likewise.embedding.memory import ModelMemory, needed_by
-from likewise.embedding.models import ModelSpec, local_spec
+from likewise.embedding.models import ModelSpec, as_read
 from likewise.embedding.provider import Provider, ProviderFactory
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
-from likewise.errors import LikewiseError, ModelUnavailable
+from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.settings import Settings
 
 log = logging.getLogger(__name__)
 
 LOCAL_RETRY_SECONDS = 2.0
+LONGEST_RETRY_SECONDS = 60.0  # to load files again that are as they were; from the wait above it doubles
 NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
+ONE_USE_SECONDS = 90.0  # for who loads a model for one use, and would have to begin anew: gigabytes on a slow disk
 
 REMOTE_PROVIDER = "likewise.embedding.providers.openai"
 
@@ -45,11 +48,24 @@ _uses = itertools.count(1)
 
 @dataclass(frozen=True)
 class ModelState:
-    """How it stands with one model. `present`: its files are here, and nobody has asked for it yet."""
+    """How it stands with one model. `present`: its files are here, and nobody has asked for it yet.
+
+    `in_short` is the reason for callers over the network, where it is another.
+    """
 
     name: str
     state: State
     reason: str | None = None
+    in_short: str | None = None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why these files could not be loaded; as long as they are the same, it is not tried again before then."""
+
+    error: LikewiseError
+    files: frozenset[tuple[str, int, int]]
+    until: float
 
 
 class Slot:
@@ -73,7 +89,8 @@ class Slot:
         self._users = 0
         self._factory = factory
         self._error: LikewiseError | None = None
-        self._failed_file: tuple[str, int, int] | None = None
+        self._failure: _Failure | None = None
+        self._wait = LOCAL_RETRY_SECONDS
         self._fetch_allowed = False
         self._fetch_at = 0.0
         self._fetch_wait = NETWORK_RETRY_SECONDS[0]
@@ -89,7 +106,8 @@ class Slot:
             return ModelState(self.spec.name, "failed" if fault else "ready", fault)
         if self._error is None:
             return ModelState(self.spec.name, "loading" if self._task else "present")
-        return ModelState(self.spec.name, _STATES.get(self._error.code, "failed"), self._error.detail)
+        error = self._error
+        return ModelState(self.spec.name, _STATES.get(error.code, "failed"), error.detail, error.in_short)
 
     def begin(self, *, fetch: bool = False) -> None:
         """Start loading in the background, and go on until it works; `fetch` allows the network."""
@@ -100,12 +118,15 @@ class Slot:
             # In no request's context: it goes on after the one that happened to ask first.
             self._task = asyncio.create_task(self._load_until_ready(), context=Context())
 
-    async def ready(self) -> tuple[Provider, Batcher]:
-        """The model in service. Waits while files on this machine are being loaded, and for nothing else."""
+    async def ready(self, patience: float = PATIENCE_SECONDS) -> tuple[Provider, Batcher]:
+        """The model in service. Waits while files on this machine are being loaded, and for nothing else.
+
+        `patience` is in seconds; after that ModelUnavailable, and loading goes on.
+        """
         with self.held():
             self.begin()
             try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
+                async with asyncio.timeout(patience):
                     await self._settled.wait()
             except TimeoutError:
                 raise ModelUnavailable(f"{self.spec.name} is still being loaded.", retry_after=2) from None
@@ -133,7 +154,7 @@ class Slot:
     async def unload(self) -> None:
         """Let an idle model go; for who asks for it next it is loaded again."""
         provider, batcher = self.provider, self.batcher
-        self.provider = self.batcher = self._task = self._failed_file = None
+        self.provider = self.batcher = self._task = None
         log.info("%s is let go, to make room for another model", self.spec.name)
         if batcher is not None:
             await batcher.close()
@@ -157,16 +178,11 @@ class Slot:
                 provider = await self._open()
                 self.batcher = Batcher(provider, self._budget, self.spec.name)
                 self.provider, self._error = provider, None
-            except LikewiseError as error:
-                self._note(error)
-            except Exception as error:
-                log.exception("loading %s failed", self.spec.name)
-                self._note(
-                    ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
-                )
+            except Exception as error:  # noqa: BLE001 - a provider may raise anything
+                self._note(self._named(error))
             self._settled.set()
             if self._error is not None and self._error.code == "model_memory":
-                self._task = self._failed_file = None  # who asks next has it tried again; nobody else wants it
+                self._task = None  # who asks next has it tried again; nobody else wants it
                 return
             if self.provider is None:
                 await asyncio.sleep(LOCAL_RETRY_SECONDS)
@@ -183,10 +199,16 @@ class Slot:
         folder = await asyncio.to_thread(weights.locate, self.spec, self._settings)
         if folder is None:
             folder = await self._fetch()
-        self._refuse_known_failure(folder)
+        files = await asyncio.to_thread(_signature, folder, self._settings)
+        self._refuse_known_failure(files)
         self._settled.clear()
-        needed = await asyncio.to_thread(needed_by, self.spec, folder, self._settings)
-        return await self._within_memory(needed, lambda: asyncio.to_thread(self._load, folder))
+        try:
+            if self.spec.folder is not None and not self.spec.dimension:  # it was not there when we looked first
+                self.spec = await asyncio.to_thread(as_read, self.spec, folder)
+            needed = await asyncio.to_thread(needed_by, self.spec, folder, self._settings)
+            return await self._within_memory(needed, lambda: asyncio.to_thread(self._load, folder))
+        except Exception as error:  # noqa: BLE001 - a provider may raise anything
+            raise self._remembered(self._named(error), files) from None
 
     async def _within_memory(self, needed: int, load: Callable[[], Awaitable[Provider]]) -> Provider:
         await self._memory.take(self, needed)
@@ -199,7 +221,8 @@ class Slot:
     async def _fetch(self) -> Path:
         missing = weights.absent(self.spec, self._settings)
         if not self._fetch_allowed or self.spec.folder is not None or time.monotonic() < self._fetch_at:
-            raise self._error if self._error is not None else missing
+            # An earlier one of the same tells what was tried besides.
+            raise self._error if self._error is not None and self._error.code == missing.code else missing
         self._error = ModelUnavailable(f"{self.spec.name} is being fetched.", code="weights_fetching", retry_after=10)
         self._settled.set()
         try:
@@ -209,19 +232,33 @@ class Slot:
             self._fetch_wait = min(2 * self._fetch_wait, NETWORK_RETRY_SECONDS[1])
 
     def _load(self, folder: Path) -> Provider:
-        spec = self.spec
-        if spec.folder is not None and not spec.dimension:  # it was not there when we looked first
-            spec = local_spec(spec.name, spec.folder)
-        module = importlib.import_module(PROVIDERS[runtime_of(spec.architecture, spec.runtime, self._settings.device)])
-        provider: Provider = module.load(spec, folder, self._settings)
+        runtime = runtime_of(self.spec.architecture, self.spec.runtime, self._settings.device)
+        provider: Provider = importlib.import_module(PROVIDERS[runtime]).load(self.spec, folder, self._settings)
         return provider
 
-    def _refuse_known_failure(self, folder: Path) -> None:
+    def _refuse_known_failure(self, files: frozenset[tuple[str, int, int]]) -> None:
         """Do not read 90 MB every other second to find again that they are the wrong ones."""
-        signature = _signature(folder)
-        if self._error is not None and signature == self._failed_file:
-            raise self._error
-        self._failed_file = signature
+        failure = self._failure
+        if failure is None or failure.files != files:
+            self._wait = LOCAL_RETRY_SECONDS
+        elif time.monotonic() < failure.until:
+            raise failure.error
+        self._failure = None
+
+    def _remembered(self, error: LikewiseError, files: frozenset[tuple[str, int, int]]) -> LikewiseError:
+        """What the files themselves are is so until they change; anything else may be over soon."""
+        if error.code == "model_memory":
+            return error
+        until = math.inf if _of_the_files(error) else time.monotonic() + self._wait
+        self._failure = _Failure(error, files, until)
+        self._wait = min(2 * self._wait, LONGEST_RETRY_SECONDS)
+        return error
+
+    def _named(self, error: Exception) -> LikewiseError:
+        if isinstance(error, LikewiseError):
+            return error
+        log.error("loading %s failed", self.spec.name, exc_info=error)
+        return ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
 
     def _note(self, error: LikewiseError) -> None:
         if self._error is None or error.detail != self._error.detail:
@@ -244,11 +281,20 @@ def _again(error: LikewiseError | None) -> ModelUnavailable:
     return ModelUnavailable(error.detail, code=error.code, retry_after=2, in_short=error.in_short)
 
 
-def _signature(folder: Path) -> tuple[str, int, int] | None:
-    for path in sorted(folder.rglob("model*.safetensors")):
-        facts = path.stat()
-        return str(path), facts.st_size, facts.st_mtime_ns
-    return None
+def _of_the_files(error: LikewiseError) -> bool:
+    """Whether what is in the files is wrong, and not the reading of them or what they need besides."""
+    if isinstance(error.__cause__, OSError):
+        return False
+    return isinstance(error, NotSupported) or error.code.startswith("weights_")
+
+
+def _signature(folder: Path, settings: Settings) -> frozenset[tuple[str, int, int]]:
+    signed = set()
+    for path in weights.deciding_files(folder, settings):
+        with contextlib.suppress(OSError):  # it went in between
+            facts = path.stat()
+            signed.add((str(path), facts.st_size, facts.st_mtime_ns))
+    return frozenset(signed)
 
 
 async def _in_thread(work: Callable[[], Path]) -> Path:

@@ -176,14 +176,13 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
             f"{models_file.FILE}: {row.name} is the name of a model that Likewise knows; choose another."
         )
     if row.folder is not None:
-        spec = local_spec(row.name, row.folder)
-        return replace(
-            spec,
-            query_prefix=row.query_prefix or spec.query_prefix,
-            document_prefix=row.document_prefix or spec.document_prefix,
-            matryoshka=row.matryoshka,
-            runtime=row.runtime or spec.runtime,
-        )
+        return as_read(
+            ModelSpec(
+                row.name, row.name, 0, 0, query_prefix=row.query_prefix, document_prefix=row.document_prefix, own=True,
+                folder=row.folder, runtime=row.runtime, matryoshka=row.matryoshka,
+            ),
+            row.folder,
+        )  # fmt: skip
     endpoint = Endpoint(
         row.base_url or "",
         row.model or row.name,
@@ -199,6 +198,18 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
         document_prefix=row.document_prefix, architecture=REMOTE, own=True,
         endpoint=endpoint, price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
     )  # fmt: skip
+
+
+def as_read(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """A folder of one's own with what its files say; what its row in the models file says goes before that."""
+    read = local_spec(spec.name, folder)
+    return replace(
+        read,
+        query_prefix=spec.query_prefix or read.query_prefix,
+        document_prefix=spec.document_prefix or read.document_prefix,
+        matryoshka=spec.matryoshka,
+        runtime=spec.runtime or read.runtime,
+    )
 
 
 def local_spec(name: str, folder: Path) -> ModelSpec:

@@ -23,6 +23,8 @@ from likewise.settings import Settings
 
 Progress = Callable[[int, int | None], None]
 
+_RECORDS = ".checksums"
+
 log = logging.getLogger(__name__)
 
 
@@ -84,6 +86,12 @@ def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Set
             retry_after=30,
         )
     return digest
+
+
+def deciding_files(folder: Path, settings: Settings) -> list[Path]:
+    """The files that decide whether a model of this folder loads: its weights, its JSON, and recorded checksums."""
+    records = settings.models_folder / _RECORDS
+    return sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json"), *records.glob("*.json")])
 
 
 def _local_places(spec: ModelSpec, settings: Settings) -> list[Path]:
@@ -173,7 +181,7 @@ def _first_seen(spec: ModelSpec, record: Path, digest: str) -> str:
 
 def _record(spec: ModelSpec, settings: Settings, module: str) -> Path:
     name = spec.name if spec.folder is None else hashlib.sha256(str(spec.folder).encode()).hexdigest()[:16]
-    return settings.models_folder / ".checksums" / f"{name}{'.' if module else ''}{module}.json"
+    return settings.models_folder / _RECORDS / f"{name}{'.' if module else ''}{module}.json"
 
 
 def _silent(done: int, total: int | None) -> None:

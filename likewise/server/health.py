@@ -70,5 +70,6 @@ async def _parts(request: Request) -> dict[str, Any]:
             health = await request.app.state.likewise.health()
     except TimeoutError:
         return {"database": "It does not answer.", "schema": None, "model": None, "cache": None}
-    model = None if health.model is None else told(ModelUnavailable(health.model), request.scope)
+    fault = health.model and ModelUnavailable(health.model, in_short=health.model_in_short)
+    model = told(fault, request.scope) if fault else None
     return {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from likewise.embedding.costs import PRICES
@@ -133,4 +134,29 @@ async def test_a_folder_that_is_not_there(settings: Settings, tmp_path: Path) ->
         embedder.spec()
     tiny.write_folder(tmp_path / "nowhere", tiny.weights())
     assert embedder.spec().dimension == 32
+    await embedder.close()
+
+
+async def test_a_row_of_the_file_outlives_a_folder_that_comes_later(settings: Settings, tmp_path: Path) -> None:
+    # Given two rows of one folder that is not there yet, one of them with a prefix for documents
+    folder, file = tmp_path / "later", tmp_path / "models.toml"
+    file.write_text(f"""
+        [[model]]
+        name = "plain"
+        folder = "{folder}"
+
+        [[model]]
+        name = "prefixed"
+        folder = "{folder}"
+        document_prefix = "beta "
+        runtime = "openvino"
+    """)
+    embedder = Embedder(settings.model_copy(update={"models_file": file}))
+    # When it is there
+    tiny.write_folder(folder, tiny.weights())
+    prefixed = await embedder.embed(1, ["alpha"], model="prefixed")
+    # Then the prefix goes before its documents
+    plain = await embedder.embed(1, ["beta alpha", "alpha"], model="plain")
+    assert np.allclose(prefixed.vectors[0], plain.vectors[0], atol=1e-5)
+    assert not np.allclose(prefixed.vectors[0], plain.vectors[1], atol=1e-2)
     await embedder.close()

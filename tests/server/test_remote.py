@@ -106,6 +106,24 @@ async def test_callers_over_the_network_learn_no_address(shared_settings: Settin
         assert 'likewise_provider_requests_total{model="far",outcome="refused"}' in answers[3].text
 
 
+@pytest.mark.parametrize("to_all", [True, False])
+async def test_a_model_that_never_came_shows_no_address(shared_settings: Settings, to_all: bool) -> None:
+    # Given an address that is none
+    wrong = "http://inside.example:port"
+    embedder = Embedder(shared_settings, providers={shared_settings.model: lambda _: load(spec_at(wrong), QUICK)})
+    async with likewise.open(shared_settings, embedder=embedder) as lw:
+        app = create_app(lw, shared_settings)
+        app.state.loopback_only = not to_all
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
+            # When it is asked how the model is
+            await client.post("/embed/text", json={"text": "red fox"})
+            told = (await client.get("/readyz")).json()["parts"]["model"]
+        # Then callers over the network learn what is wrong, and those who run it learn where
+        assert "The base URL of far is none" in told
+        assert ("inside.example" in told) == (not to_all)
+        assert "inside.example" in str((await lw.health()).model)
+
+
 async def test_an_outage_loses_nothing(settings: Settings) -> None:
     async with Upstream(384).running() as upstream:
         embedder = Embedder(settings, providers={settings.model: lambda _: load(spec_at(upstream.url), QUICK)})

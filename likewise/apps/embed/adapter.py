@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from likewise.embedding.embedder import Embedder, OpenModel
+from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, ModelSpec
 from likewise.embedding.provider import Matrix, ProviderFactory, Role
 from likewise.errors import SettingsError
@@ -34,7 +35,7 @@ class EmbeddingAdapter:
         self._thread.start()
         self._embedder = Embedder(settings, providers=providers)
         try:
-            self._model: OpenModel = self._run(self._embedder.opened())
+            self._model: OpenModel = self._run(self._embedder.opened(patience=ONE_USE_SECONDS))
         except BaseException:
             self.close()
             raise
