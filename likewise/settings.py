@@ -103,7 +103,8 @@ class Settings(BaseSettings):
         None,
         ge=0,
         description="Memory that loaded local models may take together, in bytes: before another is loaded, those "
-        "least recently used are let go, but never the default. Absent: half of this machine's; 0 is without limit.",
+        "least recently used are let go, but never the default. Absent: half of this machine's, or of "
+        "LIKEWISE_DEVICE's GPU; 0 is without limit.",
     )
     precision: Literal["auto", "f32", "bf16", "int8"] = Field(
         "auto",

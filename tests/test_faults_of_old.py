@@ -18,7 +18,7 @@ import likewise
 from likewise.db.maintenance import Maintenance
 from likewise.embedding.backoff import Backoff
 from likewise.embedding.cache import cache_key
-from likewise.embedding.caches.packed import unpacked
+from likewise.embedding.caches.redis.packed import unpacked
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.providers import openai

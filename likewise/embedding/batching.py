@@ -23,6 +23,8 @@ INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next 
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
 NORM_TOLERANCE = 1e-3
+# So many texts that nobody wants any more may stand in the queues before these are gone through.
+GIVEN_UP = 1_024
 _HEALTH_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -90,8 +92,9 @@ class Waiting:
     def leave(self) -> None:
         """One caller less; a text that nobody wants any more leaves the queue."""
         self.waiters -= 1
-        if self.waiters <= 0:
-            self.future.cancel()
+        if self.waiters <= 0 and self.future.cancel() and not self.taken:
+            # It stands in the queue for a while yet.
+            self.text = ""
 
 
 @dataclass
@@ -111,6 +114,11 @@ class _Queue:
         while self.came and not self.came[0].open:
             self.came.popleft()
         return bool(self.window or self.came)
+
+    def forget_closed(self) -> None:
+        """Let go of those that need not go to the model, wherever they stand."""
+        self.came = deque(item for item in self.came if item.open)
+        self.window = [item for item in self.window if item.open]
 
     def take(self) -> list[Waiting]:
         """The next batch: neighbours by length."""
@@ -155,6 +163,7 @@ class Batcher:
         self._queues: dict[tuple[Lane, Role], _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._interactive_run = 0
+        self._given_up = 0
         self._closed = False
 
     def submit(
@@ -207,8 +216,13 @@ class Batcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _done(self, tokens: int, _: asyncio.Future[Cached]) -> None:
+    def _done(self, tokens: int, future: asyncio.Future[Cached]) -> None:
         self._budget.give_back(tokens)
+        self._given_up += future.cancelled()
+        if self._given_up >= GIVEN_UP:
+            self._given_up = 0
+            for queue in self._queues.values():
+                queue.forget_closed()
 
     def _queue(self, lane: Lane, role: Role) -> _Queue:
         return self._queues.setdefault((lane, role), _Queue(lane, self._capacity))
@@ -218,14 +232,28 @@ class Batcher:
         while not bulk_turn and (queue := self._next("interactive")):
             self._interactive_run += 1
             self._start(queue)
-        while (bulk_turn or self._capacity.remote or self._idle("interactive")) and (queue := self._next("bulk")):
+        while (bulk_turn or self._bulk_may_go()) and (queue := self._next("bulk")):
             bulk_turn = False
             self._interactive_run = 0
             self._start(queue)
 
     def _next(self, lane: Lane) -> _Queue | None:
         """A queue of that lane from which one more batch may start."""
-        return next((queue for queue in self._of(lane) if queue.running < self._capacity.calls and queue.waits()), None)
+        return next((queue for queue in self._of(lane) if self._has_place(queue) and queue.waits()), None)
+
+    def _has_place(self, queue: _Queue) -> bool:
+        # Elsewhere all calls share the places there are; here each queue has its own.
+        running = self._running() if self._capacity.remote else queue.running
+        return running < self._capacity.calls
+
+    def _bulk_may_go(self) -> bool:
+        """Elsewhere while a place is left for what is short; here while nothing short waits or runs."""
+        if self._capacity.remote:
+            return self._running() < max(1, self._capacity.calls - 1)
+        return self._idle("interactive")
+
+    def _running(self) -> int:
+        return sum(queue.running for queue in self._queues.values())
 
     def _idle(self, lane: Lane) -> bool:
         return not any(queue.running or queue.waits() for queue in self._of(lane))
@@ -266,10 +294,18 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - a provider may raise anything
             # only the type: the message may repeat a text
             log.warning("the model failed on a batch of %d: %s", len(batch), type(error).__name__)
-            if await self._healthy():
-                await self._split(batch)
-            else:
-                _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
+            await self._split_if_healthy(batch)
+
+    async def _split_if_healthy(self, batch: list[Waiting]) -> None:
+        try:
+            healthy = await self._healthy()
+        except Unavailable as away:
+            _fail(batch, away)
+            return
+        if healthy:
+            await self._split(batch)
+        else:
+            _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
 
     async def _call(self, batch: list[Waiting]) -> None:
         with ModelBatch(self._model, batch[0].lane) as step:
@@ -284,10 +320,12 @@ class Batcher:
                 item.future.set_result(row)
 
     async def _healthy(self) -> bool:
-        """Whether the model can do a plain text, so that the fault is one text's own."""
+        """Whether the model can do a plain text, so that the fault is one text's own; Unavailable if it is away."""
         try:
             async with asyncio.timeout(self._capacity.seconds):
                 check(await self._provider.embed([_HEALTH_TEXT], "document"), 1, self._provider.dimension)
+        except Unavailable:
+            raise
         except Exception:  # noqa: BLE001 - any failure is the answer
             return False
         return True

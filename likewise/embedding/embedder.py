@@ -1,7 +1,6 @@
 """Embedder: text in, vectors out."""
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +13,12 @@ from likewise.embedding.batching import INTERACTIVE_TOKENS, Batcher, QueueBudget
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.in_flight import InFlight
 from likewise.embedding.loading import PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
+from likewise.embedding.shortening import refuse_dimensions, shortened
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.steps import Embedding
@@ -92,7 +93,7 @@ class Embedder:
         self._budget = QueueBudget(settings.queue_tokens)
         self._memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
         self._slots: dict[str, Slot] = {}
-        self._in_flight: dict[bytes, Waiting] = {}
+        self._in_flight = InFlight()
 
     async def start(self) -> None:
         """Begin to load the default model in the background; absent weights are no error, they are waited for."""
@@ -132,15 +133,17 @@ class Embedder:
         """
         spec = self._catalogue.resolve(model)
         refuse_unreadable(texts)
-        refuse_dimensions(spec, dimensions)
         lane = lane or _lane_of(texts)
         with Embedding(spec.name, role, lane) as step, self._slot(spec).held():
-            asked = _Asked(tenant, spec, texts, role, lane, use_cache, batch_size)
-            return step.done(shortened(await self._embed(asked), dimensions))
+            return step.done(
+                await self._embed(_Asked(tenant, spec, texts, role, lane, use_cache, dimensions, batch_size))
+            )
 
     async def _embed(self, asked: "_Asked") -> Embedded:
         spec, texts, role = asked.spec, asked.texts, asked.role
         provider, batcher = await self._slot(spec).ready()
+        wanted, whole = asked.dimensions, provider.dimension
+        refuse_dimensions(spec.name, whole, wanted, matryoshka=spec.matryoshka)
         owner = asked.tenant if self._settings.cache_scope == "tenant" else None
         keys = [cache_key(owner, provider.space, provider.numerics, role, provider.dimension, text) for text in texts]
         known = await self._known(keys, provider.dimension) if asked.use_cache else {}
@@ -149,6 +152,9 @@ class Embedder:
         rows = known | _all_or_faults(keys, made)
         paid = sum(rows[key].tokens for key in ours)
         answered = _answer(provider, spec, [rows[key] for key in keys], [key in known for key in keys])
+        if wanted is not None and wanted != whole:
+            vectors, space = shortened(answered.vectors, provider.space, wanted)
+            answered = replace(answered, vectors=vectors, space=space)
         avoided = cost_of(int(answered.tokens.sum()) - paid, spec.price_per_1k_tokens)
         self.ledger.answered(asked.tenant, spec.name, len(texts), int(answered.cached.sum()), avoided)
         return replace(answered, cost=cost_of(paid, spec.price_per_1k_tokens))
@@ -264,55 +270,40 @@ class Embedder:
         self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
     ) -> tuple[dict[bytes, Cached | LikewiseError], list[bytes]]:
         """Embed what is new, once; what another request already embeds is waited for. Also the keys that are ours."""
-        items, ours = self._join(fresh, batcher, asked)
-        try:
-            made = await _outcomes(items)
-            if asked.use_cache:
-                await self._cache.put_many({key: row for key in ours if isinstance(row := made[key], Cached)})
-        finally:
-            for item in items.values():
-                item.leave()
-            for key in ours:
-                self._leave_behind(key, items[key])
-        return made, ours
-
-    def _join(
-        self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
-    ) -> tuple[dict[bytes, Waiting], list[bytes]]:
-        """The texts' places in the queue, and the keys of those that were not there before."""
-        shared = {key: item for key in fresh if (item := self._in_flight.get(key)) and item.of_use}
-        ours = [key for key in fresh if key not in shared]
-        charge = partial(self._charge, asked.tenant, asked.spec)
-        new = [fresh[key] for key in ours]
-        queued = batcher.submit(new, asked.role, asked.lane, most=asked.batch_size, charge=charge)
-        for key, item in zip(ours, queued, strict=True):
-            self._in_flight[key] = item
-            item.future.add_done_callback(partial(self._landed, key, item))
-        items = {**shared, **dict(zip(ours, queued, strict=True))}
+        shared = self._in_flight.of(fresh) if asked.use_cache else {}
+        ours = self._queued({key: text for key, text in fresh.items() if key not in shared}, batcher, asked)
+        items = {**shared, **ours}
         for item in items.values():
             item.waiters += 1
             if asked.lane == "interactive":
                 batcher.promote(item)
-        return items, ours
+        try:
+            made = await _outcomes(items)
+            if asked.use_cache:
+                # Whoever brought a text that was left behind does not keep it any more.
+                keep = [key for key, item in items.items() if key in ours or item.left_behind]
+                await self._cache.put_many({key: row for key in keep if isinstance(row := made[key], Cached)})
+        finally:
+            for item in items.values():
+                item.leave()
+            for key, item in ours.items():
+                self._in_flight.leave_behind(key, item)
+        return made, list(ours)
+
+    def _queued(self, new: Mapping[bytes, str], batcher: Batcher, asked: "_Asked") -> dict[bytes, Waiting]:
+        """Places in the queue. Who asks for a text to be made anew shares it with nobody."""
+        charge = partial(self._charge, asked.tenant, asked.spec)
+        texts = list(new.values())
+        queued = batcher.submit(texts, asked.role, asked.lane, most=asked.batch_size, charge=charge)
+        items = dict(zip(new, queued, strict=True))
+        if asked.use_cache:
+            for key, item in items.items():
+                self._in_flight.add(key, item)
+        return items
 
     def _charge(self, tenant: int, spec: ModelSpec, row: Cached) -> None:
         cost = cost_of(row.tokens, spec.price_per_1k_tokens)
         self.ledger.generated(tenant, spec.name, row.tokens, row.truncated, estimated=row.estimated, cost=cost)
-
-    def _leave_behind(self, key: bytes, item: Waiting) -> None:
-        """Whose text it was needs it no more: it is in the cache, or others still wait for it."""
-        item.left_behind = True
-        if item.future.done():
-            self._forget(key, item)
-
-    def _landed(self, key: bytes, item: Waiting, future: asyncio.Future[Cached]) -> None:
-        # A vector that is not in the cache as yet is still found here: others need not make it again.
-        if item.left_behind or future.cancelled() or future.exception() is not None:
-            self._forget(key, item)
-
-    def _forget(self, key: bytes, item: Waiting) -> None:
-        if self._in_flight.get(key) is item:
-            del self._in_flight[key]
 
 
 @dataclass(frozen=True)
@@ -325,32 +316,8 @@ class _Asked:
     role: Role
     lane: Lane
     use_cache: bool
+    dimensions: int | None
     batch_size: int | None
-
-
-def refuse_dimensions(spec: ModelSpec, dimensions: int | None) -> None:
-    """Invalid unless a model's vectors can have so many numbers."""
-    if dimensions is None or dimensions == spec.dimension:
-        return
-    if not spec.matryoshka:
-        message = f"The vectors of {spec.name} have {spec.dimension} numbers and cannot be shortened."
-    elif not 1 <= dimensions <= spec.dimension:
-        message = f"The vectors of {spec.name} can have 1 to {spec.dimension} numbers."
-    else:
-        return
-    raise Invalid.at("/dimensions", message, "dimensions")
-
-
-def shortened(made: Embedded, dimensions: int | None) -> Embedded:
-    """The first so many numbers of each vector, at unit length again: what Matryoshka models are trained for.
-
-    Kusupati et al. 2022, https://arxiv.org/abs/2205.13147. They are a space of their own.
-    """
-    if dimensions is None or dimensions == made.vectors.shape[1]:
-        return made
-    vectors = made.vectors[:, :dimensions]
-    space = hashlib.sha256(f"{made.space} the first {dimensions}".encode()).hexdigest()
-    return replace(made, vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True), space=space)
 
 
 def _lane_of(texts: Sequence[str]) -> Lane:

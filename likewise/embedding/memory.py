@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import importlib
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Protocol
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.precision import able, choose
-from likewise.embedding.runtimes import Runtime, runtime_of
+from likewise.embedding.runtimes import Runtime, runtime_of, torch_installed
 from likewise.embedding.torch_folder import TorchFolder
-from likewise.errors import LikewiseError, ModelUnavailable
+from likewise.errors import LikewiseError, ModelUnavailable, SettingsError
 from likewise.machine import memory_limit
 from likewise.settings import PREFIX, Settings
 
 SETTING = f"{PREFIX}MODELS_BYTES"
+TORCH_DEVICE = "likewise.embedding.torch_device"  # imported where torch runs models: it needs an extra
 BUSY_SECONDS = 5.0  # less than a caller waits for a model that is being loaded
 MIB = 2**20
 
@@ -31,7 +33,7 @@ BYTES = {
 BESIDES = 160 * MIB
 
 
-class Tenant(Protocol):
+class Resident(Protocol):
     """A model that takes memory. `idle`: it is loaded, and nobody uses it; `used` grows with each use."""
 
     @property
@@ -57,42 +59,47 @@ class ModelMemory:
     def __init__(self, settings: Settings, keep: str) -> None:
         given = settings.models_bytes
         self._limit = memory_limit() // 2 if given is None else given or sys.maxsize
+        self._gpu_settings = settings if given is None and settings.device != "cpu" else None
         self._keep = keep
-        self._taken: dict[Tenant, int] = {}
+        self._taken: dict[Resident, int] = {}
         self._turn = asyncio.Lock()
         self._released = asyncio.Event()
 
-    async def take(self, tenant: Tenant, needed: int) -> None:
+    async def take(self, resident: Resident, needed: int) -> None:
         """Hold so many bytes for a model that is to be loaded; those least recently used are let go for it.
 
         ModelUnavailable (code `model_memory`) if it does not fit beside those that must stay, or that stay in use.
         """
+        if self._gpu_settings is not None:
+            # Not sooner: torch must be imported to say it.
+            self._limit = await asyncio.to_thread(_half_of_the_gpu, self._gpu_settings, self._limit)
+            self._gpu_settings = None
         if needed > self._limit - sum(self._taken[one] for one in self._taken if one.spec.name == self._keep):
-            raise self._too_small(tenant, needed)
+            raise self._too_small(resident, needed)
         with suppress(TimeoutError):
             async with asyncio.timeout(BUSY_SECONDS):
-                while not await self._taken_now(tenant, needed):
+                while not await self._taken_now(resident, needed):
                     await self._something_released()
-        if tenant not in self._taken:
-            raise self._too_small(tenant, needed)
+        if resident not in self._taken:
+            raise self._too_small(resident, needed)
 
-    def give_back(self, tenant: Tenant) -> None:
+    def give_back(self, resident: Resident) -> None:
         """Hold nothing for a model any more."""
-        self._taken.pop(tenant, None)
+        self._taken.pop(resident, None)
         self.released()
 
     def released(self) -> None:
         """Tell those who wait that a model may have become idle."""
         self._released.set()
 
-    async def _taken_now(self, tenant: Tenant, needed: int) -> bool:
+    async def _taken_now(self, resident: Resident, needed: int) -> bool:
         async with self._turn:
             while going := self._who_goes(needed):
                 del self._taken[going[0]]
                 await going[0].unload()
                 _trim()
             if going is not None:
-                self._taken[tenant] = needed
+                self._taken[resident] = needed
             return going is not None
 
     async def _something_released(self) -> None:
@@ -102,19 +109,19 @@ class ModelMemory:
             async with asyncio.timeout(0.1):
                 await self._released.wait()
 
-    def _who_goes(self, needed: int) -> list[Tenant] | None:
+    def _who_goes(self, needed: int) -> list[Resident] | None:
         """Idle models that make room for so many bytes, least recently used first; None if all of them do not."""
         missing = needed + sum(self._taken.values()) - self._limit
-        going: list[Tenant] = []
+        going: list[Resident] = []
         for one in sorted(self._taken, key=lambda one: one.used):
             if missing > 0 and one.idle and one.spec.name != self._keep:
                 going.append(one)
                 missing -= self._taken[one]
         return going if missing <= 0 else None
 
-    def _too_small(self, tenant: Tenant, needed: int) -> ModelUnavailable:
+    def _too_small(self, resident: Resident, needed: int) -> ModelUnavailable:
         return ModelUnavailable(
-            f"{tenant.spec.name} takes about {needed // MIB:,} MiB of memory, more than {SETTING} "
+            f"{resident.spec.name} takes about {needed // MIB:,} MiB of memory, more than {SETTING} "
             f"({self._limit // MIB:,} MiB) leaves beside the default model and those in use; set it higher, or name a "
             "smaller model.",
             code="model_memory",
@@ -134,10 +141,18 @@ def needed_by(spec: ModelSpec, folder: Path, settings: Settings) -> int:
 
 def _arithmetic(runtime: Runtime, settings: Settings) -> str:
     if runtime == "torch":
-        on_gpu = settings.device != "cpu" and settings.precision != "f32"
-        return "bf16" if on_gpu or settings.precision == "bf16" else "f32"
+        device = importlib.import_module(TORCH_DEVICE)
+        return str(device.name_of(device.arithmetic_of(settings)))
     precision = choose(settings.precision, able())
     return "int8" if precision.int8 else precision.arithmetic
+
+
+def _half_of_the_gpu(settings: Settings, otherwise: int) -> int:
+    """Half of the memory of the GPU of LIKEWISE_DEVICE; where torch does not see it, loading a model tells why."""
+    if torch_installed():
+        with suppress(SettingsError):
+            return int(importlib.import_module(TORCH_DEVICE).gpu_memory(settings)) // 2
+    return otherwise
 
 
 def _trim() -> None:

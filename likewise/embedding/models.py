@@ -10,7 +10,7 @@ from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.folder import ModelFolder, Pooling
 from likewise.embedding.runtimes import Runtime, runtime_of
 from likewise.embedding.torch_folder import TorchFolder
-from likewise.errors import LikewiseError, ModelNotAllowed, NotSupported, SettingsError
+from likewise.errors import Fault, LikewiseError, ModelNotAllowed, NotSupported, SettingsError
 from likewise.settings import PREFIX, Settings
 
 # The architecture of what runs elsewhere.
@@ -48,8 +48,8 @@ class ModelSpec:
 
     @property
     def bare_name(self) -> str:
-        """The hub id without its owner."""
-        return self.hub_id.rpartition("/")[2]
+        """The hub id without its owner; a model of one's own has just its name."""
+        return self.name if self.own else self.hub_id.rpartition("/")[2]
 
     @property
     def provider(self) -> str:
@@ -132,7 +132,12 @@ class Catalogue:
         try:
             return runtime_of(spec.architecture, spec.runtime, self._settings.device)
         except NotSupported as error:
-            raise NotSupported.at("/model", f"{_no_graph(spec)}{error.detail}", "not_supported") from None
+            why = f"{_no_graph(spec)}{error.detail}"
+            # Folders of this machine are for those who run it.
+            in_short = f"This server cannot run {spec.name}; `likewise doctor` says why." if spec.folder else why
+            known = NotSupported(why, faults=[Fault("/model", NotSupported.code, in_short)])
+            known.in_short = in_short
+            raise known from None
 
     def _allowed_by(self, name: str) -> ModelSpec:
         for spec in self.specs():

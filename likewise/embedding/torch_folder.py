@@ -80,7 +80,7 @@ class TorchFolder:
             dimension=_dimension(config, heads),
             lowercase=bool(sentence.get("do_lower_case", False)),
             prompts=read_prompts(path / "config_sentence_transformers.json"),
-            prompt_pooled=all(_settings(head).get("include_prompt", True) is True for head in heads),
+            prompt_pooled=all(_config_of(head).get("include_prompt", True) is True for head in heads),
         )
 
     @property
@@ -88,7 +88,11 @@ class TorchFolder:
         """The files of weights, the Transformer's first, by what a record of their checksums is named for."""
         shards = _shards(self.transformer)
         named = {"" if path.name == _WEIGHTS else path.stem: path for path in shards}
-        return {**named, **{head.path.name: path for head in self.heads for path in head.weights}}
+        # by the whole place: `a/dense` and `b/dense` are two
+        places = {head.path.relative_to(self.path).as_posix(): path for head in self.heads for path in head.weights}
+        if both := sorted(named.keys() & places.keys()):
+            raise broken(self.path / "modules.json", f"has the module `{both[0]}`, and a file of weights has its name")
+        return {**named, **places}
 
     @property
     def described_by(self) -> dict[str, Path]:
@@ -144,7 +148,7 @@ def _head(kind: str, path: Path, folder: Path) -> Head:
     for file in head.weights:
         if not file.is_file():
             raise ModelUnavailable(f"{file} is missing; put the model's own file there.")
-    activation = str(_settings(head).get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = str(_config_of(head).get("activation_function", "torch.nn.modules.activation.Tanh"))
     if not _ACTIVATION.fullmatch(activation):
         raise NotSupported(
             f"{path / 'config.json'} asks for the activation {activation}, which this version does not run."
@@ -152,10 +156,10 @@ def _head(kind: str, path: Path, folder: Path) -> Head:
     return head
 
 
-def _settings(head: Head) -> Mapping[str, Any]:
+def _config_of(head: Head) -> Mapping[str, Any]:
     absent: Any = {} if head.kind == "Normalize" else None
-    settings: Mapping[str, Any] = read_json(head.path / "config.json", absent)
-    return settings
+    config: Mapping[str, Any] = read_json(head.path / "config.json", absent)
+    return config
 
 
 def _shards(transformer: Path) -> list[Path]:
@@ -171,13 +175,13 @@ def _shards(transformer: Path) -> list[Path]:
 def _dimension(config: Mapping[str, Any], heads: tuple[Head, ...]) -> int:
     dimension = next((size for key in _SIZES if (size := _positive(config.get(key)))), 0)
     for head in heads:
-        settings = _settings(head)
+        module = _config_of(head)
         if head.kind == "Pooling":
-            named = settings.get("pooling_mode")
-            flagged = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
+            named = module.get("pooling_mode")
+            flagged = [key for key, value in module.items() if key.startswith("pooling_mode_") and value is True]
             dimension *= len(named) if isinstance(named, list) else 1 if named else max(1, len(flagged))
         if head.kind == "Dense":
-            dimension = _positive(settings.get("out_features"))
+            dimension = _positive(module.get("out_features"))
     return dimension
 
 

@@ -70,7 +70,7 @@ def absent(spec: ModelSpec, settings: Settings, tried: list[str] | None = None) 
 def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Settings, module: str = "") -> str:
     """The SHA-256 of the weights, as hex; ModelUnavailable if it is not the pinned one or the one first seen.
 
-    `module` names the module that they are of, if it is not the Transformer.
+    `module` is the place of the module that they are of, or names a shard; it is empty for the Transformer's one file.
     """
     digest = hashlib.sha256(content).hexdigest()
     pinned = spec.weights_sha256 if not module else None
@@ -181,7 +181,8 @@ def _first_seen(spec: ModelSpec, record: Path, digest: str) -> str:
 
 def _record(spec: ModelSpec, settings: Settings, module: str) -> Path:
     name = spec.name if spec.folder is None else hashlib.sha256(str(spec.folder).encode()).hexdigest()[:16]
-    return settings.models_folder / _RECORDS / f"{name}{'.' if module else ''}{module}.json"
+    place = module.replace("/", ":")  # which is in no module's place, see read_modules
+    return settings.models_folder / _RECORDS / f"{name}{'.' if place else ''}{place}.json"
 
 
 def _silent(done: int, total: int | None) -> None:

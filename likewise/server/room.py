@@ -17,7 +17,8 @@ from likewise.server.problems import answer
 MOST_REQUESTS = 512
 # What takes longer than this because others are before it is not worth letting in.
 PATIENCE_SECONDS = 0.5
-# Embedding takes as long as its texts are many: what may wait is counted in tokens where they wait.
+# Embedding takes as long as its texts are many: what may wait is counted in tokens where they wait. A remote model may
+# keep them for minutes, so that they get no more than half of all places.
 EMBEDDING_SECONDS = 30.0
 LEAST_REQUESTS = 8
 # More are let in once so many have been seen to be done in time.
@@ -47,7 +48,7 @@ class RequestLimit:
     def __init__(self, app: ASGIApp, most: int = MOST_REQUESTS, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.app = app
         self.writes = _Room(most, patience_seconds)
-        self.embeddings = _Room(most, EMBEDDING_SECONDS)
+        self.embeddings = _Room(most // 2, EMBEDDING_SECONDS)
         self.others = _Room(most, patience_seconds)
         self.most = most
         self._rooms = (self.writes, self.embeddings, self.others)

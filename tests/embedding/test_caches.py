@@ -120,7 +120,8 @@ async def test_urls_of_every_kind_are_taken_and_nothing_is_connected_to(url: str
 
 def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
-    for name in ("redis", "redis_client"):
-        monkeypatch.delitem(sys.modules, f"likewise.embedding.caches.{name}", raising=False)
+    ours = "likewise.embedding.caches.redis"
+    for name in [name for name in sys.modules if name == ours or name.startswith(f"{ours}.")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SettingsError, match=r"redis needs an extra: pip install 'likewise\[redis\]'"):
         open_cache(load_settings(redis_url="redis://127.0.0.1"))

@@ -1,6 +1,8 @@
 """The Embedder through its public door, with a deterministic model."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -374,7 +376,7 @@ async def test_what_its_caller_left_behind_is_still_made_for_the_others(make_emb
     assert (await second).vectors.shape == (1, 384)
     await asyncio.gather(first, return_exceptions=True)
     await asyncio.sleep(0)
-    assert not embedder._in_flight
+    assert not len(embedder._in_flight)
 
 
 async def test_what_was_given_up_is_not_shared(make_embedder: Any) -> None:
@@ -391,3 +393,121 @@ async def test_what_was_given_up_is_not_shared(make_embedder: Any) -> None:
     # Then it has its vector
     assert (await second).vectors.shape == (1, 384)
     await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_texts_of_callers_that_left_are_not_kept(make_embedder: Any) -> None:
+    # Given a model that is busy, and a caller that waits
+    gate = asyncio.Event()
+    embedder = make_embedder(FakeProvider(gate=gate, capacity=Capacity(tokens=1, calls=1)))
+    patient = asyncio.create_task(embedder.embed(1, ["busy", "patient"]))
+    await asyncio.sleep(0.01)
+    # When many come with long texts and leave
+    texts = [await gone(embedder, number) for number in range(30)]
+    await asyncio.sleep(0.01)
+    gc.collect()
+    # Then nothing of them is held, and who waited is answered
+    assert not [text for text in texts if text() is not None]
+    assert queued(embedder) <= 1_024 + 2
+    gate.set()
+    assert (await patient).vectors.shape == (2, 384)
+
+
+class Text(str):
+    """A text that can be watched."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def gone(embedder: Any, number: int) -> weakref.ref[Text]:
+    text = Text(f"{number} " + "x" * 10_000)
+    leaving = asyncio.create_task(embedder.embed(1, [text, *(f"{number} {place}" for place in range(99))]))
+    await asyncio.sleep(0.001)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    return weakref.ref(text)
+
+
+def queued(embedder: Any) -> int:
+    (slot,) = embedder._slots.values()
+    return sum(len(queue.came) + len(queue.window) for queue in slot.batcher._queues.values())
+
+
+async def test_of_a_remote_model_a_place_is_left_for_what_is_short(make_embedder: Any) -> None:
+    # Given a remote model with two places, and more to do in bulk than goes in one call
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate, capacity=Capacity(tokens=1_000, texts=1, calls=2, remote=True))
+    embedder = make_embedder(provider)
+    bulk = asyncio.create_task(embedder.embed(1, ["bulk one", "bulk two", "bulk three"], lane="bulk"))
+    await asyncio.sleep(0.01)
+    assert len(provider.texts) == 1
+    # When something short comes: it need not wait for those
+    short = asyncio.create_task(embedder.embed(1, ["short"]))
+    await asyncio.sleep(0.01)
+    assert provider.texts[1:] == ["short"]
+    gate.set()
+    await asyncio.gather(bulk, short)
+
+
+async def test_what_its_first_caller_left_behind_is_kept_by_the_others(make_embedder: Any) -> None:
+    # Given a text in the model that two want, of whom the first leaves
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate)
+    embedder = make_embedder(provider)
+    first = asyncio.create_task(embedder.embed(1, ["kept all the same"]))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(embedder.embed(1, ["kept all the same"]))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+    await second
+    # When it is asked for again: the cache has it
+    assert (await embedder.embed(1, ["kept all the same"])).cached.all()
+    assert provider.texts == ["kept all the same"]
+
+
+async def test_a_text_to_be_made_anew_is_shared_with_nobody(make_embedder: Any) -> None:
+    gate = asyncio.Event()
+    provider = FakeProvider(gate=gate)
+    embedder = make_embedder(provider)
+    anew = asyncio.create_task(embedder.embed(1, ["twice"], use_cache=False))
+    await asyncio.sleep(0.01)
+    other = asyncio.create_task(embedder.embed(1, ["twice"]))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(anew, other)
+    assert provider.texts == ["twice", "twice"]
+
+
+async def test_an_outage_after_a_failed_batch_is_told_as_one(make_embedder: Any) -> None:
+    # Given a model that fails on a batch, and is away when it is asked whether it works at all
+    class GoingAway(FakeProvider):
+        async def embed(self, texts: Any, role: Any) -> Any:
+            if self.calls:
+                self.fail = ModelUnavailable(code="limited", retry_after=7)
+            return await super().embed(texts, role)
+
+    with pytest.raises(ModelUnavailable) as failed:
+        await make_embedder(GoingAway(fail=RuntimeError())).embed(1, ["one", "two"])
+    assert (failed.value.code, failed.value.retry_after) == ("limited", 7)
+
+
+async def test_a_shortened_vector_is_never_empty(settings: Settings) -> None:
+    class ZeroFirst(FakeProvider):
+        async def embed(self, texts: Any, role: Any) -> Any:
+            made = await super().embed(texts, role)
+            made.vectors[:, :4] = 0
+            made.vectors[:] /= np.linalg.norm(made.vectors, axis=1, keepdims=True)
+            return made
+
+    name = "text-embedding-3-small"
+    chosen = settings.model_copy(update={"model": name})
+    embedder = Embedder(chosen, providers={name: lambda _: ZeroFirst(16)})
+    with pytest.raises(Invalid) as refused:
+        await embedder.embed(1, ["x"], dimensions=4)
+    assert refused.value.faults[0].pointer == "/texts/0"
+    assert (await embedder.embed(1, ["x"], dimensions=8)).vectors.shape == (1, 8)
+    # And it is the loaded model's own length that counts
+    with pytest.raises(Invalid, match="1 to 16 numbers"):
+        await embedder.embed(1, ["x"], dimensions=17)
+    await embedder.close()

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches import circuit, opening
-from likewise.embedding.caches.packed import packed
-from likewise.embedding.caches.redis import PREFIX
+from likewise.embedding.caches.redis import PATIENT_SECONDS, PREFIX, RedisCache, circuit
+from likewise.embedding.caches.redis.packed import packed
 from likewise.embedding.embedder import Embedder
 from likewise.observe import logs
 from likewise.settings import Settings
@@ -46,7 +45,7 @@ async def make(settings: Settings) -> AsyncIterator[Make]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, an answer that comes is waited for."""
-    monkeypatch.setattr(opening, "ANSWER_SECONDS", 20.0)
+    monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", 20.0)
 
 
 @asynccontextmanager
@@ -424,7 +423,7 @@ async def test_a_redis_with_little_room_never_fails_a_request(make: Make, redis_
 async def test_what_does_not_fit_among_what_waits_is_dropped(
     make: Make, redis_program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likewise.embedding.caches.writes.Writes.__init__.__kwdefaults__", {"most_bytes": 10_000})
+    monkeypatch.setattr("likewise.embedding.caches.redis.writes.Writes.__init__.__kwdefaults__", {"most_bytes": 10_000})
     server = RedisProcess()
     embedder = make(server.url, cache_bytes=0)
     await embedder.embed(1, [f"text {number}" for number in range(100)])
@@ -433,6 +432,33 @@ async def test_what_does_not_fit_among_what_waits_is_dropped(
         await until(lambda: _has_at_least(server, 1))
         await until(lambda: embedder.cache_bytes == 0)
         assert await server.tell("DBSIZE") < 100
+
+
+async def test_a_deletion_is_never_dropped(redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a vector in Redis, and a process in which nothing more fits among what waits
+    row = Cached(np.ones(384, np.float32), 3, 0, 3)
+    kept, forgotten, again = (bytes([number]) * 32 for number in range(3))
+    async with AsyncExitStack() as stack:
+        first = RedisCache(redis.url, seconds=0, answer_seconds=PATIENT_SECONDS)
+        stack.push_async_callback(first.close)
+        await first.put_many(dict.fromkeys((kept, forgotten, again), row))
+        assert await first.flush(10) == 0
+        monkeypatch.setattr(
+            "likewise.embedding.caches.redis.writes.Writes.__init__.__kwdefaults__", {"most_bytes": 10_000}
+        )
+        full = RedisCache(redis.url, seconds=0, answer_seconds=PATIENT_SECONDS)
+        stack.push_async_callback(full.close)
+        await full.put_many({bytes([number]) * 32: row for number in range(100, 110)})
+        assert full.dropped == 5
+        # When two are to be forgotten, of which one is to be remembered anew and does not fit
+        await full.delete_many([forgotten, again])
+        await full.put_many({again: row})
+        # Then this process has neither from now on, and Redis has neither a moment later
+        assert full.dropped == 6
+        assert await full.get_many([forgotten, again]) == [None, None]
+        assert await full.flush(10) == 0
+        found = await first.get_many([kept, forgotten, again])
+        assert [one is not None for one in found] == [True, False, False]
 
 
 @pytest.mark.parametrize("rights", ["+@all -mget", "+@all -set"])

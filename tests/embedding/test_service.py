@@ -21,6 +21,7 @@ from likewise.apps.embed import (
     get_embedder_service,
     validate_adapter_dimension,
 )
+from likewise.apps.embed.cache import url_of
 from likewise.errors import Invalid, ModelUnavailable, SettingsError
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
@@ -94,6 +95,24 @@ async def test_a_client_of_redis_says_where_vectors_are_kept(settings: Settings,
     async with service(settings, redis_client=client) as second:
         assert (await second.embed_text("shared between processes")).cached
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("made_for", "url"),
+    [
+        ("redis://localhost:6379/2", "redis://localhost:6379/2"),
+        ("redis://me:p%40ss@[::1]:6400/0", "redis://me:p%40ss@[::1]:6400/0"),
+        ("rediss://h:6380/0?ssl_cert_reqs=none", "rediss://h:6380/0?ssl_cert_reqs=none"),
+        ("unix:///tmp/redis.sock?db=3", "unix:///tmp/redis.sock?db=3"),
+    ],
+)
+def test_a_client_is_known_by_its_address(made_for: str, url: str) -> None:
+    assert url_of(redis_package.Redis.from_url(made_for)) == url
+
+
+def test_what_is_no_client_of_one_redis_is_refused(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="redis_client"):
+        EmbedderService(settings=settings, redis_client=object())
 
 
 async def test_errors_are_the_embedder_s(settings: Settings) -> None:

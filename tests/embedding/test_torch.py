@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from likewise.embedding import memory
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import MODELS, local_spec
 from likewise.embedding.provider import Provider
 from likewise.embedding.providers import openvino
 from likewise.errors import Invalid, LikewiseError, ModelUnavailable, NotSupported, SettingsError
 from likewise.settings import Settings, load_settings
+from likewise.testing import FakeLoader
 from tests.embedding import tiny
 from tests.embedding.test_openvino import TEXTS, cosines
 from tests.embedding.test_reference_models import MODELS_FOLDER, NAMES, change, expected
@@ -230,6 +232,36 @@ async def test_weights_in_shards(folder: Make, plain: Settings) -> None:
     assert refused.value.code == "weights_checksum"
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_modules_of_one_name_are_each_held_to_their_own(plain: Settings, tmp_path: Path, runtime: str) -> None:
+    # Given two Dense modules that lie in folders of the same name
+    path = Path(shutil.copytree(MODELS_FOLDER / "distilbert-dense", tmp_path / "made"))
+    modules = json.loads((path / "modules.json").read_text())
+    width = json.loads((path / "2_Dense" / "config.json").read_text())["out_features"]
+    for seed, place in enumerate(("a/dense", "b/dense")):
+        shutil.copytree(path / "2_Dense", path / place)
+        change(path / place / "config.json", **({"in_features": width} if seed else {}))
+        if seed:
+            rows = {"linear.weight": torch.eye(width), "linear.bias": torch.zeros(width)}
+            safetensors.save_file(rows, path / place / "model.safetensors", {"format": "pt"})
+        modules.append({"type": "sentence_transformers.models.Dense", "path": place})
+    (path / "modules.json").write_text(json.dumps([one for one in modules if one["path"] != "2_Dense"]))
+    bring = load if runtime == "torch" else openvino.load
+    space = bring(local_spec("own", path), path, plain).space
+    assert (load if runtime == "openvino" else openvino.load)(local_spec("own", path), path, plain).space == space
+    # When either is changed, then it is refused, and where nothing is recorded it is another space
+    for place in ("a/dense", "b/dense"):
+        file = path / place / "model.safetensors"
+        before = file.read_bytes()
+        file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(ModelUnavailable, match=f"{place}/model") as refused:
+            bring(local_spec("own", path), path, plain)
+        assert refused.value.code == "weights_checksum"
+        anew = plain.model_copy(update={"data_dir": tmp_path / place})
+        assert bring(local_spec("own", path), path, anew).space != space
+        file.write_bytes(before)
+
+
 def test_positions_bound_the_limit(folder: Make, plain: Settings) -> None:
     path = folder(roberta(), parts.Pooling(32, "mean"), limit=512)
     assert load(local_spec("own", path), path, plain).max_tokens == LIMIT  # of 22 positions, two come before the first
@@ -339,6 +371,26 @@ def test_what_this_machine_cannot_do_names_the_setting(plain: Settings, change_o
         load(local_spec("own", path), path, plain.model_copy(update=change_of))
 
 
+async def test_a_gpu_that_is_not_seen_is_named_and_not_its_memory(plain: Settings) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    embedder = Embedder(plain.model_copy(update={"model": str(MODELS_FOLDER / "bert-cls"), "device": "cuda"}))
+    with pytest.raises(LikewiseError, match="LIKEWISE_DEVICE names a GPU that torch does not see"):
+        await embedder.embed(1, ["alpha"])
+    await embedder.close()
+
+
+@pytest.mark.parametrize(("precision", "size"), [("f32", 4), ("auto", 4), ("bf16", 2)])
+def test_what_a_model_takes_is_counted_in_the_arithmetic_that_it_runs_in(
+    folder: Make, plain: Settings, precision: str, size: int
+) -> None:
+    path = folder(electra(), parts.Pooling(32, "mean"))
+    spec, chosen = local_spec("own", path), plain.model_copy(update={"precision": precision})
+    weights = sum(tensor.numel() for tensor in safetensors.load_file(path / "model.safetensors").values())
+    assert memory.needed_by(spec, path, chosen) == memory.BESIDES + size * weights
+    assert load(spec, path, chosen).numerics.endswith("bf16" if size == 2 else "f32")
+
+
 async def test_a_row_may_ask_for_torch(plain: Settings, tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(f"""
         [[model]]
@@ -395,6 +447,19 @@ async def test_on_a_gpu(plain: Settings) -> None:
     assert "/cuda/" in provider.numerics
     assert cosines((await provider.embed(texts, "document")).vectors, vectors).min() > 0.98
     await provider.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+async def test_half_of_a_gpu_is_for_models(plain: Settings) -> None:
+    chosen = plain.model_copy(update={"model": str(MODELS_FOLDER / "bert-cls"), "device": "cuda"})
+    loader = FakeLoader(torch.cuda.get_device_properties(0).total_memory // 2 + 1)
+    embedder = Embedder(chosen, providers={chosen.model: loader})
+    with pytest.raises(ModelUnavailable) as refused:
+        await embedder.embed(1, ["alpha"])
+    assert refused.value.code == "model_memory"
+    loader.memory_bytes -= 1
+    await embedder.embed(1, ["alpha"])
+    await embedder.close()
 
 
 def test_a_folder_of_tiny_works_too(plain: Settings, tmp_path: Path) -> None:

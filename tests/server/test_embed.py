@@ -157,7 +157,8 @@ async def test_null_and_unknown_fields_count_as_absent(client: httpx2.AsyncClien
     answer = await client.post(OPENAI, json=body)
     assert (answer.status_code, answer.json()["model"]) == (200, "all-MiniLM-L6-v2")
     for path, other in BODIES.items():
-        assert (await client.post(path, json={**other, "unknown": SECRET, "model": None})).status_code == 200
+        nulls = dict.fromkeys(("model", "use_cache", "batch_size", "format"))
+        assert (await client.post(path, json={**other, **nulls, "unknown": SECRET})).status_code == 200
 
 
 async def test_headers_count_what_was_cached_and_cut(client: httpx2.AsyncClient) -> None:
@@ -260,9 +261,11 @@ async def test_health_says_how_the_embedder_is(client: httpx2.AsyncClient, setti
         ([], "input", "too_short"),
         ([""], "input.0", "blank"),
         ([SECRET, "\u2003"], "input.1", "blank"),
-        ([SECRET, 1], "input", "wrong_type"),
-        ([SECRET, None], "input", "wrong_type"),
-        ([SECRET, [SECRET]], "input", "wrong_type"),
+        ([SECRET, 1], "input.1", "wrong_type"),
+        ([SECRET, None], "input.1", "wrong_type"),
+        ([SECRET, [SECRET]], "input.1", "wrong_type"),
+        ([[SECRET]], "input.0", "wrong_type"),
+        ([True], "input.0", "wrong_type"),
         (["x"] * 2_049, "input", "too_long"),
         ([1, 2, 3], "input", "token_ids"),
         ([[1, 2], [3]], "input", "token_ids"),
@@ -516,6 +519,9 @@ async def test_more_than_may_wait_is_refused_at_once(settings: Settings) -> None
 async def test_a_quota_holds_for_every_route(settings: Settings) -> None:
     small = settings.model_copy(update={"quota_tokens_per_minute": 10})
     async with with_models(small, minilm_l6_v2=FakeProvider()) as client:
+        # What is refused for its model takes nothing from it
+        for path, body in BODIES.items():
+            assert (await client.post(path, json={**body, "model": "none"})).status_code in (404, 422)
         assert (await client.post(TEXT, json={"text": "x" * 40})).status_code == 200
         for path, body in BODIES.items():
             refused = await client.post(path, json=body)

@@ -35,6 +35,8 @@ class Asking:
 
     async def embed(self, tenant: int, texts: Sequence[str], pointer: Pointer, **options: Any) -> Embedded:
         """The texts' vectors; errors name the places of the request itself."""
+        # What is refused for its model takes nothing from the quota.
+        self.embedder.known(options.get("model"))
         self.spend(tenant, texts)
         with pointed(pointer):
             work = self.embedder.embed(tenant, [cleaned(text) for text in texts], **options)

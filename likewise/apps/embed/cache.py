@@ -8,7 +8,7 @@ import numpy as np
 
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
-from likewise.errors import Invalid
+from likewise.errors import Invalid, SettingsError
 from likewise.settings import Settings, load_settings
 
 # These vectors are whoever's who sets them, and never taken for one that a model of ours made.
@@ -59,8 +59,10 @@ class EmbeddingCache:
 
 
 def url_of(redis_client: Any) -> str:
-    """The URL that a client of the `redis` package was made for."""
-    pool = redis_client.connection_pool
+    """The URL that a client of the `redis` package was made for; SettingsError for a cluster's, and anything else."""
+    pool = getattr(redis_client, "connection_pool", None)
+    if pool is None:
+        raise SettingsError("redis_client is of one Redis. For a cluster set LIKEWISE_REDIS_URL=redis+cluster://...")
     options = pool.connection_kwargs
     user, password = options.get("username") or "", options.get("password") or ""
     login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
@@ -68,7 +70,10 @@ def url_of(redis_client: Any) -> str:
     if "path" in options:
         return f"unix://{login}{options['path']}?{urlencode({'db': database})}"
     scheme = "rediss" if "SSL" in pool.connection_class.__name__ else "redis"
-    return f"{scheme}://{login}{options.get('host', 'localhost')}:{options.get('port', 6379)}/{database}"
+    host = options.get("host") or "localhost"
+    address = f"{f'[{host}]' if ':' in host else host}:{options.get('port', 6379)}"
+    secured = {name: value for name, value in options.items() if name.startswith("ssl_") and isinstance(value, str)}
+    return f"{scheme}://{login}{address}/{database}" + (f"?{urlencode(secured)}" if secured else "")
 
 
 def _key(text: str, model: str) -> bytes:

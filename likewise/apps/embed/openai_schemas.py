@@ -16,13 +16,15 @@ TOKENS = (
 
 def _no_tokens(value: Any) -> Any:
     """What is wrong in a word, where the forms that there are would each find something to say."""
-    if isinstance(value, list) and value and all(isinstance(one, int | list) for one in value):
+    if isinstance(value, list) and value and (_are_ids(value) or all(_are_ids(one) for one in value)):
         raise wrong("token_ids", TOKENS)
-    if isinstance(value, list) and not all(isinstance(one, str) for one in value):
-        raise wrong("wrong_type", "Each item must be a string.")
     if not isinstance(value, str | list):
         raise wrong("wrong_type", "This must be a string or a list of strings.")
     return value
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
 def _form(value: Any) -> str:

@@ -49,6 +49,7 @@ async def embed_batch(tenant: Reader, asks: Asks, body: Annotated[BatchIn, Depen
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "batch_size": body.batch_size}
     made = await asks.embed(tenant, body.texts, lambda place: f"/texts/{place}", **options)
     rows: Any = made.vectors
+    form = body.format or "float"
     head: dict[str, Any] = {
         "dimension": made.vectors.shape[1],
         "model": asks.embedder.known(made.model).bare_name,
@@ -58,10 +59,10 @@ async def embed_batch(tenant: Reader, asks: Asks, body: Annotated[BatchIn, Depen
         "tokens": made.tokens,
         "truncated_tokens": made.truncated,
         "space": made.space,
-        "format": body.format,
+        "format": form,
     }
-    if body.format != "float":
-        rows, head["scales"] = getattr(quantization, body.format)(made.vectors)
+    if form != "float":
+        rows, head["scales"] = getattr(quantization, form)(made.vectors)
     return json_answer(await with_rows(head, "embeddings", rows, made.vectors.shape[1]))
 
 

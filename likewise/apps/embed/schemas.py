@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from likewise.apps.body import RequestModel
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
@@ -10,8 +10,15 @@ from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 MAX_TEXTS = 2_048
 
 Format = Literal["float", "int8", "binary"]
-_USE_CACHE = "Whether the cache may answer, and keeps what is new."
 _MODEL = "One that `GET /embed/models` lists; the default if absent."
+
+
+UseCache = Annotated[
+    bool | None,
+    # As everywhere here, null is the same as absent.
+    AfterValidator(lambda value: value is not False),
+    Field(description="Whether the cache may answer, and keeps what is new."),
+]
 
 
 class OldRequest(RequestModel):
@@ -25,7 +32,7 @@ class TextIn(OldRequest):
 
     text: Text
     model: str | None = Field(None, description=_MODEL)
-    use_cache: bool = Field(True, description=_USE_CACHE)
+    use_cache: UseCache = True
 
 
 class QueryIn(OldRequest):
@@ -33,7 +40,7 @@ class QueryIn(OldRequest):
 
     query: Text
     model: str | None = Field(None, description=_MODEL)
-    use_cache: bool = Field(True, description=_USE_CACHE)
+    use_cache: UseCache = True
 
 
 class BatchIn(OldRequest):
@@ -44,8 +51,8 @@ class BatchIn(OldRequest):
     batch_size: Annotated[int, Field(ge=1, le=MAX_TEXTS), AS_WHOLE_NUMBER] | None = Field(
         None, description="How many texts go to a remote model at a time; local ones see to it."
     )
-    use_cache: bool = Field(True, description=_USE_CACHE)
-    format: Format = Field("float", description="`int8` and `binary` are smaller, and come with `scales`.")
+    use_cache: UseCache = True
+    format: Format | None = Field("float", description="`int8` and `binary` are smaller, and come with `scales`.")
 
 
 class TextAnswer(BaseModel):

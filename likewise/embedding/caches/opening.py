@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from likewise.embedding.cache import Cache
-from likewise.embedding.caches.circuit import ANSWER_SECONDS
 from likewise.embedding.caches.layered import LayeredCache
 from likewise.embedding.caches.memory import MemoryCache
 from likewise.errors import SettingsError
@@ -33,7 +32,7 @@ def open_redis(settings: Settings, *, patient: bool = False) -> "RedisCache | No
         return None
     try:
         # Imported here: who has no Redis need not have its client.
-        from likewise.embedding.caches.redis import PATIENT_SECONDS, RedisCache  # noqa: PLC0415
+        from likewise.embedding.caches.redis import ANSWER_SECONDS, PATIENT_SECONDS, RedisCache  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "redis":
             raise

@@ -1,1 +1,1 @@
-"""The providers, a file each; `likewise.embedding.provider` has their contract."""
+"""The providers: OpenVINO's, torch's, and OpenAI's with its parts; `likewise.embedding.provider` has their contract."""

@@ -1,8 +1,6 @@
 """Encoders on the CPU through OpenVINO, from their own safetensors."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -18,9 +16,9 @@ from likewise.embedding.graphs.heads import headed, pooled
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
-from likewise.embedding.packing import pack
 from likewise.embedding.precision import able, choose
-from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role
+from likewise.embedding.provider import Matrix, Role
+from likewise.embedding.providers.local import CALLERS, LocalProvider
 from likewise.embedding.space import space_of
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.weights import check_weights
@@ -32,7 +30,6 @@ BATCH_TOKENS = 1_024
 # which are a second of a small model on two cores. A larger model has shorter calls of as many operations.
 CALL_TOKENS = (4_096, 32_768)
 _CALL_WEIGHTS = 10_616_832  # linear weights of a model that gets the longest calls: all-MiniLM-L6-v2
-CALLERS = 4  # calls at a time: some are tokenised while others are in the model
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider":
@@ -62,55 +59,23 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
     )
 
 
-class OpenVinoProvider:
+class OpenVinoProvider(LocalProvider):
     """One local model: a tokenizer, and its graph compiled twice."""
 
     def __init__(
         self,
         facts: ModelFacts,
         tokenizer: TextTokenizer,
-        prefixes: Mapping[Role, str],
+        before: Mapping[Role, str],
         bulk: CompiledGraph,
         query: CompiledGraph,
     ) -> None:
-        self.space = facts.space
-        self.numerics = facts.numerics
-        self.dimension = facts.dimension
-        self.max_tokens = facts.max_tokens
-        self.capacity = Capacity(tokens=facts.call_tokens)
-        self.fault: str | None = None
-        self._tokenizer = tokenizer
-        self._prefixes = prefixes
+        threads = CALLERS * bulk.requests
+        super().__init__(facts, tokenizer, before, batch_tokens=BATCH_TOKENS, model_threads=threads)
         self._bulk = bulk
         self._query = query
-        self._callers = ThreadPoolExecutor(CALLERS, "likewise-embed")
-        self._streams = ThreadPoolExecutor(CALLERS * bulk.requests, "likewise-model")
 
-    async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        """The texts' vectors and counts; texts of similar length share a batch."""
-        return await asyncio.get_running_loop().run_in_executor(self._callers, self._embed, texts, role)
-
-    async def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as a document, special ones included, before anything is cut off."""
-        count, prefix = self._tokenizer.lengths, self._prefixes["document"]
-        return await asyncio.get_running_loop().run_in_executor(self._callers, count, texts, prefix)
-
-    async def close(self) -> None:
-        """Let the threads go."""
-        self._callers.shutdown(wait=False, cancel_futures=True)
-        self._streams.shutdown(wait=False, cancel_futures=True)
-
-    def _embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        encoded = self._tokenizer.encode(texts, self._prefixes[role])
-        lengths = [len(each.ids) for each in encoded]
-        return ProviderResult(
-            vectors=self._vectors([each.ids for each in encoded], pack(lengths, BATCH_TOKENS)),
-            tokens=np.array(lengths, np.int32),
-            truncated=np.array([each.truncated for each in encoded], np.int32),
-            chars_read=np.array([each.chars_read for each in encoded], np.int32),
-        )
-
-    def _vectors(self, ids: Sequence[Ids], batches: Sequence[Sequence[int]]) -> Matrix:
+    def _vectors(self, ids: Sequence[Ids], batches: Sequence[Sequence[int]], role: Role) -> Matrix:
         vectors = np.empty((len(ids), self.dimension), np.float32)
         left = iter(batches)
 
@@ -122,7 +87,7 @@ class OpenVinoProvider:
             run(self._query)  # one batch is done soonest by all cores together
         else:
             # each call asks for one request a stream at a time, so that calls get their turns batch by batch
-            list(self._streams.map(run, repeat(self._bulk, min(self._bulk.requests, len(batches)))))
+            list(self._model_threads.map(run, repeat(self._bulk, min(self._bulk.requests, len(batches)))))
         return vectors
 
 
@@ -137,7 +102,7 @@ class _Weights:
     @classmethod
     def read(cls, spec: ModelSpec, facts: ModelFolder, settings: Settings) -> "_Weights":
         paths = [facts.transformer / "model.safetensors", *(dense.path / "model.safetensors" for dense in facts.dense)]
-        modules = ["", *(dense.path.name for dense in facts.dense)]
+        modules = ["", *(dense.path.relative_to(facts.path).as_posix() for dense in facts.dense)]
         tensors = [Tensors(path) for path in paths]
         digests = tuple(
             check_weights(spec, path, each.content, settings, module)

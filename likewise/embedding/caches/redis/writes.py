@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches.circuit import Circuit, Trouble
 from likewise.embedding.caches.memory import OVERHEAD, bytes_of
+from likewise.embedding.caches.redis.circuit import CacheTrouble, Circuit
 from likewise.observe import steps
 
 # Some 16,000 vectors of 384 numbers: what a processor embeds in half a minute.
@@ -19,11 +19,14 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 # A vector to write, or None for a key to delete.
 Change = Cached | None
 # Writes these, and answers what kept each of the others from being written.
-Write = Callable[[Mapping[bytes, Change]], Awaitable[Mapping[bytes, Trouble]]]
+Write = Callable[[Mapping[bytes, Change]], Awaitable[Mapping[bytes, CacheTrouble]]]
 
 
 class Writes:
-    """Changes that wait, the newest for each key; what does not fit is dropped and counted."""
+    """Changes that wait, the newest for each key; a vector that does not fit is dropped and counted.
+
+    A deletion is never dropped: what is to be forgotten would be served again.
+    """
 
     def __init__(self, write: Write, circuit: Circuit, *, most_bytes: int = MOST_BYTES) -> None:
         self._write = write
@@ -35,7 +38,7 @@ class Writes:
         self._pause = FIRST_PAUSE_SECONDS
         self.bytes = 0
         self.dropped = 0
-        self.trouble: Trouble | None = None
+        self.trouble: CacheTrouble | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -48,11 +51,14 @@ class Writes:
 
     def add(self, key: bytes, change: Change) -> None:
         """Write this some time soon."""
+        deletes = key in self._waiting and self._waiting[key] is None
         self._remove(key)
-        if self.bytes + _size(change) > self._most_bytes:
+        if change is not None and self.bytes + _size(change) > self._most_bytes:
             self.dropped += 1
             steps.cache_dropped()
-            return
+            if not deletes:
+                return
+            change = None
         self._waiting[key] = change
         self.bytes += _size(change)
         self._some.set()

@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from likewise.embedding.caches.circuit import Trouble
+from likewise.embedding.caches.redis.circuit import CacheTrouble
 from likewise.errors import SettingsError
 
 # Questions, the writer and a look, and some for those whose answers are late.
@@ -83,7 +83,7 @@ class RedisClient:
         await self._client.aclose()
 
 
-def trouble_of(error: object) -> Trouble:
+def trouble_of(error: object) -> CacheTrouble:
     """What an error of Redis, or of the way to it, means."""
     if isinstance(error, OutOfMemoryError):
         return "full"

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches.circuit import Circuit, answered_in
+from likewise.embedding.caches.redis.circuit import Circuit, answered_in
 from likewise.stopping import stop
 
 # Under way at a time; whoever comes meanwhile shares the next one, so that any number of callers costs little more.

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from contextvars import Context
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches.circuit import ANSWER_SECONDS, Circuit, Trouble
-from likewise.embedding.caches.packed import packed, unpacked
-from likewise.embedding.caches.questions import Known, Questions
-from likewise.embedding.caches.redis_client import RedisClient, trouble_of
-from likewise.embedding.caches.writes import Change, Writes
+from likewise.embedding.caches.redis.circuit import ANSWER_SECONDS, CacheTrouble, Circuit
+from likewise.embedding.caches.redis.client import RedisClient, trouble_of
+from likewise.embedding.caches.redis.packed import packed, unpacked
+from likewise.embedding.caches.redis.questions import Known, Questions
+from likewise.embedding.caches.redis.writes import Change, Writes
 from likewise.observe import steps
 from likewise.stopping import stop
 
@@ -18,7 +18,7 @@ CLOSE_SECONDS = 1.0
 # Where no request is behind the question, less than the client gives a connection that is silent.
 PATIENT_SECONDS = 0.9
 
-REASONS: dict[Trouble, str] = {
+REASONS: dict[CacheTrouble, str] = {
     "away": "Redis cannot be reached; vectors are made anew.",
     "slow": "Redis does not answer in time; vectors are made anew.",
     "full": "Redis is full: it is read, and takes no new vectors.",
@@ -126,7 +126,7 @@ class RedisCache:
                 steps.cache_failed("rubbish")
         return known
 
-    async def _write(self, changes: Mapping[bytes, Change]) -> dict[bytes, Trouble]:
+    async def _write(self, changes: Mapping[bytes, Change]) -> dict[bytes, CacheTrouble]:
         values = {PREFIX + key: None if item is None else packed(key, item) for key, item in changes.items()}
         results = await self._client.write(values, self._seconds)
         outcomes = zip(changes, results, strict=True)

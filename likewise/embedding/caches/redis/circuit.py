@@ -8,7 +8,7 @@ from typing import Any, Literal
 from likewise.observe import steps
 from likewise.observe.logs import get_logger
 
-Trouble = Literal["away", "slow", "full", "refused"]
+CacheTrouble = Literal["away", "slow", "full", "refused"]
 
 # What a caller waits at most for an answer that takes a Redis on the same network less than 1 ms.
 ANSWER_SECONDS = 0.010
@@ -46,7 +46,7 @@ class Circuit:
     def __init__(
         self,
         look: Callable[[], Awaitable[object]],
-        trouble_of: Callable[[Exception], Trouble],
+        trouble_of: Callable[[Exception], CacheTrouble],
         *,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
@@ -64,7 +64,7 @@ class Circuit:
         self._opened = asyncio.Event()
         self._closed = asyncio.Event()
         self._closed.set()
-        self.trouble: Trouble | None = None
+        self.trouble: CacheTrouble | None = None
 
     @property
     def closed(self) -> bool:
@@ -112,7 +112,7 @@ class Circuit:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    async def _look(self) -> Trouble | None:
+    async def _look(self) -> CacheTrouble | None:
         """The best of a few tries: the first may have to connect, and this process may be busy."""
         for _ in range(MOST_LATE):
             asking = asyncio.ensure_future(self._look_at())
@@ -127,7 +127,7 @@ class Circuit:
                 return None
         return "slow"
 
-    def _open(self, trouble: Trouble) -> None:
+    def _open(self, trouble: CacheTrouble) -> None:
         if self.trouble is None:
             log.warning("cache_away", tier="redis", reason=trouble)
         self.trouble = trouble
