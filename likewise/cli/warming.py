@@ -1,6 +1,7 @@
 """The work of `likewise cache warm`: lines to texts, texts to vectors, vectors to Redis."""
 
 import asyncio
+import contextlib
 import stat
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from likewise.cleaning import cleaned
 from likewise.cli import standard_input
 from likewise.cli.terminal import Report
 from likewise.db import collections
+from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.pool import Pool
 from likewise.embedding.caches.opening import open_redis
 from likewise.embedding.caches.redis import RedisCache
@@ -79,6 +81,7 @@ async def warm(settings: Settings, work: Work, report: Report) -> Warmed:
         return await _warm(_Warmer(embedder, redis, tenant, work), work, report)
     finally:
         await embedder.close()
+        await _keep_usage(settings, embedder)
 
 
 async def _warm(warmer: "_Warmer", work: Work, report: Report) -> Warmed:
@@ -156,10 +159,23 @@ async def _tenant(settings: Settings, name: str) -> int:
     """The number of a tenant, which is part of its keys; where the cache is everybody's the database is not asked."""
     if settings.cache_scope == "shared":
         return 0
+    async with _one_connection(settings) as pool:
+        return await collections.tenant_named(pool, name)
+
+
+async def _keep_usage(settings: Settings, embedder: Embedder) -> None:
+    """What was used is the tenant's; where the cache is everybody's it is nobody's."""
+    if settings.cache_scope == "tenant" and embedder.ledger:
+        async with _one_connection(settings) as pool:
+            await Bookkeeping(pool, embedder.ledger).close()
+
+
+@contextlib.asynccontextmanager
+async def _one_connection(settings: Settings) -> AsyncIterator[Pool]:
     async with open_database(settings) as database:
         pool = await Pool(database.serving_url, most=1).open()
         try:
-            return await collections.tenant_named(pool, name)
+            yield pool
         finally:
             await pool.close()
 

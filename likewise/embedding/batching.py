@@ -2,151 +2,25 @@
 
 import asyncio
 import logging
-import math
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextvars import copy_context
 from functools import partial
 
 import numpy as np
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.provider import Capacity, Lane, Provider, ProviderResult, Role
-from likewise.errors import Internal, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
+from likewise.embedding.queue import Charge, Queue, QueueBudget, Waiting, estimated_tokens
+from likewise.errors import Internal, LikewiseError, ModelUnavailable, Unavailable
 from likewise.observe.steps import ModelBatch
 
 log = logging.getLogger(__name__)
 
-CHARS_PER_TOKEN = 4  # English prose and WordPiece; an estimate is enough to bound a queue
-INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next interactive text waits for it
-WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
 NORM_TOLERANCE = 1e-3
 # So many texts that nobody wants any more may stand in the queues before these are gone through.
 GIVEN_UP = 1_024
 _HEALTH_TEXT = "The quick brown fox jumps over the lazy dog."
-
-
-class QueueBudget:
-    """Tokens that may wait in one process, over all models."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-
-    def take(self, tokens: int) -> None:
-        """Hold so many, or Overloaded; who comes to an empty queue is never refused."""
-        if self._held and self._held + tokens > self._limit:
-            raise Overloaded(
-                "Too many texts wait for the model; send this again later.", retry_after=self._retry_after()
-            )
-        self._held += tokens
-
-    def give_back(self, tokens: int) -> None:
-        """Hold so many less."""
-        self._held -= tokens
-
-    def _retry_after(self) -> int:
-        return max(1, min(60, math.ceil(self._held / 20_000)))  # tokens a second on two cores
-
-
-Charge = Callable[[Cached], None]
-
-
-@dataclass(eq=False)
-class Waiting:
-    """One text on its way through the model, and how many callers want it.
-
-    `most` is how many texts may be in its batch; `charge` is told what a model made of it. It is `left_behind` once who
-    brought it waits no more.
-    """
-
-    text: str
-    role: Role
-    lane: Lane
-    future: asyncio.Future[Cached]
-    # Whose request it is, for log lines and spans: a batch begins when another ends, which may be anybody's.
-    context: Context
-    most: int
-    charge: Charge | None = None
-    taken: bool = False
-    waiters: int = 0
-    left_behind: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """About how many tokens the text has."""
-        return estimated_tokens(self.text)
-
-    @property
-    def open(self) -> bool:
-        """Whether it still has to go to the model."""
-        return not self.taken and not self.future.done()
-
-    @property
-    def of_use(self) -> bool:
-        """Whether one more caller may have what becomes of it: it has not failed, and nobody gave it up."""
-        return not self.future.done() or (not self.future.cancelled() and self.future.exception() is None)
-
-    def leave(self) -> None:
-        """One caller less; a text that nobody wants any more leaves the queue."""
-        self.waiters -= 1
-        if self.waiters <= 0 and self.future.cancel() and not self.taken:
-            # It stands in the queue for a while yet.
-            self.text = ""
-
-
-@dataclass
-class _Queue:
-    """The texts of one lane and role: those that came, in order, and a window of them sorted by length."""
-
-    lane: Lane
-    capacity: Capacity
-    came: deque[Waiting] = field(default_factory=deque)
-    window: list[Waiting] = field(default_factory=list)
-    running: int = 0
-
-    def waits(self) -> bool:
-        """Whether any text still has to go to the model; forgets those that need not."""
-        while self.window and not self.window[-1].open:
-            self.window.pop()
-        while self.came and not self.came[0].open:
-            self.came.popleft()
-        return bool(self.window or self.came)
-
-    def forget_closed(self) -> None:
-        """Let go of those that need not go to the model, wherever they stand."""
-        self.came = deque(item for item in self.came if item.open)
-        self.window = [item for item in self.window if item.open]
-
-    def take(self) -> list[Waiting]:
-        """The next batch: neighbours by length."""
-        batch: list[Waiting] = []
-        tokens, most = 0, self.capacity.texts
-        while self.waits():
-            if not self.window:
-                self._fill_window()
-            item = self.window[-1]
-            if batch and (tokens + item.tokens > self._limit or len(batch) >= min(most, item.most)):
-                break
-            self.window.pop()
-            item.taken = True
-            tokens += item.tokens
-            most = item.most if not batch else min(most, item.most)
-            batch.append(item)
-        return batch
-
-    @property
-    def _limit(self) -> int:
-        """Tokens in a batch. What is interactive goes in short ones, unless they are done on other cores than ours."""
-        short = self.lane == "interactive" and not self.capacity.remote
-        return min(self.capacity.tokens, INTERACTIVE_TOKENS) if short else self.capacity.tokens
-
-    def _fill_window(self) -> None:
-        count = min(len(self.came), WINDOW[self.lane])
-        texts = [item for item in (self.came.popleft() for _ in range(count)) if item.open]
-        self.window = sorted(texts, key=lambda item: len(item.text))
 
 
 class Batcher:
@@ -160,7 +34,7 @@ class Batcher:
         self._capacity = provider.capacity
         self._model = model
         self._budget = budget
-        self._queues: dict[tuple[Lane, Role], _Queue] = {}
+        self._queues: dict[tuple[Lane, Role], Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._interactive_run = 0
         self._given_up = 0
@@ -224,8 +98,8 @@ class Batcher:
             for queue in self._queues.values():
                 queue.forget_closed()
 
-    def _queue(self, lane: Lane, role: Role) -> _Queue:
-        return self._queues.setdefault((lane, role), _Queue(lane, self._capacity))
+    def _queue(self, lane: Lane, role: Role) -> Queue:
+        return self._queues.setdefault((lane, role), Queue(lane, self._capacity))
 
     def _start_batches(self) -> None:
         bulk_turn = self._interactive_run >= INTERACTIVE_RUN and self._next("bulk") is not None
@@ -237,11 +111,11 @@ class Batcher:
             self._interactive_run = 0
             self._start(queue)
 
-    def _next(self, lane: Lane) -> _Queue | None:
+    def _next(self, lane: Lane) -> Queue | None:
         """A queue of that lane from which one more batch may start."""
         return next((queue for queue in self._of(lane) if self._has_place(queue) and queue.waits()), None)
 
-    def _has_place(self, queue: _Queue) -> bool:
+    def _has_place(self, queue: Queue) -> bool:
         # Elsewhere all calls share the places there are; here each queue has its own.
         running = self._running() if self._capacity.remote else queue.running
         return running < self._capacity.calls
@@ -258,17 +132,17 @@ class Batcher:
     def _idle(self, lane: Lane) -> bool:
         return not any(queue.running or queue.waits() for queue in self._of(lane))
 
-    def _of(self, lane: Lane) -> list[_Queue]:
+    def _of(self, lane: Lane) -> list[Queue]:
         return [queue for queue in self._queues.values() if queue.lane == lane]
 
-    def _start(self, queue: _Queue) -> None:
+    def _start(self, queue: Queue) -> None:
         queue.running += 1
         batch = queue.take()
         task = asyncio.create_task(self._run(queue, batch), context=batch[0].context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, queue: _Queue, batch: list[Waiting]) -> None:
+    async def _run(self, queue: Queue, batch: list[Waiting]) -> None:
         try:
             await self._embed(batch)
         finally:
@@ -345,11 +219,6 @@ class Batcher:
                 raise
             except Exception:  # noqa: BLE001 - a provider may raise anything
                 await self._split(half)
-
-
-def estimated_tokens(text: str) -> int:
-    """About how many tokens a text has, without a tokenizer."""
-    return len(text) // CHARS_PER_TOKEN + 1
 
 
 def check(result: ProviderResult, count: int, dimension: int) -> None:

@@ -75,6 +75,9 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[Account, Usage] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
     def answered(self, tenant: int, model: str, texts: int, cached: int, cost_avoided: float) -> None:
         """So many texts have their vectors, so many of them without a model."""
         usage = self._now(tenant, model)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from likewise.embedding import weights
-from likewise.embedding.batching import INTERACTIVE_TOKENS, Batcher, QueueBudget, Waiting, estimated_tokens
+from likewise.embedding.batching import Batcher
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
@@ -18,6 +18,7 @@ from likewise.embedding.loading import PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
+from likewise.embedding.queue import INTERACTIVE_TOKENS, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.shortening import refuse_dimensions, shortened
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, NotSupported

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from functools import partial
 
-from likewise.embedding.batching import Waiting
 from likewise.embedding.cache import Cached
+from likewise.embedding.queue import Waiting
 
 
 class InFlight:

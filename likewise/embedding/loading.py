@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from likewise.embedding import weights
-from likewise.embedding.batching import Batcher, QueueBudget
+from likewise.embedding.batching import Batcher
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read
 from likewise.embedding.provider import Provider, ProviderFactory
+from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.settings import Settings

@@ -72,6 +72,18 @@ def size(server: RedisProcess) -> int:
         return int(client.dbsize())  # type: ignore[arg-type]
 
 
+def test_what_warming_took_is_in_the_usage_of_its_tenant(
+    warm: Warm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Given texts that were warmed for a tenant
+    assert warm(written(tmp_path / "texts.txt", "one two", "three"), "--tenant", "acme")[0] == OK
+    # When its usage is asked for
+    assert main.main(["usage", "--tenant", "acme", "--json"]) == OK
+    total = json.loads(capfd.readouterr().out)["total"]
+    # Then it is there
+    assert (total["texts"], total["generated"], total["tokens"]) == (2, 2, 4 + 3)
+
+
 def test_texts_of_a_file_are_known_afterwards(
     warm: Warm, redis: RedisProcess, tmp_path: Path, provider: FakeProvider
 ) -> None:

@@ -30,10 +30,11 @@ class EmbeddingAdapter:
     """
 
     def __init__(self, settings: Settings, *, providers: dict[str, ProviderFactory] | None = None) -> None:
+        # Before the thread: what is wrong with the settings leaves none behind.
+        self._embedder = Embedder(settings, providers=providers)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="likewise-adapter", daemon=True)
         self._thread.start()
-        self._embedder = Embedder(settings, providers=providers)
         try:
             self._model: OpenModel = self._run(self._embedder.opened(patience=ONE_USE_SECONDS))
         except BaseException:

@@ -9,7 +9,6 @@ import numpy as np
 
 from likewise.cleaning import cleaned
 from likewise.embedding.backoff import Backoff
-from likewise.embedding.batching import estimated_tokens
 from likewise.embedding.breaker import Breaker
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
@@ -17,6 +16,7 @@ from likewise.embedding.pacing import Pace
 from likewise.embedding.provider import Capacity, Counts, ProviderResult, Role
 from likewise.embedding.providers.openai_answers import Answer, OtherDimension, most_bytes, read
 from likewise.embedding.providers.openai_http import EmbeddingsApi, refuse
+from likewise.embedding.queue import estimated_tokens
 from likewise.embedding.trouble import LIMITED, RequestRefused, Trouble, WrongAnswer
 from likewise.observe.steps import ProviderRequest
 
