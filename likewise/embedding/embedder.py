@@ -134,6 +134,8 @@ class Embedder:
         """
         spec = self._catalogue.resolve(model)
         refuse_unreadable(texts)
+        if batch_size is not None and batch_size < 1:
+            raise Invalid.at("/batch_size", "This must be at least 1.", "out_of_range")
         lane = lane or _lane_of(texts)
         with Embedding(spec.name, role, lane) as step, self._slot(spec).held():
             return step.done(

@@ -1,13 +1,24 @@
 """LIKEWISE_MODELS_FILE: models of one's own, a row each."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from likewise.embedding.runtimes import Runtime
@@ -20,12 +31,23 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
 
 def _http_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")) or "?" in url or "#" in url or "@" in url:
-        raise PydanticCustomError("url", "it must begin with http:// or https:// and have no user, query or fragment")
+    if not re.fullmatch(r"https?://[^\s?#@\x00-\x20\x7f]+", url) or not _has_host(url):
+        words = "it must be an address of http:// or https://, without a user, a query or a fragment"
+        raise PydanticCustomError("url", words)
     return url.rstrip("/")
 
 
+def _has_host(url: str) -> bool:
+    try:
+        # Reading the port refuses one that there cannot be.
+        return bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+# Text in the place of a number is a mistake, even if it reads like one.
+Whole = Annotated[int, Strict()]
 
 
 class ModelRow(BaseModel):
@@ -39,15 +61,15 @@ class ModelRow(BaseModel):
     model: str | None = Field(None, min_length=1, max_length=512)
     key_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     api_version: str | None = Field(None, pattern=r"^[A-Za-z0-9.-]+$")
-    dimension: int = Field(0, ge=1, le=16_000)
-    max_tokens: int = Field(8_191, ge=1, le=10_000_000)
+    dimension: Whole = Field(0, ge=1, le=16_000)
+    max_tokens: Whole = Field(8_191, ge=1, le=10_000_000)
     query_prefix: str = ""
     document_prefix: str = ""
     price_per_1k_tokens: float = Field(0.0, ge=0, allow_inf_nan=False)
     matryoshka: bool = False
     runtime: Runtime | None = None
-    texts_per_request: int = Field(100, ge=1, le=2_048)
-    requests_at_once: int = Field(8, ge=1, le=256)
+    texts_per_request: Whole = Field(100, ge=1, le=2_048)
+    requests_at_once: Whole = Field(8, ge=1, le=256)
 
     @field_validator("folder")
     @classmethod
@@ -96,6 +118,9 @@ def read(settings: Settings) -> list[ModelRow]:
 
 def _parsed(path: Path) -> Mapping[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            # A FIFO would be waited on for ever.
+            raise SettingsError(f"{FILE} names something that is not a regular file.")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{FILE} is no TOML: {error}.") from None

@@ -1,5 +1,6 @@
 """Names of models, and which of them the settings allow."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,14 @@ REMOTE = '[[model]]\nname = "a"\nbase_url = "http://a/v1"\n'
         (REMOTE, "dimension"),
         (REMOTE + 'dimension = 4\nfolder = "/a"\n', "either"),
         (REMOTE + "dimension = 4\nflavour = 1\n", "model.0.flavour"),
-        (REMOTE + 'dimension = "4"\nprice_per_1k_tokens = nan\n', "price_per_1k_tokens"),
+        (REMOTE + "dimension = 4\nprice_per_1k_tokens = nan\n", "price_per_1k_tokens"),
         (REMOTE.replace("http://a", "http://user:secret@a") + "dimension = 4\n", "base_url"),
         (REMOTE.replace("http://", "file://") + "dimension = 4\n", "base_url"),
+        (REMOTE.replace("http://a/v1", "http://") + "dimension = 4\n", "base_url"),
+        (REMOTE.replace("http://a/v1", "http://a:99999/v1") + "dimension = 4\n", "base_url"),
+        (REMOTE.replace("http://a/v1", "http://a b/v1") + "dimension = 4\n", "base_url"),
+        (REMOTE.replace("http://a/v1", "http://a\\nsecret/v1") + "dimension = 4\n", "base_url"),
+        (REMOTE + 'dimension = "4"\n', "dimension"),
         (2 * (REMOTE + "dimension = 4\n"), "same name"),
         (REMOTE.replace('"a"', '"all-MiniLM-L6-v2"') + "dimension = 4\n", "all-MiniLM-L6-v2"),
         (REMOTE.replace('"a"', '"../a"') + "dimension = 4\n", "name"),
@@ -93,6 +99,13 @@ def test_what_is_wrong_in_the_models_file_is_named(settings: Settings, tmp_path:
         Catalogue(settings.model_copy(update={"models_file": file}))
     assert "LIKEWISE_MODELS_FILE" in refused.value.detail
     assert "secret" not in refused.value.detail
+
+
+def test_a_models_file_that_is_none(settings: Settings, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(SettingsError, match="not a regular file"):
+            Catalogue(settings.model_copy(update={"models_file": path}))
 
 
 def test_a_models_file_that_is_not_there(settings: Settings, tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ async def test_errors_are_the_embedder_s(settings: Settings) -> None:
             await embedder.embed_batch(["fine", ""])
         with pytest.raises(Invalid):
             await embedder.embed_text("x", model="nothing-like-it")
+        for size in (0, -1):
+            with pytest.raises(Invalid):
+                await embedder.embed_batch(["fine"], batch_size=size)
+    for ttl in (-1, 1.5, "5"):
+        with pytest.raises(SettingsError, match="ttl"):
+            EmbeddingCache(ttl=ttl, settings=settings)
 
 
 async def test_there_is_one_service_of_a_process(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:

@@ -25,6 +25,8 @@ class EmbeddingCache:
     """
 
     def __init__(self, redis_client: Any = None, ttl: int | None = None, *, settings: Settings | None = None) -> None:
+        if ttl is not None and (type(ttl) is not int or ttl < 0):
+            raise SettingsError("ttl is a whole number of seconds; 0 is without limit.")
         changes: dict[str, Any] = {} if ttl is None else {"cache_seconds": ttl}
         if redis_client is not None:
             changes["redis_url"] = url_of(redis_client)
@@ -59,16 +61,19 @@ class EmbeddingCache:
 
 
 def url_of(redis_client: Any) -> str:
-    """The URL that a client of the `redis` package was made for; SettingsError for a cluster's, and anything else."""
+    """The URL that a client of the `redis` package was made for; SettingsError where none says as much."""
     pool = getattr(redis_client, "connection_pool", None)
-    if pool is None:
-        raise SettingsError("redis_client is of one Redis. For a cluster set LIKEWISE_REDIS_URL=redis+cluster://...")
-    options = pool.connection_kwargs
+    options = getattr(pool, "connection_kwargs", {})
+    if pool is None or type(pool).__name__.startswith("Sentinel") or options.get("credential_provider"):
+        raise SettingsError(
+            "redis_client must be of one Redis, with a password and no other credentials. Set LIKEWISE_REDIS_URL for a "
+            "cluster."
+        )
     user, password = options.get("username") or "", options.get("password") or ""
-    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
     database = options.get("db") or 0
     if "path" in options:
-        return f"unix://{login}{options['path']}?{urlencode({'db': database})}"
+        return f"unix://{login}{quote(options['path'])}?{urlencode({'db': database})}"
     scheme = "rediss" if "SSL" in pool.connection_class.__name__ else "redis"
     host = options.get("host") or "localhost"
     address = f"{f'[{host}]' if ':' in host else host}:{options.get('port', 6379)}"
