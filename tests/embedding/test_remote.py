@@ -187,6 +187,13 @@ async def test_tokens_that_nobody_counted_are_guessed(upstream: Upstream, remote
     assert made.tokens.tolist() == await provider.lengths(texts)
 
 
+async def test_a_count_that_cannot_be_is_not_believed(upstream: Upstream, remote: MakeProvider) -> None:
+    upstream.always = spoilt(usage={"prompt_tokens": 2_147_483_647})
+    made = await remote().embed(["three short words"], "document")
+    assert made.estimated
+    assert made.tokens.tolist() == [5]
+
+
 async def test_what_another_likewise_cut_off_is_told(upstream: Upstream, remote: MakeProvider) -> None:
     def cut(asked: Asked) -> Reply:
         answer = a_good_answer(asked)

@@ -149,7 +149,7 @@ async def test_the_cache_keeps_what_it_is_given_by_text_and_model(settings: Sett
     assert await cache.get("a", "m") == [0.5, 1.5]
     assert await cache.get("a", "other") is None
     assert await cache.get_batch(["c", "nothing", "b"], "m") == [[3.0, 4.0], None, [1.0, 2.0]]
-    for wrong in ([], [float("nan")], [[1.0]]):
+    for wrong in ([], [float("nan")], [[1.0]], ["a"], [[1.0], [1.0, 2.0]]):
         with pytest.raises(Invalid):
             await cache.set("a", "m", wrong)
     await cache.close()

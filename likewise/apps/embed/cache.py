@@ -8,6 +8,7 @@ import numpy as np
 
 from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
+from likewise.embedding.provider import Vector
 from likewise.errors import Invalid, SettingsError
 from likewise.settings import Settings, load_settings
 
@@ -47,10 +48,7 @@ class EmbeddingCache:
 
     async def set_batch(self, embeddings: Mapping[str, Sequence[float]], model: str) -> None:
         """Remember vectors by their texts; Invalid, and nothing is kept, if one has a number that is not finite."""
-        vectors = {text: np.asarray(vector, np.float32) for text, vector in embeddings.items()}
-        for vector in vectors.values():
-            if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
-                raise Invalid.at("/embeddings", "A vector is a list of finite numbers.")
+        vectors = {text: _checked(vector) for text, vector in embeddings.items()}
         await self._cache.put_many(
             {_key(text, model): Cached(vector, 0, 0, len(text)) for text, vector in vectors.items()}
         )
@@ -58,6 +56,16 @@ class EmbeddingCache:
     async def close(self) -> None:
         """Write what waits to be written, and let the connections go."""
         await self._cache.close()
+
+
+def _checked(numbers: Sequence[float]) -> Vector:
+    try:
+        vector = np.asarray(numbers, np.float32)
+    except (ValueError, TypeError):
+        vector = np.empty(0, np.float32)
+    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+        raise Invalid.at("/embeddings", "A vector is a list of finite numbers.")
+    return vector
 
 
 def url_of(redis_client: Any) -> str:

@@ -13,8 +13,8 @@ def told(used: Usage, embedder: Embedder) -> dict[str, Any]:
         "cache_hits": used.cached,
         "cache_misses": used.texts - used.cached,
         "cache_hit_rate": used.cached / used.texts if used.texts else 0.0,
-        "total_cost_usd": used.cost,
-        "cost_saved_usd": used.cost_avoided,
+        "total_cost_usd": float(used.cost),
+        "cost_saved_usd": float(used.cost_avoided),
         "models_loaded": loaded(embedder),
     }
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 REQUEST_TOKENS = 60_000
 # Reading 1 MB of base64 takes 4 ms, of numbers 8 ms (100 vectors of 3,072 numbers are 1.6 and 6 MB): not in the loop.
 LARGE_ANSWER = 500_000
+# Tokens of a prompt of the server's own for each text; beyond that its count is not believed, for somebody pays by it.
+AROUND = 512
 
 
 def load(spec: ModelSpec, backoff: Backoff | None = None) -> "RemoteProvider":
@@ -173,14 +175,20 @@ class RemoteProvider:
 
 
 def _result(texts: Sequence[str], sent: Sequence[str], answer: Answer) -> ProviderResult:
-    tokens = _apportioned(answer.tokens, sent)
+    counted = answer.tokens if answer.tokens is not None and answer.tokens <= _most_tokens(sent) else None
+    tokens = _apportioned(counted, sent)
     return ProviderResult(
         vectors=answer.vectors,
         tokens=tokens,
         truncated=answer.truncated,
         chars_read=_chars_read(texts, tokens, answer.truncated),
-        estimated=answer.tokens is None,
+        estimated=counted is None,
     )
+
+
+def _most_tokens(sent: Sequence[str]) -> int:
+    """What texts can have at most: a token for each byte, and what a server may put around them."""
+    return sum(len(text.encode()) + AROUND for text in sent)
 
 
 def _apportioned(total: int | None, sent: Sequence[str]) -> Counts:
