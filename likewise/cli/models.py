@@ -6,9 +6,10 @@ from typing import Any
 
 from likewise.embedding import weights
 from likewise.embedding.backoff import Backoff
-from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.embedder import Embedder
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
+from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.providers import openai
 from likewise.embedding.trouble import RequestRefused, WrongAnswer
 from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError

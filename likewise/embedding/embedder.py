@@ -17,6 +17,7 @@ from likewise.embedding.in_flight import InFlight
 from likewise.embedding.loading import PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import Catalogue, ModelSpec
+from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
 from likewise.embedding.queue import INTERACTIVE_TOKENS, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.shortening import refuse_dimensions, shortened
@@ -24,22 +25,6 @@ from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
-
-# Varied in language, length and kind, so that a wrong tokenizer, pooling or weight shows in at least one of them.
-# They are part of every stored generation: never change one.
-PROBE_TEXTS: tuple[str, ...] = (
-    "The quick brown fox jumps over the lazy dog.",
-    "error",
-    "How do I reset my password if I no longer have access to my e-mail address?",
-    "def mean(values):\n    return sum(values) / len(values)",
-    "Der Zug nach Zürich fährt heute fünfzehn Minuten später ab.",
-    "2024-03-01T12:00:00Z WARN payment-service timeout after 3000 ms, retrying (attempt 2 of 5)",
-    "今日は天気がいいので、公園を散歩しました。",
-    (
-        "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. It takes place in the "
-        "chloroplasts of plants and algae, and it is the source of nearly all energy in food chains."
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -148,8 +133,8 @@ class Embedder:
         wanted, whole = asked.dimensions, provider.dimension
         refuse_dimensions(spec.name, whole, wanted, matryoshka=spec.matryoshka)
         owner = asked.tenant if self._settings.cache_scope == "tenant" else None
-        keys = [cache_key(owner, provider.space, provider.numerics, role, provider.dimension, text) for text in texts]
-        known = await self._known(keys, provider.dimension) if asked.use_cache else {}
+        keys = [cache_key(owner, provider.space, provider.numerics, role, whole, text) for text in texts]
+        known = await self._known(keys, whole) if asked.use_cache else {}
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         made, ours = await self._make(fresh, batcher, asked) if fresh else ({}, [])
         rows = known | _all_or_faults(keys, made)

@@ -83,8 +83,9 @@ class Slot:
         self.spec = spec
         self.provider: Provider | None = None
         self.batcher: Batcher | None = None
-        self._settings = settings
+        # Later ones are larger.
         self.used = 0
+        self._settings = settings
         self._budget = budget
         self._memory = memory
         self._users = 0

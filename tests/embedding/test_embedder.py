@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.embedder import Embedder
+from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Capacity, Lane
 from likewise.embedding.texts import MAX_CHARS
 from likewise.errors import Invalid, ModelUnavailable, Overloaded

@@ -22,7 +22,8 @@ from likewise.db.collections import Generation
 from likewise.db.failures import DatabaseFailure
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
-from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.embedder import Embedder
+from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Provider, ProviderResult, Role
 from likewise.errors import Conflict, Invalid, ModelUnavailable, Unavailable
 from likewise.ingest.wakeups import Wakeups

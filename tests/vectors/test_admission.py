@@ -13,7 +13,8 @@ from likewise.db import collections
 from likewise.db.collections import Generation
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
-from likewise.embedding.embedder import PROBE_TEXTS, Embedder
+from likewise.embedding.embedder import Embedder
+from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import ProviderResult, Role
 from likewise.errors import ModelUnavailable
 from likewise.kind import Policy

@@ -22,7 +22,7 @@ async def embedder(request: Request) -> Embedder:
     return services(request).runtime.embedder
 
 
-Embedding = Annotated[Embedder, Depends(embedder)]
+ProcessEmbedder = Annotated[Embedder, Depends(embedder)]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Asking:
             return await while_connected(self.request, work)
 
 
-async def asking(request: Request, embedder: Embedding, spend: Spending) -> Asking:
+async def asking(request: Request, embedder: ProcessEmbedder, spend: Spending) -> Asking:
     """For the routes that embed."""
     return Asking(request, embedder, spend)
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Path, Response
 from likewise.apps.body import JsonBody
 from likewise.apps.deps import BODY_REFUSALS, REFUSALS, Answer, Reader, documented_body
 from likewise.apps.embed.answers import as_base64, json_answer, with_rows
-from likewise.apps.embed.asking import Asks, Embedding
+from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.openai_schemas import EmbeddingsAnswer, EmbeddingsIn, ErrorAnswer, ModelOut, ModelsAnswer
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
@@ -62,20 +62,20 @@ async def embeddings(
 
 
 @router.get("/models", response_model=ModelsAnswer, responses=refusals())
-async def list_models(_: Reader, embedder: Embedding) -> Answer:
+async def list_models(_: Reader, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
     return Answer({"object": "list", "data": [_model(spec, embedder) for spec in embedder.models()]})
 
 
 @router.get("/models/{model:path}", response_model=ModelOut, responses=refusals(400, 404))
 async def get_model(
-    _: Reader, embedder: Embedding, model: Annotated[str, Path(description="Any of a model's names.")]
+    _: Reader, embedder: ProcessEmbedder, model: Annotated[str, Path(description="Any of a model's names.")]
 ) -> Answer:
     """One model by any of its names."""
     return Answer(_model(known_model(embedder, model), embedder, model))
 
 
-def known_model(embedder: Embedding, name: str | None) -> ModelSpec:
+def known_model(embedder: ProcessEmbedder, name: str | None) -> ModelSpec:
     """What is known of a model; ModelNotFound if requests may not name it."""
     try:
         return embedder.known(name)
@@ -94,7 +94,7 @@ def _data(made: Embedded, in_base64: bool) -> Any:
         }
 
 
-def _model(spec: ModelSpec, embedder: Embedding, name: str | None = None) -> dict[str, Any]:
+def _model(spec: ModelSpec, embedder: ProcessEmbedder, name: str | None = None) -> dict[str, Any]:
     return {
         "id": name or spec.name,
         "object": "model",

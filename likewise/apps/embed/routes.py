@@ -7,15 +7,15 @@ from fastapi import APIRouter, Depends, Response
 from likewise.apps.body import JsonBody
 from likewise.apps.deps import BODY_REFUSALS, Answer, Anyone, Reader, documented_body, refusals
 from likewise.apps.embed.answers import json_answer, with_rows, written
-from likewise.apps.embed.asking import Asks, Embedding
+from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.metrics import loaded
+from likewise.apps.embed.results import EmbeddingResult, facts_of_batch, facts_of_one
 from likewise.apps.embed.schemas import (
     BatchAnswer,
     BatchIn,
     HealthAnswer,
     ModelsAnswer,
     QueryIn,
-    TextAnswer,
     TextIn,
 )
 from likewise.embedding import quantization
@@ -28,14 +28,14 @@ REFUSED = refusals(*BODY_REFUSALS, 429)
 SERVICE = "embedder"
 
 
-@router.post("/text", response_model=TextAnswer, responses=REFUSED, openapi_extra=documented_body(TextIn))
+@router.post("/text", response_model=EmbeddingResult, responses=REFUSED, openapi_extra=documented_body(TextIn))
 async def embed_text(tenant: Reader, asks: Asks, body: Annotated[TextIn, Depends(JsonBody(TextIn))]) -> Response:
     """The vector of one text."""
     made = await asks.embed(tenant, [body.text], lambda _: "/text", model=body.model, use_cache=body.use_cache)
     return _one(made, asks.embedder.known(made.model))
 
 
-@router.post("/query", response_model=TextAnswer, responses=REFUSED, openapi_extra=documented_body(QueryIn))
+@router.post("/query", response_model=EmbeddingResult, responses=REFUSED, openapi_extra=documented_body(QueryIn))
 async def embed_query(tenant: Reader, asks: Asks, body: Annotated[QueryIn, Depends(JsonBody(QueryIn))]) -> Response:
     """The vector of one text that documents are searched for with."""
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "role": "query"}
@@ -50,24 +50,14 @@ async def embed_batch(tenant: Reader, asks: Asks, body: Annotated[BatchIn, Depen
     made = await asks.embed(tenant, body.texts, lambda place: f"/texts/{place}", **options)
     rows: Any = made.vectors
     form = body.format or "float"
-    head: dict[str, Any] = {
-        "dimension": made.vectors.shape[1],
-        "model": asks.embedder.known(made.model).bare_name,
-        "total_embeddings": len(body.texts),
-        "cached_count": int(made.cached.sum()),
-        "total_cost": made.cost,
-        "tokens": made.tokens,
-        "truncated_tokens": made.truncated,
-        "space": made.space,
-        "format": form,
-    }
+    head = {**facts_of_batch(made, asks.embedder.known(made.model).bare_name), "format": form}
     if form != "float":
         rows, head["scales"] = getattr(quantization, form)(made.vectors)
     return json_answer(await with_rows(head, "embeddings", rows, made.vectors.shape[1]))
 
 
 @router.get("/models", response_model=ModelsAnswer, responses=refusals())
-async def embed_models(_: Reader, embedder: Embedding) -> Answer:
+async def embed_models(_: Reader, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
     specs = embedder.models()
     states = {one.name: one.state for one in embedder.states()}
@@ -76,7 +66,7 @@ async def embed_models(_: Reader, embedder: Embedding) -> Answer:
 
 
 @router.get("/health", response_model=HealthAnswer, responses=refusals())
-async def embed_health(_: Anyone, embedder: Embedding) -> Answer:
+async def embed_health(_: Anyone, embedder: ProcessEmbedder) -> Answer:
     """Whether texts can be embedded; the answer is 200 in any case, and `status` says it."""
     state = embedder.states()[0].state
     # A default model that is still to be opened is no fault.
@@ -93,17 +83,7 @@ async def embed_health(_: Anyone, embedder: Embedding) -> Answer:
 
 
 def _one(made: Embedded, spec: ModelSpec) -> Response:
-    head = {
-        "embedding": made.vectors[0],
-        "dimension": made.vectors.shape[1],
-        "model": spec.bare_name,
-        "cached": bool(made.cached[0]),
-        "cost": made.cost,
-        "tokens": int(made.tokens[0]),
-        "truncated_tokens": int(made.truncated[0]),
-        "space": made.space,
-    }
-    return json_answer(written(head))
+    return json_answer(written({"embedding": made.vectors[0], **facts_of_one(made, spec.bare_name)}))
 
 
 def _model(spec: ModelSpec, state: str, space: str | None) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """What the routes of `embed` take and answer."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from likewise.apps.body import RequestModel
+from likewise.apps.embed.results import BatchEmbeddingResult
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 
 MAX_TEXTS = 2_048
 
 Format = Literal["float", "int8", "binary"]
 _MODEL = "One that `GET /embed/models` lists; the default if absent."
-
 
 UseCache = Annotated[
     bool | None,
@@ -55,35 +56,14 @@ class BatchIn(OldRequest):
     format: Format | None = Field("float", description="`int8` and `binary` are smaller, and come with `scales`.")
 
 
-class TextAnswer(BaseModel):
-    """A vector of unit length; `cost` in US dollars; `tokens` read, and `truncated_tokens` cut off."""
-
-    embedding: list[float]
-    dimension: int
-    model: str
-    cached: bool
-    cost: float
-    tokens: int
-    truncated_tokens: int
-    space: str
-
-
-class BatchAnswer(BaseModel):
+@dataclass(frozen=True)
+class BatchAnswer(BatchEmbeddingResult):
     """The vectors of all texts in their order, and what they cost together in US dollars.
 
     With `int8` a scale times the numbers is about the vector; with `binary` each number holds eight signs, the first
     highest.
     """
 
-    embeddings: list[list[float]]
-    dimension: int
-    model: str
-    total_embeddings: int
-    cached_count: int
-    total_cost: float
-    tokens: list[int]
-    truncated_tokens: list[int]
-    space: str
     format: Format
     scales: list[float] | None = None
 

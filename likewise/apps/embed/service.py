@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from likewise.apps.embed.cache import url_of
 from likewise.apps.embed.metrics import told
+from likewise.apps.embed.results import BatchEmbeddingResult, EmbeddingResult, facts_of_batch, facts_of_one
 from likewise.embedding.costs import Usage
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.models import MODELS, ModelSpec
@@ -47,35 +48,6 @@ class EmbeddingModelConfig:
             spec.max_tokens,
             spec.price_per_1k_tokens,
         )
-
-
-@dataclass(frozen=True)
-class EmbeddingResult:
-    """One text's vector of unit length; `cost` in US dollars."""
-
-    embedding: list[float]
-    dimension: int
-    model: str
-    cached: bool
-    cost: float
-    tokens: int
-    truncated_tokens: int
-    space: str
-
-
-@dataclass(frozen=True)
-class BatchEmbeddingResult:
-    """The vectors of texts, in their order; `total_cost` in US dollars."""
-
-    embeddings: list[list[float]]
-    dimension: int
-    model: str
-    total_embeddings: int
-    cached_count: int
-    total_cost: float
-    tokens: list[int]
-    truncated_tokens: list[int]
-    space: str
 
 
 class EmbedderService:
@@ -121,17 +93,7 @@ class EmbedderService:
     ) -> BatchEmbeddingResult:
         """The vectors of texts, as documents; `batch_size` is how many go to a remote model at a time."""
         made = await self._embed(texts, model, use_cache, "document", batch_size)
-        return BatchEmbeddingResult(
-            embeddings=made.vectors.tolist(),
-            dimension=made.vectors.shape[1],
-            model=self.embedder.known(made.model).bare_name,
-            total_embeddings=len(texts),
-            cached_count=int(made.cached.sum()),
-            total_cost=made.cost,
-            tokens=made.tokens.tolist(),
-            truncated_tokens=made.truncated.tolist(),
-            space=made.space,
-        )
+        return BatchEmbeddingResult(embeddings=made.vectors.tolist(), **facts_of_batch(made, self._name(made)))
 
     def get_available_models(self) -> list[EmbeddingModelConfig]:
         """The models that may be named, the default first."""
@@ -163,16 +125,10 @@ class EmbedderService:
         )
 
     def _one(self, made: Embedded) -> EmbeddingResult:
-        return EmbeddingResult(
-            embedding=made.vectors[0].tolist(),
-            dimension=made.vectors.shape[1],
-            model=self.embedder.known(made.model).bare_name,
-            cached=bool(made.cached[0]),
-            cost=made.cost,
-            tokens=int(made.tokens[0]),
-            truncated_tokens=int(made.truncated[0]),
-            space=made.space,
-        )
+        return EmbeddingResult(embedding=made.vectors[0].tolist(), **facts_of_one(made, self._name(made)))
+
+    def _name(self, made: Embedded) -> str:
+        return self.embedder.known(made.model).bare_name
 
     def _used(self) -> Usage:
         used = Usage()

@@ -1,0 +1,62 @@
+"""What a caller learns of embedded texts, over HTTP and in Python alike."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from likewise.embedding.embedder import Embedded
+
+
+@dataclass(frozen=True)
+class EmbeddingResult:
+    """One text's vector of unit length; `cost` in US dollars; `tokens` read, and `truncated_tokens` cut off."""
+
+    embedding: list[float]
+    dimension: int
+    model: str
+    cached: bool
+    cost: float
+    tokens: int
+    truncated_tokens: int
+    space: str
+
+
+@dataclass(frozen=True)
+class BatchEmbeddingResult:
+    """The vectors of texts, in their order; `total_cost` in US dollars."""
+
+    embeddings: list[list[float]]
+    dimension: int
+    model: str
+    total_embeddings: int
+    cached_count: int
+    total_cost: float
+    tokens: list[int]
+    truncated_tokens: list[int]
+    space: str
+
+
+def facts_of_one(made: Embedded, model: str) -> dict[str, Any]:
+    """All of an EmbeddingResult but the vector; `model` is what the caller calls it."""
+    return {
+        "dimension": made.vectors.shape[1],
+        "model": model,
+        "cached": bool(made.cached[0]),
+        "cost": made.cost,
+        "tokens": int(made.tokens[0]),
+        "truncated_tokens": int(made.truncated[0]),
+        "space": made.space,
+    }
+
+
+def facts_of_batch(made: Embedded, model: str) -> dict[str, Any]:
+    """All of a BatchEmbeddingResult but the vectors."""
+    return {
+        "dimension": made.vectors.shape[1],
+        "model": model,
+        "total_embeddings": len(made.vectors),
+        "cached_count": int(made.cached.sum()),
+        "total_cost": made.cost,
+        "tokens": made.tokens.tolist(),
+        "truncated_tokens": made.truncated.tolist(),
+        "space": made.space,
+    }
