@@ -83,8 +83,7 @@ class Slot:
         self.spec = spec
         self.provider: Provider | None = None
         self.batcher: Batcher | None = None
-        # Later ones are larger.
-        self.used = 0
+        self.used = 0  # by a counter of all slots: whose is largest was used last
         self._settings = settings
         self._budget = budget
         self._memory = memory

@@ -83,6 +83,6 @@ def validate_adapter_dimension(expected: int, adapter: EmbeddingAdapter | None =
     adapter = adapter or get_adapter()
     if adapter.dim != expected:
         raise SettingsError(
-            f"ProcessEmbedder dimension mismatch: '{adapter.name}' makes {adapter.dim}-dimensional vectors but "
+            f"Embedding dimension mismatch: '{adapter.name}' makes {adapter.dim}-dimensional vectors but "
             f"LIKEWISE_VECTOR_SIZE={expected}. Set LIKEWISE_VECTOR_SIZE={adapter.dim}, or remove it."
         )
