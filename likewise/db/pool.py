@@ -1,7 +1,6 @@
 """The connections of a role, lent for a transaction each."""
 
 import asyncio
-import contextlib
 import random
 import select
 import time
@@ -23,6 +22,7 @@ from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
 from likewise.db.outage import Outage
 from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, Encoded, EncodedDumper, Row, Tx
 from likewise.errors import DatabaseUnavailable, SettingsError
+from likewise.stopping import stop
 
 T = TypeVar("T")
 HAS_WRITTEN = SQL("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
@@ -75,6 +75,7 @@ class Pool:
         self.most = most
         # Readers that wait for a connection must not be in the way of writers, who need theirs for less.
         self._readers = asyncio.Semaphore(most - most // 4)
+        self._returning: set[asyncio.Task[None]] = set()
         self._storage_fault: str | None = None
         self._fault_at = 0.0
         self._outage = Outage(url, self._pool.drain)
@@ -101,6 +102,8 @@ class Pool:
     async def close(self) -> None:
         """Let go of all connections."""
         await self._outage.close()
+        if self._returning:
+            await asyncio.wait(self._returning)
         await self._pool.close()
 
     @asynccontextmanager
@@ -160,17 +163,32 @@ class Pool:
         except PoolTimeout:
             raise await self._outage.refusal() from None
         self._outage.over()
+        # A statement may be cut short: then what the server has prepared and what psycopg remembers of it may differ.
+        whole = False
         try:
             yield connection
+            whole = True
         except Exception:
-            raise
-        except BaseException:
-            # A statement was cut short: what the server has prepared and what psycopg remembers of it may differ.
-            await asyncio.shield(_end(connection))
+            whole = True
             raise
         finally:
-            # Cancelled while it waits for the pool's lock, this would lose the connection for good.
-            await asyncio.shield(self._pool.putconn(connection))
+            await self._give_back(connection, whole=whole)
+
+    async def _give_back(self, connection: AsyncConnection[Row], *, whole: bool) -> None:
+        """Return a connection; who is cancelled a second time meanwhile leaves, and the return goes on by itself.
+
+        It is one task from the end of the last statement to the pool: psycopg reads freed memory when a connection is
+        closed by one task while another still runs a statement on it.
+        """
+        returning = asyncio.create_task(self._returned(connection, whole=whole), name="give a connection back")
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
+        await asyncio.shield(returning)
+
+    async def _returned(self, connection: AsyncConnection[Row], *, whole: bool) -> None:
+        if not whole:
+            await _end(connection)
+        await self._pool.putconn(connection)
 
     @asynccontextmanager
     async def in_time(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
@@ -248,9 +266,10 @@ async def _check(connection: AsyncConnection[Row]) -> None:
 
 async def _end(connection: AsyncConnection[Row]) -> None:
     """Close a connection whose transaction is over: its locks must not outlive it until the server hears of the end."""
-    with contextlib.suppress(psycopg.Error, TimeoutError):
-        async with asyncio.timeout(END_SECONDS):
-            await connection.rollback()
+    ending = asyncio.ensure_future(connection.rollback())
+    await asyncio.wait({ending}, timeout=END_SECONDS)
+    # Of a server that is silent psycopg would wait for ten seconds more; told twice, it closes the connection.
+    await stop([ending])
     await connection.close()
 
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import traceback
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psycopg
 import pytest
@@ -310,6 +312,56 @@ async def test_callers_that_are_cancelled_cost_no_connection(shared: DatabaseUrl
     for one in held:
         await one.__aexit__(None, None, None)
     await opened.close()
+
+
+@pytest.fixture
+def closed_in_use(monkeypatch: pytest.MonkeyPatch) -> list[AsyncConnection[Any]]:
+    """Connections that one task closed while a statement of another ran on them: the driver then reads freed memory."""
+    closed: list[AsyncConnection[Any]] = []
+    users: dict[AsyncConnection[Any], list[object]] = defaultdict(list)
+    wait, close = AsyncConnection.wait, AsyncConnection.close
+
+    async def watched_wait(self: AsyncConnection[Any], *arguments: Any, **options: Any) -> Any:
+        task = asyncio.current_task()
+        users[self].append(task)
+        try:
+            return await wait(self, *arguments, **options)
+        finally:
+            users[self].remove(task)
+
+    async def watched_close(self: AsyncConnection[Any]) -> None:
+        if not self.closed and set(users[self]) - {asyncio.current_task()}:
+            closed.append(self)
+        await close(self)
+
+    monkeypatch.setattr(AsyncConnection, "wait", watched_wait)
+    monkeypatch.setattr(AsyncConnection, "close", watched_close)
+    return closed
+
+
+async def test_a_connection_is_not_closed_while_a_statement_is_on_it(
+    shared: DatabaseUrls, closed_in_use: list[AsyncConnection[Any]]
+) -> None:
+    # Given
+    opened = await Pool(shared.serving, most=3).open()
+
+    async def work() -> None:
+        async with opened.tenant(7) as tx:
+            await tenant_in(tx)
+            await tx.execute(SQL("SELECT pg_sleep(1)"))
+
+    # When: callers are told to leave again and again, as by a deadline and then by the end of the process
+    for round_ in range(30):
+        tasks = [asyncio.create_task(work()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        for _ in range(1 + round_ % 4):
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0.0005 * (round_ % 7))
+        await asyncio.wait(tasks)
+    await opened.close()
+    # Then
+    assert closed_in_use == []
 
 
 async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(
