@@ -213,6 +213,11 @@ class ModelUnavailable(Unavailable):
         super().__init__(detail, code=code, retry_after=retry_after)
         self.in_short = in_short
 
+    @classmethod
+    def because(cls, error: LikewiseError, retry_after: int) -> "ModelUnavailable":
+        """To one more caller: whatever the error is, to a caller the model is away."""
+        return ModelUnavailable(error.detail, code=error.code, retry_after=retry_after, in_short=error.in_short)
+
 
 class Internal(LikewiseError):
     """The server failed; the log has the reason under this request's id."""

@@ -1,7 +1,6 @@
 """`Idempotency-Key`: a request that is done once, and answered the same, however often it comes."""
 
 import asyncio
-import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +18,7 @@ from likewise.db import idempotency
 from likewise.db.idempotency import Attempt
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
+from likewise.digests import digest_of
 from likewise.errors import Invalid, LikewiseError
 from likewise.stopping import stop
 
@@ -82,7 +82,7 @@ class Idempotency:
         body = await hold(request, self._most_bytes)
         path = request.scope["path"].encode(errors="surrogateescape")
         parts = (path, request.scope["query_string"], media_type(request.headers).encode(), body)
-        digest = _digest(parts) if len(body) < PARSE_IN_THREAD else await asyncio.to_thread(_digest, parts)
+        digest = digest_of(parts) if len(body) < PARSE_IN_THREAD else await asyncio.to_thread(digest_of, parts)
         return Attempt(request.method, request.scope["route"].path, key, digest, uuid4())
 
 
@@ -150,11 +150,3 @@ async def once(
 
 
 Once = Annotated[Idempotency, Depends(once)]
-
-
-def _digest(parts: tuple[bytes, ...]) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likewise.cli import standard_input
-from likewise.cli.keys import refuse_unprintable
+from likewise.cli.names import refuse_unprintable
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, run, settings_of_verb
 from likewise.cli.terminal import counted, note, progress, say, say_json
 from likewise.errors import SettingsError

@@ -45,8 +45,21 @@ async def opened_as_owner(settings: Settings, why: str) -> AsyncIterator[Pool]:
     async with open_database(settings) as database:
         if database.owner_url is None:
             raise SettingsError(f"{why} Set LIKEWISE_DATABASE_URL.")
-        pool = await Pool(database.owner_url, most=1).open()
-        try:
+        async with _one_connection(database.owner_url) as pool:
             yield pool
-        finally:
-            await pool.close()
+
+
+@asynccontextmanager
+async def opened_to_serve(settings: Settings) -> AsyncIterator[Pool]:
+    """The database as the role that serves."""
+    async with open_database(settings) as database, _one_connection(database.serving_url) as pool:
+        yield pool
+
+
+@asynccontextmanager
+async def _one_connection(url: str) -> AsyncIterator[Pool]:
+    pool = await Pool(url, most=1).open()
+    try:
+        yield pool
+    finally:
+        await pool.close()

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from likewise.auth.caller import Scope
+from likewise.cli.names import refuse_unprintable
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import note, say, say_json
 from likewise.settings import Settings
 
-MOST_NAME = 128
 MADE_BY = "Keys are made by the owner of the database."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -122,12 +122,6 @@ def _scopes(given: str) -> frozenset[Scope]:
     if not granted:
         raise typer.BadParameter("Name one or several of read, write and admin, by comma.", param_hint="--scopes")
     return granted
-
-
-def refuse_unprintable(text: str | None) -> None:
-    """Wrong usage, unless it is a name."""
-    if text is not None and not (text.strip() and text.isprintable() and len(text) <= MOST_NAME):
-        raise typer.BadParameter(f"A name has 1 to {MOST_NAME} printable characters.")
 
 
 def _day(moment: datetime | None) -> str:

@@ -1,7 +1,6 @@
 """The work of `likewise cache warm`: lines to texts, texts to vectors, vectors to Redis."""
 
 import asyncio
-import contextlib
 import stat
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,17 +11,16 @@ from typing import Any, BinaryIO
 from likewise.apps.body import parse_json
 from likewise.cleaning import cleaned
 from likewise.cli import standard_input
+from likewise.cli.database import opened_to_serve
 from likewise.cli.terminal import Report
 from likewise.db import collections
 from likewise.db.bookkeeping import Bookkeeping
-from likewise.db.pool import Pool
 from likewise.embedding.caches.opening import open_redis
 from likewise.embedding.caches.redis import RedisCache
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.provider import Role
 from likewise.errors import Invalid, LikewiseError, Malformed, ModelUnavailable, StartError, Unavailable
-from likewise.runtime import open_database
 from likewise.settings import Settings
 
 BATCH = 512
@@ -159,25 +157,15 @@ async def _tenant(settings: Settings, name: str) -> int:
     """The number of a tenant, which is part of its keys; where the cache is everybody's the database is not asked."""
     if settings.cache_scope == "shared":
         return 0
-    async with _one_connection(settings) as pool:
+    async with opened_to_serve(settings) as pool:
         return await collections.tenant_named(pool, name)
 
 
 async def _keep_usage(settings: Settings, embedder: Embedder) -> None:
     """What was used is the tenant's; where the cache is everybody's it is nobody's."""
     if settings.cache_scope == "tenant" and embedder.ledger:
-        async with _one_connection(settings) as pool:
+        async with opened_to_serve(settings) as pool:
             await Bookkeeping(pool, embedder.ledger).close()
-
-
-@contextlib.asynccontextmanager
-async def _one_connection(settings: Settings) -> AsyncIterator[Pool]:
-    async with open_database(settings) as database:
-        pool = await Pool(database.serving_url, most=1).open()
-        try:
-            yield pool
-        finally:
-            await pool.close()
 
 
 async def _of_file(path: Path) -> AsyncIterator[list[bytes]]:

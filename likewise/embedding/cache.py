@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from likewise.digests import digest_of
 from likewise.embedding.provider import Role, Vector
 
 
@@ -57,14 +58,4 @@ def cache_key(tenant: int | None, space: str, numerics: str, role: Role, dimensi
     """The key of one text: 32 bytes over everything that decides its vector, and whose it is (None: everybody's)."""
     owner = "shared" if tenant is None else f"tenant {tenant}"
     text_digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    digest = hashlib.sha256()
-    for part in (
-        owner.encode(),
-        space.encode(),
-        numerics.encode(),
-        role.encode(),
-        str(dimension).encode(),
-        text_digest,
-    ):
-        digest.update(len(part).to_bytes(4, "big") + part)
-    return digest.digest()
+    return digest_of((owner, space, numerics, role, str(dimension), text_digest))

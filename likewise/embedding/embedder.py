@@ -17,12 +17,13 @@ from likewise.embedding.in_flight import InFlight
 from likewise.embedding.loading import PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import Catalogue, ModelSpec
+from likewise.embedding.outcomes import all_or_faults, outcomes
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
 from likewise.embedding.queue import INTERACTIVE_TOKENS, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.shortening import refuse_dimensions, shortened
 from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, NotSupported
+from likewise.errors import Invalid, LikewiseError, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
 
@@ -137,7 +138,7 @@ class Embedder:
         known = await self._known(keys, whole) if asked.use_cache else {}
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         made, ours = await self._make(fresh, batcher, asked) if fresh else ({}, [])
-        rows = known | _all_or_faults(keys, made)
+        rows = known | all_or_faults(keys, made)
         paid = sum(rows[key].tokens for key in ours)
         answered = _answer(provider, spec, [rows[key] for key in keys], [key in known for key in keys])
         if wanted is not None and wanted != whole:
@@ -224,11 +225,11 @@ class Embedder:
             _, batcher = await slot.ready()
             items = batcher.submit(PROBE_TEXTS, "document", "interactive")
             try:
-                made = await _outcomes({str(place).encode(): item for place, item in enumerate(items)})
+                made = await outcomes({str(place).encode(): item for place, item in enumerate(items)})
             finally:
                 for item in items:
                     item.leave()
-        return np.stack([row.vector for row in _all_or_faults(list(made), made).values()])
+        return np.stack([row.vector for row in all_or_faults(list(made), made).values()])
 
     def _slot(self, spec: ModelSpec) -> Slot:
         if spec.name not in self._slots:
@@ -266,7 +267,7 @@ class Embedder:
             if asked.lane == "interactive":
                 batcher.promote(item)
         try:
-            made = await _outcomes(items)
+            made = await outcomes(items)
             if asked.use_cache:
                 # Whoever brought a text that was left behind does not keep it any more.
                 keep = [key for key, item in items.items() if key in ours or item.left_behind]
@@ -325,32 +326,3 @@ def _answer(provider: Provider, spec: ModelSpec, rows: Sequence[Cached], cached:
         numerics=provider.numerics,
         estimated=any(row.estimated for row in rows),
     )
-
-
-async def _outcomes(items: Mapping[bytes, Waiting]) -> dict[bytes, Cached | LikewiseError]:
-    """What became of each text, once all are settled."""
-    if items:
-        await asyncio.wait([item.future for item in items.values()])
-    return {key: _outcome(item.future) for key, item in items.items()}
-
-
-def _outcome(future: asyncio.Future[Cached]) -> Cached | LikewiseError:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    return error if isinstance(error, LikewiseError) else Internal()
-
-
-def _all_or_faults(keys: Sequence[bytes], made: Mapping[bytes, Cached | LikewiseError]) -> dict[bytes, Cached]:
-    """All rows; or the error: the model's, or a fault for each text that it could not embed."""
-    errors = {key: row for key, row in made.items() if isinstance(row, LikewiseError)}
-    for error in errors.values():
-        if error.code != "text_failed":
-            raise ModelUnavailable(
-                error.detail, code=error.code, retry_after=error.retry_after or 1, in_short=error.in_short
-            )
-    if errors:
-        message = "The model could not embed this text."
-        faults = [Fault(f"/texts/{place}", "text_failed", message) for place, key in enumerate(keys) if key in errors]
-        raise Invalid(message, code="text_failed", faults=faults)
-    return {key: row for key, row in made.items() if isinstance(row, Cached)}

@@ -1,4 +1,4 @@
-"""What a loaded local model is known by, and what it puts before texts."""
+"""What a loaded local model is known by, and what any model has put before texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ class ModelFacts:
     call_tokens: int
 
 
-def prefixes(spec: ModelSpec, prompts: Mapping[str, str]) -> dict[Role, str]:
-    """What goes before a text, by role: for queries what the model's row says, else what its folder says."""
+def prefixes(spec: ModelSpec, prompts: Mapping[str, str] | None = None) -> dict[Role, str]:
+    """What goes before a text, by role: what the model's row says, else the prompts of its folder, if it has one."""
+    prompts = prompts or {}
     return {
         "query": spec.query_prefix or prompts.get("query", ""),
         "document": spec.document_prefix or prompts.get("document", ""),

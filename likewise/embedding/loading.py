@@ -132,7 +132,8 @@ class Slot:
             except TimeoutError:
                 raise ModelUnavailable(f"{self.spec.name} is still being loaded.", retry_after=2) from None
             if self.provider is None or self.batcher is None:
-                raise _again(self._error)
+                error = self._error
+                raise ModelUnavailable.because(error, 2) if error else ModelUnavailable(retry_after=2)
             return self.provider, self.batcher
 
     @contextlib.contextmanager
@@ -273,13 +274,6 @@ class Slot:
 
 async def _made_by(factory: ProviderFactory, spec: ModelSpec) -> Provider:
     return factory(spec)
-
-
-def _again(error: LikewiseError | None) -> ModelUnavailable:
-    """That error for one more caller. Whatever keeps a model from loading, to a caller the model is away."""
-    if error is None:
-        return ModelUnavailable(retry_after=2)
-    return ModelUnavailable(error.detail, code=error.code, retry_after=2, in_short=error.in_short)
 
 
 def _of_the_files(error: LikewiseError) -> bool:

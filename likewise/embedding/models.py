@@ -248,12 +248,11 @@ def _torch_spec(name: str, folder: Path) -> ModelSpec:
 
 def _no_graph(spec: ModelSpec) -> str:
     """Why there is no graph for a folder of one's own, to go before what that leads to."""
-    if spec.folder is None:
-        return ""
     try:
-        ModelFolder.read(spec.folder)
+        if spec.folder is not None:
+            ModelFolder.read(spec.folder)
     except NotSupported as error:
         return f"{error.detail} "
     except LikewiseError:
-        return ""
+        pass
     return ""

@@ -41,6 +41,7 @@ class Pace:
 
 
 def asked_for(headers: Mapping[str, str]) -> float | None:
+    """Seconds until the next request is wanted, by `retry-after-ms` or `retry-after`; None if neither says any."""
     in_milliseconds = headers.get("retry-after-ms", "").strip()
     if _NUMBER.fullmatch(in_milliseconds):
         return float(in_milliseconds) / 1000

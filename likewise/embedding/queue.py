@@ -111,17 +111,17 @@ class Queue:
     def take(self) -> list[Waiting]:
         """The next batch: neighbours by length."""
         batch: list[Waiting] = []
-        tokens, most = 0, self.capacity.texts
+        tokens, most = 0, math.inf
         while self.waits():
             if not self.window:
                 self._fill_window()
             item = self.window[-1]
-            if batch and (tokens + item.tokens > self._limit or len(batch) >= min(most, item.most)):
+            most = min(most, item.most)
+            if batch and (tokens + item.tokens > self._limit or len(batch) >= most):
                 break
             self.window.pop()
             item.taken = True
             tokens += item.tokens
-            most = item.most if not batch else min(most, item.most)
             batch.append(item)
         return batch
 

@@ -1,9 +1,10 @@
-"""The digest of all that decides what a model's vectors mean, whichever program runs the model."""
+"""The digest of all that decides what a model's vectors mean, whichever program or provider runs the model."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from likewise.digests import digest_of
 from likewise.embedding.folder import ModelFolder, Module
 from likewise.embedding.provider import Role
 
@@ -15,7 +16,7 @@ def space_of(folder: ModelFolder, weights: Sequence[str], prefixes: Mapping[Role
     """
     # in words of their own and not those of the code: a stored vector's space must outlive a renaming
     shape = folder.shape
-    return _digest(
+    return digest_of(
         (
             *weights,
             _sha256(folder.transformer / "tokenizer.json"),
@@ -26,7 +27,7 @@ def space_of(folder: ModelFolder, weights: Sequence[str], prefixes: Mapping[Role
             f"lowercase {folder.lowercase}",
             *_limits(prefixes, folder.max_tokens),
         )
-    )
+    ).hex()
 
 
 def space_of_files(files: Mapping[str, Path], weights: Sequence[str], prefixes: Mapping[Role, str], limit: int) -> str:
@@ -35,18 +36,16 @@ def space_of_files(files: Mapping[str, Path], weights: Sequence[str], prefixes: 
     So a folder that was written anew by another version of a library is another space, though it may be the same.
     """
     described = [f"{name} {_sha256(path)}" for name, path in sorted(files.items())]
-    return _digest((*weights, *described, *_limits(prefixes, limit)))
+    return digest_of((*weights, *described, *_limits(prefixes, limit))).hex()
+
+
+def space_of_address(base_url: str, model: str, dimension: int, prefixes: Mapping[Role, str]) -> str:
+    """The space of a remote model. Declared, as nobody can look: what is alike in all of this is taken for the same."""
+    return digest_of(("remote", base_url, model, str(dimension), prefixes["query"], prefixes["document"])).hex()
 
 
 def _limits(prefixes: Mapping[Role, str], tokens: int) -> tuple[str, str, str]:
     return f"query {prefixes['query']}", f"document {prefixes['document']}", f"tokens {tokens}"
-
-
-def _digest(parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
-    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -45,9 +45,7 @@ class Trouble(ModelUnavailable):
 
     def once_more(self, seconds: float) -> ModelUnavailable:
         """The same, for somebody who comes while the provider is left alone for so many more seconds."""
-        return ModelUnavailable(
-            self.detail, code=self.code, retry_after=max(1, math.ceil(seconds)), in_short=self.in_short
-        )
+        return ModelUnavailable.because(self, max(1, math.ceil(seconds)))
 
 
 class RequestRefused(Exception):

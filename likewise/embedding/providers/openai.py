@@ -1,7 +1,6 @@
 """Models behind an OpenAI-compatible `/embeddings`: OpenAI, Azure, vLLM, TEI, Ollama, another Likewise."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -11,12 +10,14 @@ from likewise.cleaning import cleaned
 from likewise.embedding.backoff import Backoff
 from likewise.embedding.breaker import Breaker
 from likewise.embedding.endpoint import Endpoint
+from likewise.embedding.facts import prefixes
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.pacing import Pace
 from likewise.embedding.provider import Capacity, Counts, ProviderResult, Role
 from likewise.embedding.providers.openai_answers import Answer, OtherDimension, most_bytes, read
 from likewise.embedding.providers.openai_http import EmbeddingsApi, refuse
 from likewise.embedding.queue import estimated_tokens
+from likewise.embedding.space import space_of_address
 from likewise.embedding.trouble import LIMITED, RequestRefused, Trouble, WrongAnswer
 from likewise.observe.steps import ProviderRequest
 
@@ -40,7 +41,8 @@ class RemoteProvider:
     """One remote model. All of its requests share `endpoint.calls` places, the provider's rate and a breaker."""
 
     def __init__(self, spec: ModelSpec, endpoint: Endpoint, backoff: Backoff) -> None:
-        self.space = _space(spec, endpoint)
+        self._prefixes = prefixes(spec)
+        self.space = space_of_address(endpoint.base_url, endpoint.model, spec.dimension, self._prefixes)
         self.numerics = "remote"
         self.dimension = spec.dimension
         self.max_tokens = spec.max_tokens
@@ -71,8 +73,7 @@ class RemoteProvider:
         """
         if not texts:
             return _result(texts, texts, Answer(np.empty((0, self.dimension), np.float32), np.empty(0, np.int32), None))
-        prefix = self._spec.query_prefix if role == "query" else self._spec.document_prefix
-        sent = [prefix + cleaned(text) for text in texts]
+        sent = [self._prefixes[role] + cleaned(text) for text in texts]
         return _result(texts, sent, await self._with_patience(sent))
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -207,12 +208,3 @@ def _chars_read(texts: Sequence[str], tokens: Counts, truncated: Counts) -> Coun
         [min(len(text) * read // (read + cut), len(text) - 1) if cut else len(text) for text, read, cut in counts],
         np.int32,
     )
-
-
-def _space(spec: ModelSpec, endpoint: Endpoint) -> str:
-    """Declared, as nobody can look: the same address, name, dimension and prefixes are taken for the same model."""
-    digest = hashlib.sha256()
-    prefixes = (spec.query_prefix, spec.document_prefix)
-    for part in ("remote", endpoint.base_url, endpoint.model, str(spec.dimension), *prefixes):
-        digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
-    return digest.hexdigest()

@@ -31,8 +31,11 @@ class OtherDimension(WrongAnswer):
 
 @dataclass(frozen=True)
 class Answer:
-    """The vectors of n texts in their order, float32 (n, d) of unit length, the tokens that were cut off of each, and
-    those that were read of all; None if nobody counted them."""
+    """What came for n texts, in their order.
+
+    `vectors` float32 (n, d) of unit length; `truncated` int32 (n,), the tokens that were cut off of each; `tokens`,
+    those that were read of all together, None if nobody counted them.
+    """
 
     vectors: Matrix
     truncated: Counts
