@@ -28,7 +28,7 @@ from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import Asked, DatabaseUrls, FakeProvider, Reply, Upstream
 from tests.conftest import Opener
-from tests.flows.patience import until
+from tests.patience import until
 
 
 async def vector_of(lw: Likewise, record: str, text: str) -> float:

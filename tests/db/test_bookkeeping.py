@@ -21,7 +21,7 @@ from likewise.errors import DatabaseUnavailable
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider, open_folder
-from tests.flows.patience import until
+from tests.patience import until
 
 
 @dataclass

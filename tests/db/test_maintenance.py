@@ -12,7 +12,7 @@ from likewise.db.maintenance import Maintenance
 from likewise.library import Likewise
 from likewise.search.request import SearchRequest
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
-from tests.flows.patience import until
+from tests.patience import until
 
 WORDS = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
 

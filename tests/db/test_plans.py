@@ -20,7 +20,7 @@ from likewise.kind import Policy
 from likewise.library import Collection, Likewise
 from likewise.settings import load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
-from tests.flows.patience import until
+from tests.patience import until
 
 SIZE = 3_000
 COMMON = "pump valve seal motor bearing".split()

@@ -21,7 +21,7 @@ from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, LikewiseError
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
-from tests.flows.patience import until
+from tests.patience import until
 
 TENANT = SQL("SELECT nullif(current_setting('likewise.tenant', true), '')")
 CANARY = "canary-7f3a"

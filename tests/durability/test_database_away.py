@@ -25,7 +25,7 @@ from likewise.library import Likewise
 from likewise.server.app import create_app
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, LiveServer, open_folder
-from tests.flows.patience import until
+from tests.patience import until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
 

@@ -15,7 +15,7 @@ from likewise.embedding.texts import MAX_CHARS
 from likewise.errors import Invalid, ModelUnavailable, Overloaded
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
-from tests.flows.patience import until
+from tests.patience import until
 
 
 async def test_answers_in_order_with_counts(make_embedder: Any) -> None:

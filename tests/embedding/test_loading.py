@@ -11,7 +11,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import ModelUnavailable
 from likewise.settings import Settings
 from tests.embedding import tiny
-from tests.flows.patience import until
+from tests.patience import until
 
 Make = Callable[[Path], Embedder]
 

@@ -15,7 +15,7 @@ from likewise.errors import ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import FakeLoader
 from tests.embedding import tiny
-from tests.flows.patience import until
+from tests.patience import until
 
 DEFAULT = "minilm-l6-v2"
 NAMES = (DEFAULT, "minilm-l12-v2", "multi-qa-minilm", "paraphrase-minilm")

@@ -19,7 +19,7 @@ from likewise.observe import logs
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from likewise.testing.redis import RedisProcess, SlowWay
-from tests.flows.patience import until
+from tests.patience import until
 
 Make = Callable[..., Embedder]
 

@@ -23,7 +23,7 @@ from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
 from tests.conftest import Opener
 from tests.flows.invariants import broken
-from tests.flows.patience import until
+from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 

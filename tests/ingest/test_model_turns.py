@@ -14,7 +14,7 @@ from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeLoader
-from tests.flows.patience import until
+from tests.patience import until
 
 DEFAULT, FIRST, SECOND = NAMES = ("minilm-l6-v2", "minilm-l12-v2", "multi-qa-minilm")
 

@@ -10,7 +10,7 @@ from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from tests.conftest import Opener
-from tests.flows.patience import until
+from tests.patience import until
 
 
 async def test_a_model_that_fails_is_not_asked_again_and_again(lw: Likewise, provider: FakeProvider) -> None:

@@ -36,8 +36,8 @@ from likewise.vectors.admission import Admission
 from likewise.vectors.store import Matrix, Reading
 from likewise.vectors.stores.pgvector import PgvectorStore
 from tests.conftest import Opener
-from tests.flows.patience import until
 from tests.ingest.rows import asked
+from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 

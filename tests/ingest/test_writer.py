@@ -14,8 +14,8 @@ from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.observe.request_id import REQUEST_ID
 from likewise.testing import DatabaseUrls, FakeProvider
-from tests.flows.patience import until
 from tests.ingest.rows import asked
+from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 

@@ -20,8 +20,8 @@ from likewise.server.app import create_app
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
 from tests.conftest import Opener
-from tests.flows.patience import until
 from tests.observe.conftest import Samples, risen, scraped
+from tests.patience import until
 from tests.server.conftest import BASE
 
 TOKEN = "a-token-of-a-good-length"

@@ -13,7 +13,7 @@ from likewise.filters import parse
 from likewise.library import Collection, Likewise
 from likewise.search import meaning, scope
 from likewise.search.analyzer import analyze
-from tests.flows.patience import until
+from tests.patience import until
 
 TOPICS = ("pump oil pressure valve", "letter paper stamp post")
 SOME = ("cold", "heat", "noise", "smell", "colour", "weight")

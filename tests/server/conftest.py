@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import httpx2
 import pytest
@@ -23,17 +24,18 @@ MAX_BODY = 64 * 2**10
 
 @pytest.fixture(scope="module")
 async def shared_settings(
-    postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Settings]:
-    """Settings that name the file's database, with a small limit for bodies."""
+    """Settings that name the file's database, with a small limit for bodies, and the file's own `SETTINGS`."""
     async with postgres.database() as urls:
-        yield load_settings(
-            data_dir=tmp_path_factory.mktemp("data"),
-            database_url=urls.owner,
-            database_serving_url=urls.serving,
-            max_body_bytes=MAX_BODY,
-            shutdown_seconds=1.0,
-        )
+        usual: dict[str, Any] = {
+            "data_dir": tmp_path_factory.mktemp("data"),
+            "database_url": urls.owner,
+            "database_serving_url": urls.serving,
+            "max_body_bytes": MAX_BODY,
+            "shutdown_seconds": 1.0,
+        }
+        yield load_settings(**usual | getattr(request.module, "SETTINGS", {}))
 
 
 @pytest.fixture(scope="module")

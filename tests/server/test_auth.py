@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx2
@@ -25,7 +24,7 @@ from likewise.server import app as application
 from likewise.server.app import create_app
 from likewise.server.scopes import all_routes, scope_of
 from likewise.settings import Settings, load_settings
-from likewise.testing import FakeProvider, ThrowawayPostgres
+from likewise.testing import FakeProvider
 from tests.auth.keys import make_key
 
 URL = "/api/v1/collections"
@@ -61,21 +60,7 @@ GUARDED = [
 ]
 OPEN = ["/embed/health", "/livez", "/readyz", "/healthz", "/", "/docs", "/openapi.json"]
 
-
-@pytest.fixture(scope="module")
-async def shared_settings(
-    postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Settings]:
-    """Settings that ask for keys."""
-    async with postgres.database() as urls:
-        folder = tmp_path_factory.mktemp("data")
-        yield load_settings(
-            data_dir=folder,
-            database_url=urls.owner,
-            database_serving_url=urls.serving,
-            auth="keys",
-            max_body_bytes=2**16,
-        )
+SETTINGS = {"auth": "keys"}
 
 
 @pytest.fixture(scope="module")

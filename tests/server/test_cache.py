@@ -11,8 +11,8 @@ from likewise.server.app import create_app
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from likewise.testing.redis import RedisProcess
-from tests.flows.patience import until
 from tests.observe.conftest import scraped
+from tests.patience import until
 from tests.server.conftest import BASE
 
 SECRET = "xyzzy-password"

@@ -1,29 +1,12 @@
 """Errors under `/v1/`, in the words that OpenAI's clients go by."""
 
-from collections.abc import AsyncIterator
-
 import httpx2
-import pytest
 
 from likewise.auth.caller import Scope
-from likewise.settings import Settings, load_settings
-from likewise.testing import ThrowawayPostgres
+from likewise.settings import Settings
 from tests.auth.keys import make_key
 
-
-@pytest.fixture(scope="module")
-async def shared_settings(
-    postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Settings]:
-    """Settings that ask for keys, with a small quota."""
-    async with postgres.database() as urls:
-        yield load_settings(
-            data_dir=tmp_path_factory.mktemp("data"),
-            database_url=urls.owner,
-            database_serving_url=urls.serving,
-            auth="keys",
-            quota_tokens_per_minute=10,
-        )
+SETTINGS = {"auth": "keys", "quota_tokens_per_minute": 10}
 
 
 async def test_the_type_says_what_kind_of_error_it_is(client: httpx2.AsyncClient, shared_settings: Settings) -> None:

@@ -21,7 +21,7 @@ from likewise.server.bodies import BodyLimit
 from likewise.server.middleware import Errors
 from likewise.server.room import RequestLimit
 from likewise.server.scopes import all_routes
-from tests.flows.patience import until
+from tests.patience import until
 from tests.server.conftest import BASE
 
 

@@ -17,7 +17,7 @@ from likewise.kind import BATCH
 from likewise.library import Likewise
 from likewise.server.bodies import BodyLimit
 from likewise.server.middleware import Errors
-from tests.flows.patience import until
+from tests.patience import until
 from tests.server.conftest import BASE, MAX_BODY
 
 NDJSON = {"content-type": "application/x-ndjson"}

@@ -21,7 +21,7 @@ from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from tests.auth.keys import make_key
 from tests.conftest import Opener
-from tests.flows.patience import until
+from tests.patience import until
 from tests.server.conftest import BASE
 
 METRICS, RESET, USAGE = "/embed/metrics", "/embed/metrics/reset", "/api/v1/usage"
