@@ -4,7 +4,6 @@ benchmarks/reference_vectors.py made the references.
 """
 
 import asyncio
-import json
 import subprocess
 import sys
 import time
@@ -15,19 +14,12 @@ import pytest
 
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.packing import pack
-from likewise.embedding.provider import Matrix, ProviderResult
+from likewise.embedding.provider import ProviderResult
 from likewise.embedding.providers.openvino import OpenVinoProvider
 from likewise.settings import Settings, load_settings
+from tests.embedding.references import REFERENCE, TEXTS, cosines
 
-REFERENCE = np.load(Path(__file__).with_name("reference.npz"))
-TEXTS: list[str] = json.loads(REFERENCE["texts"].tobytes())
 LIMIT = 256
-
-
-def cosines(ours: Matrix, theirs: Matrix) -> Matrix:
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    result: Matrix = np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return result
 
 
 @pytest.fixture(params=["f32", "bf16"])

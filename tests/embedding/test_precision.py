@@ -11,7 +11,7 @@ from likewise.embedding.precision import Precision, able, choose
 from likewise.embedding.providers.openvino import OpenVinoProvider, load
 from likewise.errors import SettingsError
 from likewise.settings import load_settings
-from tests.embedding.test_openvino import REFERENCE, TEXTS, cosines
+from tests.embedding.references import REFERENCE, TEXTS, cosines
 
 ALL = {"FP32", "BF16", "INT8"}
 

@@ -18,11 +18,9 @@ from likewise.embedding.precision import able
 from likewise.embedding.providers.openvino import load
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.settings import Settings, load_settings
-from tests.embedding.test_openvino import cosines
+from tests.embedding.references import MODELS_FOLDER, NAMES, change, cosines, expected
 
-MODELS_FOLDER = Path(__file__).with_name("reference_models")
 LIMIT = 64
-NAMES = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/expected.npz"))
 # As they were first stored: another value would cut every collection off from its own vectors.
 SPACES = {
     "bert-cls": "9f18313bcf8a295a0297fdec7b9b8b66945d4f807b88c6612de801b757dcdd80",
@@ -41,15 +39,6 @@ def plain(tmp_path: Path) -> Settings:
 def copy(tmp_path: Path) -> Path:
     """A folder with everything: DistilBERT, pooling, Dense."""
     return Path(shutil.copytree(MODELS_FOLDER / "distilbert-dense", tmp_path / "copy"))
-
-
-def change(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def expected(name: str) -> tuple[list[str], Any, Any]:
-    stored = np.load(MODELS_FOLDER / name / "expected.npz")
-    return json.loads(stored["texts"].tobytes()), stored["vectors"], stored["lengths"]
 
 
 def test_every_architecture_pooling_and_head_has_a_reference() -> None:

@@ -13,7 +13,7 @@ from likewise.embedding.models import Catalogue
 from likewise.embedding.runtimes import runtime_of, torch_installed
 from likewise.errors import NotSupported, SettingsError
 from likewise.settings import Settings, load_settings
-from tests.embedding.test_reference_models import MODELS_FOLDER
+from tests.embedding.references import MODELS_FOLDER
 
 EXTRA = r"pip install 'likewise\[torch\]'"
 without_torch = pytest.mark.skipif(torch_installed(), reason="torch is installed")

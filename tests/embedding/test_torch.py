@@ -28,8 +28,7 @@ from likewise.errors import Invalid, LikewiseError, ModelUnavailable, NotSupport
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeLoader
 from tests.embedding import tiny
-from tests.embedding.test_openvino import TEXTS, cosines
-from tests.embedding.test_reference_models import MODELS_FOLDER, NAMES, change, expected
+from tests.embedding.references import MODELS_FOLDER, NAMES, TEXTS, change, cosines, expected
 
 WHY = "needs the extra torch: make test-torch"
 torch = pytest.importorskip("torch", reason=WHY)
