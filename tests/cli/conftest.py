@@ -1,19 +1,23 @@
-"""The command line as a process of its own, over a database of the test file."""
+"""The command line as a process of its own, over a database of the test file; standard input for one that is not."""
 
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from likewise.cli import standard_input
 from likewise.testing import ThrowawayPostgres
 
 PROGRAM = [sys.executable, "-c", "from likewise.cli.main import run; run()"]
 ROOT = Path(__file__).parents[2]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Stdin = Callable[[bytes], None]
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +55,17 @@ def likewise_command(environment: dict[str, str]) -> Run:
         )
 
     return run
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stdin]:
+    """Says what a verb that runs in this process reads from standard input."""
+    with ExitStack() as stack:
+
+        def give(read: bytes) -> None:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            file.write(read)
+            file.seek(0)
+            monkeypatch.setattr(standard_input, "STDIN", file.fileno())
+
+        yield give

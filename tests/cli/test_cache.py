@@ -1,6 +1,5 @@
 """`likewise cache warm`: texts of a file to a Redis that then knows them, and what it says when that cannot be."""
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 import pytest
 import redis as sync_redis
 
-from likewise.cli import main, standard_input, warming, weights
+from likewise.cli import main, warming, weights
 from likewise.embedding.embedder import Embedder
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
 from likewise.testing.redis import RedisProcess
+from tests.cli.conftest import Stdin
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = range(5)
 
@@ -31,6 +31,7 @@ def warm(
     redis: RedisProcess,
     database: DatabaseUrls,
     provider: FakeProvider,
+    stdin: Stdin,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -54,7 +55,7 @@ def warm(
         monkeypatch.setenv(f"LIKEWISE_{name}", value)
 
     def run(*arguments: str, input: bytes = b"") -> tuple[int, Any, str]:
-        monkeypatch.setattr(standard_input, "_opened", lambda: io.BytesIO(input))
+        stdin(input)
         code = main.main(["cache", "warm", *arguments, "--json"])
         shown = capfd.readouterr()
         return code, json.loads(shown.out) if shown.out else None, shown.err
@@ -62,7 +63,7 @@ def warm(
     return run
 
 
-def written(path: Path, *lines: str) -> str:
+def file_of(path: Path, *lines: str) -> str:
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     return str(path)
 
@@ -76,7 +77,7 @@ def test_what_warming_took_is_in_the_usage_of_its_tenant(
     warm: Warm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # Given texts that were warmed for a tenant
-    assert warm(written(tmp_path / "texts.txt", "one two", "three"), "--tenant", "acme")[0] == OK
+    assert warm(file_of(tmp_path / "texts.txt", "one two", "three"), "--tenant", "acme")[0] == OK
     # When its usage is asked for
     assert main.main(["usage", "--tenant", "acme", "--json"]) == OK
     total = json.loads(capfd.readouterr().out)["total"]
@@ -88,7 +89,7 @@ def test_texts_of_a_file_are_known_afterwards(
     warm: Warm, redis: RedisProcess, tmp_path: Path, provider: FakeProvider
 ) -> None:
     # Given
-    path = written(tmp_path / "texts.txt", "one", "two", "one", "drei größer", "two", "six")
+    path = file_of(tmp_path / "texts.txt", "one", "two", "one", "drei größer", "two", "six")
     # When
     code, first, _ = warm(path)
     again = warm(path)[1]
@@ -102,10 +103,10 @@ def test_texts_of_a_file_are_known_afterwards(
 
 def test_json_lines_and_standard_input(warm: Warm, tmp_path: Path, provider: FakeProvider) -> None:
     rows = [json.dumps({"id": number, "text": f"text {number}"}) for number in range(5)]
-    assert warm(written(tmp_path / "texts.jsonl", *rows))[1]["embedded"] == 5
+    assert warm(file_of(tmp_path / "texts.jsonl", *rows))[1]["embedded"] == 5
     assert warm("-", input=b"text 0\ntext 7\n")[1]["known"] == 1
     assert warm("-", "--jsonl", input=rows[0].encode())[1]["known"] == 1
-    assert warm(written(tmp_path / "rows.txt", *rows), "--jsonl")[1]["known"] == 5
+    assert warm(file_of(tmp_path / "rows.txt", *rows), "--jsonl")[1]["known"] == 5
     assert set(provider.texts) == {f"text {number}" for number in (0, 1, 2, 3, 4, 7)}
 
 

@@ -135,7 +135,7 @@ async def test_a_redis_that_is_well(examine: Examine, redis: RedisProcess) -> No
     assert await redis.tell("DBSIZE") == 0
 
 
-async def test_a_redis_that_is_away(examine: Examine, redis_program: str) -> None:
+async def test_a_redis_that_is_away(examine: Examine) -> None:
     words = only(await examine(REDIS_URL="redis://:xyzzy-secret@127.0.0.1:1/0"), "cache")
     assert "cannot be reached" in words
     assert "LIKEWISE_REDIS_URL" in words

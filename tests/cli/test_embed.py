@@ -1,22 +1,22 @@
 """`likewise embed`, with a model that needs no weights."""
 
-import io
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from likewise.cli import data, main, standard_input, weights
+from likewise.cli import data, main, weights
 from likewise.embedding import embedder as embedding
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
+from tests.cli.conftest import Stdin
 
 FAILED = 1
 
 
 @pytest.fixture
-def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def embed(stdin: Stdin, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the verb over bytes of standard input; answers its exit code, lines and errors."""
     made = embedding.Embedder
 
@@ -28,7 +28,7 @@ def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     monkeypatch.setattr(data, "EMBED_BATCH", 3)
 
     def run(*arguments: str, input: bytes = b"") -> tuple[int, list[str], str]:
-        monkeypatch.setattr(standard_input, "_opened", lambda: io.BytesIO(input))
+        stdin(input)
         code = main.main(["embed", *arguments])
         shown = capfd.readouterr()
         return code, shown.out.splitlines(), shown.err

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,47 +13,62 @@ from likewise.embedding.cache import Cache, Cached
 from likewise.embedding.caches.layered import LayeredCache
 from likewise.embedding.caches.memory import MemoryCache
 from likewise.embedding.caches.redis import RedisCache
-from likewise.testing.redis import RedisProcess, redis_cluster
+from likewise.testing.redis import RedisProcess, patient_cache, redis_cluster
 
 MIB = 2**20
 
 
-def a_redis(url: str) -> RedisCache:
-    # However busy the machine of the tests is: what a deadline does has tests of its own.
-    return RedisCache(url, seconds=60, answer_seconds=30)
+@dataclass(frozen=True)
+class Kind:
+    """How a cache is made of the fixture that it needs, if it needs one."""
+
+    make: Callable[[Any], Cache]
+    needs: str | None = None
 
 
-CACHES: dict[str, Callable[[RedisProcess], Cache]] = {
-    "memory": lambda _: MemoryCache(64 * MIB),
-    "redis": lambda server: a_redis(server.url),
-    "redis by a socket": lambda server: a_redis(server.socket_url),
-    "layered": lambda server: LayeredCache(MemoryCache(64 * MIB), a_redis(server.url)),
-    "layered over a small memory": lambda server: LayeredCache(MemoryCache(20_000), a_redis(server.url)),
+CACHES: dict[str, Kind] = {
+    "memory": Kind(lambda _: MemoryCache(64 * MIB)),
+    "redis": Kind(lambda server: patient_cache(server.url), "redis"),
+    "redis by a socket": Kind(lambda server: patient_cache(server.socket_url), "redis"),
+    "redis cluster": Kind(patient_cache, "cluster"),
+    "layered": Kind(lambda server: LayeredCache(MemoryCache(64 * MIB), patient_cache(server.url)), "redis"),
+    "layered over a small memory": Kind(
+        lambda server: LayeredCache(MemoryCache(20_000), patient_cache(server.url)), "redis"
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-async def cluster(redis_program: str) -> AsyncIterator[list[RedisProcess]]:
+async def members(redis_program: str) -> AsyncIterator[list[RedisProcess]]:
     """The members of a cluster of three."""
-    async with redis_cluster(3) as members:
-        yield members
+    async with redis_cluster(3) as started:
+        yield started
 
 
-@pytest.fixture(params=[*CACHES, "redis cluster"])
-async def cache(
-    request: pytest.FixtureRequest, redis: RedisProcess, cluster: list[RedisProcess]
-) -> AsyncIterator[Cache]:
+@pytest.fixture
+async def cluster(members: list[RedisProcess]) -> str:
+    """The URL of the cluster, empty."""
+    await asyncio.gather(*(member.tell("FLUSHALL") for member in members))
+    return members[0].url.replace("redis://", "redis+cluster://")
+
+
+@pytest.fixture(params=CACHES)
+def needed(request: pytest.FixtureRequest) -> tuple[Kind, Any]:
+    """One of CACHES and what it needs; the others neither wait for that nor are skipped without it."""
+    kind = CACHES[request.param]
+    return kind, None if kind.needs is None else request.getfixturevalue(kind.needs)
+
+
+@pytest.fixture
+async def cache(needed: tuple[Kind, Any]) -> AsyncIterator[Cache]:
     """One cache, empty."""
-    if request.param in CACHES:
-        made = CACHES[request.param](redis)
-    else:
-        await asyncio.gather(*(member.tell("FLUSHALL") for member in cluster))
-        made = a_redis(cluster[0].url.replace("redis://", "redis+cluster://"))
+    kind, server = needed
+    made = kind.make(server)
     yield made
     await made.close()
 
 
-async def written(cache: Cache) -> None:
+async def flush(cache: Cache) -> None:
     """Until nothing waits to be written, so that it is the store that answers."""
     far = cache.far if isinstance(cache, LayeredCache) else cache
     if isinstance(far, RedisCache):
@@ -63,7 +80,7 @@ def key(name: object) -> bytes:
 
 
 def row(name: object, dimension: int = 384) -> Cached:
-    numbers = np.random.default_rng(abs(hash(str(name)))).standard_normal(dimension).astype(np.float32)
+    numbers = np.random.default_rng(list(key(name))).standard_normal(dimension).astype(np.float32)
     return Cached(numbers / np.linalg.norm(numbers), 7, 2, 41, estimated=len(str(name)) % 2 == 0)
 
 
@@ -81,7 +98,7 @@ def same(found: Cached | None, wanted: Cached) -> bool:
 async def test_what_was_put_is_got_in_the_order_of_the_keys(cache: Cache) -> None:
     # Given
     await cache.put_many({key(name): row(name) for name in ("a", "bc", "d")})
-    await written(cache)
+    await flush(cache)
     # When
     names = ["d", "never put", "a", "d", "bc"]
     found = await cache.get_many([key(name) for name in names])
@@ -101,16 +118,16 @@ async def test_what_is_put_again_is_what_was_put_last(cache: Cache) -> None:
     await cache.put_many({key("a"): row("first")})
     await cache.put_many({key("a"): row("second", 128)})
     assert same((await cache.get_many([key("a")]))[0], row("second", 128))
-    await written(cache)
+    await flush(cache)
     assert same((await cache.get_many([key("a")]))[0], row("second", 128))
 
 
 async def test_what_is_deleted_is_gone_and_the_rest_stays(cache: Cache) -> None:
     await cache.put_many({key("a"): row("a"), key("b"): row("b")})
-    await written(cache)
+    await flush(cache)
     await cache.delete_many([key("a"), key("never put")])
     assert await cache.get_many([key("a")]) == [None]
-    await written(cache)
+    await flush(cache)
     first, second = await cache.get_many([key("a"), key("b")])
     assert first is None
     assert same(second, row("b"))
@@ -120,14 +137,14 @@ async def test_what_is_deleted_is_gone_and_the_rest_stays(cache: Cache) -> None:
 async def test_numbers_keep_every_bit(cache: Cache, number: float) -> None:
     item = Cached(np.array([number, 1.0], np.float32), 1, 0, 1)
     await cache.put_many({key("a"): item})
-    await written(cache)
+    await flush(cache)
     assert same((await cache.get_many([key("a")]))[0], item)
 
 
 async def test_thousands_of_keys_at_once(cache: Cache) -> None:
     items = {key(number): row(number, 16) for number in range(3_000)}
     await cache.put_many(items)
-    await written(cache)
+    await flush(cache)
     found = await cache.get_many(list(reversed(items)))
     assert all(same(one, items[name]) for one, name in zip(found, reversed(items), strict=True))
 
@@ -136,7 +153,7 @@ async def test_many_callers_each_get_their_own(cache: Cache) -> None:
     # Given
     items = {key(number): row(number, 16) for number in range(200)}
     await cache.put_many(items)
-    await written(cache)
+    await flush(cache)
     # When
     keys = list(items)
     found = await asyncio.gather(*(cache.get_many([keys[place], keys[place - 7]]) for place in range(200)))

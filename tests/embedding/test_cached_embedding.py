@@ -18,7 +18,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.embedding.provider import Capacity, Lane, Role
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
-from likewise.testing.redis import RedisProcess
+from likewise.testing.redis import RedisProcess, patient_cache
 
 NAMES = [f"text {number} " + "and more " * (number % 5) for number in range(8)]
 DIMENSION = 16
@@ -72,7 +72,7 @@ async def test_every_text_gets_its_own_vector_and_what_was_known_is_told(
     # Given: some texts known in memory, some only in Redis
     await redis.tell("FLUSHALL")
     settings = load_settings(redis_url=redis.url, cache_scope="shared" if shared else "tenant")
-    remembered = await _put(redis, settings, known, "in Redis")
+    remembered = await _put_in_redis(redis, settings, known)
     async with _embedder(redis, settings, batch_tokens) as (embedder, provider, _):
         for (tenant, place, role), where in known.items():
             if where == "in memory":
@@ -108,14 +108,14 @@ def _known_as(settings: Settings, tenant: int, place: int, role: Role) -> tuple[
     return (0 if settings.cache_scope == "shared" else tenant), place, role
 
 
-async def _put(
-    redis: RedisProcess, settings: Settings, known: dict[tuple[int, int, Role], Known], where: Known
+async def _put_in_redis(
+    redis: RedisProcess, settings: Settings, known: dict[tuple[int, int, Role], Known]
 ) -> set[tuple[int, int, Role]]:
-    """Let another process put these there."""
+    """Let another process put there what is to be there."""
     put = set()
     async with _embedder(redis, settings, 2_048) as (other, _, cache):
-        for (tenant, place, role), at in known.items():
-            if at == where:
+        for (tenant, place, role), where in known.items():
+            if where == "in Redis":
                 await other.embed(tenant, [NAMES[place]], role=role)
                 put.add(_known_as(settings, tenant, place, role))
         assert await cache.flush(30) == 0
@@ -127,7 +127,7 @@ async def _embedder(
     redis: RedisProcess, settings: Settings, batch_tokens: int
 ) -> AsyncIterator[tuple[Embedder, FakeProvider, RedisCache]]:
     """One that waits for Redis however busy the machine is."""
-    cache = RedisCache(redis.url, seconds=60, answer_seconds=30)
+    cache = patient_cache(redis.url)
     provider = FakeProvider(DIMENSION, capacity=Capacity(tokens=batch_tokens))
     both = LayeredCache(MemoryCache(2**20), cache)
     embedder = Embedder(settings, providers={settings.model: lambda spec: provider}, cache=both)

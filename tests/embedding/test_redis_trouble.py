@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -12,19 +11,20 @@ import numpy as np
 import pytest
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches.redis import PATIENT_SECONDS, PREFIX, RedisCache, circuit
+from likewise.embedding.caches.redis import PREFIX, circuit
 from likewise.embedding.caches.redis.packed import packed
 from likewise.embedding.embedder import Embedder
-from likewise.observe import logs
+from likewise.observe import logs, metrics
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
-from likewise.testing.redis import RedisProcess, SlowWay
+from likewise.testing.redis import PATIENT_SECONDS, RedisProcess, SlowWay, patient_cache
 from tests.patience import until
 
 Make = Callable[..., Embedder]
 
 # What Redis knows, where one text would not be enough.
 THERE = [f"there {number}" for number in range(10)]
+MANY = [f"text {number}" for number in range(40)]
 
 
 @pytest.fixture
@@ -44,8 +44,14 @@ async def make(settings: Settings) -> AsyncIterator[Make]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, an answer that comes is waited for."""
-    monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", 20.0)
+    """An answer that comes is waited for, by every cache that settings name."""
+    monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", PATIENT_SECONDS)
+
+
+@pytest.fixture
+def forgiving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many answers are late, the next question is asked."""
+    monkeypatch.setattr(circuit, "MOST_LATE", 10**9)
 
 
 @asynccontextmanager
@@ -59,12 +65,17 @@ async def keys_of(server: RedisProcess) -> list[bytes]:
         return [key async for key in client.scan_iter(count=1_000)]
 
 
-async def written(server: RedisProcess, count: int) -> None:
+async def until_redis_has(server: RedisProcess, count: int) -> None:
     await until(lambda: _has(server, count))
 
 
 async def _has(server: RedisProcess, count: int) -> bool:
     return bool(await server.tell("DBSIZE") == count)
+
+
+def errors(kind: str) -> float:
+    """How often a cache of this process was no help, for this reason."""
+    return metrics.REGISTRY.get_sample_value("likewise_cache_errors_total", {"kind": kind}) or 0.0
 
 
 async def known(embedder: Embedder, texts: list[str]) -> list[bool]:
@@ -83,7 +94,7 @@ async def found_again(embedder: Embedder) -> None:
 async def test_another_process_finds_what_the_first_one_put(redis: RedisProcess, make: Make, patient: None) -> None:
     # Given
     first = await make(redis.url).embed(1, ["red fox", "blue whale", "red fox"])
-    await written(redis, 2)
+    await until_redis_has(redis, 2)
     # When
     provider = FakeProvider(16)
     second = await make(redis.url, provider).embed(1, ["blue whale", "grey owl", "red fox"])
@@ -97,7 +108,7 @@ async def test_another_process_finds_what_the_first_one_put(redis: RedisProcess,
 async def test_memory_is_asked_first_and_learns_from_redis(redis: RedisProcess, make: Make, patient: None) -> None:
     # Given
     await make(redis.url).embed(1, ["red fox"])
-    await written(redis, 1)
+    await until_redis_has(redis, 1)
     embedder = make(redis.url)
     assert await known(embedder, ["red fox"]) == [True]
     # When
@@ -109,7 +120,7 @@ async def test_memory_is_asked_first_and_learns_from_redis(redis: RedisProcess, 
 async def test_redis_has_digests_and_numbers_only(redis: RedisProcess, make: Make) -> None:
     # When
     await make(redis.url).embed(1, ["xyzzy canary text", "xyzzy another"], model="minilm-l6-v2")
-    await written(redis, 2)
+    await until_redis_has(redis, 2)
     # Then
     found = await keys_of(redis)
     assert all(key.startswith(PREFIX) and len(key) == len(PREFIX) + 32 for key in found)
@@ -120,33 +131,35 @@ async def test_redis_has_digests_and_numbers_only(redis: RedisProcess, make: Mak
 
 async def test_a_tenant_is_not_told_what_another_put(redis: RedisProcess, make: Make, patient: None) -> None:
     await make(redis.url).embed(1, ["secret plan"])
-    await written(redis, 1)
+    await until_redis_has(redis, 1)
     assert (await make(redis.url).embed(2, ["secret plan"])).cached.tolist() == [False]
 
 
-async def test_what_redis_keeps_expires_when_the_settings_say(redis: RedisProcess, make: Make) -> None:
+async def test_what_redis_keeps_expires_when_the_settings_say(redis: RedisProcess, make: Make, patient: None) -> None:
+    # Given
     await make(redis.url, cache_seconds=1_000).embed(1, ["for a while"])
-    await written(redis, 1)
+    await until_redis_has(redis, 1)
     (limited,) = await keys_of(redis)
     assert 900 < await redis.tell("TTL", limited) <= 1_000
+    # When its time is over, which is not waited for
+    await redis.tell("PEXPIRE", limited, 1)
+    await until_redis_has(redis, 0)
+    # Then it is made anew
+    assert await known(make(redis.url), ["for a while"]) == [False]
+
+
+async def test_it_keeps_without_limit_what_the_settings_give_none(redis: RedisProcess, make: Make) -> None:
     await make(redis.url, cache_seconds=0).embed(1, ["for good"])
-    await written(redis, 2)
-    (unlimited,) = set(await keys_of(redis)) - {limited}
+    await until_redis_has(redis, 1)
+    (unlimited,) = await keys_of(redis)
     assert await redis.tell("TTL", unlimited) == -1
-
-
-async def test_an_expired_vector_is_made_anew(redis: RedisProcess, make: Make, patient: None) -> None:
-    await make(redis.url, cache_seconds=1).embed(1, ["for a second"])
-    await written(redis, 1)
-    await written(redis, 0)
-    assert await known(make(redis.url), ["for a second"]) == [False]
 
 
 async def test_redis_alone_remembers_where_memory_keeps_none(redis: RedisProcess, make: Make, patient: None) -> None:
     embedder = make(redis.url, cache_bytes=0)
     assert await known(embedder, ["red fox"]) == [False]
     assert await known(embedder, ["red fox"]) == [True]
-    await written(redis, 1)
+    await until_redis_has(redis, 1)
     assert await known(embedder, ["red fox"]) == [True]
     await until(lambda: embedder.cache_bytes == 0)
 
@@ -184,10 +197,10 @@ RUBBISH: dict[str, Callable[[bytes, bytes, bytes], bytes]] = {
 async def test_rubbish_is_not_served_and_is_mended(redis: RedisProcess, make: Make, patient: None, kind: str) -> None:
     # Given: under our key something that is not what we put
     right = await make(redis.url).embed(1, ["one"])
-    await written(redis, 1)
+    await until_redis_has(redis, 1)
     (name,) = await keys_of(redis)
     await make(redis.url).embed(1, ["other"])
-    await written(redis, 2)
+    await until_redis_has(redis, 2)
     (other,) = set(await keys_of(redis)) - {name}
     spoilt = RUBBISH[kind](name.removeprefix(PREFIX), await redis.tell("GET", name), await redis.tell("GET", other))
     await redis.tell("SET", name, spoilt)
@@ -208,7 +221,7 @@ async def _differs(server: RedisProcess, key: bytes, value: bytes) -> bool:
 
 async def test_a_value_of_another_type_is_not_served(redis: RedisProcess, make: Make, patient: None) -> None:
     await make(redis.url).embed(1, ["one"])
-    await written(redis, 1)
+    await until_redis_has(redis, 1)
     (name,) = await keys_of(redis)
     await redis.tell("DEL", name)
     await redis.tell("LPUSH", name, "rubbish")
@@ -230,7 +243,7 @@ async def test_without_redis_at_the_start_all_works_and_it_is_found_later(make: 
     async with server.running():
         # Then: what was made meanwhile is written as well
         await until(lambda: embedder.cache_fault is None)
-        await written(server, 2)
+        await until_redis_has(server, 2)
 
 
 async def test_killed_and_restarted_under_load_it_harms_no_request(make: Make, redis_program: str) -> None:
@@ -285,7 +298,7 @@ async def test_a_redis_that_is_silent_is_left_out_and_taken_back(make: Make, red
         # Given
         first = make(server.url)
         await first.embed(1, THERE)
-        await written(server, len(THERE))
+        await until_redis_has(server, len(THERE))
         embedder = make(server.url)
         await until(lambda: embedder.cache_fault is None)
         # When
@@ -303,7 +316,7 @@ async def test_one_late_answer_does_not_leave_it_out(make: Make, redis_program: 
     async with a_redis() as server, SlowWay(server.port, 0.0).running() as way:
         embedder = make(way.url, cache_bytes=0)
         await embedder.embed(1, ["one"])
-        await written(server, 1)
+        await until_redis_has(server, 1)
         # When
         way.seconds = 0.1
         await embedder.embed(1, ["two"])
@@ -316,7 +329,7 @@ async def test_a_slow_redis_is_left_out_until_it_is_quick(make: Make, redis_prog
     async with a_redis() as server, SlowWay(server.port, 0.0).running() as way:
         # Given
         await make(way.url).embed(1, THERE)
-        await written(server, len(THERE))
+        await until_redis_has(server, len(THERE))
         embedder = make(way.url)
         # When
         way.seconds = 0.1
@@ -328,55 +341,80 @@ async def test_a_slow_redis_is_left_out_until_it_is_quick(make: Make, redis_prog
         await found_again(embedder)
 
 
-async def test_a_late_answer_is_nobody_elses(make: Make, redis_program: str) -> None:
+async def test_a_late_answer_is_nobody_elses(make: Make, redis_program: str, forgiving: None) -> None:
     """Answers that come after their callers have left are never taken for those of the next."""
     async with a_redis() as server, SlowWay(server.port, 0.0).running() as way:
         # Given
-        first = await make(way.url).embed(1, [f"text {number}" for number in range(40)])
-        await written(server, 40)
+        first = await make(way.url).embed(1, MANY)
+        await until_redis_has(server, len(MANY))
         embedder = make(way.url, cache_bytes=0)
-        # When: every question is late, or nearly
-        for round_ in range(3):
-            way.seconds = 0.015 * (round_ % 2)
-            for number in range(40):
-                got = await embedder.embed(1, [f"text {number}"])
+        late, rubbish = errors("slow"), errors("rubbish")
+        # When: every second answer is late, and comes while others are asked for
+        while errors("slow") < late + 100:
+            for number, text in enumerate(MANY):
+                way.seconds = 0.03 * (number % 2)
+                got = await embedder.embed(1, [text])
                 # Then
                 assert np.array_equal(got.vectors[0], first.vectors[number])
+        way.seconds = 0.0
+        await _all_is_known_and_nothing_was_rubbish(embedder, rubbish)
 
 
-async def test_a_caller_who_leaves_harms_nobody(make: Make, redis_program: str) -> None:
+async def test_a_caller_who_leaves_harms_nobody(make: Make, redis_program: str, forgiving: None) -> None:
+    """Neither one who asks at the same moment, nor the next one, who may get the same connection."""
     async with a_redis() as server, SlowWay(server.port, 0.005).running() as way:
-        first = await make(way.url).embed(1, [f"text {number}" for number in range(40)])
-        await written(server, 40)
+        # Given
+        first = await make(way.url).embed(1, MANY)
+        await until_redis_has(server, len(MANY))
         embedder = make(way.url, cache_bytes=0)
-        for number in range(40):
-            leaving = asyncio.create_task(embedder.embed(1, [f"text {(number + 1) % 40}"]))
+        rubbish = errors("rubbish")
+        for number, text in enumerate(MANY):
+            # When
+            leaving = asyncio.create_task(embedder.embed(1, [MANY[number - 1]]))
             await asyncio.sleep(0.001 * (number % 5))
             leaving.cancel()
-            got = await embedder.embed(1, [f"text {number}"])
+            if number % 2:
+                await asyncio.wait([leaving])
+            got = await embedder.embed(1, [text])
+            # Then
             assert np.array_equal(got.vectors[0], first.vectors[number])
             await asyncio.gather(leaving, return_exceptions=True)
+        way.seconds = 0.0
+        await _all_is_known_and_nothing_was_rubbish(embedder, rubbish)
 
 
-async def test_a_busy_process_does_not_take_redis_for_slow(redis: RedisProcess, make: Make) -> None:
-    # Given
+async def _all_is_known_and_nothing_was_rubbish(embedder: Embedder, rubbish: float) -> None:
+    """An answer to another's question is not served in any case: it is seen as rubbish, and the vector made anew."""
+    for text in MANY:
+        await until(lambda wanted=text: _knows(embedder, wanted))  # type: ignore[misc]
+    assert errors("rubbish") == rubbish
+
+
+async def test_a_busy_process_does_not_take_redis_for_slow(
+    redis: RedisProcess, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a deadline that is shorter than each turn of a loop that is busy
+    monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", 0.05)
     embedder = make(redis.url, cache_bytes=0)
-    texts = [f"text {number}" for number in range(30)]
+    texts = THERE[: circuit.MOST_LATE + 1]
     await embedder.embed(1, texts)
-    await written(redis, 30)
-    busy = asyncio.create_task(_hold_the_loop(0.03, 30))
-    # When: the loop stands still for longer than an answer may take, again and again
-    hits = [await known(embedder, [text]) for text in texts]
-    # Then
-    assert embedder.cache_fault is None
-    # With a bare deadline it would be none.
-    assert sum(hit[0] for hit in hits) >= 15
-    await busy
+    await until_redis_has(redis, len(texts))
+    await until(lambda: embedder.cache_fault is None and embedder.cache_bytes == 0)
+    late = errors("slow")
+    busy = asyncio.create_task(_hold_the_loop(0.1))
+    # When
+    try:
+        hits = [await known(embedder, [text]) for text in texts]
+    finally:
+        busy.cancel()
+    # Then: with a bare deadline none would be known
+    assert all(hit == [True] for hit in hits)
+    assert (embedder.cache_fault, errors("slow")) == (None, late)
 
 
-async def _hold_the_loop(seconds: float, times: int) -> None:
+async def _hold_the_loop(seconds: float) -> None:
     loop = asyncio.get_running_loop()
-    for _ in range(times):
+    while True:
         end = loop.time() + seconds
         while loop.time() < end:
             pass
@@ -392,7 +430,7 @@ async def test_a_full_redis_is_read_and_written_again_when_there_is_room(
     async with a_redis() as server:
         # Given
         await make(server.url).embed(1, ["one"])
-        await written(server, 1)
+        await until_redis_has(server, 1)
         await server.tell("CONFIG", "SET", "maxmemory", "1")
         # When
         embedder = make(server.url)
@@ -403,7 +441,7 @@ async def test_a_full_redis_is_read_and_written_again_when_there_is_room(
         other = make(server.url)
         await until(lambda: _knows(other, "one"))
         await server.tell("CONFIG", "SET", "maxmemory", "0")
-        await written(server, 2)
+        await until_redis_has(server, 2)
         await until(lambda: embedder.cache_fault is None)
 
 
@@ -423,7 +461,7 @@ async def test_a_redis_with_little_room_never_fails_a_request(make: Make, redis_
 async def test_what_does_not_fit_among_what_waits_is_dropped(
     make: Make, redis_program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likewise.embedding.caches.redis.writes.Writes.__init__.__kwdefaults__", {"most_bytes": 10_000})
+    monkeypatch.setattr("likewise.embedding.caches.redis.writes.MOST_BYTES", 10_000)
     server = RedisProcess()
     embedder = make(server.url, cache_bytes=0)
     await embedder.embed(1, [f"text {number}" for number in range(100)])
@@ -439,14 +477,12 @@ async def test_a_deletion_is_never_dropped(redis: RedisProcess, monkeypatch: pyt
     row = Cached(np.ones(384, np.float32), 3, 0, 3)
     kept, forgotten, again = (bytes([number]) * 32 for number in range(3))
     async with AsyncExitStack() as stack:
-        first = RedisCache(redis.url, seconds=0, answer_seconds=PATIENT_SECONDS)
+        first = patient_cache(redis.url, seconds=0)
         stack.push_async_callback(first.close)
         await first.put_many(dict.fromkeys((kept, forgotten, again), row))
         assert await first.flush(10) == 0
-        monkeypatch.setattr(
-            "likewise.embedding.caches.redis.writes.Writes.__init__.__kwdefaults__", {"most_bytes": 10_000}
-        )
-        full = RedisCache(redis.url, seconds=0, answer_seconds=PATIENT_SECONDS)
+        monkeypatch.setattr("likewise.embedding.caches.redis.writes.MOST_BYTES", 10_000)
+        full = patient_cache(redis.url, seconds=0)
         stack.push_async_callback(full.close)
         await full.put_many({bytes([number]) * 32: row for number in range(100, 110)})
         assert full.dropped == 5
@@ -477,7 +513,7 @@ async def test_a_user_needs_no_more_rights_than_the_page_says(make: Make, redis_
         await server.tell(*"ACL SETUSER likewise on >hunter2 ~likewise:vector:* +mget +set +del".split())
         url = server.url.replace("redis://", "redis://likewise:hunter2@")
         await make(url).embed(1, ["one"])
-        await written(server, 1)
+        await until_redis_has(server, 1)
         embedder = make(url)
         assert await known(embedder, ["one"]) == [True]
         assert embedder.cache_fault is None
@@ -497,12 +533,13 @@ async def test_a_wrong_password_is_told_of_and_is_in_no_line(make: Make, redis_p
         ("cache_away", "refused")
     ]
     assert "xyzzy" not in stream.getvalue()
-    assert logging.getLogger().handlers
 
 
-async def test_what_waits_is_written_when_it_closes(redis: RedisProcess, make: Make) -> None:
-    async with AsyncExitStack() as stack:
-        embedder = make(redis.url)
-        stack.push_async_callback(embedder.close)
-        await embedder.embed(1, [f"text {number}" for number in range(500)])
+async def test_what_waits_is_written_when_it_closes(
+    redis: RedisProcess, make: Make, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likewise.embedding.caches.redis.cache.CLOSE_SECONDS", PATIENT_SECONDS)
+    embedder = make(redis.url)
+    await embedder.embed(1, [f"text {number}" for number in range(500)])
+    await embedder.close()
     assert await redis.tell("DBSIZE") == 500

@@ -28,10 +28,9 @@ class Writes:
     A deletion is never dropped: what is to be forgotten would be served again.
     """
 
-    def __init__(self, write: Write, circuit: Circuit, *, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, write: Write, circuit: Circuit) -> None:
         self._write = write
         self._circuit = circuit
-        self._most_bytes = most_bytes
         self._waiting: dict[bytes, Change] = {}
         self._some = asyncio.Event()
         self._settled = asyncio.Condition()
@@ -53,7 +52,7 @@ class Writes:
         """Write this some time soon."""
         deletes = key in self._waiting and self._waiting[key] is None
         self._remove(key)
-        if change is not None and self.bytes + _size(change) > self._most_bytes:
+        if change is not None and self.bytes + _size(change) > MOST_BYTES:
             self.dropped += 1
             steps.cache_dropped()
             if not deletes:
