@@ -14,9 +14,6 @@ class InFlight:
     def __init__(self) -> None:
         self._items: dict[bytes, Waiting] = {}
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def of(self, keys: Iterable[bytes]) -> dict[bytes, Waiting]:
         """Those of these that can still come to something."""
         return {key: item for key in keys if (item := self._items.get(key)) and item.of_use}

@@ -3,8 +3,10 @@
 import asyncio
 import traceback
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -314,35 +316,53 @@ async def test_callers_that_are_cancelled_cost_no_connection(shared: DatabaseUrl
     await opened.close()
 
 
+@dataclass
+class Watched:
+    """What becomes of statements: whose are under way, how many were cancelled there, what was closed under one.
+
+    `closed_in_use` are connections that one task closed while a statement of another ran on them: the driver then
+    reads freed memory.
+    """
+
+    users: dict[AsyncConnection[Any], list[object]] = field(default_factory=lambda: defaultdict(list))
+    cancelled: int = 0
+    closed_in_use: list[AsyncConnection[Any]] = field(default_factory=list)
+
+    def under_way(self, tasks: Collection[object]) -> bool:
+        """Whether one of these tasks waits for a statement at this moment."""
+        return any(task in tasks for users in self.users.values() for task in users)
+
+
 @pytest.fixture
-def closed_in_use(monkeypatch: pytest.MonkeyPatch) -> list[AsyncConnection[Any]]:
-    """Connections that one task closed while a statement of another ran on them: the driver then reads freed memory."""
-    closed: list[AsyncConnection[Any]] = []
-    users: dict[AsyncConnection[Any], list[object]] = defaultdict(list)
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """What becomes of the statements of all connections."""
+    watched = Watched()
     wait, close = AsyncConnection.wait, AsyncConnection.close
 
     async def watched_wait(self: AsyncConnection[Any], *arguments: Any, **options: Any) -> Any:
         task = asyncio.current_task()
-        users[self].append(task)
+        watched.users[self].append(task)
         try:
             return await wait(self, *arguments, **options)
+        except asyncio.CancelledError:
+            watched.cancelled += 1
+            raise
         finally:
-            users[self].remove(task)
+            watched.users[self].remove(task)
 
     async def watched_close(self: AsyncConnection[Any]) -> None:
-        if not self.closed and set(users[self]) - {asyncio.current_task()}:
-            closed.append(self)
+        if not self.closed and set(watched.users[self]) - {asyncio.current_task()}:
+            watched.closed_in_use.append(self)
         await close(self)
 
     monkeypatch.setattr(AsyncConnection, "wait", watched_wait)
     monkeypatch.setattr(AsyncConnection, "close", watched_close)
-    return closed
+    return watched
 
 
-async def test_a_connection_is_not_closed_while_a_statement_is_on_it(
-    shared: DatabaseUrls, closed_in_use: list[AsyncConnection[Any]]
-) -> None:
+async def test_a_connection_is_not_closed_while_a_statement_is_on_it(shared: DatabaseUrls, watched: Watched) -> None:
     # Given
+    rounds = 30
     opened = await Pool(shared.serving, most=3).open()
 
     async def work() -> None:
@@ -351,9 +371,9 @@ async def test_a_connection_is_not_closed_while_a_statement_is_on_it(
             await tx.execute(SQL("SELECT pg_sleep(1)"))
 
     # When: callers are told to leave again and again, as by a deadline and then by the end of the process
-    for round_ in range(30):
+    for round_ in range(rounds):
         tasks = [asyncio.create_task(work()) for _ in range(3)]
-        await asyncio.sleep(0.01)
+        await until(partial(watched.under_way, tasks))
         for _ in range(1 + round_ % 4):
             for task in tasks:
                 task.cancel()
@@ -361,7 +381,8 @@ async def test_a_connection_is_not_closed_while_a_statement_is_on_it(
         await asyncio.wait(tasks)
     await opened.close()
     # Then
-    assert closed_in_use == []
+    assert watched.cancelled >= rounds
+    assert watched.closed_in_use == []
 
 
 async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(

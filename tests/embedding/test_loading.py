@@ -1,13 +1,16 @@
 """What keeps a model from loading: for how long it is believed, and for how long it is waited for."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from likewise.embedding import loading
+from likewise.embedding import loading, weights
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.providers import openvino
 from likewise.errors import ModelUnavailable
 from likewise.settings import Settings
 from tests.embedding import tiny
@@ -29,6 +32,23 @@ async def make(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     yield embedder
     for one in made:
         await one.close()
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a folder's files were looked at, and how often they were read to be loaded."""
+    counted: Counter[str] = Counter()
+
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            counted[name] += 1
+            return call(*arguments)
+
+        return called
+
+    monkeypatch.setattr(weights, "deciding_files", counting("looked at", weights.deciding_files))
+    monkeypatch.setattr(openvino, "load", counting("loaded", openvino.load))
+    return counted
 
 
 async def ready(embedder: Embedder) -> None:
@@ -71,7 +91,9 @@ async def test_a_checksum_that_is_accepted_is_enough(make: Make, settings: Setti
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
-async def test_a_broken_file_is_believed_until_it_is_mended(make: Make, tmp_path: Path, name: str) -> None:
+async def test_a_broken_file_is_believed_until_it_is_mended(
+    make: Make, tmp_path: Path, times: Counter[str], name: str
+) -> None:
     # Given any one file that is broken
     folder = tiny.write_folder(tmp_path / "model", tiny.weights())
     whole = (folder / name).read_bytes()
@@ -79,6 +101,11 @@ async def test_a_broken_file_is_believed_until_it_is_mended(make: Make, tmp_path
     embedder = make(folder)
     with pytest.raises(ModelUnavailable):
         await embedder.opened()
+    # When the files are looked at again and again
+    await until(lambda: times["looked at"] >= 10)
+    # Then they are not read as often: once more at most, as whole weights that were new have their checksum recorded by
+    # the first time, and what is recorded decides too
+    assert 1 <= times["loaded"] <= 2
     # When it is mended
     (folder / name).write_bytes(whole)
     # Then the model comes

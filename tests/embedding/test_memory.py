@@ -9,18 +9,45 @@ from pathlib import Path
 import pytest
 
 from likewise.embedding import memory
-from likewise.embedding.embedder import Embedder
-from likewise.embedding.models import local_spec
+from likewise.embedding.embedder import Embedded, Embedder
+from likewise.embedding.models import ModelSpec, local_spec
+from likewise.embedding.providers import openvino
 from likewise.errors import ModelUnavailable
 from likewise.settings import Settings
-from likewise.testing import FakeLoader
+from likewise.testing import FakeLoader, FakeProvider
 from tests.embedding import tiny
 from tests.patience import until
 
 DEFAULT = "minilm-l6-v2"
 NAMES = (DEFAULT, "minilm-l12-v2", "multi-qa-minilm", "paraphrase-minilm")
 A, B, C = NAMES[1:]
-Make = Callable[..., tuple[Embedder, dict[str, FakeLoader]]]
+Make = Callable[..., tuple[Embedder, "Loaders"]]
+
+
+class Loader(FakeLoader):
+    """One of several; each model that it makes is counted with those of the others."""
+
+    def __init__(self, among: "Loaders") -> None:
+        super().__init__(100)
+        self._among = among
+
+    def __call__(self, spec: ModelSpec) -> FakeProvider:
+        """One more provider."""
+        made = super().__call__(spec)
+        self._among.most = max(self._among.most, len(self._among.loaded()))
+        return made
+
+
+class Loaders(dict[str, Loader]):
+    """The loaders of all models, by name; `most` is how many models were loaded at once."""
+
+    def __init__(self) -> None:
+        super().__init__({name: Loader(self) for name in NAMES})
+        self.most = 0
+
+    def loaded(self) -> list[FakeProvider]:
+        """Those that were made and are not closed."""
+        return [one for loader in self.values() for one in loader.made if not one.closed]
 
 
 @pytest.fixture
@@ -28,8 +55,8 @@ async def make(settings: Settings) -> AsyncIterator[Make]:
     """An embedder of four models of 100 bytes each within a limit, and their loaders."""
     made: list[Embedder] = []
 
-    def embedder(limit: int) -> tuple[Embedder, dict[str, FakeLoader]]:
-        loaders = {name: FakeLoader(100) for name in NAMES}
+    def embedder(limit: int) -> tuple[Embedder, Loaders]:
+        loaders = Loaders()
         chosen = settings.model_copy(update={"models_allowed": NAMES[1:], "models_bytes": limit})
         made.append(Embedder(chosen, providers=loaders))
         return made[-1], loaders
@@ -41,6 +68,16 @@ async def make(settings: Settings) -> AsyncIterator[Make]:
 
 def states(embedder: Embedder) -> list[str]:
     return [one.state for one in embedder.states()]
+
+
+async def kept_busy(embedder: Embedder, loader: Loader, model: str) -> tuple[asyncio.Event, asyncio.Task[Embedded]]:
+    """A text in the middle of a model beside the default: what lets it go on, and the request for it."""
+    await embedder.opened()
+    await embedder.opened(model)
+    gate = loader.made[-1].gate = asyncio.Event()
+    busy = asyncio.create_task(embedder.embed(1, ["long text"], model=model))
+    await until(lambda: bool(loader.made[-1].calls))
+    return gate, busy
 
 
 async def test_the_least_recently_used_is_let_go_and_comes_back(make: Make) -> None:
@@ -72,11 +109,7 @@ async def test_the_default_stays_though_nobody_uses_it(make: Make) -> None:
 async def test_a_busy_model_is_waited_for_and_never_let_go(make: Make) -> None:
     # Given a model in the middle of a text, and room for it and the default alone
     embedder, loaders = make(200)
-    await embedder.embed(1, ["text"])
-    await embedder.opened(A)
-    gate = loaders[A].made[0].gate = asyncio.Event()
-    busy = asyncio.create_task(embedder.embed(1, ["long text"], model=A))
-    await until(lambda: loaders[A].made[0].calls)
+    gate, busy = await kept_busy(embedder, loaders[A], A)
     # When another is wanted
     other = asyncio.create_task(embedder.embed(1, ["text"], model=B))
     await asyncio.sleep(0.3)
@@ -89,24 +122,25 @@ async def test_a_busy_model_is_waited_for_and_never_let_go(make: Make) -> None:
 
 
 async def test_what_stays_busy_keeps_the_other_out(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a model in the middle of a text, and room for it and the default alone
     monkeypatch.setattr(memory, "BUSY_SECONDS", 0.1)
-    embedder, loaders = make(100)
-    await embedder.opened()
-    loaders[DEFAULT].made[0].gate = asyncio.Event()
+    embedder, loaders = make(200)
+    gate, busy = await kept_busy(embedder, loaders[A], A)
+    # When another is wanted, and the first is not done in the time that a busy one is waited for
     with pytest.raises(ModelUnavailable, match="LIKEWISE_MODELS_BYTES") as refused:
-        await embedder.embed(1, ["text"], model=A)
+        await embedder.embed(1, ["text"], model=B)
+    # Then it was not loaded, and the first answers
     assert refused.value.code == "model_memory"
-    assert not loaders[A].made
+    assert not loaders[B].made
+    gate.set()
+    assert (await busy).vectors.shape == (1, 384)
+    assert states(embedder) == ["ready", "ready", "present", "present"]
 
 
 async def test_a_batch_whose_caller_left_keeps_its_model(make: Make) -> None:
     # Given a caller who leaves while the text is in the model
     embedder, loaders = make(200)
-    await embedder.opened()
-    await embedder.opened(A)
-    gate = loaders[A].made[0].gate = asyncio.Event()
-    left = asyncio.create_task(embedder.embed(1, ["text"], model=A))
-    await until(lambda: loaders[A].made[0].calls)
+    gate, left = await kept_busy(embedder, loaders[A], A)
     left.cancel()
     # When another model is wanted, then it comes once the text is through
     other = asyncio.create_task(embedder.embed(1, ["text"], model=B))
@@ -155,8 +189,7 @@ async def test_nothing_fails_while_models_take_turns(make: Make) -> None:
 
     await asyncio.gather(*map(ask, range(100)))
     # Then all were answered, and never more was loaded than fits
-    alive = [one for name in NAMES for one in loaders[name].made if not one.closed]
-    assert len(alive) == 2
+    assert len(loaders.loaded()) == loaders.most == 2
     assert len(loaders[DEFAULT].made) == 1
 
 
@@ -169,7 +202,24 @@ async def test_a_failed_load_holds_no_memory(make: Make) -> None:
     assert (await embedder.embed(1, ["text"], model=B)).model == B
 
 
-async def test_the_memory_of_real_models_is_given_back(settings: Settings, tmp_path: Path) -> None:
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, weakref.ref[openvino.OpenVinoProvider]]:
+    """By name, the real models that were loaded last, for as long as anybody holds them."""
+    found: dict[str, weakref.ref[openvino.OpenVinoProvider]] = {}
+    load = openvino.load
+
+    def watched(spec: ModelSpec, folder: Path, settings: Settings) -> openvino.OpenVinoProvider:
+        provider = load(spec, folder, settings)
+        found[spec.name] = weakref.ref(provider)
+        return provider
+
+    monkeypatch.setattr(openvino, "load", watched)
+    return found
+
+
+async def test_the_memory_of_real_models_is_given_back(
+    settings: Settings, tmp_path: Path, opened: dict[str, weakref.ref[openvino.OpenVinoProvider]]
+) -> None:
     # Given three folders and room for two
     folders = [tiny.write_folder(tmp_path / name, tiny.weights(seed)) for seed, name in enumerate("abc")]
     first, second, third = map(str, folders)
@@ -178,13 +228,13 @@ async def test_the_memory_of_real_models_is_given_back(settings: Settings, tmp_p
     chosen = {"model": first, "models_allowed": (second, third), "models_bytes": 2 * needed}
     embedder = Embedder(settings.model_copy(update=chosen))
     before = (await embedder.embed(1, ["alpha beta"], model=second, use_cache=False)).vectors
-    provider = weakref.ref(embedder._slots[second].provider)
+    assert opened[second]() is not None
     # When the third is used beside the default
     await embedder.embed(1, ["alpha"])
     await embedder.embed(1, ["alpha"], model=third)
     # Then nothing is left of the second, and loaded again it answers as before
     gc.collect()
-    assert provider() is None
+    assert opened[second]() is None
     assert states(embedder) == ["ready", "present", "ready"]
     again = await embedder.embed(1, ["alpha beta"], model=second, use_cache=False)
     assert (again.vectors == before).all()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -131,12 +132,24 @@ async def test_errors_are_the_embedder_s(settings: Settings) -> None:
             EmbeddingCache(ttl=ttl, settings=settings)
 
 
-async def test_there_is_one_service_of_a_process(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+@pytest.fixture
+async def new_process(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> AsyncIterator[None]:
+    """As in a process that has made no service and no adapter yet; what the test makes is let go of after it."""
     monkeypatch.setenv("LIKEWISE_DATA_DIR", str(settings.data_dir))
-    get_embedder_service.cache_clear()
+    for the_one in (get_embedder_service, get_adapter):
+        the_one.cache_clear()
+    yield
+    if get_embedder_service.cache_info().currsize:
+        await get_embedder_service().close()
+    if get_adapter.cache_info().currsize:
+        get_adapter().close()
+    for the_one in (get_embedder_service, get_adapter):
+        the_one.cache_clear()
+
+
+@pytest.mark.usefixtures("new_process")
+def test_there_is_one_service_of_a_process() -> None:
     assert get_embedder_service() is get_embedder_service()
-    await get_embedder_service().close()
-    get_embedder_service.cache_clear()
 
 
 async def test_the_cache_keeps_what_it_is_given_by_text_and_model(settings: Settings, redis: RedisProcess) -> None:
@@ -187,9 +200,9 @@ def test_an_adapter_is_called_like_a_function(settings: Settings) -> None:
     adapter.close()
 
 
-def test_an_adapter_without_its_model_is_none(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    for name, value in {"DATA_DIR": settings.data_dir, "MODEL": "bge-small", "OFFLINE": "true"}.items():
-        monkeypatch.setenv(f"LIKEWISE_{name}", str(value))
-    get_adapter.cache_clear()
+@pytest.mark.usefixtures("new_process")
+def test_an_adapter_without_its_model_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MODEL": "bge-small", "OFFLINE": "true"}.items():
+        monkeypatch.setenv(f"LIKEWISE_{name}", value)
     with pytest.raises(ModelUnavailable, match="bge-small"):
         get_adapter()

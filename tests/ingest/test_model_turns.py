@@ -9,20 +9,15 @@ import likewise
 from likewise.db import collections
 from likewise.db.waiting import models as waiting_models
 from likewise.embedding.embedder import Embedder
-from likewise.ingest.worker import Worker
+from likewise.ingest.worker import LEASE
 from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeLoader
+from tests.ingest.workers import worker_of
 from tests.patience import until
 
 DEFAULT, FIRST, SECOND = NAMES = ("minilm-l6-v2", "minilm-l12-v2", "multi-qa-minilm")
-
-
-def worker_of(lw: Likewise) -> Worker:
-    runtime = lw.runtime
-    parts = (runtime.pool, runtime.embedder, runtime.admission, runtime.store, runtime.wakeups)
-    return Worker(*parts, claim_size=4)
 
 
 def embedder_of(settings: Settings, loaders: Mapping[str, FakeLoader], room: int) -> tuple[Settings, Embedder]:
@@ -44,7 +39,7 @@ async def left(lw: Likewise, model: str) -> int:
 
 async def work(lw: Likewise) -> None:
     """Until nothing waits."""
-    worker = worker_of(lw)
+    worker = worker_of(lw, claim_size=4, lease=LEASE)
     async with asyncio.timeout(20):
         while await waiting_models(lw.runtime.pool):
             await worker.step()
@@ -76,7 +71,7 @@ async def test_no_model_is_kept_from_its_turn(settings: Settings, monkeypatch: p
         for model in (FIRST, SECOND):
             await add(lw, model, 40)
         # When both have more to do than a turn takes
-        worker = worker_of(lw)
+        worker = worker_of(lw, claim_size=4, lease=LEASE)
         for _ in range(4):
             await worker.step()
         # Then each had its turns
@@ -99,7 +94,7 @@ async def test_a_model_that_is_busy_elsewhere_holds_up_nobody(
         busy = asyncio.create_task(embedder.embed(1, ["long text"], model=FIRST))
         await until(lambda: loaders[FIRST].made[0].calls)
         # When the worker works, then it tries that one once, and works for the others
-        worker = worker_of(lw)
+        worker = worker_of(lw, claim_size=4, lease=LEASE)
         for _ in range(6):
             await worker.step()
         assert (await left(lw, DEFAULT), await left(lw, SECOND)) == (0, 24)

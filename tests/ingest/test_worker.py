@@ -37,11 +37,11 @@ from likewise.vectors.store import Matrix, Reading
 from likewise.vectors.stores.pgvector import PgvectorStore
 from tests.conftest import Opener
 from tests.ingest.rows import asked
+from tests.ingest.workers import LEASE, worker_of
 from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
-LEASE = timedelta(seconds=0.4)
 QUEUE = "SELECT content, claim, attempts, alone, run_after <= now(), error FROM waiting ORDER BY content"
 MODEL = "minilm-l6-v2"
 
@@ -55,19 +55,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("likewise.ingest.worker.AWAY_SECONDS", 0.1)
     monkeypatch.setattr("likewise.ingest.worker.LEAST_REST", 0.02)
     monkeypatch.setattr("likewise.ingest.worker.MOST_REST", 0.1)
-
-
-def worker_of(lw: Likewise, *, store: PgvectorStore | None = None, lease: timedelta = LEASE, **options: Any) -> Worker:
-    runtime = lw.runtime
-    return Worker(
-        runtime.pool,
-        runtime.embedder,
-        runtime.admission,
-        store or runtime.store,
-        runtime.wakeups,
-        lease=lease,
-        **options,
-    )
 
 
 async def add(lw: Likewise, tenant: int, name: str, texts: Sequence[str]) -> None:

@@ -1,0 +1,25 @@
+"""Workers that work when a test says so, beside a Likewise that has none."""
+
+from datetime import timedelta
+from typing import Any
+
+from likewise.ingest.worker import Worker
+from likewise.library import Likewise
+from likewise.vectors.store import VectorStore
+
+# A test can wait for its end.
+LEASE = timedelta(seconds=0.4)
+
+
+def worker_of(lw: Likewise, *, store: VectorStore | None = None, lease: timedelta = LEASE, **options: Any) -> Worker:
+    """A worker on the parts of a Likewise; `options` are the Worker's own."""
+    runtime = lw.runtime
+    return Worker(
+        runtime.pool,
+        runtime.embedder,
+        runtime.admission,
+        store or runtime.store,
+        runtime.wakeups,
+        lease=lease,
+        **options,
+    )
