@@ -16,6 +16,7 @@ from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, ModelUnavailable, SettingsError
 from likewise.machine import memory_limit
 from likewise.settings import PREFIX, Settings
+from likewise.stopping import to_its_end
 
 SETTING = f"{PREFIX}MODELS_BYTES"
 TORCH_DEVICE = "likewise.embedding.torch_device"  # imported where torch runs models: it needs an extra
@@ -96,7 +97,8 @@ class ModelMemory:
         async with self._turn:
             while going := self._who_goes(needed):
                 del self._taken[going[0]]
-                await going[0].unload()
+                # Half let go, it would keep its memory, and nobody would ask it to go again.
+                await to_its_end(going[0].unload())
                 _trim()
             if going is not None:
                 self._taken[resident] = needed

@@ -1,6 +1,7 @@
 """Many models within a memory budget: who is let go, who stays, and what is never loaded twice."""
 
 import asyncio
+import contextlib
 import gc
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -135,6 +136,29 @@ async def test_what_stays_busy_keeps_the_other_out(make: Make, monkeypatch: pyte
     gate.set()
     assert (await busy).vectors.shape == (1, 384)
     assert states(embedder) == ["ready", "ready", "present", "present"]
+
+
+async def test_a_model_that_is_slow_to_go_goes_whole(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a model that nobody uses, and that takes longer to go than anybody waits for it
+    monkeypatch.setattr(memory, "BUSY_SECONDS", 0.05)
+    embedder, loaders = make(200)
+    await embedder.opened()
+    await embedder.opened(A)
+    (slow,) = loaders[A].made
+    close = slow.close
+
+    async def closed_slowly() -> None:
+        await asyncio.sleep(0.2)
+        await close()
+
+    monkeypatch.setattr(slow, "close", closed_slowly)
+    # When another is wanted
+    with contextlib.suppress(ModelUnavailable):
+        await embedder.opened(B)
+    # Then it is gone, and the other can come
+    assert slow.closed
+    await embedder.opened(B)
+    assert states(embedder) == ["ready", "present", "ready", "present"]
 
 
 async def test_a_batch_whose_caller_left_keeps_its_model(make: Make) -> None:
