@@ -26,8 +26,9 @@ from likewise.errors import Invalid, ModelUnavailable, NotFound
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
 from likewise.settings import Settings
-from likewise.testing import Asked, DatabaseUrls, FakeProvider, Reply, Upstream
+from likewise.testing import DatabaseUrls, FakeProvider, Reply, Upstream
 from tests.conftest import Opener
+from tests.models_file import models_file
 from tests.patience import until
 
 
@@ -110,14 +111,12 @@ async def test_the_same_text_is_embedded_once(lw: Likewise, provider: FakeProvid
 async def test_only_what_can_heal_is_asked_again(settings: Settings, tmp_path: Path) -> None:
     # Given a remote model that is told to refuse one text for good, and is away for a moment at another
     async with Upstream(16).running() as upstream:
-        file = tmp_path / "models.toml"
-        file.write_text(f'[[model]]\nname = "ours"\nbase_url = "{upstream.url}"\ndimension = 16\n')
-        chosen = settings.model_copy(update={"model": "ours", "models_file": file})
+        chosen = settings.model_copy(update={"model": "ours", "models_file": models_file(tmp_path, upstream.url)})
         spec = Catalogue(chosen).resolve("ours")
         provider = openai.load(spec, Backoff(first=0.01, most=0.02))
         embedder = Embedder(chosen, providers={"ours": lambda _: provider})
         await embedder.embed(1, ["plain"])
-        upstream.always = lambda asked: Reply(400) if "bad" in asked.texts else Reply.of(good(asked))
+        upstream.always = lambda asked: Reply(400) if "bad" in asked.texts else None
         # When each is embedded, and the bad one with others
         upstream.next.append(Reply(503))
         assert (await embedder.embed(1, ["comes back"])).vectors.shape == (1, 16)
@@ -130,12 +129,6 @@ async def test_only_what_can_heal_is_asked_again(settings: Settings, tmp_path: P
     assert asked.count(("comes back",)) == 2
     with_bad = [texts for texts in asked if "bad" in texts and len(texts) > 1]
     assert len(with_bad) == len(set(with_bad))
-
-
-def good(asked: Asked) -> dict[str, Any]:
-    rows = np.eye(16, dtype=np.float32)[: len(asked.texts)]
-    data = [{"index": place, "embedding": [float(number) for number in row]} for place, row in enumerate(rows)]
-    return {"data": data, "usage": {"prompt_tokens": len(data)}}
 
 
 def test_nothing_that_is_kept_is_a_pickle(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -18,11 +19,16 @@ CHUNK = b"x" * 65_536
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it came. Names of headers are in small letters."""
+    """A request as it came. Names of headers are in small letters.
+
+    `at`: when it was read, in seconds of the monotonic clock. `good`: what answers it well, as OpenAI writes it.
+    """
 
     path: str
     headers: Mapping[str, str]
     body: Mapping[str, Any]
+    at: float
+    good: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
@@ -53,7 +59,8 @@ class Reply:
         return Reply(status, orjson.dumps(answer), named)
 
 
-Behaviour = Reply | Callable[[Asked], Reply]
+# One that returns None wants the good answer.
+Behaviour = Reply | Callable[[Asked], Reply | None]
 
 
 class Upstream:
@@ -91,19 +98,6 @@ class Upstream:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def answer(self, asked: Asked) -> dict[str, Any]:
-        """A good answer, as OpenAI writes it."""
-        texts = asked.texts
-        made = await self.model.embed(texts, "document")
-        in_base64 = asked.body.get("encoding_format") == "base64"
-        data = [
-            {"object": "embedding", "index": place, "embedding": written(vector, in_base64=in_base64)}
-            for place, vector in enumerate(made.vectors)
-        ]
-        tokens = int(made.tokens.sum())
-        usage = {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}} if self.counts else {}
-        return {"object": "list", "data": data, "model": asked.body["model"], **usage}
-
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         # A task of our own: asyncio's would tell of being cancelled at the end.
@@ -122,11 +116,12 @@ class Upstream:
     async def _served(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request; whether another may follow."""
         asked = await _read(reader)
+        asked = replace(asked, good=await self._good(asked))
         self.asked.append(asked)
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
         try:
-            reply = await self._reply(asked)
+            reply = self._reply(asked)
             if self.gate is not None:
                 await self.gate.wait()
             await asyncio.sleep(reply.delay)
@@ -136,11 +131,22 @@ class Upstream:
             self.under_way -= 1
         return await _write(writer, reply)
 
-    async def _reply(self, asked: Asked) -> Reply:
+    async def _good(self, asked: Asked) -> dict[str, Any]:
+        texts = asked.texts
+        made = await self.model.embed(texts, "document")
+        in_base64 = asked.body.get("encoding_format") == "base64"
+        data = [
+            {"object": "embedding", "index": place, "embedding": written(vector, in_base64=in_base64)}
+            for place, vector in enumerate(made.vectors)
+        ]
+        tokens = int(made.tokens.sum())
+        usage = {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}} if self.counts else {}
+        return {"object": "list", "data": data, "model": asked.body["model"], **usage}
+
+    def _reply(self, asked: Asked) -> Reply:
         behaviour = self.next.popleft() if self.next else self.always
-        if behaviour is None:
-            return Reply.of(await self.answer(asked))
-        return behaviour if isinstance(behaviour, Reply) else behaviour(asked)
+        reply = behaviour(asked) if callable(behaviour) else behaviour
+        return Reply.of(asked.good) if reply is None else reply
 
 
 def written(vector: Any, *, in_base64: bool) -> Any:
@@ -152,7 +158,7 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Asked(head[0].split(" ")[1], headers, orjson.loads(body))
+    return Asked(head[0].split(" ")[1], headers, orjson.loads(body), time.monotonic())
 
 
 async def _write(writer: asyncio.StreamWriter, reply: Reply) -> bool:

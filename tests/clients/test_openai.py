@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncIterator, Sequence
 
+import httpx
 import numpy as np
 import pytest
 from live_server import SHORTENED, LiveServer
@@ -11,8 +13,16 @@ from openai import APITimeoutError, AsyncOpenAI, BadRequestError, NotFoundError,
 from texts import INVOICES, PARAPHRASE, PUMP, TEXTS, cosine
 
 MODEL = "all-MiniLM-L6-v2"
-# Some seconds of work.
-MUCH = [f"{number} {PUMP} " * 30 for number in range(2_048)]
+# What the default model has embedded of long requests, among the server's metrics.
+IN_BULK = re.compile(r'^likewise_model_texts_total\{lane="bulk",model="minilm-l6-v2"\} (\S+)$', re.MULTILINE)
+
+
+def much(name: str, texts: int = 2_048) -> list[str]:
+    """Long texts that nobody else has: some seconds of work for as many as a request may have.
+
+    A hundred of them wait until all that came before are done.
+    """
+    return [f"{name} {number} {PUMP} " * 30 for number in range(texts)]
 
 
 @pytest.fixture
@@ -167,10 +177,14 @@ def test_what_is_not_embedding_is_not_here(client: OpenAI) -> None:
 
 def test_who_does_not_wait_leaves_the_server_to_others(client: OpenAI) -> None:
     # When
+    texts, once = much("timeout"), client.with_options(max_retries=0)
     with pytest.raises(APITimeoutError):
-        client.with_options(timeout=0.5, max_retries=0).embeddings.create(model=MODEL, input=MUCH)
-    # Then
-    assert client.with_options(max_retries=0).embeddings.create(model=MODEL, input="is anybody there?").data
+        once.with_options(timeout=0.5).embeddings.create(model=MODEL, input=texts)
+    # Then others are answered, and nobody embedded the rest meanwhile
+    assert once.embeddings.create(model=MODEL, input="is anybody there?").data
+    once.embeddings.create(model=MODEL, input=much("after the timeout", 100))
+    last = once.embeddings.with_raw_response.create(model=MODEL, input=texts[-1])
+    assert last.headers["x-likewise-cached"] == "0"
 
 
 async def test_the_asynchronous_client(asynchronous: AsyncOpenAI, vectors: np.ndarray) -> None:
@@ -185,10 +199,12 @@ async def test_the_asynchronous_client(asynchronous: AsyncOpenAI, vectors: np.nd
         await asynchronous.embeddings.create(model="nowhere", input=PUMP)
 
 
-async def test_a_request_that_is_cancelled(asynchronous: AsyncOpenAI) -> None:
-    # Given
-    asking = asyncio.create_task(asynchronous.embeddings.create(model=MODEL, input=MUCH))
-    await asyncio.sleep(0.5)
+async def test_a_request_that_is_cancelled(asynchronous: AsyncOpenAI, server: LiveServer) -> None:
+    # Given a request that the server is at work on
+    texts, before = much("cancelled"), await in_bulk(server)
+    asking = asyncio.create_task(asynchronous.embeddings.create(model=MODEL, input=texts))
+    while await in_bulk(server) == before:
+        await asyncio.sleep(0.05)
     # When
     asking.cancel()
     # Then
@@ -198,3 +214,14 @@ async def test_a_request_that_is_cancelled(asynchronous: AsyncOpenAI) -> None:
         *(asynchronous.embeddings.create(model=MODEL, input=text) for text in (PARAPHRASE, INVOICES))
     )
     assert [len(answer.data) for answer in answers] == [1, 1]
+    # And nobody embedded the rest meanwhile
+    await asynchronous.embeddings.create(model=MODEL, input=much("after the cancelled", 100))
+    last = await asynchronous.embeddings.with_raw_response.create(model=MODEL, input=texts[-1])
+    assert last.headers["x-likewise-cached"] == "0"
+
+
+async def in_bulk(server: LiveServer) -> float:
+    """How many texts of long requests the server has embedded."""
+    async with httpx.AsyncClient() as web:
+        told = IN_BULK.search((await web.get(f"{server.url}/metrics")).text)
+    return float(told[1]) if told else 0.0

@@ -3,17 +3,19 @@
 import asyncio
 import base64
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 
+from likewise.embedding import breaker
 from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.endpoint import Endpoint
@@ -24,13 +26,17 @@ from likewise.embedding.trouble import RequestRefused, WrongAnswer
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import Asked, Reply, Upstream
-from likewise.testing.upstream import written
+from likewise.testing.upstream import Behaviour, written
+from tests.models_file import models_file
+from tests.patience import until
 
 KEY = "sk-canary-of-a-key"
 TEXT = "canary of a text"
 D = 16
 # As patient as one needs to be with a server in the same process.
 QUICK = Backoff(first=0.01, most=0.02, asked=0.4, rest=(0.1, 0.2))
+# Leaves a provider alone for longer than any test takes.
+PATIENT = replace(QUICK, rest=(600.0, 600.0))
 
 MakeProvider = Callable[..., RemoteProvider]
 MakeEmbedder = Callable[..., Embedder]
@@ -80,8 +86,7 @@ async def embedder(upstream: Upstream, settings: Settings, tmp_path: Path) -> As
     async with AsyncExitStack() as stack:
 
         def make(backoff: Backoff = QUICK, **changes: Any) -> Embedder:
-            file = tmp_path / "models.toml"
-            file.write_text(f'[[model]]\nname = "ours"\nbase_url = "{upstream.url}"\ndimension = {D}\n')
+            file = models_file(tmp_path, upstream.url, dimension=D)
             chosen = settings.model_copy(update={"model": "ours", "models_file": file})
             made = Embedder(chosen, providers={"ours": lambda _: load(spec_of(upstream, **changes), backoff)})
             stack.push_async_callback(made.close)
@@ -90,17 +95,9 @@ async def embedder(upstream: Upstream, settings: Settings, tmp_path: Path) -> As
         yield make
 
 
-def a_good_answer(asked: Asked, in_base64: bool = True) -> dict[str, Any]:
-    """Vectors that are different ones, each of unit length."""
-    texts = asked.texts
-    rows = np.eye(D, dtype=np.float32)[[len(text) % D for text in texts]]
-    data = [{"index": place, "embedding": written(row, in_base64=in_base64)} for place, row in enumerate(rows)]
-    return {"data": data, "usage": {"prompt_tokens": 3 * len(texts)}}
-
-
 def spoilt(**changes: Any) -> Callable[[Asked], Reply]:
     """A good answer, changed."""
-    return lambda asked: Reply.of({**a_good_answer(asked), **changes})
+    return lambda asked: Reply.of({**asked.good, **changes})
 
 
 # What is asked
@@ -196,10 +193,8 @@ async def test_a_count_that_cannot_be_is_not_believed(upstream: Upstream, remote
 
 async def test_what_another_likewise_cut_off_is_told(upstream: Upstream, remote: MakeProvider) -> None:
     def cut(asked: Asked) -> Reply:
-        answer = a_good_answer(asked)
-        for item, tokens in zip(answer["data"], (5, -1, "7"), strict=True):
-            item["truncated_tokens"] = tokens
-        return Reply.of(answer)
+        cut_off = zip(asked.good["data"], (5, -1, "7"), strict=True)
+        return Reply.of({**asked.good, "data": [{**item, "truncated_tokens": tokens} for item, tokens in cut_off]})
 
     upstream.next.append(cut)
     made = await remote().embed(["x" * 40] * 3, "document")
@@ -209,26 +204,22 @@ async def test_what_another_likewise_cut_off_is_told(upstream: Upstream, remote:
 
 
 async def test_a_server_that_refuses_base64_is_asked_without(upstream: Upstream, remote: MakeProvider) -> None:
-    def old(asked: Asked) -> Reply:
-        if "encoding_format" in asked.body:
-            return Reply.of({"error": "what is encoding_format?"}, 400)
-        return Reply.of(a_good_answer(asked, in_base64=False))
-
-    upstream.always = old
+    refusal = Reply.of({"error": "what is encoding_format?"}, 400)
+    upstream.always = lambda asked: refusal if "encoding_format" in asked.body else None
     provider = remote()
     for _ in range(3):
         await provider.embed(["a", "b"], "document")
     assert len(upstream.asked) == 4
 
 
-NOT_ANSWERS: dict[str, Reply | Callable[[Asked], Reply]] = {
+NOT_ANSWERS: dict[str, Behaviour] = {
     "no JSON": Reply(body=b"<html>"),
     "half of it": Reply(body=b'{"data": [{"index": 0, "embe'),
     "no object": Reply(body=b"[]"),
     "no data": Reply.of({"error": {"message": TEXT}}),
     "data of another kind": Reply.of({"data": [TEXT]}),
     "too few": Reply.of({"data": []}),
-    "too many": lambda asked: Reply.of({"data": 2 * a_good_answer(asked)["data"]}),
+    "too many": lambda asked: Reply.of({"data": 2 * asked.good["data"]}),
     "no index": spoilt(data=[{"embedding": [1.0] * D}]),
     "an index of another kind": spoilt(data=[{"index": True, "embedding": [1.0] * D}]),
     "an index that is none": spoilt(data=[{"index": 1, "embedding": [1.0] * D}]),
@@ -266,7 +257,7 @@ async def test_what_is_no_answer_makes_no_vector(upstream: Upstream, remote: Mak
 
 
 async def test_a_duplicate_index_is_no_answer(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.next.append(lambda asked: Reply.of({"data": 2 * [a_good_answer(asked)["data"][0]]}))
+    upstream.next.append(lambda asked: Reply.of({"data": 2 * asked.good["data"][:1]}))
     with pytest.raises(WrongAnswer):
         await remote().embed(["a", "b"], "document")
 
@@ -327,8 +318,8 @@ async def test_what_heals_is_tried_three_times(upstream: Upstream, remote: MakeP
 
 async def test_a_server_that_hangs_has_so_much_time(upstream: Upstream, remote: MakeProvider) -> None:
     upstream.always = Reply(hangs=True)
-    with pytest.raises(ModelUnavailable, match=r"within 0.05 s") as away:
-        await remote(seconds=0.05).embed([TEXT], "document")
+    with pytest.raises(ModelUnavailable, match=r"within 0.5 s") as away:
+        await remote(seconds=0.5).embed([TEXT], "document")
     assert away.value.code == "provider_unreachable"
     assert len(upstream.asked) == 3
 
@@ -352,7 +343,7 @@ async def test_what_does_not_heal_is_asked_once(
     upstream: Upstream, remote: MakeProvider, code: str, reply: Reply
 ) -> None:
     upstream.next.append(reply)
-    provider = remote()
+    provider = remote(PATIENT)
     for _ in range(3):
         with pytest.raises(ModelUnavailable) as away:
             await provider.embed([TEXT], "document")
@@ -398,12 +389,8 @@ async def test_a_broken_proxy_does_not_load_and_is_not_repeated(
 
 async def test_a_text_that_is_refused_fails_alone(upstream: Upstream, embedder: MakeEmbedder) -> None:
     # Given a server that refuses whatever has one text in it
-    def picky(asked: Asked) -> Reply:
-        if any("poison" in text for text in asked.texts):
-            return Reply.of({"error": {"message": TEXT}}, 400)
-        return Reply.of(a_good_answer(asked))
-
-    upstream.always = picky
+    refusal = Reply.of({"error": {"message": TEXT}}, 400)
+    upstream.always = lambda asked: refusal if any("poison" in text for text in asked.texts) else None
     ours = embedder()
     texts = [f"text {place}" for place in range(32)]
     with pytest.raises(Invalid) as refused:
@@ -419,9 +406,7 @@ async def test_a_text_that_breaks_the_server_fails_alone(
     upstream: Upstream, embedder: MakeEmbedder, place: int
 ) -> None:
     # Given a server that answers 500 to whatever has one text in it
-    upstream.always = lambda asked: (
-        Reply(500) if any("poison" in text for text in asked.texts) else Reply.of(a_good_answer(asked))
-    )
+    upstream.always = lambda asked: Reply(500) if any("poison" in text for text in asked.texts) else None
     ours = embedder()
     texts = [f"text {place:02}" for place in range(32)]
     with pytest.raises(Invalid) as refused:
@@ -436,7 +421,7 @@ async def test_a_server_that_answers_500_to_everything_is_left_alone(
     upstream: Upstream, embedder: MakeEmbedder
 ) -> None:
     upstream.always = Reply(500)
-    ours = embedder(Backoff(first=0.01, most=0.02, rest=(60, 60)))
+    ours = embedder(PATIENT)
     for batch in range(5):
         with pytest.raises(ModelUnavailable):
             await ours.embed(1, [f"{batch} {place}" for place in range(100)])
@@ -459,28 +444,24 @@ async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakePro
     upstream.next.append(Reply(429, headers={"retry-after-ms": "250"}))
     provider = remote()
     first = asyncio.create_task(provider.embed(["a"], "document"))
-    while not upstream.asked:
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(0.05)
+    await until(lambda: provider._pace._until > 0)
     # When others come meanwhile
     others = [asyncio.create_task(provider.embed([f"{place}"], "document")) for place in range(5)]
-    await asyncio.sleep(0.05)
     # Then nobody asks it before, and everybody then
-    assert len(upstream.asked) == 1
     for made in await asyncio.gather(first, *others):
         assert made.vectors.shape == (1, D)
     assert len(upstream.asked) == 7
+    assert min(asked.at for asked in upstream.asked[1:]) - upstream.asked[0].at >= 0.25
 
 
 async def test_a_rate_that_is_used_up_is_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
     used = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "200ms"}
-    upstream.next.append(lambda asked: Reply(200, orjson.dumps(a_good_answer(asked)), used))
+    upstream.next.append(lambda asked: Reply.of(asked.good, **used))
     provider = remote()
-    await provider.embed(["a"], "document")
-    later = asyncio.create_task(provider.embed(["b"], "document"))
-    await asyncio.sleep(0.05)
-    assert len(upstream.asked) == 1
-    assert (await later).vectors.shape == (1, D)
+    for text in ("a", "b"):
+        assert (await provider.embed([text], "document")).vectors.shape == (1, D)
+    first, second = upstream.asked
+    assert second.at - first.at >= 0.2
 
 
 async def test_what_takes_too_long_is_not_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
@@ -512,41 +493,61 @@ def test_headers_of_rates_are_read() -> None:
 
 
 async def test_so_many_requests_are_under_way(upstream: Upstream, embedder: MakeEmbedder) -> None:
-    upstream.always = lambda asked: Reply(200, orjson.dumps(a_good_answer(asked)), delay=0.01)
-    ours = embedder(calls=4)
-    made = await asyncio.gather(
-        *(ours.embed(1, [f"{place}"], role=role, lane=lane, use_cache=False)
-          for place in range(13) for role in ("query", "document") for lane in ("interactive", "bulk"))
-    )  # fmt: skip
-    assert len(made) == 52
-    assert upstream.most_at_once <= 4
+    # Given more requests than may be under way, at a server that answers none
+    upstream.always = lambda asked: replace(Reply.of(asked.good), delay=0.01)
+    upstream.gate = asyncio.Event()
+    ours = embedder(calls=4, texts=1)
+    asking = [
+        asyncio.create_task(ours.embed(1, [f"{place}"], role=role, lane=lane, use_cache=False))
+        for place in range(13) for role in ("query", "document") for lane in ("interactive", "bulk")
+    ]  # fmt: skip
+    # Then as many are, and no more, also when it answers
+    await until(lambda: upstream.under_way == 4)
+    upstream.gate.set()
+    assert len(await asyncio.gather(*asking)) == 52
+    assert upstream.most_at_once == 4
 
 
 # The breaker
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Until that is so."""
-    while not true():
-        await asyncio.sleep(0.005)
+class Clock:
+    """The clock of breakers, put forward by `ahead` seconds."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
 
 
-async def test_a_broken_provider_is_left_alone_and_asked_once(upstream: Upstream, remote: MakeProvider) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """So that a rest can be so long that nothing outlasts it, and be over at once."""
+    made = Clock()
+    monkeypatch.setattr(breaker, "time", made)
+    return made
+
+
+async def test_a_broken_provider_is_left_alone_and_asked_once(
+    upstream: Upstream, remote: MakeProvider, clock: Clock
+) -> None:
     # Given a server that fails
     upstream.always = Reply(503)
-    provider = remote()
+    provider = remote(PATIENT)
     while provider.fault is None:
         with pytest.raises(ModelUnavailable):
             await provider.embed(["a"], "document")
     assert len(upstream.asked) == QUICK.failures
     assert (upstream.url in provider.fault, "503" in provider.fault) == (False, True)
     # When many ask it while it is left alone, then none reaches it
+    clock.ahead = PATIENT.rest[0] / 2
     refused = await asyncio.gather(*(provider.embed(["a"], "document") for _ in range(20)), return_exceptions=True)
     assert all(isinstance(error, ModelUnavailable) and error.retry_after for error in refused)
     assert len(upstream.asked) == QUICK.failures
     # When it was long enough, then one does, and the others hear at once that it is away
     upstream.always, upstream.gate = None, asyncio.Event()
-    await asyncio.sleep(QUICK.rest[0])
+    clock.ahead = PATIENT.rest[0]
     asking = [asyncio.create_task(provider.embed(["a"], "document")) for _ in range(20)]
     await until(lambda: sum(task.done() for task in asking) == 19)
     assert len(upstream.asked) == QUICK.failures + 1
@@ -559,22 +560,24 @@ async def test_a_broken_provider_is_left_alone_and_asked_once(upstream: Upstream
     assert (await provider.embed(["a"], "document")).vectors.shape == (1, D)
 
 
-async def test_a_probe_that_fails_is_one_request(upstream: Upstream, remote: MakeProvider) -> None:
+async def test_a_probe_that_fails_is_one_request(upstream: Upstream, remote: MakeProvider, clock: Clock) -> None:
     upstream.always = Reply(401)
     provider = remote()
     for times in (1, 2, 3):
         with pytest.raises(ModelUnavailable, match="THEIR_KEY"):
             await provider.embed(["a"], "document")
         assert len(upstream.asked) == times
-        await asyncio.sleep(QUICK.rest[1])
+        clock.ahead += QUICK.rest[1]
 
 
-async def test_a_probe_that_is_cancelled_makes_room_for_another(upstream: Upstream, remote: MakeProvider) -> None:
+async def test_a_probe_that_is_cancelled_makes_room_for_another(
+    upstream: Upstream, remote: MakeProvider, clock: Clock
+) -> None:
     upstream.next.append(Reply(401))
     provider = remote()
     with pytest.raises(ModelUnavailable):
         await provider.embed(["a"], "document")
-    await asyncio.sleep(QUICK.rest[0])
+    clock.ahead = QUICK.rest[0]
     upstream.next.append(Reply(hangs=True))
     probe = asyncio.create_task(provider.embed(["a"], "document"))
     await until(lambda: len(upstream.asked) == 2)
@@ -613,28 +616,39 @@ async def test_texts_of_callers_who_left_are_let_go(upstream: Upstream, embedder
 # What nobody may see
 
 
+TROUBLES: dict[str, Behaviour] = {
+    **NOT_ANSWERS,
+    **HEALS,
+    **REFUSES,
+    "hangs": Reply(hangs=True),
+    "refuses and repeats the text": Reply(400, TEXT.encode()),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
 async def test_neither_key_nor_text_is_told(
-    upstream: Upstream, embedder: MakeEmbedder, caplog: pytest.LogCaptureFixture
+    upstream: Upstream, embedder: MakeEmbedder, caplog: pytest.LogCaptureFixture, trouble: Behaviour
 ) -> None:
+    # Given a server with that trouble
     caplog.set_level(logging.DEBUG)
-    ours = embedder(seconds=0.05)
-    said: list[str] = []
-    troubles = [*NOT_ANSWERS.values(), *HEALS.values(), *REFUSES.values(), Reply(hangs=True), Reply(400, TEXT.encode())]
-    for trouble in troubles:
-        upstream.always = trouble
-        try:
+    upstream.always = trouble
+    ours = embedder(PATIENT, seconds=0.5)
+    said = [repr(spec_of(upstream))]
+    # When it is asked, and again, when it may be left alone
+    for _ in range(2):
+        with pytest.raises((ModelUnavailable, Invalid)) as failed:
             await ours.embed(1, [TEXT, f"{TEXT} too"])
-        except (ModelUnavailable, Invalid) as error:
-            said += [repr(error), str(error), repr(error.faults), str(error.in_short), repr(error.__context__)]
+        error = failed.value
+        said += [repr(error), str(error), repr(error.faults), str(error.in_short), repr(error.__context__)]
         said += [repr(state) for state in ours.states()]
-        await asyncio.sleep(QUICK.rest[0])
-    said.append(repr(spec_of(upstream)))
-    assert len(said) > 50
+    # Then it was asked for the text, with the key, and nothing repeats either
+    assert TEXT in upstream.asked[0].texts
+    assert KEY in upstream.asked[0].headers["authorization"]
     assert [words for words in [*said, caplog.text] if "canary" in words] == []
 
 
 async def test_cookies_are_not_kept(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.next.append(lambda asked: Reply(200, orjson.dumps(a_good_answer(asked)), {"set-cookie": "a=b; Path=/"}))
+    upstream.next.append(lambda asked: Reply.of(asked.good, set_cookie="a=b; Path=/"))
     provider = remote()
     for _ in range(2):
         await provider.embed(["a"], "document")

@@ -12,7 +12,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from likewise.errors import ModelUnavailable
 from likewise.testing import FakeProvider
 from tests.conftest import Opener
-from tests.observe.test_metrics import calling, until
+from tests.patience import until
+from tests.server.conftest import calling
 
 CANARY = "zwitscher"
 NDJSON = {"content-type": "application/x-ndjson"}

@@ -16,13 +16,12 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import SettingsError
 from likewise.library import Likewise
 from likewise.server import metrics as route
-from likewise.server.app import create_app
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
 from tests.conftest import Opener
 from tests.observe.conftest import Samples, risen, scraped
 from tests.patience import until
-from tests.server.conftest import BASE
+from tests.server.conftest import calling
 
 TOKEN = "a-token-of-a-good-length"
 NOTES = "/api/v1/collections/notes"
@@ -258,10 +257,3 @@ async def test_the_page_on_metrics_has_every_one(client: httpx2.AsyncClient) -> 
     told = re.findall(r"^# TYPE (\w+) ", (await client.get("/metrics")).text, re.MULTILINE)
     assert len(told) == len(set(told)) > 30
     assert [name for name in told if f"`{name}`" not in page and "_process_" not in name] == []
-
-
-@asynccontextmanager
-async def calling(lw: Likewise) -> AsyncIterator[httpx2.AsyncClient]:
-    app = create_app(lw, load_settings(data_dir=lw.settings.data_dir))
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
-        yield client

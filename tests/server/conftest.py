@@ -22,6 +22,11 @@ BASE = "http://127.0.0.1"
 MAX_BODY = 64 * 2**10
 
 
+def calling(lw: Likewise, settings: Settings | None = None) -> httpx2.AsyncClient:
+    """A client of its HTTP API, without a socket; `settings` are the application's, by default the library's."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(create_app(lw, settings or lw.settings)), base_url=BASE)
+
+
 @pytest.fixture(scope="module")
 async def shared_settings(
     request: pytest.FixtureRequest, postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
@@ -57,8 +62,8 @@ def app(shared: Likewise, shared_settings: Settings) -> FastAPI:
 @pytest.fixture(scope="module")
 async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     """A client that calls the application without a socket."""
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as calling:
-        yield calling
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

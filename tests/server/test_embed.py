@@ -20,7 +20,8 @@ from likewise.library import Likewise
 from likewise.server.app import create_app
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
-from tests.server.conftest import BASE
+from tests.patience import until
+from tests.server.conftest import calling
 
 TEXT, BATCH, QUERY, OPENAI = "/embed/text", "/embed/batch", "/embed/query", "/v1/embeddings"
 BODIES = {
@@ -32,13 +33,6 @@ BODIES = {
 JSON = {"content-type": "application/json"}
 # What no refusal may repeat.
 SECRET = "xyzzy-secret"
-
-
-@asynccontextmanager
-async def calling(lw: Likewise, settings: Settings | None = None) -> AsyncIterator[httpx2.AsyncClient]:
-    app = create_app(lw, settings or lw.settings)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
-        yield client
 
 
 @asynccontextmanager
@@ -422,20 +416,23 @@ async def test_a_text_that_the_model_cannot_embed_is_named(settings: Settings) -
 # At the door
 
 
-async def test_requests_in_parallel_share_batches(settings: Settings) -> None:
-    # Given a model that is busy with two requests
-    gate = asyncio.Event()
-    provider = FakeProvider(gate=gate)
-    async with with_models(settings, minilm_l6_v2=provider) as client:
-        await client.get("/embed/models")
+async def test_requests_in_parallel_share_batches(lw: Likewise, provider: FakeProvider) -> None:
+    # Given a model that is busy, and many requests at once
+    provider.gate = asyncio.Event()
+    async with calling(lw) as client:
         asked = [asyncio.create_task(client.post(TEXT, json={"text": f"text {number}"})) for number in range(40)]
-        await asyncio.sleep(0.5)
+        await until(lambda: on_their_way(lw.embedder) == 40)
         # When it goes on
-        gate.set()
+        provider.gate.set()
         answers = await asyncio.gather(*asked)
     # Then those that waited went together
     assert {answer.status_code for answer in answers} == {200}
     assert len(provider.calls) < 10
+
+
+def on_their_way(embedder: Embedder) -> int:
+    """Texts that wait for a model, or are in it."""
+    return len(embedder._in_flight._items)
 
 
 async def test_a_long_request_does_not_hold_up_a_short_one(settings: Settings) -> None:
@@ -444,8 +441,7 @@ async def test_a_long_request_does_not_hold_up_a_short_one(settings: Settings) -
     async with with_models(settings, minilm_l6_v2=provider) as client:
         texts = [f"{number} of many words in a long request" for number in range(2_048)]
         long = asyncio.create_task(client.post(BATCH, json={"texts": texts}))
-        while len(provider.calls) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(provider.calls) >= 2)
         # When a short one comes after it
         short = await client.post(TEXT, json={"text": "in a hurry"})
         # Then it is answered long before the other, whose calls are short ones
@@ -456,7 +452,7 @@ async def test_a_long_request_does_not_hold_up_a_short_one(settings: Settings) -
     assert max(provider.calls) < 100
 
 
-async def test_a_caller_that_leaves_takes_its_texts_out_of_the_queue(settings: Settings, lw: Likewise) -> None:
+async def test_a_caller_that_leaves_takes_its_texts_out_of_the_queue(settings: Settings) -> None:
     # Given a model that is busy, and a caller whose texts wait
     gate = asyncio.Event()
     provider = FakeProvider(gate=gate, capacity=Capacity(tokens=1, calls=1))
@@ -464,11 +460,10 @@ async def test_a_caller_that_leaves_takes_its_texts_out_of_the_queue(settings: S
     async with likewise.open(settings, embedder=embedder, worker=False) as busy:
         app = create_app(busy, settings)
         first = asyncio.create_task(embedder.embed(1, ["busy"]))
-        while not provider.calls:
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(provider.calls))
         left = asyncio.Event()
         asked = asyncio.create_task(asking(app, {"texts": ["one of mine", "another of mine"]}, left))
-        await asyncio.sleep(0.1)
+        await until(lambda: on_their_way(embedder) == 3)
         # When the caller leaves and the model goes on
         left.set()
         await asked
@@ -504,9 +499,10 @@ async def test_more_than_may_wait_is_refused_at_once(settings: Settings) -> None
     # Given a small queue that is full
     small = settings.model_copy(update={"queue_tokens": 1_000})
     gate = asyncio.Event()
-    async with with_models(small, minilm_l6_v2=FakeProvider(gate=gate)) as client:
+    provider = FakeProvider(gate=gate)
+    async with with_models(small, minilm_l6_v2=provider) as client:
         waiting = asyncio.create_task(client.post(BATCH, json={"texts": ["word " * 700]}))
-        await asyncio.sleep(0.1)
+        await until(lambda: bool(provider.calls))
         # When more comes
         refused = await client.post(OPENAI, json={"input": "word " * 200})
         gate.set()
@@ -528,19 +524,3 @@ async def test_a_quota_holds_for_every_route(settings: Settings) -> None:
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
         assert (await client.post(OPENAI, json={"input": "x"})).json()["error"]["type"] == "rate_limit_error"
-
-
-async def test_one_tenant_s_cache_says_nothing_to_another(settings: Settings) -> None:
-    # Given a text that one tenant has had embedded
-    embedder = Embedder(settings, providers={settings.model: lambda spec: FakeProvider()})
-    await embedder.embed(1, ["a shared thought"])
-    # When another asks for it: it is new there
-    assert not (await embedder.embed(2, ["a shared thought"])).cached.any()
-    await embedder.close()
-    # Unless the settings share the cache
-    shared = Embedder(
-        settings.model_copy(update={"cache_scope": "shared"}), providers={settings.model: lambda spec: FakeProvider()}
-    )
-    await shared.embed(1, ["a shared thought"])
-    assert (await shared.embed(2, ["a shared thought"])).cached.all()
-    await shared.close()

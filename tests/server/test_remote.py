@@ -1,6 +1,5 @@
 """Remote models behind a server, and a server as the remote model of another."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,10 +14,11 @@ from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.providers.openai import RemoteProvider, load
 from likewise.embedding.trouble import RequestRefused
-from likewise.server.app import create_app
+from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeProvider, Reply, Upstream
-from tests.server.conftest import BASE
+from tests.patience import until
+from tests.server.conftest import calling
 
 KEY = "sk-canary-of-a-key"
 QUICK = Backoff(first=0.01, most=0.02, rest=(0.1, 0.2))
@@ -72,20 +72,28 @@ async def test_a_model_that_another_likewise_does_not_have(address: str) -> None
 # A server with a remote model
 
 
+def embedder_at(settings: Settings, url: str) -> Embedder:
+    """An embedder whose default model is at an address."""
+    return Embedder(settings, providers={settings.model: lambda _: load(spec_at(url), QUICK)})
+
+
 @asynccontextmanager
-async def serving(settings: Settings, upstream: Upstream, *, to_all: bool) -> AsyncIterator[httpx2.AsyncClient]:
-    """A server with that model; `to_all`: not only to those on this machine."""
-    embedder = Embedder(settings, providers={settings.model: lambda _: load(spec_at(upstream.url), QUICK)})
-    async with likewise.open(settings, embedder=embedder) as lw:
-        app = create_app(lw, settings)
-        app.state.loopback_only = not to_all
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
-            yield client
+async def serving(settings: Settings, url: str, *, to_all: bool) -> AsyncIterator[tuple[Likewise, httpx2.AsyncClient]]:
+    """A Likewise with that model and a client of it; `to_all`: its server is not only for those on this machine."""
+    open_to = settings.model_copy(update={"auth": ("keys",)}) if to_all else settings
+    async with (
+        likewise.open(settings, embedder=embedder_at(settings, url)) as lw,
+        calling(lw, open_to) as client,
+    ):
+        yield lw, client
 
 
 @pytest.mark.parametrize("to_all", [True, False])
 async def test_callers_over_the_network_learn_no_address(shared_settings: Settings, to_all: bool) -> None:
-    async with Upstream(384).running() as upstream, serving(shared_settings, upstream, to_all=to_all) as client:
+    async with (
+        Upstream(384).running() as upstream,
+        serving(shared_settings, upstream.url, to_all=to_all) as (_, client),
+    ):
         # Given a provider that refuses the key
         upstream.always = Reply(401, KEY.encode())
         # When texts are sent, on every way
@@ -110,14 +118,10 @@ async def test_callers_over_the_network_learn_no_address(shared_settings: Settin
 async def test_a_model_that_never_came_shows_no_address(shared_settings: Settings, to_all: bool) -> None:
     # Given an address that is none
     wrong = "http://inside.example:port"
-    embedder = Embedder(shared_settings, providers={shared_settings.model: lambda _: load(spec_at(wrong), QUICK)})
-    async with likewise.open(shared_settings, embedder=embedder) as lw:
-        app = create_app(lw, shared_settings)
-        app.state.loopback_only = not to_all
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
-            # When it is asked how the model is
-            await client.post("/embed/text", json={"text": "red fox"})
-            told = (await client.get("/readyz")).json()["parts"]["model"]
+    async with serving(shared_settings, wrong, to_all=to_all) as (lw, client):
+        # When it is asked how the model is
+        await client.post("/embed/text", json={"text": "red fox"})
+        told = (await client.get("/readyz")).json()["parts"]["model"]
         # Then callers over the network learn what is wrong, and those who run it learn where
         assert "The base URL of far is none" in told
         assert ("inside.example" in told) == (not to_all)
@@ -125,21 +129,25 @@ async def test_a_model_that_never_came_shows_no_address(shared_settings: Setting
 
 
 async def test_an_outage_loses_nothing(settings: Settings) -> None:
-    async with Upstream(384).running() as upstream:
-        embedder = Embedder(settings, providers={settings.model: lambda _: load(spec_at(upstream.url), QUICK)})
-        async with likewise.open(settings, embedder=embedder) as lw:
-            # Given a provider that fails
-            upstream.always = Reply(503)
-            outage = lw.collection("outage")
-            # When records are stored and searched
-            await outage.add([{"id": f"{place}", "text": f"the pump {place} fails"} for place in range(20)], wait=False)
-            found = await outage.search("pump 7")
-            # Then words find them
-            assert found.degraded
-            assert found.hits[0].id == "7"
-            # And when it is back, meaning does
-            upstream.always = None
-            await lw.wait_until_embedded("outage")
-            await asyncio.sleep(QUICK.rest[1])
-            assert not (await outage.search("pump 7")).degraded
-            assert (await outage.stats())["failed"] == 0
+    async with (
+        Upstream(384).running() as upstream,
+        likewise.open(settings, embedder=embedder_at(settings, upstream.url)) as lw,
+    ):
+        # Given a provider that fails
+        upstream.always = Reply(503)
+        outage = lw.collection("outage")
+        # When records are stored and searched
+        await outage.add([{"id": f"{place}", "text": f"the pump {place} fails"} for place in range(20)], wait=False)
+        found = await outage.search("pump 7")
+        # Then words find them
+        assert found.degraded
+        assert found.hits[0].id == "7"
+        # And when it is back, meaning does
+        upstream.always = None
+        await lw.wait_until_embedded("outage")
+
+        async def whole() -> bool:
+            return not (await outage.search("pump 7")).degraded
+
+        await until(whole)
+        assert (await outage.stats())["failed"] == 0

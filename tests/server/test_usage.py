@@ -16,22 +16,16 @@ from likewise.auth.caller import Scope
 from likewise.embedding.costs import Account, Usage
 from likewise.embedding.embedder import Embedder
 from likewise.library import Likewise
-from likewise.server.app import create_app
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from tests.auth.keys import make_key
 from tests.conftest import Opener
 from tests.patience import until
-from tests.server.conftest import BASE
+from tests.server.conftest import calling
 
 METRICS, RESET, USAGE = "/embed/metrics", "/embed/metrics/reset", "/api/v1/usage"
 PER_TOKEN = 0.00002 / 1000
 HOUR = timedelta(hours=1)
-
-
-def calling(lw: Likewise) -> httpx2.AsyncClient:
-    """A client of its HTTP API."""
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(create_app(lw, lw.settings)), base_url=BASE)
 
 
 @pytest.fixture
@@ -106,7 +100,10 @@ async def test_concurrent_requests_add_up_to_the_last_token(priced: Settings) ->
 
         # When they come at once, while others look and write
         beside = [asyncio.create_task(watch()), asyncio.create_task(flush())]
+        await until(lambda: bool(seen))
         answers = await asyncio.gather(*(client.post("/embed/batch", json={"texts": batch}) for batch in batches))
+        looks = len(seen)
+        await until(lambda: len(seen) > looks)
         done.set()
         await asyncio.gather(*beside)
         # Then
@@ -120,6 +117,8 @@ async def test_concurrent_requests_add_up_to_the_last_token(priced: Settings) ->
         asked = sum(len(text.split()) + 2 for batch in batches for text in batch)
         assert sums["cost"] + sums["cost_avoided"] == pytest.approx(asked * PER_TOKEN)
         # And nobody saw less of anything than somebody before
+        assert len(seen) > 1
+        assert seen[0] != seen[-1]
         for before, after in pairwise(seen):
             assert all(less <= more for less, more in zip(before, after, strict=True))
 
