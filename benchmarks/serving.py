@@ -37,6 +37,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.tokenizing import TextTokenizer
 from likewise.settings import Settings, load_settings
+from likewise.testing.redis import free_port
 
 CACHED_TOKENS, SHORT_TOKENS = 100, 64
 CACHED_TIMES, CACHED_ROUNDS = 2_000, 5
@@ -45,7 +46,6 @@ SHORT_SECONDS = 10.0
 CONNECTIONS, LOAD_SECONDS, LOAD_ROUNDS = 64, 8, 3
 LIBRARY_TEXTS = 2_048
 SECONDS_TO_START = 60.0
-OTHER_PORT = 8399
 
 numbers = itertools.count(1)
 
@@ -243,13 +243,13 @@ def told(result: dict[str, Any]) -> str:
 
 
 def others(model: Path) -> dict[str, tuple[str, ...]]:
-    """Commands that serve the same model at OTHER_PORT, by what they are."""
+    """Commands that serve the same model, by what they are; each wants its port after it."""
     commands = {"sentence-transformers behind FastAPI": (sys.executable, "-m", "benchmarks.peer_server", str(model))}
     if "INFINITY_EMB" in os.environ:
         # Its faster mode for BERT needs a version of transformers of before.
         options = ("--engine", "torch", "--device", "cpu", "--no-bettertransformer", "--url-prefix", "/v1")
         commands["infinity"] = (os.environ["INFINITY_EMB"], "v2", "--model-id", str(model), *options)
-    return {name: (*command, "--port", str(OTHER_PORT)) for name, command in commands.items()}
+    return commands
 
 
 @contextlib.asynccontextmanager
@@ -257,19 +257,21 @@ async def serving(*command: str) -> AsyncIterator[str]:
     """The address of another server, started for the block."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     quiet = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
-    process = await asyncio.create_subprocess_exec(*command, env=environment, **quiet)
-    url, end = f"http://127.0.0.1:{OTHER_PORT}", time.monotonic() + SECONDS_TO_START
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(*command, "--port", str(port), env=environment, **quiet)
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS_TO_START
     try:
         while True:
             with contextlib.suppress(OSError):
                 if (await Caller(url).post("/v1/embeddings", b'{"input": "x"}'))[0] == 200:
                     break
-            if time.monotonic() > end:
+            if time.monotonic() > end or process.returncode is not None:
                 raise SystemExit("The other server did not start.")
             await asyncio.sleep(0.5)
         yield url
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         await process.wait()
 
 
