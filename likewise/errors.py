@@ -18,7 +18,8 @@ LikewiseError
 ├── Unavailable             503  a part is away; what was asked for can be tried again
 │   ├── Overloaded
 │   ├── DatabaseUnavailable
-│   └── ModelUnavailable
+│   ├── ModelUnavailable
+│   └── TextKeyUnavailable       the key that a waiting text is sealed with is not here
 ├── Internal                500
 └── StartError              exit code 3: the process could not start
     ├── SettingsError
@@ -217,6 +218,12 @@ class ModelUnavailable(Unavailable):
     def because(cls, error: LikewiseError, retry_after: int) -> "ModelUnavailable":
         """To one more caller: whatever the error is, to a caller the model is away."""
         return ModelUnavailable(error.detail, code=error.code, retry_after=retry_after, in_short=error.in_short)
+
+
+class TextKeyUnavailable(Unavailable):
+    """The key that this text waits sealed with is not the one of this process. Restart it with the present key."""
+
+    code = "text_key_unavailable"
 
 
 class Internal(LikewiseError):
