@@ -21,6 +21,7 @@ LikewiseError
 │   ├── ModelUnavailable
 │   └── TextKeyUnavailable       the key that a waiting text is sealed with is not here
 ├── Internal                500
+│   └── SealBroken          500  a sealed text that does not open
 └── StartError              exit code 3: the process could not start
     ├── SettingsError
     ├── ServerStartError         the database: an embedded one that does not start, or none that answers
@@ -228,6 +229,12 @@ class TextKeyUnavailable(Unavailable):
 
 class Internal(LikewiseError):
     """The server failed; the log has the reason under this request's id."""
+
+
+class SealBroken(Internal):
+    """A text that waited sealed has been changed. Send it again."""
+
+    code = "text_unreadable"
 
 
 class StartError(LikewiseError):

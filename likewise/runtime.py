@@ -28,6 +28,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
+from likewise.sealing import Sealing, TextKey
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
@@ -67,6 +68,7 @@ class Runtime:
     admission: Admission
     store: VectorStore
     wakeups: Wakeups
+    sealing: Sealing
     recent: RecentCollections
     writer: Writer
     searcher: Searcher
@@ -205,6 +207,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
     wakeups = Wakeups(settings.database_direct_url or database.serving_url)
+    sealing = Sealing([TextKey(bytes(32))])  # TODO merge
     return Runtime(
         settings=settings,
         database=database,
@@ -213,10 +216,20 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         admission=admission,
         store=store,
         wakeups=wakeups,
+        sealing=sealing,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
+        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), sealing),
         searcher=Searcher(pool, embedder, admission, store, recent),
-        worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
+        worker=Worker(
+            pool,
+            embedder,
+            admission,
+            store,
+            wakeups,
+            sealing,
+            lease=timedelta(seconds=settings.lease_seconds),
+            tries=settings.text_tries,
+        ),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),

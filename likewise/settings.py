@@ -158,6 +158,12 @@ class Settings(BaseSettings):
         description="How long a worker, or a server that runs a request with an Idempotency-Key, may be silent before "
         "others take over what it had begun.",
     )
+    text_tries: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="How often a text that a model cannot embed is tried before it is given up; an outage is no try.",
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
     metrics_token: str | None = Field(
         None,

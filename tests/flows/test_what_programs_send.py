@@ -171,13 +171,6 @@ async def test_names_that_no_collection_has_are_refused(shared: Likewise, name: 
             await work()
 
 
-async def test_texts_are_always_kept_in_this_version(shared: Likewise) -> None:
-    with pytest.raises(NotSupported):
-        await shared.collection("forgetful").create(policy=Policy(keep_text=False))
-    with pytest.raises(NotFound):
-        await shared.collection("forgetful").stats()
-
-
 @pytest.mark.parametrize("records", ["abc", {"id": "1", "text": "x"}, None, 5, ["abc"], [None], [("id", "1")]])
 async def test_what_is_no_list_of_records_is_refused(lw: Likewise, records: Any) -> None:
     with pytest.raises(Invalid):

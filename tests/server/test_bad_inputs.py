@@ -337,7 +337,6 @@ async def test_a_time_that_is_not_kept_is_told_why(client: httpx2.AsyncClient, t
         ({"name": "x", "model": "http://evil.example/"}, "/model", "model_not_allowed"),
         ({"name": "x", "policy": []}, "/policy", "wrong_type"),
         ({"name": "x", "policy": {"keep_terms": 0}}, "/policy/keep_terms", "wrong_type"),
-        ({"name": "x", "policy": {"keep_text": False}}, "/policy/keep_text", "not_supported"),
         ({"name": "x", "policy": {"on_long": "split"}}, "/policy/on_long", "not_supported"),
         ({"name": "x", "policy": {"on_long": SECRET}}, "/policy/on_long", "invalid_value"),
         ({"name": "x", "policy": {"retention_days": 3}}, "/policy/retention_days", "not_supported"),

@@ -130,20 +130,13 @@ class RecordsBody(RootModel[RecordsIn | Annotated[list[RecordIn], Field(max_leng
 class PolicyIn(RequestModel):
     """How the collection treats texts."""
 
-    keep_text: bool = Field(True, json_schema_extra={"const": True})
+    keep_text: bool = True
     keep_terms: bool = True
     on_long: Literal["truncate", "refuse"] = "truncate"
     indexed: list[Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})]] = Field(
         default_factory=list, max_length=MAX_INDEXED, json_schema_extra={"uniqueItems": True}
     )
     retention_days: Later = None
-
-    @field_validator("keep_text")
-    @classmethod
-    def _kept(cls, value: bool) -> bool:
-        if not value:
-            raise wrong("not_supported", "This version always keeps texts.")
-        return value
 
     @field_validator("on_long", mode="before")
     @classmethod
