@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from likewise.cleaning import cleaned, cleaned_json
-from likewise.errors import Invalid, NotFound, NotSupported
+from likewise.errors import Invalid, NotFound
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.testing import FakeProvider, ThrowawayPostgres
