@@ -26,7 +26,8 @@ LikewiseError
     ├── SettingsError
     ├── ServerStartError         the database: an embedded one that does not start, or none that answers
     │   └── StorageFault         the disk under it
-    └── SchemaError              a schema that is missing, newer or changed
+    ├── SchemaError              a schema that is missing, newer or changed
+    └── WrongModel               the default model is not the one that it should be
 
 A message says what is wrong and how to mend it. It never repeats a value that a caller sent: that may be private.
 """
@@ -267,3 +268,9 @@ class SchemaError(StartError):
     """The database's schema does not fit this program."""
 
     code = "schema"
+
+
+class WrongModel(StartError):
+    """The default model is not the one that the stored vectors were made with."""
+
+    code = "wrong_model"

@@ -234,7 +234,7 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
         "tenant_named", "make_generation", "make_collection", "drop_collection",
         "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
         "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests", "add_usage",
-        "claim_task", "expire_sealed", "forget_jobs",
+        "claim_task", "expire_sealed", "forget_jobs", "spaces_of_model",
     }  # fmt: skip
     assert set(map(tuple, definers.values())) == {("search_path=likewise, pg_temp",)}
     assert [name for name, _, _, by_all in found if by_all] == []

@@ -232,11 +232,19 @@ BEGIN
     RETURN true;
 END $$;
 
+-- What stored vectors of a model were made with, of every tenant: the latest of each space, some of them.
+CREATE FUNCTION spaces_of_model(of_model text) RETURNS TABLE (space text, dimension int, probe float4[])
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
+    SELECT DISTINCT ON (g.space, g.dimension) g.space, g.dimension, g.probe FROM generations g
+    WHERE g.model = of_model AND g.space IS NOT NULL AND g.state <> 'retired'
+    ORDER BY g.space, g.dimension, g.id DESC LIMIT 100
+$$;
+
 REVOKE EXECUTE ON FUNCTION
-    count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
+    spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
     claim_task(text[], uuid, interval, int) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
+    spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
     claim_task(text[], uuid, interval, int) TO {server};
