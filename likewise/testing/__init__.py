@@ -2,7 +2,7 @@
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
 from likewise.testing.provider import FakeLoader, FakeProvider
-from likewise.testing.server import LiveServer
+from likewise.testing.server import LiveServer, LiveWorker
 from likewise.testing.upstream import Asked, Reply, Upstream
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "FakeLoader",
     "FakeProvider",
     "LiveServer",
+    "LiveWorker",
     "Reply",
     "ThrowawayPostgres",
     "Upstream",
