@@ -160,8 +160,9 @@ DECLARE
 BEGIN
     SELECT array_agg(pk) INTO held FROM (
         SELECT c.pk FROM contents c
-        WHERE c.sealed IS NOT NULL AND c.pk = ANY (ARRAY(
-            SELECT w.content FROM waiting w WHERE w.entered_at <= now() - after LIMIT most))
+        WHERE c.pk = ANY (ARRAY(
+            SELECT w.content FROM waiting w JOIN contents t ON t.pk = w.content
+            WHERE w.entered_at <= now() - after AND t.sealed IS NOT NULL LIMIT most))
         ORDER BY c.pk FOR NO KEY UPDATE SKIP LOCKED
     ) old;
     IF held IS NOT NULL THEN
