@@ -2,8 +2,9 @@
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
 from likewise.testing.provider import FakeLoader, FakeProvider
+from likewise.testing.scripted import Asked, Reply
 from likewise.testing.server import LiveServer
-from likewise.testing.upstream import Asked, Reply, Upstream
+from likewise.testing.upstream import Upstream
 
 __all__ = [
     "Asked",
