@@ -1,5 +1,6 @@
 """Keys of an issuer (RFC 7517): those of a set that may check a signature of ours, and no other."""
 
+import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -75,11 +76,10 @@ def _may_check(jwk: Mapping[str, Any], algorithm: str) -> bool:
 
 
 def _rsa(jwk: Mapping[str, Any]) -> RSAKey:
-    key = RSAKey.import_key({"kty": "RSA", "n": _number(jwk["n"], LEAST_RSA_BITS), "e": _number(jwk["e"])})
-    numbers = key.public_key.public_numbers()
-    if not LEAST_RSA_BITS <= numbers.n.bit_length() <= MOST_RSA_BITS or numbers.e.bit_length() > MOST_EXPONENT_BITS:
+    modulus, exponent = _number(jwk["n"]), _number(jwk["e"])
+    if not LEAST_RSA_BITS <= _bits(modulus) <= MOST_RSA_BITS or _bits(exponent) > MOST_EXPONENT_BITS:
         raise ValueError("a modulus or an exponent that nobody should use")
-    return key
+    return RSAKey.import_key({"kty": "RSA", "n": modulus, "e": exponent})
 
 
 def _ec(jwk: Mapping[str, Any]) -> ECKey:
@@ -88,10 +88,14 @@ def _ec(jwk: Mapping[str, Any]) -> ECKey:
     return ECKey.import_key({"kty": "EC", "crv": "P-256", "x": _number(jwk["x"]), "y": _number(jwk["y"])})
 
 
-def _number(value: object, least_bits: int = 0) -> str:
-    if not isinstance(value, str) or not _NUMBER.fullmatch(value) or len(value) * 6 < least_bits:
-        raise ValueError("no number, or too small or large a one")
+def _number(value: object) -> str:
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+        raise ValueError("no number, or too large a one")
     return value
+
+
+def _bits(number: str) -> int:
+    return int.from_bytes(base64.urlsafe_b64decode(number + "=" * (-len(number) % 4)), "big").bit_length()
 
 
 _KINDS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Key]]] = {"RSA": ("RS256", _rsa), "EC": ("ES256", _ec)}
