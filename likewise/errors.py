@@ -18,6 +18,7 @@ LikewiseError
 ├── Unavailable             503  a part is away; what was asked for can be tried again
 │   ├── Overloaded
 │   ├── DatabaseUnavailable
+│   ├── IssuerUnavailable
 │   ├── ModelUnavailable
 │   └── TextKeyUnavailable       the key that a waiting text is sealed with is not here
 ├── Internal                500
@@ -198,6 +199,12 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot be reached."""
 
     code = "database_unavailable"
+
+
+class IssuerUnavailable(Unavailable):
+    """The issuer of tokens has not told its keys yet, so nobody can tell whose token this is."""
+
+    code = "issuer_unavailable"
 
 
 class ModelUnavailable(Unavailable):

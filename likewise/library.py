@@ -51,6 +51,7 @@ class Health:
     oldest_waiting: float
     cache: str | None = None
     model_in_short: str | None = None
+    issuer: str | None = None
 
 
 class Likewise:
@@ -100,7 +101,8 @@ class Likewise:
         fault = (asked.database and self.runtime.server_away) or asked.database or self.runtime.pool.storage_fault
         model, in_short = self._model_fault()
         cache = self.embedder.cache_fault
-        return replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache)
+        issuer = self.runtime.authentication.issuer_fault
+        return replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache, issuer=issuer)
 
     async def _ask_database(self) -> Health:
         """What can be told of the database and its schema."""

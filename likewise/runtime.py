@@ -190,6 +190,7 @@ async def open_runtime(
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
         runtime = _assemble(settings, database, pool, embedder or Embedder(settings))
+        stack.push_async_callback(runtime.authentication.close)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()

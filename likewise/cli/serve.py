@@ -69,6 +69,7 @@ async def serve_open(
 
     url = url_of(listener)
     await likewise.runtime.authentication.warn_if_nobody_can_call()
+    likewise.runtime.authentication.fetch_ahead()
 
     def tell() -> None:
         if as_json:

@@ -35,6 +35,11 @@ MODEL_STATES = ("absent", "present", "loading", "ready", "failed")
 # What became of one request to a remote model: vectors, refused for what it said or by whom it came, too many, an error
 # of the provider, no answer, one that is none, nobody waited.
 PROVIDER_OUTCOMES = ("ok", "refused", "limited", "failed", "unreachable", "wrong", "cancelled")
+# Why a JWT was refused; who sent it is told nothing of it.
+TOKEN_FAULTS = (
+    *("malformed", "header", "algorithm", "claims", "time", "audience", "issuer", "tenant", "scopes", "key"),
+    "signature",
+)
 OTHER = "other"
 
 # From a search in memory to what a client still waits for.
@@ -56,6 +61,7 @@ def _seconds(name: str, words: str, buckets: tuple[float, ...], *labels: str) ->
 
 HTTP_REQUESTS = _counter("http_requests", "Requests by the route's template.", "route", "method", "status")
 HTTP_SECONDS = _seconds("http_request", "From a request's head to its answer's end.", _REQUEST_SECONDS, "route")
+TOKENS_REFUSED = _counter("tokens_refused", "JWTs that were refused.", "reason")
 
 EMBED_REQUESTS = _counter("embed_requests", "Lists of texts that vectors were asked of.", "model", "lane", "outcome")
 EMBED_TEXTS = _counter("embed_texts", "Texts that were answered with a vector.", "model", "lane")
@@ -102,6 +108,7 @@ def begin_at_zero() -> None:
         (WORKER_CONTENTS, CONTENTS),
         (CACHE_HITS, CACHE_TIERS),
         (CACHE_FAILED, CACHE_ERRORS),
+        (TOKENS_REFUSED, TOKEN_FAULTS),
     ):
         for values in product(*sets):
             metric.labels(*values)

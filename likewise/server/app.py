@@ -84,7 +84,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     refuse_undeclared(app)
-    describe(app, asks_who_calls=settings.asks_who_calls)
+    describe(app, settings.auth)
     return app
 
 

@@ -69,7 +69,8 @@ async def _parts(request: Request) -> dict[str, Any]:
         async with asyncio.timeout(PROBE_SECONDS):
             health = await request.app.state.likewise.health()
     except TimeoutError:
-        return {"database": "It does not answer.", "schema": None, "model": None, "cache": None}
+        return {"database": "It does not answer.", "schema": None, "model": None, "cache": None, "issuer": None}
     fault = health.model and ModelUnavailable(health.model, in_short=health.model_in_short)
     model = told(fault, request.scope) if fault else None
-    return {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}
+    parts = {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}
+    return parts | {"issuer": health.issuer}

@@ -42,6 +42,8 @@ def test_help_names_every_verb(likewise_command: Run) -> None:
         "models",
         "db",
         "keys",
+        "tenants",
+        "token",
         "usage",
         "doctor",
     ):
@@ -70,6 +72,8 @@ def test_wrong_usage_is_2(likewise_command: Run, arguments: list[str]) -> None:
         ({"LIKEWISE_HOST": "0.0.0.0"}, "LIKEWISE_HOST"),
         ({"LIKEWISE_AUTH": "passwords"}, "LIKEWISE_AUTH"),
         ({"LIKEWISE_AUTH": "none,keys"}, "LIKEWISE_AUTH"),
+        ({"LIKEWISE_AUTH": "dev"}, "LIKEWISE_DEV_JWT_SECRET"),
+        ({"LIKEWISE_AUTH": "jwks"}, "LIKEWISE_JWKS_URL"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_and_is_named(

@@ -25,7 +25,7 @@ from likewise.db.filelock import open_lock
 from likewise.db.processes import postgres_processes
 from likewise.db.server import EmbeddedServer
 from likewise.settings import load_settings
-from likewise.testing import DatabaseUrls, Reply, ThrowawayPostgres, Upstream, open_folder
+from likewise.testing import DatabaseUrls, FakeIssuer, Reply, ThrowawayPostgres, Upstream, open_folder
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.embedding.tiny import weights, write_folder
@@ -151,6 +151,25 @@ async def test_a_redis_of_an_unreadable_url(examine: Examine) -> None:
     words = only(await examine(REDIS_URL="localhost:6379/xyzzy-secret"), "cache")
     assert "redis://user:password@host:6379/0" in words
     assert "xyzzy" not in words
+
+
+# The issuer of tokens
+
+
+async def test_an_issuer(examine: Examine) -> None:
+    async with FakeIssuer().running() as server:
+        jwks = {"AUTH": "jwks", "JWKS_URL": server.url, "JWT_AUDIENCE": "likewise", "JWT_ISSUER": "https://issuer"}
+        well = await examine(**jwks)
+        server.published = []
+        empty = only(await examine(**jwks), "issuer")
+        server.next.append(Reply(body=b"<html>"))
+        rubbish = only(await examine(**jwks), "issuer")
+    away = only(await examine(**jwks), "issuer")
+    assert faults(well) == {}
+    assert well["issuer"].what == "It publishes 2 keys for signatures"
+    assert "RS256 or ES256" in empty
+    assert "no set of keys" in rubbish
+    assert "LIKEWISE_JWKS_URL" in away
 
 
 # Settings and models

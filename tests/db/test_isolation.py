@@ -231,7 +231,7 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
         )
     definers = {name: settings for name, definer, settings, _ in found if definer}
     assert set(definers) == {
-        "tenant_named", "make_generation", "make_collection", "drop_collection",
+        "tenant_named", "tenant_known", "make_generation", "make_collection", "drop_collection",
         "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
         "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests", "add_usage",
         "claim_task", "expire_sealed", "forget_jobs", "spaces_of_model",

@@ -26,7 +26,8 @@ from likewise.embedding.trouble import RequestRefused, WrongAnswer
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import Asked, Reply, Upstream
-from likewise.testing.upstream import Behaviour, written
+from likewise.testing.scripted import Behaviour
+from likewise.testing.upstream import written
 from tests.models_file import models_file
 from tests.patience import until
 

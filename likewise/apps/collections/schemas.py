@@ -18,9 +18,10 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from likewise.apps.body import RequestModel, deeper_than, wrong
+from likewise.apps.body import RequestModel, wrong
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.filter_schema import KEY_PATTERN, TIME
+from likewise.cleaning import deeper_than
 from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
 from likewise.search.request import SearchRequest
