@@ -1,4 +1,4 @@
-"""Segments of many tenants: how fast they are taken in and get their vectors, searches meanwhile, and very many tenants.
+"""Segments of many tenants: taking them in, their vectors, searches meanwhile, and very many tenants.
 
     python -m benchmarks.segments [passages.jsonl.gz]
 
@@ -23,11 +23,9 @@ import psycopg
 
 from benchmarks.overload import percentile
 from benchmarks.surroundings import DATA, MODELS_FOLDER, Caller, database_url, fresh_server, lines, machine
-from likewise.auth.caller import Scope
-from likewise.db.binaries import find_binaries
 from likewise.db.server import EmbeddedServer
 from likewise.testing import LiveServer, LiveWorker, open_folder
-from likewise.testing.tokens import dev_token
+from likewise.testing.tokens import Signer, claims_of
 
 TENANTS, SEGMENTS, BATCH = 20, 50_000, 500
 CLIENTS = 2
@@ -39,7 +37,7 @@ ASKING = {"LIKEWISE_AUTH": "dev", "LIKEWISE_DEV_JWT_SECRET": SECRET, "LIKEWISE_E
 
 def token(number: int) -> str:
     """What a tenant shows."""
-    return dev_token(f"tenant {number}", SECRET, scopes=(Scope.READ, Scope.WRITE))
+    return Signer.shared(SECRET).token(claims_of(f"tenant {number}"))
 
 
 def batches(texts: list[str]) -> Iterator[tuple[int, bytes]]:
@@ -60,8 +58,7 @@ async def enqueue(server: LiveServer, texts: list[str]) -> None:
         await send(
             Caller(server.url, token(tenant)), "/vectors/embed", {"asset_id": "w", "segment_id": "w", "text": "w"}
         )
-    left = iter(list(batches(texts)))
-    tokens = [token(tenant) for tenant in range(TENANTS)]
+    tokens, left = [token(tenant) for tenant in range(TENANTS)], iter(list(batches(texts)))
 
     async def client() -> None:
         callers = [Caller(server.url, one) for one in tokens]
@@ -129,8 +126,8 @@ async def with_workers(texts: list[str], count: int, threads: int) -> None:
         if not asking.cancelled():
             asking.result()
         print(
-            f"{count} worker{'s' if count > 1 else ' '}     {SEGMENTS / seconds:.0f} contents/s with {threads or 'all'} "
-            f"threads each; {len(taken)} searches meanwhile: p50 {percentile(taken, 0.5):.0f} ms, "
+            f"{count} worker{'s' if count > 1 else ' '}     {SEGMENTS / seconds:.0f} contents/s, threads of each: "
+            f"{threads or 'all'}; {len(taken)} searches meanwhile: p50 {percentile(taken, 0.5):.0f} ms, "
             f"p99 {percentile(taken, 0.99):.0f} ms"
         )
 
@@ -172,7 +169,10 @@ async def many_tenants(texts: list[str]) -> None:
 
 async def size_of(server: LiveServer) -> tuple[int, int]:
     """Bytes of the database, and its relations."""
-    statement = "SELECT pg_database_size(current_database()), count(*) FROM pg_class WHERE relnamespace = 'likewise'::regnamespace"
+    statement = (
+        "SELECT pg_database_size(current_database()), count(*) FROM pg_class "
+        "WHERE relnamespace = 'likewise'::regnamespace"
+    )
     async with await psycopg.AsyncConnection.connect(database_url(server, "likewise_owner"), autocommit=True) as asking:
         row = await (await asking.execute(statement)).fetchone()
     return (int(row[0]), int(row[1])) if row else (0, 0)
@@ -183,14 +183,13 @@ async def restored(server: LiveServer, texts: list[str], before: list[Any]) -> N
     folder = open_folder()
     try:
         dump = folder / "dump"
-        programs = find_binaries(None)
-        started = time.perf_counter()
-        run(programs / "pg_dump", "-Fc", "-f", dump, database_url(server, "postgres"))
-        dumped = time.perf_counter() - started
         data = folder / "data"
         empty = await EmbeddedServer.start(data)
         started = time.perf_counter()
-        run(programs / "pg_restore", "--exit-on-error", "-d", empty.superuser_url(), dump)
+        run(empty.binaries / "pg_dump", "-Fc", "-f", dump, database_url(server, "postgres"))
+        dumped = time.perf_counter() - started
+        started = time.perf_counter()
+        run(empty.binaries / "pg_restore", "--exit-on-error", "-d", empty.superuser_url("likewise"), dump)
         seconds = time.perf_counter() - started
         await empty.close()
         # What is sealed opens with the same key, and another one is refused.
@@ -199,8 +198,8 @@ async def restored(server: LiveServer, texts: list[str], before: list[Any]) -> N
             after = await ask_everybody(other.url, texts)
         alike = sum(one == other for one, other in zip(before, after, strict=True))
         print(
-            f"              dumped in {dumped:.0f} s ({dump.stat().st_size / 2**20:.0f} MiB), restored in {seconds:.0f} s: "
-            f"{alike} of {MANY_TENANTS} searches answer alike"
+            f"              dumped in {dumped:.0f} s ({dump.stat().st_size / 2**20:.0f} MiB), restored in "
+            f"{seconds:.0f} s: {alike} of {MANY_TENANTS} searches answer alike"
         )
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
