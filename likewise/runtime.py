@@ -28,6 +28,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
+from likewise.search.reranking import Reranking
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
@@ -74,6 +75,7 @@ class Runtime:
     authentication: Authentication
     quotas: Quotas
     bookkeeping: Bookkeeping
+    reranking: Reranking
 
     @property
     def storage_fault(self) -> str | None:
@@ -192,6 +194,8 @@ async def open_runtime(
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
+        await runtime.reranking.start()
+        stack.push_async_callback(runtime.reranking.close)
         runtime.wakeups.start()
         stack.push_async_callback(runtime.wakeups.close)
         stack.push_async_callback(_flush_once, runtime)
@@ -204,6 +208,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
+    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
     wakeups = Wakeups(settings.database_direct_url or database.serving_url)
     return Runtime(
         settings=settings,
@@ -215,11 +220,12 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         wakeups=wakeups,
         recent=recent,
         writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
-        searcher=Searcher(pool, embedder, admission, store, recent),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking),
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),
+        reranking=reranking,
     )
 
 

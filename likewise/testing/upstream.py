@@ -1,4 +1,7 @@
-"""An OpenAI-compatible `/embeddings` on the loopback that answers well, or with the trouble that it is told to make."""
+"""A remote model on the loopback that answers well, or with the trouble that it is told to make.
+
+It has an OpenAI-compatible `/embeddings`, and a `/rerank` as Cohere and Jina have it, or TEI.
+"""
 
 import asyncio
 import base64
@@ -21,19 +24,20 @@ CHUNK = b"x" * 65_536
 class Asked:
     """A request as it came. Names of headers are in small letters.
 
-    `at`: when it was read, in seconds of the monotonic clock. `good`: what answers it well, as OpenAI writes it.
+    `at`: when it was read, in seconds of the monotonic clock. `good`: what answers it well.
     """
 
     path: str
     headers: Mapping[str, str]
     body: Mapping[str, Any]
     at: float
-    good: Mapping[str, Any] = field(default_factory=dict)
+    good: Any = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
-        """The texts to embed."""
-        return [self.body["input"]] if isinstance(self.body["input"], str) else list(self.body["input"])
+        """The texts to embed, or to score."""
+        texts = next(self.body[name] for name in ("input", "documents", "texts") if name in self.body)
+        return [texts] if isinstance(texts, str) else list(texts)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,22 @@ class Upstream:
             self.under_way -= 1
         return await _write(writer, reply)
 
-    async def _good(self, asked: Asked) -> dict[str, Any]:
+    async def _good(self, asked: Asked) -> Any:
+        return await (self._ranked(asked) if asked.path.endswith("/rerank") else self._embedded(asked))
+
+    async def _ranked(self, asked: Asked) -> Any:
+        """Scores by the words that a text shares with the query, best first, as rerankers answer."""
+        query, *vectors = (await self.model.embed([asked.body["query"], *asked.texts], "document")).vectors
+        scores = [min(1.0, max(0.0, float(query @ vector))) for vector in vectors]
+        best = sorted(range(len(scores)), key=lambda place: -scores[place])
+        if "texts" in asked.body:
+            return [{"index": place, "score": scores[place]} for place in best]
+        results = [{"index": place, "relevance_score": scores[place]} for place in best]
+        tokens = sum(len(asked.body["query"].split()) + len(text.split()) for text in asked.texts)
+        usage = {"usage": {"total_tokens": tokens}} if self.counts else {}
+        return {"id": "theirs", "model": asked.body["model"], "results": results, **usage}
+
+    async def _embedded(self, asked: Asked) -> dict[str, Any]:
         texts = asked.texts
         made = await self.model.embed(texts, "document")
         in_base64 = asked.body.get("encoding_format") == "base64"
