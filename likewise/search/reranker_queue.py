@@ -51,7 +51,7 @@ class RerankerQueue:
         """The scores of texts in their order. Cancelling is safe at any time: what still waits is not done.
 
         Args:
-            charge: told of each call that was done, whether anybody still waits for it or not.
+            charge: told of each call that was done, also where a later one fails.
 
         Raises:
             Overloaded: they do not fit in what may wait.

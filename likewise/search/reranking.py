@@ -123,7 +123,7 @@ class Reranking:
         return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
 
     def _charge(self, tenant: int, spec: ModelSpec, scored: Scored) -> None:
-        """What was read is paid for, whether anybody still waits for it or not."""
+        """What was read is paid for, also where the rest of its request fails."""
         for tokens, truncated in zip(scored.tokens.tolist(), scored.truncated.tolist(), strict=True):
             cost = cost_of(tokens, spec.price_per_1k_tokens)
             self._ledger.generated(tenant, spec.name, tokens, truncated, estimated=scored.estimated, cost=cost)

@@ -51,9 +51,10 @@ class CrossEncoderFolder:
 
 
 def _refuse_modules(path: Path) -> None:
-    modules = read_modules(path, ("Transformer",))
+    modules = read_modules(path)
     if modules != [("Transformer", "")]:
-        raise NotSupported(f"{path / 'modules.json'} has more than a cross-encoder, which is one Transformer.")
+        names = ", ".join(kind for kind, _ in modules)
+        raise NotSupported(f"{path / 'modules.json'} has {names}, and is of no cross-encoder: that is one Transformer.")
 
 
 def _refuse_other_heads(config: Mapping[str, Any], file: Path) -> None:
