@@ -11,7 +11,7 @@ from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.pacing import Pace
 from likewise.embedding.remote_http import RemoteApi, refuse
-from likewise.embedding.trouble import LIMITED, RequestRefused, Trouble, WrongAnswer
+from likewise.embedding.trouble import LIMITED, RequestFails, RequestRefused, Trouble, WrongAnswer
 from likewise.observe.steps import ProviderRequest
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RemoteCalls:
             except Trouble as trouble:
                 failed += 1
                 if trouble.of_texts and failed >= self._backoff.tries:
-                    raise RequestRefused(f"the provider fails on the request, {failed} times") from None
+                    raise RequestFails(f"the provider fails on the request, {failed} times") from None
                 if not trouble.heals or failed >= self._backoff.tries:
                     raise
                 await self._wait(trouble, failed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from likewise.embedding.queue import QueueBudget, estimated_tokens
-from likewise.embedding.trouble import RequestRefused
+from likewise.embedding.trouble import RequestFails, RequestRefused
 from likewise.errors import Invalid, ModelUnavailable, Unavailable
 from likewise.observe.steps import RerankerCall
 from likewise.search.reranker import Reranker, Scored, check
@@ -115,13 +115,16 @@ class RerankerQueue:
             except Unavailable:
                 raise
             except RequestRefused as refused:
-                log.warning("the reranker %s refuses %d texts: %s", self._model, len(texts), refused)
+                log.warning("the reranker %s does not score %d texts: %s", self._model, len(texts), refused)
+                if isinstance(refused, RequestFails):
+                    # Nobody knows that it is the texts' fault.
+                    raise _failing() from None
                 words = "The reranker refuses this; send fewer or shorter texts."
                 raise Invalid.at("", words, "text_failed") from None
             except Exception as error:  # noqa: BLE001 - a reranker may raise anything
                 # only the type: the message may repeat a text
                 log.warning("the reranker %s failed on %d texts: %s", self._model, len(texts), type(error).__name__)
-                raise ModelUnavailable("The reranker fails; see the log.", code="model_failed") from None
+                raise _failing() from None
             step.done(len(texts), scored.tokens, scored.truncated)
             return scored
 
@@ -163,6 +166,10 @@ def _parts(reranker: Reranker, query: str, texts: Sequence[str]) -> list[_Part]:
         places.append(place)
         held += tokens
     return [*parts, _Part(places, held)] if places else parts
+
+
+def _failing() -> ModelUnavailable:
+    return ModelUnavailable("The reranker fails; see the log.", code="model_failed")
 
 
 def _closing() -> ModelUnavailable:

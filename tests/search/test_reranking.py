@@ -330,6 +330,16 @@ async def test_what_heals_is_tried_again(
     assert len(upstream.asked) == 2
 
 
+async def test_what_does_not_heal_is_trouble_of_the_model_too(
+    settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path
+) -> None:
+    made = remote(settings, closing, upstream, tmp_path)
+    upstream.always = Reply(500, headers={"retry-after-ms": "10"})
+    with pytest.raises(ModelUnavailable):
+        await made.rerank(TENANT, QUERY, TEXTS)
+    assert len(upstream.asked) == 3
+
+
 async def test_a_request_that_is_refused_is_the_callers_affair(
     settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path
 ) -> None:
