@@ -22,6 +22,7 @@ from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
+from likewise.embedding.loading import ModelState
 from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord, Policy
@@ -42,7 +43,8 @@ Progress = Callable[[int, int], None]
 class Health:
     """What is wrong with each part, None where nothing is. `oldest_waiting` is in seconds.
 
-    `model_in_short` is the model's fault for callers over the network, where it is another.
+    `model_in_short` is the model's fault for callers over the network, where it is another, and so is that of the
+    reranker, which has none where the settings name none.
     """
 
     database: str | None
@@ -52,6 +54,8 @@ class Health:
     cache: str | None = None
     model_in_short: str | None = None
     issuer: str | None = None
+    reranker: str | None = None
+    reranker_in_short: str | None = None
 
 
 class Likewise:
@@ -102,7 +106,9 @@ class Likewise:
         model, in_short = self._model_fault()
         cache = self.embedder.cache_fault
         issuer = self.runtime.authentication.issuer_fault
-        return replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache, issuer=issuer)
+        faults = replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache, issuer=issuer)
+        reranker, in_short = self._reranker_fault()
+        return replace(faults, reranker=reranker, reranker_in_short=in_short)
 
     async def _ask_database(self) -> Health:
         """What can be told of the database and its schema."""
@@ -131,8 +137,11 @@ class Likewise:
         if state.state == "ready":
             refused = self.runtime.admission.refused
             return next(iter(refused.values()), None), None
-        what = f"The model {state.name} is {state.state}."
-        return f"{what} {state.reason or ''}".strip(), state.in_short and f"{what} {state.in_short}"
+        return _fault_of("model", state)
+
+    def _reranker_fault(self) -> tuple[str | None, str | None]:
+        states = self.runtime.reranking.states() if self.settings.reranker else []
+        return _fault_of("reranker", states[0]) if states and states[0].state != "ready" else (None, None)
 
     async def wait_until_embedded(self, collection: str, on_progress: Progress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
@@ -193,9 +202,13 @@ class Collection:
         mode: Mode = "hybrid",
         threshold: float | None = None,
         group_by: str | None = None,
+        rerank: bool = False,
         explain: bool = False,
     ) -> SearchResult:
-        """The records nearest to a query by words and meaning; with `group_by` one for each value of a field."""
+        """The records nearest to a query by words and meaning; with `group_by` one for each value of a field.
+
+        With `rerank` the reranker of the settings puts the first hits in order, 50 at least.
+        """
         return await self._search(
             query=cleaned(query),
             limit=limit,
@@ -203,6 +216,7 @@ class Collection:
             mode=mode,
             threshold=threshold,
             group_by=group_by,
+            rerank=rerank,
             explain=explain,
         )
 
@@ -215,9 +229,10 @@ class Collection:
         mode: Mode = "hybrid",
         threshold: float | None = None,
         group_by: str | None = None,
+        rerank: bool = False,
         explain: bool = False,
     ) -> SearchResult:
-        """The records most like one of the collection, itself left out; `group_by` as in `search`."""
+        """The records most like one of the collection, itself left out; `group_by` and `rerank` as in `search`."""
         return await self._search(
             like=id,
             limit=limit,
@@ -225,6 +240,7 @@ class Collection:
             mode=mode,
             threshold=threshold,
             group_by=group_by,
+            rerank=rerank,
             explain=explain,
         )
 
@@ -255,6 +271,12 @@ class Collection:
         except NotFound:
             with contextlib.suppress(Conflict):
                 await self.create()
+
+
+def _fault_of(sort: str, state: ModelState) -> tuple[str, str | None]:
+    """What is wrong with a model that is not ready, and the same for callers over the network, where it is another."""
+    what = f"The {sort} {state.name} is {state.state}."
+    return f"{what} {state.reason or ''}".strip(), state.in_short and f"{what} {state.in_short}"
 
 
 def _moved(fault: Fault, start: int) -> Fault:

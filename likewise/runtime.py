@@ -29,6 +29,7 @@ from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
 from likewise.sealing import Sealing, TextKey
+from likewise.search.reranking import Reranking
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
@@ -76,6 +77,7 @@ class Runtime:
     authentication: Authentication
     quotas: Quotas
     bookkeeping: Bookkeeping
+    reranking: Reranking
 
     @property
     def storage_fault(self) -> str | None:
@@ -195,6 +197,8 @@ async def open_runtime(
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
+        await runtime.reranking.start()
+        stack.push_async_callback(runtime.reranking.close)
         runtime.wakeups.start()
         stack.push_async_callback(runtime.wakeups.close)
         stack.push_async_callback(_flush_once, runtime)
@@ -207,6 +211,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
+    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
     wakeups = Wakeups(settings.database_direct_url or database.serving_url)
     sealing = Sealing([TextKey(bytes(32))])  # TODO merge
     return Runtime(
@@ -220,7 +225,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         sealing=sealing,
         recent=recent,
         writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), sealing),
-        searcher=Searcher(pool, embedder, admission, store, recent),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking),
         worker=Worker(
             pool,
             embedder,
@@ -234,6 +239,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),
+        reranking=reranking,
     )
 
 

@@ -133,6 +133,12 @@ class Settings(BaseSettings):
         description="TOML file with models of your own, each a folder or an OpenAI-compatible address. Requests may "
         "name them.",
     )
+    reranker: str | None = Field(
+        None,
+        min_length=1,
+        description="The model that puts texts in the order in which they answer a query: `ms-marco-MiniLM-L-6-v2`, a "
+        "folder, or a reranker of LIKEWISE_MODELS_FILE. Absent: none.",
+    )
     openai_api_key: str | None = Field(
         None, min_length=1, repr=False, description="Key for the text-embedding models of OpenAI."
     )

@@ -77,6 +77,13 @@ MODEL_TOKENS = _counter("model_tokens", "Tokens that a model read.", "model", "l
 MODEL_TRUNCATED = _counter("model_truncated_tokens", "Tokens that were cut off before a model.", "model", "lane")
 MODEL_SECONDS = _seconds("model_batch", "One batch in the model.", _BATCH_SECONDS, "model", "lane")
 
+RERANK_REQUESTS = _counter("rerank_requests", "Queries with texts that scores were asked of.", "model", "outcome")
+RERANK_TEXTS = _counter("rerank_texts", "Texts that were answered with a score.", "model")
+RERANK_TOKENS = _counter("rerank_tokens", "Tokens of queries and texts that a reranker read.", "model")
+RERANK_TRUNCATED = _counter("rerank_truncated_tokens", "Tokens that were cut off before a reranker.", "model")
+RERANK_SECONDS = _seconds("rerank", "One query with its texts, waiting included.", _REQUEST_SECONDS, "model")
+RERANK_CALL_SECONDS = _seconds("rerank_call", "One call of a reranker.", _BATCH_SECONDS, "model")
+
 PROVIDER_REQUESTS = _counter("provider_requests", "Requests to a remote model, each try.", "model", "outcome")
 PROVIDER_SECONDS = _seconds("provider", "One try of a request to a remote model.", _BATCH_SECONDS, "model")
 PROVIDER_OPEN = Gauge(

@@ -12,6 +12,7 @@ from starlette.routing import Match
 
 from likewise.apps.collections import routes as collections
 from likewise.apps.embed import openai_routes as openai
+from likewise.apps.embed import rerank_routes as rerank
 from likewise.apps.embed import routes as embed
 from likewise.apps.embed import usage_routes as usage
 from likewise.library import Likewise
@@ -27,7 +28,7 @@ from likewise.settings import Settings
 
 ROUTERS = (
     *(health.router, metrics.router, reference.router),
-    *(collections.router, embed.router, openai.router, usage.router),
+    *(collections.router, embed.router, openai.router, rerank.router, usage.router),
 )
 
 if TYPE_CHECKING:

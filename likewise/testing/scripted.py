@@ -25,12 +25,13 @@ class Asked:
     headers: Mapping[str, str]
     body: Mapping[str, Any]
     at: float
-    good: Mapping[str, Any] = field(default_factory=dict)
+    good: Any = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
-        """The texts to embed."""
-        return [self.body["input"]] if isinstance(self.body["input"], str) else list(self.body["input"])
+        """The texts to embed, or to score."""
+        texts = next(self.body[name] for name in ("input", "documents", "texts") if name in self.body)
+        return [texts] if isinstance(texts, str) else list(texts)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ScriptedServer(ABC):
         self._tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
-    async def good(self, asked: Asked) -> dict[str, Any]:
+    async def good(self, asked: Asked) -> Any:
         """What answers a request well."""
 
     @contextlib.asynccontextmanager

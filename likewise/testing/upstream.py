@@ -1,4 +1,7 @@
-"""An OpenAI-compatible `/embeddings` on the loopback that answers well, or with the trouble that it is told to make."""
+"""A remote model on the loopback that answers well, or with the trouble that it is told to make.
+
+It has an OpenAI-compatible `/embeddings`, and a `/rerank` as Cohere and Jina have it, or TEI.
+"""
 
 import base64
 from typing import Any
@@ -19,8 +22,23 @@ class Upstream(ScriptedServer):
         self.model = FakeProvider(dimension)
         self.counts = True
 
-    async def good(self, asked: Asked) -> dict[str, Any]:
-        """The vectors of the texts that were asked for, as OpenAI writes them."""
+    async def good(self, asked: Asked) -> Any:
+        """Scores, or the vectors of the texts that were asked for, as OpenAI writes them."""
+        return await (self._ranked(asked) if asked.path.endswith("/rerank") else self._embedded(asked))
+
+    async def _ranked(self, asked: Asked) -> Any:
+        """Scores by the words that a text shares with the query, best first, as rerankers answer."""
+        query, *vectors = (await self.model.embed([asked.body["query"], *asked.texts], "document")).vectors
+        scores = [min(1.0, max(0.0, float(query @ vector))) for vector in vectors]
+        best = sorted(range(len(scores)), key=lambda place: -scores[place])
+        if "texts" in asked.body:
+            return [{"index": place, "score": scores[place]} for place in best]
+        results = [{"index": place, "relevance_score": scores[place]} for place in best]
+        tokens = sum(len(asked.body["query"].split()) + len(text.split()) for text in asked.texts)
+        usage = {"usage": {"total_tokens": tokens}} if self.counts else {}
+        return {"id": "theirs", "model": asked.body["model"], "results": results, **usage}
+
+    async def _embedded(self, asked: Asked) -> dict[str, Any]:
         texts = asked.texts
         made = await self.model.embed(texts, "document")
         in_base64 = asked.body.get("encoding_format") == "base64"

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ from likewise.testing import DatabaseUrls, FakeIssuer, Reply, ThrowawayPostgres,
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.embedding.tiny import weights, write_folder
+from tests.search.rerankers import BERT
 
 Examine = Callable[..., Awaitable[dict[str, Finding]]]
 
@@ -268,6 +270,20 @@ async def test_a_remote_model_that_does_not_work(
         assert len(upstream.asked) <= 2
     assert words in found
     assert "canary" not in found
+
+
+async def test_a_reranker_that_works(examine: Examine) -> None:
+    found = await examine(RERANKER=str(BERT), PRECISION="f32")
+    assert faults(found) == {}
+    assert f"{BERT} works" in found["reranker"].what
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("ms-marco-MiniLM-L-6-v2", "likewise models pull ms-marco-MiniLM-L-6-v2"), ("tiny", "no cross-encoder")],
+)
+async def test_a_reranker_that_does_not_work(examine: Examine, name: str, words: str) -> None:
+    assert re.search(words, only(await examine(RERANKER=name), "reranker"))
 
 
 async def test_a_remote_model_that_works(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

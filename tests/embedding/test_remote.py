@@ -445,7 +445,7 @@ async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakePro
     upstream.next.append(Reply(429, headers={"retry-after-ms": "250"}))
     provider = remote()
     first = asyncio.create_task(provider.embed(["a"], "document"))
-    await until(lambda: provider._pace._until > 0)
+    await until(lambda: provider._calls._pace._until > 0)
     # When others come meanwhile
     others = [asyncio.create_task(provider.embed([f"{place}"], "document")) for place in range(5)]
     # Then nobody asks it before, and everybody then

@@ -20,6 +20,7 @@ from likewise.settings import load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.auth.keys import make_key
 from tests.flows.two_tenants import CANARIES, Call, House, Sent, Teller, all_made, calls
+from tests.search.rerankers import BERT
 
 URL = "/api/v1/collections"
 EXAMPLES, CALLS = 100, 50
@@ -31,7 +32,11 @@ async def house(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFa
     async with postgres.database() as urls:
         folder = tmp_path_factory.mktemp("data")
         settings = load_settings(
-            data_dir=folder, database_url=urls.owner, database_serving_url=urls.serving, auth="keys"
+            data_dir=folder,
+            database_url=urls.owner,
+            database_serving_url=urls.serving,
+            auth="keys",
+            reranker=str(BERT),
         )
         embedder = Embedder(settings, providers={settings.model: lambda spec: FakeProvider()})
         async with likewise.open(settings, embedder=embedder) as lw:
@@ -119,7 +124,16 @@ class CollectionsTeller(Teller):
             body |= {"group_by": "site", "explain": True}
         if self.dice.random() < 0.2:
             body["cursor"] = self.cursor()
+        if self.dice.random() < 0.2:
+            body["rerank"] = True
         return Sent("POST", f"{self.collection()}/search", Scope.READ, body)
+
+    def rerank(self) -> Sent:
+        own = [self.text(self.own) for _ in range(self.dice.randint(0, 3))]
+        body = {"query": self.text(self.own), "documents": own, "return_documents": True}
+        if self.dice.random() < 0.3:
+            body["model"] = self.own
+        return Sent("POST", "/v1/rerank", Scope.READ, body)
 
     def later(self) -> Sent:
         verb, scope = self.dice.choice([("clusters", Scope.READ), ("reembed", Scope.ADMIN), ("switch", Scope.ADMIN)])
@@ -150,7 +164,7 @@ class CollectionsTeller(Teller):
 
 OFTEN = ("write", "search", "read", "list")
 WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lines", "delete", "later", "broken",
-        "usage", "lost", "open", "refused_method")  # fmt: skip
+        "usage", "lost", "open", "refused_method", "rerank")  # fmt: skip
 
 
 @pytest.mark.timeout(180)
@@ -181,6 +195,8 @@ NAMING: list[tuple[str, str, Any]] = [
     ("DELETE", "/records/7", None),
     ("POST", "/search", {"query": "x"}),
     ("POST", "/search", {"like": "7"}),
+    ("POST", "/search", {"query": "x", "rerank": True}),
+    ("POST", "/search", {"like": "7", "rerank": True}),
     ("GET", "/clusters", None),
     ("POST", "/clusters", {}),
     ("GET", "/clusters/1", None),

@@ -185,7 +185,9 @@ class SearchIn(RequestModel):
     group_by: Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})] | None = Field(
         None, max_length=128, description="A field of which every value has one hit, its best."
     )
-    rerank: Later = None
+    rerank: bool | None = Field(
+        None, description="Whether the reranker puts the first hits in order, 50 at least; there is one page then."
+    )
     explain: bool = Field(False, description="Whether the answer also says what was done and how long each step took.")
 
     def to_request(self, offset: int = 0) -> SearchRequest:
@@ -200,6 +202,7 @@ class SearchIn(RequestModel):
             offset,
             self.group_by,
             self.explain,
+            bool(self.rerank),
         )
 
     @model_validator(mode="after")
@@ -278,7 +281,7 @@ class RecordAnswer(BaseModel):
 
 
 class HitAnswer(BaseModel):
-    """A record that was found: its rank score, its cosine similarity and how it was found."""
+    """A record that was found: its rank score (with `rerank` the reranker's), its cosine similarity, and how."""
 
     id: str
     score: float
