@@ -21,6 +21,7 @@ from likewise.db.maintenance import Maintenance
 from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
+from likewise.db.text_key import TextKeys
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
@@ -28,6 +29,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
+from likewise.sealing import Sealing
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
@@ -63,6 +65,8 @@ class Runtime:
     settings: Settings
     database: Database
     pool: Pool
+    text_keys: TextKeys
+    sealing: Sealing
     embedder: Embedder
     admission: Admission
     store: VectorStore
@@ -187,7 +191,8 @@ async def open_runtime(
         pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
-        runtime = _assemble(settings, database, pool, embedder or Embedder(settings))
+        text_keys = await _reached(lambda: TextKeys.open(settings, pool))
+        runtime = _assemble(settings, database, pool, embedder or Embedder(settings), text_keys)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
@@ -200,7 +205,7 @@ async def open_runtime(
         yield runtime
 
 
-def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder) -> Runtime:
+def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder, text_keys: TextKeys) -> Runtime:
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
@@ -209,13 +214,15 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         settings=settings,
         database=database,
         pool=pool,
+        text_keys=text_keys,
+        sealing=text_keys.sealing,
         embedder=embedder,
         admission=admission,
         store=store,
         wakeups=wakeups,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
-        searcher=Searcher(pool, embedder, admission, store, recent),
+        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), text_keys.sealing),
+        searcher=Searcher(pool, embedder, admission, store, recent, text_keys.sealing),
         worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),

@@ -21,6 +21,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import stored
+from likewise.sealing import Sealing
 from likewise.stopping import stop
 
 T = TypeVar("T")
@@ -45,14 +46,14 @@ TRIES_BESIDE_OTHERS = 3
 class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
-    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog) -> None:
+    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog, sealing: Sealing) -> None:
         self._pool = pool
         # The other connections are for those who search meanwhile.
         self._turns = Turns(max(1, pool.most // 2))
         self.backlog = backlog
         self._wakeups = wakeups
         self._groups: Grouping[tuple[int, int, int]] = Grouping()
-        self.averages = TermAverages()
+        self.averages = TermAverages(sealing)
 
     async def close(self) -> None:
         """Wait for the writes that are under way."""

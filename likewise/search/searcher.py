@@ -18,6 +18,7 @@ from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.filters import Field, Filter
 from likewise.kind import Kind
 from likewise.observe.steps import Searching
+from likewise.sealing import Sealing
 from likewise.search.analyzer import analyze
 from likewise.search.grouping import Groups, group_field, without_groups
 from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
@@ -50,6 +51,7 @@ class Searcher:
         admission: Admission,
         store: VectorStore,
         recent: RecentCollections,
+        sealing: Sealing,
     ) -> None:
         self._pool = pool
         self._embedder = embedder
@@ -58,6 +60,7 @@ class Searcher:
         self._rankings = Rankings(pool, store)
         self._scopes = Scopes()
         self._recent = recent
+        self._sealing = sealing
 
     async def search(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         """The best hits for a request. If as many records match as were asked for, that many come back.
@@ -245,7 +248,8 @@ class Searcher:
     async def _question(self, tx: Tx, search: Search) -> Question:
         request, collection = search.request, search.collection
         if request.like is None:
-            return Question(await _query_terms(request.query or "") if search.by_words else [])
+            key = collection.terms_key(self._sealing)
+            return Question(await _query_terms(request.query or "", key) if search.by_words else [])
         found = await lookups.pointed(tx, collection.id, request.like)
         if found is None:
             raise NotFound("There is no record of this id.", code="record_not_found")
@@ -299,9 +303,9 @@ def _refuse(search: Search) -> None:
         )
 
 
-async def _query_terms(query: str) -> list[int]:
+async def _query_terms(query: str, key: bytes | None) -> list[int]:
     """A query's distinct terms, the first of a long one."""
-    counted = analyze(query) if len(query) < LONG_QUERY else await asyncio.to_thread(analyze, query)
+    counted = analyze(query, key) if len(query) < LONG_QUERY else await asyncio.to_thread(analyze, query, key)
     return list(counted)[:MOST_COUNTED_TERMS]
 
 
