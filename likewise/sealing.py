@@ -4,12 +4,14 @@ import base64
 import binascii
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import sha256
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from typing import TYPE_CHECKING
 
 from likewise.errors import TextKeyUnavailable
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 # A digest of the key, which tells which one a text is sealed with and nothing of the key itself.
@@ -24,7 +26,14 @@ class TextKey:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a text key has {KEY_BYTES} bytes")
         self.id = sha256(b"likewise text key\0" + key).digest()[:ID_BYTES]
-        self._cipher = AESGCM(key)
+        self._key = key
+
+    @cached_property
+    def _cipher(self) -> "AESGCM":
+        # Imported here: it takes 11 ms of a start, and most processes never seal anything.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+        return AESGCM(self._key)
 
     def seal(self, text: bytes, about: bytes) -> bytes:
         """The id of the key, a random nonce, and the text encrypted; it opens only for the same `about`."""
@@ -33,6 +42,8 @@ class TextKey:
 
     def unseal(self, sealed: bytes, about: bytes) -> bytes:
         """What was sealed. TextKeyUnavailable if it is of another key, about something else, or changed."""
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+
         nonce, text = sealed[ID_BYTES : ID_BYTES + NONCE_BYTES], sealed[ID_BYTES + NONCE_BYTES :]
         try:
             return self._cipher.decrypt(nonce, text, about)
