@@ -25,6 +25,7 @@ LikewiseError
 │   └── SealBroken          500  a sealed text that does not open
 └── StartError              exit code 3: the process could not start
     ├── SettingsError
+    │   └── WrongTextKey         the key of texts that wait sealed is missing, or another than the database's
     ├── ServerStartError         the database: an embedded one that does not start, or none that answers
     │   └── StorageFault         the disk under it
     ├── SchemaError              a schema that is missing, newer or changed
@@ -255,6 +256,17 @@ class SettingsError(StartError):
     """A setting is wrong."""
 
     code = "settings"
+
+
+class WrongTextKey(SettingsError):
+    """The text key is missing, or another than the database's."""
+
+    code = "text_key"
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(f"{what} {mend}")
+        self.what = what
+        self.mend = mend
 
 
 class ServerStartError(StartError):

@@ -21,6 +21,7 @@ from likewise.db.maintenance import Maintenance
 from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
+from likewise.db.text_key import TextKeys
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
@@ -28,7 +29,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
-from likewise.sealing import Sealing, TextKey
+from likewise.sealing import Sealing
 from likewise.search.reranking import Reranking
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
@@ -65,6 +66,7 @@ class Runtime:
     settings: Settings
     database: Database
     pool: Pool
+    text_keys: TextKeys
     embedder: Embedder
     admission: Admission
     store: VectorStore
@@ -191,7 +193,8 @@ async def open_runtime(
         pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
-        runtime = _assemble(settings, database, pool, embedder or Embedder(settings))
+        text_keys = await _reached(lambda: TextKeys.open(settings, pool))
+        runtime = _assemble(settings, database, pool, embedder or Embedder(settings), text_keys)
         stack.push_async_callback(runtime.authentication.close)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
@@ -207,32 +210,32 @@ async def open_runtime(
         yield runtime
 
 
-def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder) -> Runtime:
+def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder, text_keys: TextKeys) -> Runtime:
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
     reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
     wakeups = Wakeups(settings.database_direct_url or database.serving_url)
-    sealing = Sealing([TextKey(bytes(32))])  # TODO merge
     return Runtime(
         settings=settings,
         database=database,
         pool=pool,
+        text_keys=text_keys,
         embedder=embedder,
         admission=admission,
         store=store,
         wakeups=wakeups,
-        sealing=sealing,
+        sealing=text_keys.sealing,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), sealing),
-        searcher=Searcher(pool, embedder, admission, store, recent, reranking),
+        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), text_keys),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing),
         worker=Worker(
             pool,
             embedder,
             admission,
             store,
             wakeups,
-            sealing,
+            text_keys.sealing,
             lease=timedelta(seconds=settings.lease_seconds),
             tries=settings.text_tries,
         ),

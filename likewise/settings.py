@@ -3,6 +3,8 @@
 The environment (prefix LIKEWISE_), a `.env` file, `--help` and docs/settings.md all come from this table.
 """
 
+import base64
+import contextlib
 import os
 import re
 import sys
@@ -123,6 +125,18 @@ class Settings(BaseSettings):
         ge=0,
         description="Tokens (4 characters each) of texts and queries that a tenant may send to one process in a "
         "minute; 0 is without limit.",
+    )
+    text_key: str | None = Field(
+        None,
+        repr=False,
+        description="Key that texts which are not kept wait encrypted with: 32 random bytes in base64. Absent: the one "
+        "in `text.key` in the data folder, which is made at the first start.",
+    )
+    text_key_next: str | None = Field(
+        None,
+        repr=False,
+        description="The key that `likewise keys rotate-text` puts in place of LIKEWISE_TEXT_KEY; a server that has "
+        "both goes on through that without a restart.",
     )
     model: str = Field("minilm-l6-v2", description="The model of new collections and of requests that name none.")
     models_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -268,6 +282,14 @@ class Settings(BaseSettings):
         if value is not None and not _SAFE_URL.fullmatch(value):
             raise PydanticCustomError("url", "it begins with https://, or with http:// on this machine's loopback")
         return value
+
+    @field_validator("text_key", "text_key_next")
+    @classmethod
+    def _key_of_256_bits(cls, value: str | None) -> str | None:
+        with contextlib.suppress(ValueError):
+            if value is None or len(base64.b64decode(value, validate=True)) == 32:
+                return value
+        raise PydanticCustomError("text_key", "it is 32 random bytes in base64, as `openssl rand -base64 32` makes")
 
     @field_validator("device")
     @classmethod

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from likewise.cli import purging
 from likewise.cli.running import FAILED, OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import counted, progress, say, say_json
 from likewise.observe import logs
@@ -14,7 +15,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 ModelName = Annotated[str | None, typer.Argument(help="Short name, hub id or bare name; absent: the default model.")]
 
 models = typer.Typer(help="The models: which there are, fetching their files, trying them.", no_args_is_help=True)
-db = typer.Typer(help="The database's schema.", no_args_is_help=True)
+db = typer.Typer(help="The database: its schema, and what was deleted.", no_args_is_help=True)
 
 
 @models.command("list")
@@ -66,6 +67,9 @@ def upgrade(as_json: AsJson = False) -> None:
 def status(as_json: AsJson = False) -> None:
     """Show which database is used and how far its schema is."""
     run(partial(_status, settings=settings_of_verb(), as_json=as_json))
+
+
+db.command()(purging.purge)
 
 
 def doctor(

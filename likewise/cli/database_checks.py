@@ -9,12 +9,12 @@ import psycopg
 from psycopg import AsyncConnection
 
 from likewise.cli.finding import Finding
-from likewise.db import checkup, migrate, roles
+from likewise.db import checkup, migrate, roles, text_key
 from likewise.db.failures import scrubbed
 from likewise.db.no_connection import why_no_connection
 from likewise.db.transaction import Row
 from likewise.embedding.models import Catalogue
-from likewise.errors import LikewiseError
+from likewise.errors import LikewiseError, WrongTextKey
 from likewise.runtime import Database, named_database, open_database
 from likewise.settings import Settings
 
@@ -64,6 +64,7 @@ async def database(settings: Settings, now: Callable[[], float] = time.time) -> 
         yield await _looked("roles", asked, lambda one: _roles(where, one))
         if schema.mend is not None:
             return
+        yield await _looked("text key", serving, lambda one: _text_key(settings, one))
         yield await _looked("index", asked, lambda one: _index(settings, one))
         yield await _looked("waiting", serving, lambda one: _waiting(settings, one))
         if owner is not None:
@@ -179,6 +180,23 @@ async def _roles(where: Database, connection: Connection) -> Finding:
         what = f"the serving role {name} may create objects in the schema likewise"
         return Finding("roles", what, f"REVOKE CREATE ON SCHEMA likewise FROM {name}; if it is the owner: {mend}")
     return Finding("roles", f"{name} serves; it owns nothing and sees one tenant at a time")
+
+
+async def _text_key(settings: Settings, connection: Connection) -> Finding:
+    part = "text key"
+    try:
+        source = text_key.source_of(settings)
+        keys = source.keys()
+        row = await (await connection.execute(text_key.RECORDED)).fetchone()
+        if row is None:
+            return Finding(part, "none as yet: the first start makes or takes one")
+        in_use = text_key.chosen(source, keys, row[0])
+    except WrongTextKey as error:
+        return Finding(part, error.what, error.mend)
+    if settings.text_key is not None and in_use.id != keys[0].id:
+        mend = "Set LIKEWISE_TEXT_KEY to it, unset LIKEWISE_TEXT_KEY_NEXT, and destroy the old key."
+        return Finding(part, "the database's is LIKEWISE_TEXT_KEY_NEXT already", mend)
+    return Finding(part, f"the database's, from {source.name}")
 
 
 async def _index(settings: Settings, connection: Connection) -> Finding:

@@ -1,4 +1,4 @@
-"""Verbs for API keys: create, list, revoke."""
+"""Verbs for keys: create, list and revoke API keys; change the text key."""
 
 from datetime import datetime
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from likewise.auth.caller import Scope
+from likewise.cli import rotating
 from likewise.cli.names import refuse_unprintable, scopes_of
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import note, say, say_json
@@ -20,7 +21,11 @@ Name = Annotated[str | None, typer.Option(help="What the key is for, for your ow
 Scopes = Annotated[str, typer.Option(help="What it allows, by comma: read, write, admin.")]
 Days = Annotated[int | None, typer.Option(help="Days until it ends by itself; absent: never.", min=1, max=36_500)]
 
-keys = typer.Typer(help="API keys: making, listing and revoking them.", no_args_is_help=True)
+keys = typer.Typer(
+    help="API keys: making, listing and revoking them. And the key that texts wait encrypted with.",
+    no_args_is_help=True,
+)
+keys.command("rotate-text")(rotating.rotate_text)
 
 
 @keys.command()

@@ -1,5 +1,6 @@
 """Collections and their generations."""
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +16,11 @@ from psycopg.sql import SQL
 from likewise.cleaning import storable
 from likewise.db.failures import TOO_MANY, UNIQUE
 from likewise.db.pool import Pool, retried
+from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, NotFound
 from likewise.kind import Policy
+from likewise.sealing import KEY_BYTES, Sealing, about_collection
 
 # Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
 MOST_COLLECTIONS = 100
@@ -29,12 +32,14 @@ GenerationState = Literal["building", "active", "retired"]
 
 TENANT_NAMED = SQL("SELECT tenant_named(%s)")
 MAKE = SQL("SELECT make_collection(%s, %s, %s, %s, %s, %s, %s)")
+SET_TERMS_KEY = SQL("UPDATE collections SET terms_key = %s WHERE id = %s")
 DROP = SQL("SELECT drop_collection(%s)")
 MAKE_GENERATION = SQL("SELECT make_generation(%s, %s, %s, %s)")
 
 COLUMNS = SQL("""
     c.id, c.tenant, c.name, c.kind, c.analyzer, c.policy, c.terms_total, c.contents_total, c.created_at,
-    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state
+    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state,
+    c.terms_key
 """)
 BY_NAME = SQL("""
     SELECT {columns} FROM collections c JOIN generations g ON g.id = c.active_generation WHERE c.name = %s
@@ -86,7 +91,10 @@ class StoredSpace:
 
 @dataclass(frozen=True)
 class Collection:
-    """One collection, with the generation that answers for it."""
+    """One collection, with the generation that answers for it.
+
+    `sealed_terms_key` is what its words are hashed with, where it keeps them and no texts.
+    """
 
     id: int
     tenant: int
@@ -98,6 +106,13 @@ class Collection:
     contents_total: int
     created_at: datetime
     active: Generation
+    sealed_terms_key: bytes | None = None
+
+    def terms_key(self, sealing: Sealing) -> bytes | None:
+        """What its words are hashed with; None where anybody may know."""
+        if self.sealed_terms_key is None:
+            return None
+        return sealing.unseal_bytes(self.sealed_terms_key, about_collection(self.tenant, self.name))
 
 
 async def tenant_named(pool: Pool, name: str) -> int:
@@ -117,32 +132,54 @@ async def make(
     policy: Policy,
     model: str,
     dimension: int,
+    text_keys: TextKeys | None = None,
     before_commit: Callable[[Tx, Collection], Awaitable[None]] | None = None,
 ) -> Collection:
     """Make a collection with its tables and its first generation.
 
     Args:
-        before_commit: what else belongs to the same transaction.
+        text_keys: what the key of its words is sealed with, where it keeps them and no texts.
+        before_commit: what else belongs to the same transaction. It is run again when the transaction is.
 
     Raises:
         Conflict: it exists, or the tenant has as many as it may have.
     """
     values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MOST_COLLECTIONS]
-    async with pool.tenant(tenant) as tx:
-        try:
-            await tx.execute(MAKE, values)
-        except Error as error:
-            if error.sqlstate == UNIQUE:
-                raise Conflict("There is a collection of this name already.", code="collection_exists") from None
-            if error.sqlstate == TOO_MANY:
-                raise Conflict(
-                    f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
-                ) from None
-            raise
-        made = await named(tx, name)
-        if before_commit is not None:
-            await before_commit(tx, made)
-        return made
+
+    async def once() -> Collection:
+        async with pool.tenant(tenant) as tx:
+            number = await _made(tx, values)
+            if policy.keep_terms and not policy.keep_text:
+                await _set_terms_key(tx, tenant, name, number, text_keys)
+            made = await named(tx, name)
+            if before_commit is not None:
+                await before_commit(tx, made)
+            return made
+
+    return await retried(once)
+
+
+async def _set_terms_key(tx: Tx, tenant: int, name: str, number: int, text_keys: TextKeys | None) -> None:
+    if text_keys is None:
+        raise ValueError("words without texts need a key")
+    await text_keys.hold(tx)
+    sealed = text_keys.sealing.seal_bytes(os.urandom(KEY_BYTES), about_collection(tenant, name))
+    await tx.execute(SET_TERMS_KEY, [sealed, number])
+
+
+async def _made(tx: Tx, values: Sequence[Any]) -> int:
+    try:
+        row = await tx.row(MAKE, values)
+    except Error as error:
+        if error.sqlstate == UNIQUE:
+            raise Conflict("There is a collection of this name already.", code="collection_exists") from None
+        if error.sqlstate == TOO_MANY:
+            raise Conflict(
+                f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
+            ) from None
+        raise
+    assert row is not None
+    return int(row[0])
 
 
 async def drop(pool: Pool, tenant: int, collection: int) -> bool:
@@ -243,6 +280,7 @@ def _collection(row: Sequence[Any]) -> Collection:
         contents_total,
         created_at,
         _generation(row[9:]),
+        row[18],
     )
 
 

@@ -50,6 +50,16 @@ class Contended(DatabaseFailure):
     retryable = True
 
 
+class KeyChanging(Contended):
+    """The key of texts that wait encrypted is being changed. Try again."""
+
+    code = "text_key_changing"
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.detail = type(self).__doc__ or ""
+
+
 class CollectionGone(NotFound):
     """The collection has just been dropped."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from likewise.db import collections, terms
 from likewise.db.collections import Collection
 from likewise.db.pool import Pool
+from likewise.sealing import Sealing
 from likewise.search.analyzer import terms_of
 
 
@@ -24,7 +25,9 @@ class TermAverages:
     all writers wait for each other. A crash loses some seconds of it, which moves a weight by next to nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sealing: Sealing) -> None:
+        """Open the keys of collections' terms with `sealing`."""
+        self.sealing = sealing
         self._added: dict[tuple[int, int], _Lengths] = {}
 
     def average(self, collection: Collection, batch: Sequence[int]) -> float:
@@ -41,6 +44,7 @@ class TermAverages:
     def take_away(self, collection: Collection, texts: Sequence[str]) -> None:
         """Count texts that have gone."""
         if texts:
+            # Any key gives as many.
             gone = sum(len(terms_of(text)) for text in texts)
             self._count(collection.tenant, collection.id, _Lengths(-gone, -len(texts)))
 
@@ -77,7 +81,8 @@ class BatchTerms:
         keys = [key for key in texts if key not in self._rows]
         if not keys:
             return
-        found = [terms_of(texts[key]) for key in keys]
+        terms_key = self._collection.terms_key(self._averages.sealing)
+        found = [terms_of(texts[key], terms_key) for key in keys]
         lengths = [len(one) for one in found]
         rows = terms.encode(found, self._averages.average(self._collection, lengths))
         self._rows.update(zip(keys, zip(lengths, rows, strict=True), strict=True))

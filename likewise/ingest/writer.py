@@ -12,6 +12,7 @@ from likewise.db import records, terms
 from likewise.db.collections import Collection
 from likewise.db.pool import Pool, retried
 from likewise.db.records import PreparedRecord, Written
+from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
@@ -22,7 +23,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import stored
-from likewise.sealing import Sealing, about_content
+from likewise.sealing import about_content
 from likewise.stopping import stop
 
 T = TypeVar("T")
@@ -48,15 +49,15 @@ TRIES_BESIDE_OTHERS = 3
 class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
-    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog, sealing: Sealing) -> None:
+    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog, text_keys: TextKeys) -> None:
         self._pool = pool
-        self._sealing = sealing
+        self._text_keys = text_keys
         # The other connections are for those who search meanwhile.
         self._turns = Turns(max(1, pool.most // 2))
         self.backlog = backlog
         self._wakeups = wakeups
         self._groups: Grouping[tuple[int, int, int]] = Grouping()
-        self.averages = TermAverages()
+        self.averages = TermAverages(text_keys.sealing)
 
     async def close(self) -> None:
         """Wait for the writes that are under way."""
@@ -130,6 +131,8 @@ class Writer:
     ) -> Written:
         tenant, collection = work.tenant, work.collection
         async with self._pool.in_time(self._turns.turn(tenant)), self._pool.tenant(tenant) as tx:
+            if not collection.policy.keep_text:
+                await self._text_keys.hold(tx)
             if work.resolve is not None:
                 prepared = await work.resolve(tx, prepared)
             compared = await records.compare(tx, collection.id, prepared, alone=alone)
@@ -153,7 +156,7 @@ class Writer:
         return written
 
     def _seal(self, tenant: int, collection: int) -> records.Seal:
-        return lambda key, text: self._sealing.seal(text, about_content(tenant, collection, key))
+        return lambda key, text: self._text_keys.sealing.seal(text, about_content(tenant, collection, key))
 
     async def _count_gone(self, collection: Collection, texts: Sequence[str]) -> None:
         await _beside(_is_large(texts), self.averages.take_away, collection, texts)

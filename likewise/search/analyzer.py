@@ -33,6 +33,8 @@ _PART = re.compile(r"[^_]+")
 _LONGEST_WORD = 64
 # 40 MB at most, and more than the vocabulary of a large collection's common part.
 MOST_KNOWN = 200_000
+# Collections with a key of their own whose words are remembered: together as many as of all others.
+MOST_KEYS = 1_000
 
 
 class _Stemmers(threading.local):
@@ -45,15 +47,20 @@ class _Stemmers(threading.local):
 _stemmers = _Stemmers()
 
 
-def analyze(text: str) -> Counter[int]:
-    """Count the terms of a text; keys are in 1..1,000,000,000. A text over the limit keeps its first terms."""
-    return Counter(terms_of(text))
+def analyze(text: str, key: bytes | None = None) -> Counter[int]:
+    """Count the terms of a text; keys are in 1..1,000,000,000. A text over the limit keeps its first terms.
+
+    Args:
+        key: what the words are hashed with, up to 64 bytes: without it nobody can tell which word a term is of.
+    """
+    return Counter(terms_of(text, key))
 
 
-def terms_of(text: str) -> list[int]:
+def terms_of(text: str, key: bytes | None = None) -> list[int]:
     """The terms of a text as they follow each other, each as often as it occurs."""
     words = _WORD_ASCII.findall(text.lower()) if text.isascii() else _WORD.findall(_folded(text))
-    found = list(chain.from_iterable(map(_KNOWN.__getitem__, words)))
+    known = _KNOWN if key is None else _known_by(key)
+    found = list(chain.from_iterable(map(known.__getitem__, words)))
     if len(found) > MOST_TERMS:
         kept = frozenset(islice(dict.fromkeys(found), MOST_TERMS))
         found = [term for term in found if term in kept]
@@ -67,29 +74,63 @@ def _folded(text: str) -> str:
 class _Known(dict[str, tuple[int, ...]]):
     """The terms of words seen before. Most words of a text are: reading them costs a look, and analysing 20."""
 
+    def __init__(self, key: bytes = b"") -> None:
+        super().__init__()
+        self._key = key
+
     def __missing__(self, word: str) -> tuple[int, ...]:
-        if len(self) >= MOST_KNOWN:
-            # Common words are back in a moment, and rare ones are most of what was here.
-            self.clear()
-        found = _terms(word[:_LONGEST_WORD])
+        self._make_room()
+        found = _terms(word[:_LONGEST_WORD], self._key)
         if len(word) <= _LONGEST_WORD:
             self[word] = found
         return found
 
+    def _make_room(self) -> None:
+        if len(self) >= MOST_KNOWN:
+            # Common words are back in a moment, and rare ones are most of what was here.
+            self.clear()
+
+
+class _KnownByKey(_Known):
+    """The same for the words of one key. All keys share the room: their words are counted together."""
+
+    words = 0
+
+    def _make_room(self) -> None:
+        if _KnownByKey.words >= MOST_KNOWN:
+            _forget_keys()
+            self.clear()
+        _KnownByKey.words += 1
+
 
 _KNOWN = _Known()
+_known_by_key: dict[bytes, _KnownByKey] = {}
 
 
-def _terms(word: str) -> tuple[int, ...]:
+def _known_by(key: bytes) -> _KnownByKey:
+    known = _known_by_key.get(key)
+    if known is None:
+        if len(_known_by_key) >= MOST_KEYS:
+            _forget_keys()
+        known = _known_by_key.setdefault(key, _KnownByKey(key))
+    return known
+
+
+def _forget_keys() -> None:
+    _known_by_key.clear()
+    _KnownByKey.words = 0
+
+
+def _terms(word: str, key: bytes) -> tuple[int, ...]:
     if _IS_UNSPACED.match(word):
         pairs = [word[at : at + 2] for at in range(max(1, len(word) - 1))]
-        return tuple(_hash(pair) for pair in pairs)
+        return tuple(_hash(pair, key) for pair in pairs)
     parts = _PART.findall(word)
     # `read_file` is found by itself and by each of its words.
     words = parts if len(parts) < 2 else [word, *parts]
-    return tuple(_hash(_stemmers.english.stemWord(one)) for one in words if one not in STOP_WORDS)
+    return tuple(_hash(_stemmers.english.stemWord(one), key) for one in words if one not in STOP_WORDS)
 
 
-def _hash(term: str) -> int:
-    digest = blake2b(term.encode("utf-8", "replace"), digest_size=8).digest()
+def _hash(term: str, key: bytes) -> int:
+    digest = blake2b(term.encode("utf-8", "replace"), digest_size=8, key=key).digest()
     return int.from_bytes(digest) % TERM_SPACE + 1

@@ -18,6 +18,7 @@ from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.filters import Field, Filter
 from likewise.kind import Kind
 from likewise.observe.steps import Searching
+from likewise.sealing import Sealing
 from likewise.search.analyzer import analyze
 from likewise.search.grouping import Groups, group_field, without_groups
 from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
@@ -52,6 +53,7 @@ class Searcher:
         store: VectorStore,
         recent: RecentCollections,
         reranking: Reranking,
+        sealing: Sealing,
     ) -> None:
         self._pool = pool
         self._embedder = embedder
@@ -61,6 +63,7 @@ class Searcher:
         self._scopes = Scopes()
         self._recent = recent
         self._reranking = reranking
+        self._sealing = sealing
 
     async def search(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         """The best hits for a request. If as many records match as were asked for, that many come back.
@@ -280,7 +283,8 @@ class Searcher:
         request, collection = search.request, search.collection
         if request.like is None:
             search.asked = request.query
-            return Question(await _query_terms(request.query or "") if search.by_words else [])
+            key = collection.terms_key(self._sealing)
+            return Question(await _query_terms(request.query or "", key) if search.by_words else [])
         found = await lookups.pointed(tx, collection.id, request.like)
         if found is None:
             raise NotFound("There is no record of this id.", code="record_not_found")
@@ -349,9 +353,9 @@ def _no_text() -> Invalid:
     )
 
 
-async def _query_terms(query: str) -> list[int]:
+async def _query_terms(query: str, key: bytes | None) -> list[int]:
     """A query's distinct terms, the first of a long one."""
-    counted = analyze(query) if len(query) < LONG_QUERY else await asyncio.to_thread(analyze, query)
+    counted = analyze(query, key) if len(query) < LONG_QUERY else await asyncio.to_thread(analyze, query, key)
     return list(counted)[:MOST_COUNTED_TERMS]
 
 

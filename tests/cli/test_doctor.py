@@ -25,7 +25,8 @@ from likewise.db import checkup
 from likewise.db.filelock import open_lock
 from likewise.db.processes import postgres_processes
 from likewise.db.server import EmbeddedServer
-from likewise.settings import load_settings
+from likewise.sealing import new_key
+from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeIssuer, Reply, ThrowawayPostgres, Upstream, open_folder
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
@@ -39,6 +40,12 @@ Examine = Callable[..., Awaitable[dict[str, Finding]]]
 def tiny_model(tmp_path: Path) -> Path:
     """The folder of a very small model."""
     return write_folder(tmp_path / "models" / "tiny", weights())
+
+
+@pytest.fixture
+def settings(database: DatabaseUrls, tmp_path: Path) -> Settings:
+    """Those of a Likewise that shares the doctor's data folder."""
+    return load_settings(data_dir=tmp_path, database_url=database.owner, database_serving_url=database.serving)
 
 
 @pytest.fixture
@@ -97,7 +104,8 @@ async def test_where_nothing_is_wrong_it_says_so_of_every_part(examine: Examine)
     assert faults(found) == {}
     assert set(found) == {
         "python", "locale", "processor", "clock", "settings", "data folder", "disk", "model", "database",
-        "locale of the database", "connections", "clock of the database", "roles", "index", "waiting", "failed texts",
+        "locale of the database", "connections", "clock of the database", "roles", "text key", "index", "waiting",
+        "failed texts",
     }  # fmt: skip
     assert "f32" in found["model"].what or "bf16" in found["model"].what
 
@@ -471,6 +479,46 @@ FILL = """
 INDEX = "CREATE INDEX vec_1_embedding ON likewise.vec_1 USING hnsw (embedding likewise.halfvec_cosine_ops)"
 SPOIL = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'likewise.vec_1_embedding'::regclass"
 LOCK = "SELECT pg_advisory_lock(7721, 1)"
+
+
+async def test_a_text_key_that_is_well(open_likewise: Opener, examine: Examine) -> None:
+    assert "none as yet" in (await examine())["text key"].what
+    async with open_likewise(worker=False):
+        found = await examine()
+    assert faults(found) == {}
+    assert "text.key" in found["text key"].what
+
+
+@pytest.mark.parametrize(
+    ("mode", "written", "words"),
+    [
+        (0o644, None, "chmod 600"),
+        (0o600, "", "holds no key"),
+        (0o600, "A" * 43 + "=", "another key"),
+        (None, None, "not there"),
+    ],
+)
+async def test_a_text_key_that_is_not_as_it_should_be(
+    open_likewise: Opener, examine: Examine, settings: Settings, mode: int | None, written: str | None, words: str
+) -> None:
+    async with open_likewise(worker=False):
+        pass
+    file = settings.data_dir / "text.key"
+    if mode is None:
+        file.unlink()
+    else:
+        file.chmod(mode)
+    if written is not None:
+        file.write_text(written)
+    assert words in only(await examine(), "text key")
+
+
+async def test_a_text_key_of_the_settings(examine: Examine, open_likewise: Opener, settings: Settings) -> None:
+    async with open_likewise(worker=False):
+        pass
+    key = (settings.data_dir / "text.key").read_text().strip()
+    assert faults(await examine(TEXT_KEY=key)) == {}
+    assert "unset LIKEWISE_TEXT_KEY_NEXT" in only(await examine(TEXT_KEY=new_key(), TEXT_KEY_NEXT=key), "text key")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
-"""`likewise keys`: a key is shown once, listed by its prefix, and revoked."""
+"""`likewise keys`: a key is shown once, listed by its prefix, and revoked; the text key is changed."""
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
+import psycopg
 import pytest
 
+from likewise.sealing import new_key
 from tests.cli.conftest import Run
 
 
@@ -74,3 +78,60 @@ def test_the_role_that_serves_makes_no_keys(likewise_command: Run) -> None:
     done = likewise_command("keys", "create", "--tenant", "acme", LIKEWISE_DATABASE_URL="")
     assert done.returncode == 3
     assert "LIKEWISE_DATABASE_URL" in done.stderr
+
+
+# The text key
+
+
+@pytest.fixture
+def data_dir(environment: dict[str, str]) -> Iterator[Path]:
+    """The data folder; its text key is the file's first one again when the test is over."""
+    folder = Path(environment["LIKEWISE_DATA_DIR"])
+    yield folder
+    with psycopg.connect(environment["LIKEWISE_DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("DELETE FROM likewise.text_key")
+    for left in folder.glob("text.key*"):
+        left.unlink()
+
+
+def test_the_text_key_is_changed_and_counted(likewise_command: Run, data_dir: Path) -> None:
+    likewise_command("db", "upgrade")
+    first = likewise_command("keys", "rotate-text", "--json")
+    key = (data_dir / "text.key").read_text()
+    second = likewise_command("keys", "rotate-text")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert json.loads(first.stdout) == {
+        "sealed": {"texts": 0, "tasks": 0, "collections": 0},
+        "lost": {"texts": 0, "tasks": 0, "collections": 0},
+        "key": str(data_dir / "text.key"),
+    }
+    assert "0 texts, 0 tasks, 0 keys of words" in second.stdout
+    assert (data_dir / "text.key").read_text() != key
+    assert key.strip() not in second.stdout + second.stderr
+
+
+def test_a_lost_text_key_is_asked_about(likewise_command: Run, data_dir: Path) -> None:
+    likewise_command("db", "upgrade")
+    likewise_command("keys", "rotate-text")
+    (data_dir / "text.key").unlink()
+    refused = likewise_command("keys", "rotate-text")
+    unasked = likewise_command("keys", "rotate-text", "--lost")
+    done = likewise_command("keys", "rotate-text", "--lost", "--yes")
+    assert (refused.returncode, unasked.returncode, done.returncode) == (3, 2, 0)
+    assert "--lost" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert "--yes" in unasked.stderr
+    assert (data_dir / "text.key").exists()
+
+
+def test_a_text_key_of_the_settings_is_changed_for_the_next(likewise_command: Run, data_dir: Path) -> None:
+    likewise_command("db", "upgrade")
+    first, second = new_key(), new_key()
+    assert likewise_command("keys", "rotate-text", LIKEWISE_TEXT_KEY=first).returncode == 3
+    done = likewise_command("keys", "rotate-text", LIKEWISE_TEXT_KEY=first, LIKEWISE_TEXT_KEY_NEXT=second)
+    assert done.returncode == 0, done.stderr
+    assert "Set LIKEWISE_TEXT_KEY to the new key" in done.stderr
+    assert not (data_dir / "text.key").exists()
+    wrong = likewise_command("keys", "rotate-text", LIKEWISE_TEXT_KEY="hunter2")
+    assert wrong.returncode == 3
+    assert "hunter2" not in wrong.stderr

@@ -24,7 +24,8 @@ from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 
 # These hold ids and numbers only, and no security: under it Postgres could not use their indexes.
 OPEN = ("vec_", "terms_")
-PUBLIC = {"schema_migrations"}
+# The text key's row is a digest of it.
+PUBLIC = {"schema_migrations", "text_key"}
 # The serving role asks functions about these and reads no row of them.
 SEALED = {"api_keys"}
 SECRETS = ("beta-secret", "beta only", "beta-status", "beta-parent", "beta-field")
@@ -234,7 +235,7 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
         "tenant_named", "tenant_known", "make_generation", "make_collection", "drop_collection",
         "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
         "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests", "add_usage",
-        "claim_task", "expire_sealed", "forget_jobs", "spaces_of_model",
+        "claim_task", "expire_sealed", "forget_jobs", "spaces_of_model", "record_text_key",
     }  # fmt: skip
     assert set(map(tuple, definers.values())) == {("search_path=likewise, pg_temp",)}
     assert [name for name, _, _, by_all in found if by_all] == []
@@ -303,6 +304,8 @@ FORBIDDEN = {
     "use by hand": "INSERT INTO likewise.usage (tenant, model, hour) VALUES (1, '', now())",
     "read keys": "SELECT prefix FROM likewise.api_keys",
     "make keys": "INSERT INTO likewise.api_keys (prefix, digest, tenant, scopes) VALUES ('x', '', 1, '{read}')",
+    "change the text key": "UPDATE likewise.text_key SET id = ''",
+    "forget the text key": "DELETE FROM likewise.text_key",
     "change keys": "UPDATE likewise.api_keys SET scopes = '{admin}'",
     "delete keys": "DELETE FROM likewise.api_keys",
     "be the owner": "SET ROLE likewise_owner",

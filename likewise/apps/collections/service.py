@@ -138,6 +138,7 @@ class CollectionsService:
             policy=policy or KIND.policy,
             model=spec.name,
             dimension=spec.dimension or (await self._runtime.embedder.opened(model)).dimension,
+            text_keys=self._runtime.text_keys,
             before_commit=_saving(save, _collection_view),
         )
         return _collection_view(made)
