@@ -24,6 +24,8 @@ from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
+from likewise.ingest.forgetting import Forgetting
+from likewise.ingest.notices import Notices
 from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
@@ -66,7 +68,9 @@ class Runtime:
     embedder: Embedder
     admission: Admission
     store: VectorStore
+    notices: Notices
     wakeups: Wakeups
+    forgetting: Forgetting
     recent: RecentCollections
     writer: Writer
     searcher: Searcher
@@ -192,8 +196,8 @@ async def open_runtime(
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
-        runtime.wakeups.start()
-        stack.push_async_callback(runtime.wakeups.close)
+        stack.push_async_callback(runtime.notices.close)
+        await runtime.notices.start()
         stack.push_async_callback(_flush_once, runtime)
         stack.push_async_callback(runtime.writer.close)
         await stack.enter_async_context(_background(_tasks(runtime, worker=worker)))
@@ -204,7 +208,10 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
-    wakeups = Wakeups(settings.database_direct_url or database.serving_url)
+    notices = Notices(settings.database_direct_url or database.serving_url)
+    wakeups = Wakeups(notices)
+    forgetting = Forgetting(notices, embedder)
+    lease = timedelta(seconds=settings.lease_seconds)
     return Runtime(
         settings=settings,
         database=database,
@@ -212,11 +219,13 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         embedder=embedder,
         admission=admission,
         store=store,
+        notices=notices,
         wakeups=wakeups,
+        forgetting=forgetting,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
+        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), forgetting),
         searcher=Searcher(pool, embedder, admission, store, recent),
-        worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
+        worker=Worker(pool, embedder, admission, store, wakeups, lease=lease),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),
@@ -228,6 +237,7 @@ def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[Non
         lambda: _flush(runtime),
         lambda: _forget(runtime),
         runtime.writer.backlog.run,
+        runtime.forgetting.run,
     ]
     if worker:
         tasks.append(runtime.worker.run)
