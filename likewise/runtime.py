@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
-from likewise.db import checkup, collections, idempotency, migrate, roles
+from likewise.db import checkup, collections, idempotency, jobs, migrate, roles
 from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
@@ -26,10 +27,12 @@ from likewise.errors import LikewiseError, ServerStartError, SettingsError, Star
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.forgetting import Forgetting
 from likewise.ingest.notices import Notices
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.tasks import Tasks
+from likewise.ingest.wakeups import TASKS, Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
+from likewise.sealing import Sealing, TextKey
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
@@ -40,7 +43,7 @@ from likewise.vectors.stores.pgvector import PgvectorStore
 # The tenant of a server that asks nobody who they are.
 ONLY_TENANT = "default"
 FLUSH_SECONDS = 2.0
-# Requests with an Idempotency-Key are remembered for a day: some minutes more do no harm.
+# Requests with an Idempotency-Key and texts that wait sealed for a day, jobs for a month: a minute more does no harm.
 FORGET_SECONDS = 60.0
 MOST_FORGOTTEN = 10_000
 
@@ -70,6 +73,7 @@ class Runtime:
     store: VectorStore
     notices: Notices
     wakeups: Wakeups
+    tasks: Tasks
     forgetting: Forgetting
     recent: RecentCollections
     writer: Writer
@@ -212,6 +216,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
     wakeups = Wakeups(notices)
     forgetting = Forgetting(notices, embedder)
     lease = timedelta(seconds=settings.lease_seconds)
+    sealing = Sealing([TextKey(os.urandom(32))])  # until the key is kept: what is sealed opens in this process alone
     return Runtime(
         settings=settings,
         database=database,
@@ -221,6 +226,7 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         store=store,
         notices=notices,
         wakeups=wakeups,
+        tasks=Tasks(pool, Wakeups(notices, TASKS), sealing, lease=lease),
         forgetting=forgetting,
         recent=recent,
         writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), forgetting),
@@ -240,7 +246,7 @@ def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[Non
         runtime.forgetting.run,
     ]
     if worker:
-        tasks.append(runtime.worker.run)
+        tasks.extend([runtime.worker.run, runtime.tasks.run])
     if runtime.database.owner_url is not None:
         tasks.append(Maintenance(runtime.database.owner_url).run)
     return tasks
@@ -274,9 +280,9 @@ async def _flush(runtime: Runtime) -> None:
 async def _forget(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FORGET_SECONDS)
-        forgotten = MOST_FORGOTTEN
-        while forgotten == MOST_FORGOTTEN:
-            forgotten = await idempotency.forget_expired(runtime.pool, MOST_FORGOTTEN)
+        for forget in (idempotency.forget_expired, jobs.expire, jobs.forget_ended):
+            while await forget(runtime.pool, MOST_FORGOTTEN) >= MOST_FORGOTTEN:
+                pass
 
 
 async def _flush_once(runtime: Runtime) -> None:

@@ -36,6 +36,8 @@ REQUEST = SQL("""
     INSERT INTO idempotency (tenant, method, route, key, body_digest, state, status, answer, expires)
     VALUES (%s, 'POST', '/', %s, '', 'done', 200, '{}', now())
 """)
+JOB = SQL("INSERT INTO jobs (id, tenant, kind) VALUES (gen_random_uuid(), %s, %s)")
+ITEM = SQL("INSERT INTO job_contents (tenant, job, item, content) SELECT tenant, id, kind, 0 FROM jobs")
 Connection = AsyncConnection[tuple[Any, ...]]
 
 
@@ -83,6 +85,8 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
             async with lw.runtime.pool.tenant(tenant) as tx:
                 await tx.execute(REQUEST, [tenant, "beta-secret" if secrets else "key"])
                 await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
+                await tx.execute(JOB, [tenant, "beta-secret" if secrets else "embed"])
+                await tx.execute(ITEM)
         await lw.runtime.bookkeeping.flush()
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)
@@ -172,7 +176,7 @@ async def test_a_tenant_that_is_no_number_is_an_error_and_shows_nothing(two_shar
 async def test_other_tenants_rows_cannot_be_changed_moved_or_locked(two_shared: Two) -> None:
     beta = [two_shared.beta]
     async with await serving(two_shared, two_shared.alpha) as connection:
-        for name in ("contents", "records", "record_fields", "waiting", "idempotency"):
+        for name in ("contents", "records", "record_fields", "waiting", "idempotency", "jobs", "job_contents"):
             for statement in ("DELETE FROM {} WHERE tenant = %s", "UPDATE {} SET tenant = tenant WHERE tenant = %s"):
                 assert (await connection.execute(SQL(statement).format(Identifier(name)), beta)).rowcount == 0
             if await rows(connection, SQL("SELECT 1 FROM {}").format(Identifier(name))):
@@ -229,6 +233,7 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
         "tenant_named", "make_generation", "make_collection", "drop_collection",
         "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
         "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests", "add_usage",
+        "expire_sealed", "forget_jobs", "claim_task",
     }  # fmt: skip
     assert set(map(tuple, definers.values())) == {("search_path=likewise, pg_temp",)}
     assert [name for name, _, _, by_all in found if by_all] == []
