@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
-from likewise.db import checkup, collections, idempotency, migrate, roles
+from likewise.db import checkup, collections, idempotency, jobs, migrate, roles
 from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
@@ -25,7 +25,10 @@ from likewise.db.text_key import TextKeys
 from likewise.embedding.embedder import Embedder
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.forgetting import Forgetting
+from likewise.ingest.notices import Notices
+from likewise.ingest.tasks import Tasks
+from likewise.ingest.wakeups import TASKS, Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
@@ -41,7 +44,7 @@ from likewise.vectors.stores.pgvector import PgvectorStore
 # The tenant of a server that asks nobody who they are.
 ONLY_TENANT = "default"
 FLUSH_SECONDS = 2.0
-# Requests with an Idempotency-Key are remembered for a day: some minutes more do no harm.
+# Requests with an Idempotency-Key and texts that wait sealed for a day, jobs for a month: a minute more does no harm.
 FORGET_SECONDS = 60.0
 MOST_FORGOTTEN = 10_000
 
@@ -70,8 +73,11 @@ class Runtime:
     embedder: Embedder
     admission: Admission
     store: VectorStore
+    notices: Notices
     wakeups: Wakeups
     sealing: Sealing
+    tasks: Tasks
+    forgetting: Forgetting
     recent: RecentCollections
     writer: Writer
     searcher: Searcher
@@ -200,10 +206,10 @@ async def open_runtime(
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
+        stack.push_async_callback(runtime.notices.close)
+        await runtime.notices.start()
         await runtime.reranking.start()
         stack.push_async_callback(runtime.reranking.close)
-        runtime.wakeups.start()
-        stack.push_async_callback(runtime.wakeups.close)
         stack.push_async_callback(_flush_once, runtime)
         stack.push_async_callback(runtime.writer.close)
         await stack.enter_async_context(_background(_tasks(runtime, worker=worker)))
@@ -215,7 +221,10 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
     reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
-    wakeups = Wakeups(settings.database_direct_url or database.serving_url)
+    notices = Notices(settings.database_direct_url or database.serving_url)
+    wakeups = Wakeups(notices)
+    forgetting = Forgetting(notices, embedder)
+    lease = timedelta(seconds=settings.lease_seconds)
     return Runtime(
         settings=settings,
         database=database,
@@ -224,20 +233,16 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         embedder=embedder,
         admission=admission,
         store=store,
+        notices=notices,
         wakeups=wakeups,
         sealing=text_keys.sealing,
+        tasks=Tasks(pool, Wakeups(notices, TASKS), text_keys, lease=lease),
+        forgetting=forgetting,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), text_keys),
+        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), text_keys, forgetting),
         searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing),
         worker=Worker(
-            pool,
-            embedder,
-            admission,
-            store,
-            wakeups,
-            text_keys.sealing,
-            lease=timedelta(seconds=settings.lease_seconds),
-            tries=settings.text_tries,
+            pool, embedder, admission, store, wakeups, text_keys.sealing, lease=lease, tries=settings.text_tries
         ),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
@@ -251,9 +256,10 @@ def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[Non
         lambda: _flush(runtime),
         lambda: _forget(runtime),
         runtime.writer.backlog.run,
+        runtime.forgetting.run,
     ]
     if worker:
-        tasks.append(runtime.worker.run)
+        tasks.extend([runtime.worker.run, runtime.tasks.run])
     if runtime.database.owner_url is not None:
         tasks.append(Maintenance(runtime.database.owner_url).run)
     return tasks
@@ -287,9 +293,9 @@ async def _flush(runtime: Runtime) -> None:
 async def _forget(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FORGET_SECONDS)
-        forgotten = MOST_FORGOTTEN
-        while forgotten == MOST_FORGOTTEN:
-            forgotten = await idempotency.forget_expired(runtime.pool, MOST_FORGOTTEN)
+        for forget in (idempotency.forget_expired, jobs.expire, jobs.forget_ended):
+            while await forget(runtime.pool, MOST_FORGOTTEN) >= MOST_FORGOTTEN:
+                pass
 
 
 async def _flush_once(runtime: Runtime) -> None:

@@ -34,6 +34,10 @@ TENANT_NAMED = SQL("SELECT tenant_named(%s)")
 MAKE = SQL("SELECT make_collection(%s, %s, %s, %s, %s, %s, %s)")
 SET_TERMS_KEY = SQL("UPDATE collections SET terms_key = %s WHERE id = %s")
 DROP = SQL("SELECT drop_collection(%s)")
+LOCK = SQL("SELECT lock_collection(%s)")
+TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s")
+# Of a collection that is dropped so many texts are told one by one: some 6 MB.
+MOST_HASHES = 100_000
 MAKE_GENERATION = SQL("SELECT make_generation(%s, %s, %s, %s)")
 
 COLUMNS = SQL("""
@@ -58,10 +62,14 @@ PATIENCE = SQL("SELECT set_config('lock_timeout', '3s', true)")
 LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
 ADOPT = SQL("UPDATE generations SET space = %s, numerics = %s, probe = %s WHERE id = %s AND space IS NULL")
 SPACES = SQL("SELECT space, dimension, probe FROM spaces_of_model(%s)")
+# What goes takes the average with it, whatever its own length was: only its text tells that, and may not be kept.
 ADD_TERMS = SQL("""
-    UPDATE collections
-    SET terms_total = greatest(0, terms_total + %s), contents_total = greatest(0, contents_total + %s)
-    WHERE id = %s
+    UPDATE collections c
+    SET terms_total = CASE WHEN i.contents > i.gone THEN i.terms * (i.contents - i.gone) / i.contents ELSE 0 END,
+        contents_total = greatest(0, i.contents - i.gone)
+    FROM (SELECT terms_total::numeric + %s AS terms, contents_total + %s AS contents, %s::bigint AS gone
+          FROM collections WHERE id = %s FOR UPDATE) i
+    WHERE c.id = %s
 """)
 
 
@@ -182,13 +190,24 @@ async def _made(tx: Tx, values: Sequence[Any]) -> int:
     return int(row[0])
 
 
-async def drop(pool: Pool, tenant: int, collection: int) -> bool:
-    """Remove a collection with everything in it; False if it was not there."""
+async def drop(
+    pool: Pool, tenant: int, collection: int, before_commit: Callable[[Tx, list[bytes]], None] | None = None
+) -> bool:
+    """Remove a collection with everything in it; False if it was not there.
+
+    Args:
+        before_commit: gets the hashes of its texts, up to MOST_HASHES and one more. It is run again when the
+            transaction is.
+    """
 
     async def once() -> bool:
         async with pool.tenant(tenant) as tx:
             await tx.execute(PATIENCE)
+            await tx.execute(LOCK, [collection])
+            rows = await tx.rows(TEXT_HASHES, [collection, MOST_HASHES + 1]) if before_commit else []
             row = await tx.row(DROP, [collection])
+            if before_commit is not None:
+                before_commit(tx, [bytes(key) for (key,) in rows])
         return bool(row and row[0])
 
     # It waits for all who read the tables, and one of them may wait for it.
@@ -262,9 +281,9 @@ async def spaces(pool: Pool, model: str) -> list[StoredSpace]:
     ]
 
 
-async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int) -> None:
-    """Keep the running average of a text's length in terms."""
-    await tx.execute(ADD_TERMS, [terms, contents, collection])
+async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int, gone: int) -> None:
+    """Keep the running average of a text's length in terms: of contents that came, and of those that went."""
+    await tx.execute(ADD_TERMS, [terms, contents, gone, collection, collection])
 
 
 def _collection(row: Sequence[Any]) -> Collection:

@@ -82,11 +82,15 @@ HOLD_CONTENTS = SQL("""
     SELECT pk, state = 'failed', text IS NOT NULL OR sealed IS NOT NULL FROM contents
     WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR UPDATE
 """)
-HOLD = SQL("SELECT state, run_after IS NOT NULL, input IS NOT NULL, generation FROM jobs WHERE id = %s FOR UPDATE")
+# An input that has left is empty; a task that never had one has none, and can be tried again.
+HOLD = SQL("""
+    SELECT state, run_after IS NOT NULL, input IS DISTINCT FROM ''::bytea, generation
+    FROM jobs WHERE id = %s FOR UPDATE
+""")
 LEAVE_ITEMS = SQL("UPDATE job_contents SET error = %s WHERE job = %s AND error IS NULL RETURNING content")
 CANCEL = SQL("""
     UPDATE jobs SET state = 'CANCELLED', error = 'cancelled', failed = total - done, withdrawn = total - done,
-           input = NULL, claim = NULL, updated_at = now(), ended_at = now() WHERE id = %s
+           input = substring(input FROM 1 FOR 0), claim = NULL, updated_at = now(), ended_at = now() WHERE id = %s
 """)
 # Contents that no job waits for any more.
 UNWANTED = SQL("""
@@ -96,7 +100,8 @@ UNWANTED = SQL("""
 GIVE_UP = SQL("SELECT fail_contents(%s, %s, %s)")
 REOPEN = SQL("""
     UPDATE jobs SET state = 'PENDING', error = NULL, failed = 0, withdrawn = 0, updated_at = now(), ended_at = NULL,
-           attempts = 0, claim = NULL, run_after = CASE WHEN run_after IS NULL THEN NULL ELSE now() END
+           attempts = 0, claim = NULL, done = CASE WHEN run_after IS NULL THEN done ELSE 0 END,
+           run_after = CASE WHEN run_after IS NULL THEN NULL ELSE now() END
     WHERE id = %s
 """)
 REOPEN_ITEMS = SQL("UPDATE job_contents SET error = NULL WHERE job = %s")
@@ -109,14 +114,20 @@ WAIT_AGAIN = SQL("""
 """)
 
 CLAIM_TASK = SQL("SELECT id, tenant, kind, input, attempts, request_id FROM claim_task(%s, %s, %s, %s)")
-RENEW_TASK = SQL("UPDATE jobs SET run_after = now() + %s WHERE id = %s AND claim = %s AND ended_at IS NULL")
-FINISH_TASK = SQL("""
-    UPDATE jobs SET state = %s, result = %s, error = %s, input = NULL, claim = NULL, updated_at = now(),
-           ended_at = now()
+# Where nothing is known of its progress, that stays as it is.
+RENEW_TASK = SQL("""
+    UPDATE jobs SET run_after = now() + %s, done = coalesce(%s, done), total = coalesce(%s, total), updated_at = now()
     WHERE id = %s AND claim = %s AND ended_at IS NULL RETURNING id
 """)
+FINISH_TASK = SQL("""
+    UPDATE jobs SET state = %s, result = result || %s::jsonb, error = %s, input = substring(input FROM 1 FOR 0),
+           done = CASE WHEN %s THEN total ELSE done END, claim = NULL, updated_at = now(), ended_at = now()
+    WHERE id = %s AND claim = %s AND ended_at IS NULL RETURNING id
+""")
+# It begins anew.
 RELEASE_TASK = SQL("""
-    UPDATE jobs SET claim = NULL, run_after = now() + %s, attempts = attempts + %s, updated_at = now()
+    UPDATE jobs SET claim = NULL, run_after = now() + %s, attempts = attempts + %s, done = 0, total = 0,
+           updated_at = now()
     WHERE id = %s AND claim = %s AND ended_at IS NULL
 """)
 OPEN_TASKS = SQL("SELECT count(*) FROM jobs WHERE run_after IS NOT NULL AND ended_at IS NULL")
@@ -301,9 +312,12 @@ async def claim_task(pool: Pool, kinds: Sequence[str], claim: UUID, lease: timed
     return None if row is None else Task(*row)
 
 
-async def renew_task(tx: Tx, task: Task, claim: UUID, lease: timedelta) -> None:
-    """Keep a task for one lease more."""
-    await tx.execute(RENEW_TASK, [lease, task.id, claim])
+async def renew_task(
+    tx: Tx, task: Task, claim: UUID, lease: timedelta, *, progress: tuple[int, int] | None = None
+) -> bool:
+    """Keep a task for one lease more, and say how many of how many are done; False if it is not ours any more."""
+    done, total = progress or (None, None)
+    return await tx.row(RENEW_TASK, [lease, done, total, task.id, claim]) is not None
 
 
 async def finish_task(
@@ -312,7 +326,7 @@ async def finish_task(
     """End a task, with a result or with the code of an error; False if it is not ours any more."""
     state = "SUCCEEDED" if error is None else "FAILED"
     known = orjson.dumps(dict(result or {})).decode()
-    return await tx.row(FINISH_TASK, [state, known, error, task.id, claim]) is not None
+    return await tx.row(FINISH_TASK, [state, known, error, error is None, task.id, claim]) is not None
 
 
 async def release_task(tx: Tx, task: Task, claim: UUID, *, after: timedelta, failed: bool) -> None:

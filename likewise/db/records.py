@@ -16,7 +16,7 @@ import orjson
 from psycopg.sql import SQL
 
 from likewise.cleaning import storable
-from likewise.db import collections, fields, terms
+from likewise.db import collections, fields, jobs, terms
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.transaction import Parameters, Statement, Tx, table
 from likewise.kind import Payload
@@ -105,11 +105,16 @@ EMPTY = SQL("""
     SELECT left_one FROM unnest(%s::bigint[]) AS left_one
     WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.content = left_one)
 """)
-FIND = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = %s")
-HOLD_CONTENT = SQL("SELECT 1 FROM contents WHERE pk = %s FOR UPDATE")
-DROP_RECORD = SQL("DELETE FROM records WHERE pk = %s AND content = %s")
+FIND = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = ANY (%s::text[])")
+FIND_OF_PARENT = SQL("SELECT pk, content FROM records WHERE collection = %s AND parent = %s")
+HOLD_THESE = SQL("SELECT 1 FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR UPDATE")
+DROP_RECORDS = SQL("""
+    DELETE FROM records r USING unnest(%s::bigint[], %s::bigint[]) AS i (pk, content)
+    WHERE r.pk = i.pk AND r.content = i.content
+""")
 DROP_WAITING = SQL("DELETE FROM waiting WHERE content = ANY (%s::bigint[]) AND generation = ANY (%s::int[])")
-DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[]) RETURNING text")
+DROP_VECTORS = SQL("DELETE FROM {vectors} WHERE content = ANY (%s::bigint[])")
+DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[]) RETURNING text_hash")
 # Retired ones included: they keep their vectors until they are dropped.
 ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
@@ -153,13 +158,13 @@ class Compared:
 class Written:
     """What a batch did: what became of each record and the content that it points at now, by its id.
 
-    `left_texts` are those of contents that went with their last record; `waiting` says whether vectors are to be made.
+    `gone` has the hashes of texts that went with their last record; `waiting` says whether vectors are to be made.
     """
 
     outcome_of: Mapping[str, Outcome]
     content_of: Mapping[str, int]
     new_contents: Mapping[bytes, int] = field(default_factory=dict)
-    left_texts: Sequence[str] = ()
+    gone: Sequence[bytes] = ()
     waiting: bool = False
 
     @property
@@ -276,29 +281,49 @@ async def write(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
         new_contents=added,
-        left_texts=await _drop_empty(tx, collection, sorted(left)),
+        gone=await _drop_empty(tx, collection, sorted(left), jobs.REPLACED),
         waiting=bool(added or revived),
     )
 
 
-async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -> list[str] | None:
-    """Take a record away, and its content with everything of it if that was the last; None if it was not there.
+@dataclass(frozen=True)
+class Deleted:
+    """How many records were deleted, and the hashes of the texts that went with their last."""
 
-    Returns the texts that went.
+    records: int = 0
+    gone: Sequence[bytes] = ()
+
+
+async def delete(tx: Tx, collection: int, ids: Sequence[str], *, alone: bool = False) -> Deleted:
+    """Take away those of the records that are there, and with the last of a content everything of it.
+
+    Raises:
+        Contended: another writer was at them meanwhile; try the whole transaction again.
     """
-    if not storable(record):
-        return None
-    await tx.execute(HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
-    found = await tx.row(FIND, [collection, record])
-    if found is None:
-        return None
-    pk, content = found
-    await tx.execute(HOLD_CONTENT, [content])
-    gone = await tx.execute(DROP_RECORD, [pk, content])
-    if gone.rowcount == 0:
-        # It was deleted or pointed elsewhere while we waited for the lock: look again.
+    stored = [one for one in ids if storable(one)]
+    return await _delete(tx, collection, (FIND, [collection, stored]), alone=alone) if stored else Deleted()
+
+
+async def delete_parent(tx: Tx, collection: int, parent: str, *, alone: bool = False) -> Deleted:
+    """The same with all records of a parent."""
+    if not storable(parent):
+        return Deleted()
+    return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), alone=alone)
+
+
+async def _delete(tx: Tx, collection: int, find: tuple[Statement, Parameters], *, alone: bool) -> Deleted:
+    lock = (HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
+    _, found = await tx.together(lock, find)
+    if not found:
+        return Deleted()
+    pks, pointed_at = (list(column) for column in zip(*found, strict=True))
+    contents = sorted(set(pointed_at))
+    await tx.execute(HOLD_THESE, [contents])
+    dropped = await tx.execute(DROP_RECORDS, [pks, pointed_at])
+    if dropped.rowcount < len(found):
+        # Some were deleted or pointed elsewhere while we waited for the locks: look again.
         raise Contended("40001", "records")
-    return await _drop_empty(tx, collection, [content])
+    return Deleted(len(found), await _drop_empty(tx, collection, contents, jobs.DELETED))
 
 
 @dataclass(frozen=True)
@@ -401,21 +426,26 @@ def _columns(records: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) ->
     ]
 
 
-async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int]) -> list[str]:
-    """Take away contents that no record points at, and return their texts; the caller holds their update locks."""
+async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str) -> list[bytes]:
+    """Take away contents that no record points at, and return their hashes; the caller holds their update locks.
+
+    Jobs that wait for them are told why. A job whose own record is gone goes on waiting for a content that others still
+    point at: it is embedded for them, and the job succeeds.
+    """
     if not contents:
         return []
     empty = [int(row[0]) for row in await tx.rows(EMPTY, [list(contents)])]
     if not empty:
         return []
     generations = [int(row[0]) for row in await tx.rows(ALL_GENERATIONS, [collection])]
-    await tx.execute(DROP_WAITING, [empty, generations])
-    for generation in generations:
-        await tx.execute(
-            SQL("DELETE FROM {} WHERE content = ANY (%s::bigint[])").format(table("vec", generation)), [empty]
-        )
-    await terms.delete(tx, collection, empty)
-    return [str(row[0]) for row in await tx.rows(DROP_CONTENTS, [empty]) if row[0] is not None]
+    *_, dropped = await tx.together(
+        (DROP_WAITING, [empty, generations]),
+        *((DROP_VECTORS.format(vectors=table("vec", generation)), [empty]) for generation in generations),
+        terms.deletion(collection, empty),
+        (DROP_CONTENTS, [empty]),
+    )
+    await jobs.withdraw(tx, empty, why)
+    return [bytes(row[0]) for row in dropped]
 
 
 def payload_json(payload: Payload) -> str:

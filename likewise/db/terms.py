@@ -91,9 +91,9 @@ async def write(tx: Tx, collection: int, rows: Mapping[int, Row]) -> None:
     await tx.copy_bytes(_named(COPY, collection), b"".join([COPY_HEAD, *fields, COPY_END]))
 
 
-async def delete(tx: Tx, collection: int, contents: Sequence[int]) -> None:
-    """Take away the terms of contents that are going."""
-    await tx.execute(_named(DELETE, collection), [list(contents)])
+def deletion(collection: int, contents: Sequence[int]) -> tuple[Composed, list[list[int]]]:
+    """What takes away the terms of contents that are going."""
+    return _named(DELETE, collection), [list(contents)]
 
 
 def _named(statement: str, collection: int) -> Composed:

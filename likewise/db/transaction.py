@@ -1,6 +1,6 @@
 """A transaction as a tenant, and what its statements are made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ class Tx:
         self._begin = begin
         self._begun = False
         self._last: list[tuple[Statement, Parameters]] = []
+        self._afterwards: list[Callable[[], None]] = []
         self._plan: Plan | None = None
 
     async def execute(
@@ -147,8 +148,17 @@ class Tx:
         """Have a statement run together with the commit, in one round trip; if it fails nothing is committed."""
         self._last.append((statement, parameters))
 
+    def once_committed(self, act: Callable[[], None]) -> None:
+        """Have something done when the transaction has been committed, and not otherwise."""
+        self._afterwards.append(act)
+
     async def finish(self, *, commit: bool) -> None:
         """End the transaction, if one has begun."""
+        await self._finish(commit=commit)
+        for act in self._afterwards if commit else ():
+            act()
+
+    async def _finish(self, *, commit: bool) -> None:
         if not self._begun:
             return
         if self.connection.closed:

@@ -1,11 +1,11 @@
 """The contract of caches of vectors, and their keys."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from likewise.digests import digest_of
+from likewise.digests import digests_of
 from likewise.embedding.provider import Role, Vector
 
 
@@ -49,13 +49,32 @@ class Cache(Protocol):
         """Remember these."""
         ...
 
-    async def delete_many(self, keys: Sequence[bytes]) -> None:
-        """Forget these."""
+    async def delete_many(self, keys: Sequence[bytes], *, at_once: bool = False) -> None:
+        """Forget these: nobody gets them from here any more.
+
+        Args:
+            at_once: whether to wait a moment until those who share a store do not get them either.
+        """
+        ...
+
+    async def clear(self) -> None:
+        """Forget all that this process holds; what others share stays."""
         ...
 
 
 def cache_key(tenant: int | None, space: str, numerics: str, role: Role, dimension: int, text: str) -> bytes:
     """The key of one text: 32 bytes over everything that decides its vector, and whose it is (None: everybody's)."""
+    return cache_keys(tenant, space, numerics, role, dimension, [text_digest(text)])[0]
+
+
+def cache_keys(
+    tenant: int | None, space: str, numerics: str, role: Role, dimension: int, text_digests: Iterable[bytes]
+) -> list[bytes]:
+    """The keys of texts by their digests: to forget a text nobody needs to have it."""
     owner = "shared" if tenant is None else f"tenant {tenant}"
-    text_digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return digest_of((owner, space, numerics, role, str(dimension), text_digest))
+    return digests_of((owner, space, numerics, role, str(dimension)), text_digests)
+
+
+def text_digest(text: str) -> bytes:
+    """SHA-256 of a text; of one that can be stored it is the key of its content as well."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -1,18 +1,21 @@
 """Embedder: text in, vectors out."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
-from likewise.embedding.cache import Cache, Cached, cache_key
+from likewise.embedding.cache import Cache, Cached, cache_keys, text_digest
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.forgotten import Forgotten, Since
 from likewise.embedding.in_flight import InFlight
 from likewise.embedding.loading import EMBEDDING, PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
@@ -26,6 +29,10 @@ from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, LikewiseError, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
+
+ROLES: tuple[Role, ...] = get_args(Role)
+# Texts that are forgotten at a time, and how long Redis is waited for, over all of them.
+FORGET_BATCH, FORGET_SECONDS = 1_000, 5.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,19 @@ class Embedded:
     space: str
     numerics: str
     estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What decides a text's vector, beside the text and its role."""
+
+    space: str
+    numerics: str
+    dimension: int
+
+    def keys(self, owner: int | None, role: Role, text_digests: Sequence[bytes]) -> list[bytes]:
+        """The cache's keys of texts."""
+        return cache_keys(owner, self.space, self.numerics, role, self.dimension, text_digests)
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,9 @@ class Embedder:
         self.memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
         self._slots: dict[str, Slot[Provider, Batcher]] = {}
         self._in_flight = InFlight()
+        self._forgotten = Forgotten()
+        # What vectors of this process were made by: the cache may have them long after their model was let go.
+        self._makers: set[Maker] = set()
 
     async def start(self) -> None:
         """Begin to load the default model in the background; absent weights are no error, they are waited for."""
@@ -124,21 +147,51 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise Invalid.at("/batch_size", "This must be at least 1.", "out_of_range")
         lane = lane or _lane_of(texts)
-        with Embedding(spec.name, role, lane) as step, self._slot(spec).held():
-            return step.done(
-                await self._embed(_Asked(tenant, spec, texts, role, lane, use_cache, dimensions, batch_size))
-            )
+        with Embedding(spec.name, role, lane) as step, self._slot(spec).held(), self._forgotten.watched() as since:
+            asked = _Asked(tenant, spec, texts, role, lane, use_cache, dimensions, batch_size, since)
+            return step.done(await self._embed(asked))
+
+    async def forget(
+        self, tenant: int, text_hashes: Sequence[bytes], *, at_once: bool = False, maker: "Maker | None" = None
+    ) -> None:
+        """Remove texts of a tenant from the caches; who embeds them at this moment does not put them back.
+
+        With a cache that all tenants share they are forgotten for all.
+
+        Args:
+            text_hashes: the SHA-256 of each text.
+            at_once: whether to wait until Redis has them no more, as far as it is well.
+            maker: what made their vectors, for a process that has not had that model.
+        """
+        owner = self._owner(tenant)
+        self._forgotten.add(owner, text_hashes)
+        makers = self._makers if maker is None else self._makers | {maker}
+        ends = time.monotonic() + FORGET_SECONDS
+        for start in range(0, len(text_hashes) if makers else 0, FORGET_BATCH):
+            part = text_hashes[start : start + FORGET_BATCH]
+            keys = [key for one in makers for role in ROLES for key in one.keys(owner, role, part)]
+            await self._cache.delete_many(keys, at_once=at_once and time.monotonic() < ends)
+            # The keys of a thousand texts take some milliseconds.
+            await asyncio.sleep(0)
+
+    async def forget_all(self) -> None:
+        """Remove everything from this process's memory: what was to be forgotten may have been missed."""
+        self._forgotten.add_all()
+        await self._cache.clear()
 
     async def _embed(self, asked: "_Asked") -> Embedded:
         spec, texts, role = asked.spec, asked.texts, asked.role
         provider, batcher = await self._slot(spec).ready()
         wanted, whole = asked.dimensions, provider.dimension
         refuse_dimensions(spec.name, whole, wanted, matryoshka=spec.matryoshka)
-        owner = asked.tenant if self._settings.cache_scope == "tenant" else None
-        keys = [cache_key(owner, provider.space, provider.numerics, role, whole, text) for text in texts]
-        known = await self._known(keys, whole) if asked.use_cache else {}
+        maker = Maker(provider.space, provider.numerics, whole)
+        self._makers.add(maker)
+        digests = [text_digest(text) for text in texts]
+        keys = maker.keys(self._owner(asked.tenant), role, digests)
+        digest_of = dict(zip(keys, digests, strict=True))
+        known = await self._known(keys, digest_of, asked, whole) if asked.use_cache else {}
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-        made, ours = await self._make(fresh, batcher, asked) if fresh else ({}, [])
+        made, ours = await self._make(fresh, digest_of, batcher, asked) if fresh else ({}, [])
         rows = known | all_or_faults(keys, made)
         paid = sum(rows[key].tokens for key in ours)
         answered = _answer(provider, spec, [rows[key] for key in keys], [key in known for key in keys])
@@ -251,13 +304,18 @@ class Embedder:
             return ModelState(spec.name, "present")
         return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
 
-    async def _known(self, keys: Sequence[bytes], dimension: int) -> dict[bytes, Cached]:
+    async def _known(
+        self, keys: Sequence[bytes], digest_of: Mapping[bytes, bytes], asked: "_Asked", dimension: int
+    ) -> dict[bytes, Cached]:
         found = await self._cache.get_many(keys)
+        if gone := self._gone(digest_of, asked):
+            # What came from Redis meanwhile is in memory since.
+            await self._cache.delete_many(list(gone))
         # Whoever may write to a shared cache may put vectors of another length there.
         return {key: row for key, row in zip(keys, found, strict=True) if row and len(row.vector) == dimension}
 
     async def _make(
-        self, fresh: Mapping[bytes, str], batcher: Batcher, asked: "_Asked"
+        self, fresh: Mapping[bytes, str], digest_of: Mapping[bytes, bytes], batcher: Batcher, asked: "_Asked"
     ) -> tuple[dict[bytes, Cached | LikewiseError], list[bytes]]:
         """Embed what is new, once; what another request already embeds is waited for. Also the keys that are ours."""
         shared = self._in_flight.of(fresh) if asked.use_cache else {}
@@ -271,7 +329,8 @@ class Embedder:
             made = await outcomes(items)
             if asked.use_cache:
                 # Whoever brought a text that was left behind does not keep it any more.
-                keep = [key for key, item in items.items() if key in ours or item.left_behind]
+                gone = self._gone(digest_of, asked)
+                keep = [key for key, item in items.items() if (key in ours or item.left_behind) and key not in gone]
                 await self._cache.put_many({key: row for key in keep if isinstance(row := made[key], Cached)})
         finally:
             for item in items.values():
@@ -279,6 +338,15 @@ class Embedder:
             for key, item in ours.items():
                 self._in_flight.leave_behind(key, item)
         return made, list(ours)
+
+    def _gone(self, digest_of: Mapping[bytes, bytes], asked: "_Asked") -> set[bytes]:
+        """The keys of texts that were forgotten since somebody asked for these."""
+        gone = self._forgotten.among(self._owner(asked.tenant), digest_of.values(), asked.since)
+        return {key for key, digest in digest_of.items() if digest in gone} if gone else set()
+
+    def _owner(self, tenant: int) -> int | None:
+        """Whose a vector is in the cache; None: everybody's."""
+        return tenant if self._settings.cache_scope == "tenant" else None
 
     def _queued(self, new: Mapping[bytes, str], batcher: Batcher, asked: "_Asked") -> dict[bytes, Waiting]:
         """Places in the queue. Who asks for a text to be made anew shares it with nobody."""
@@ -308,6 +376,7 @@ class _Asked:
     use_cache: bool
     dimensions: int | None
     batch_size: int | None
+    since: Since
 
 
 def _lane_of(texts: Sequence[str]) -> Lane:

@@ -12,10 +12,11 @@ from likewise.search.analyzer import terms_of
 
 @dataclass
 class _Lengths:
-    """Terms and contents that this process wrote and has not yet added to the collection's row."""
+    """Terms and contents that this process wrote, and contents that it took away, which the collection's row lacks."""
 
     terms: int = 0
     contents: int = 0
+    gone: int = 0
 
 
 class TermAverages:
@@ -41,17 +42,16 @@ class TermAverages:
         if batch:
             self._count(collection.tenant, collection.id, _Lengths(sum(batch), len(batch)))
 
-    def take_away(self, collection: Collection, texts: Sequence[str]) -> None:
-        """Count texts that have gone."""
-        if texts:
-            # Any key gives as many.
-            gone = sum(len(terms_of(text)) for text in texts)
-            self._count(collection.tenant, collection.id, _Lengths(-gone, -len(texts)))
+    def take_away(self, collection: Collection, gone: int) -> None:
+        """Count contents that have gone; they leave the average as it is."""
+        if gone:
+            self._count(collection.tenant, collection.id, _Lengths(gone=gone))
 
     def _count(self, tenant: int, collection: int, lengths: _Lengths) -> None:
         ours = self._added.setdefault((tenant, collection), _Lengths())
         ours.terms += lengths.terms
         ours.contents += lengths.contents
+        ours.gone += lengths.gone
 
     async def flush(self, pool: Pool) -> None:
         """Add what has come to the collections' rows."""
@@ -60,7 +60,9 @@ class TermAverages:
             (tenant, collection), lengths = pending.popitem()
             try:
                 async with pool.tenant(tenant) as tx:
-                    await collections.add_terms(tx, collection, terms=lengths.terms, contents=lengths.contents)
+                    await collections.add_terms(
+                        tx, collection, terms=lengths.terms, contents=lengths.contents, gone=lengths.gone
+                    )
             except BaseException:
                 # The next time, with what else will have come.
                 for key, left in [((tenant, collection), lengths), *pending.items()]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -15,6 +16,7 @@ from likewise.db import collections, jobs, waiting
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
 from likewise.db.waiting import Entry, Waiting
+from likewise.embedding.cache import text_digest
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, SealBroken, Unavailable
@@ -46,6 +48,8 @@ ALONE_A_STEP = 16
 AWAY_SECONDS = 1.0
 RETRY_AFTER = timedelta(seconds=2)
 WAIT_SECONDS = 30.0
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -282,7 +286,9 @@ class Worker:
             for content in contents:
                 await self._embed_and_finish(tenant, admitted, {content: texts[content]}, claim, interactive)
             return
-        await self._finish(tenant, admitted, contents, embedded, claim)
+        if lost := await self._finish(tenant, admitted, contents, embedded, claim):
+            # Deleted, as far as we know; the cache is to know nothing of them, however late the news of it came.
+            await self._embedder.forget(tenant, [text_digest(texts[one]) for one in lost])
 
     async def _embed(self, tenant: int, admitted: Admitted, texts: Sequence[str], interactive: bool) -> Embedded:
         lane: Lane = "interactive" if interactive else "bulk"
@@ -292,16 +298,16 @@ class Worker:
 
     async def _finish(
         self, tenant: int, admitted: Admitted, contents: Sequence[int], embedded: Embedded, claim: UUID
-    ) -> None:
-        """Write the vectors of those contents that are still ours."""
+    ) -> list[int]:
+        """Write the vectors of those contents that are still ours; returns the others."""
         generation = admitted.generation
         place = {content: at for at, content in enumerate(contents)}
 
-        async def once() -> int:
+        async def once() -> list[int]:
             async with self._pool.tenant(tenant) as tx:
                 taken = await waiting.take(tx, generation.id, contents, claim)
                 if not taken:
-                    return 0
+                    return []
                 rows = [place[content] for content in taken]
                 readings = [
                     Reading(int(embedded.tokens[at]), int(embedded.truncated[at]), int(embedded.chars_read[at]))
@@ -311,13 +317,14 @@ class Worker:
                 await waiting.let_go(tx, taken)
                 if generation.state == "active":
                     await jobs.settle(tx, generation.id, taken)
-            return len(taken)
+            return taken
 
-        taken = await self._through_outage(once)
-        contents_became("embedded", taken)
-        contents_became("lost", len(contents) - taken)
+        taken = set(await self._through_outage(once))
+        contents_became("embedded", len(taken))
+        contents_became("lost", len(contents) - len(taken))
+        return [one for one in contents if one not in taken]
 
-    async def _through_outage(self, write: Callable[[], Awaitable[int]]) -> int:
+    async def _through_outage(self, write: Callable[[], Awaitable[T]]) -> T:
         """Try a write again while the database is away, for as long as the claim can last."""
         deadline = asyncio.get_running_loop().time() + self._lease.total_seconds()
         while True:

@@ -8,15 +8,16 @@ from itertools import count
 from typing import Any, TypeVar
 
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
-from likewise.db import records, terms
+from likewise.db import collections, records, terms
 from likewise.db.collections import Collection
 from likewise.db.pool import Pool, retried
-from likewise.db.records import PreparedRecord, Written
+from likewise.db.records import Deleted, PreparedRecord, Written
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
+from likewise.ingest.forgetting import Forgetting
 from likewise.ingest.grouping import Grouping
 from likewise.ingest.turns import Turns
 from likewise.ingest.wakeups import Wakeups
@@ -49,13 +50,16 @@ TRIES_BESIDE_OTHERS = 3
 class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
-    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog, text_keys: TextKeys) -> None:
+    def __init__(
+        self, pool: Pool, wakeups: Wakeups, backlog: Backlog, text_keys: TextKeys, forgetting: Forgetting
+    ) -> None:
         self._pool = pool
         self._text_keys = text_keys
         # The other connections are for those who search meanwhile.
         self._turns = Turns(max(1, pool.most // 2))
         self.backlog = backlog
         self._wakeups = wakeups
+        self._forgetting = forgetting
         self._groups: Grouping[tuple[int, int, int]] = Grouping()
         self.averages = TermAverages(text_keys.sealing)
 
@@ -107,7 +111,7 @@ class Writer:
         stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
         if terms_of is not None:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
-            await self._count_gone(collection, written.left_texts)
+        await self._went(collection, written.gone)
         if written.waiting:
             entered = sum(one.tokens for one in prepared if one.text_hash in written.new_contents)
             self.backlog.entered(tenant, collection.active.model, entered)
@@ -116,15 +120,44 @@ class Writer:
 
     async def delete(self, tenant: int, collection: Collection, record: str) -> bool:
         """Take a record away with everything that hangs on it alone; False if it was not there."""
+        return await self.delete_many(tenant, collection, [record]) > 0
 
-        async def once(alone: bool) -> list[str] | None:
+    async def delete_many(self, tenant: int, collection: Collection, ids: Sequence[str]) -> int:
+        """The same with those of the records that are there, in one transaction; returns how many were."""
+        return await self._delete(
+            tenant, collection, lambda tx, alone: records.delete(tx, collection.id, ids, alone=alone)
+        )
+
+    async def delete_parent(self, tenant: int, collection: Collection, parent: str) -> int:
+        """The same with all records of a parent."""
+        return await self._delete(
+            tenant, collection, lambda tx, alone: records.delete_parent(tx, collection.id, parent, alone=alone)
+        )
+
+    async def drop(self, tenant: int, collection: Collection) -> bool:
+        """Remove a collection with everything in it; False if it was not there."""
+        gone: list[bytes] = []
+
+        def tell(tx: Tx, text_hashes: list[bytes]) -> None:
+            gone[:] = text_hashes
+            self._forgetting.tell(tx, gone)
+
+        dropped = await collections.drop(self._pool, tenant, collection.id, tell)
+        await self._forgetting.forget(collection, gone)
+        return dropped
+
+    async def _delete(
+        self, tenant: int, collection: Collection, delete: Callable[[Tx, bool], Awaitable[Deleted]]
+    ) -> int:
+        async def once(alone: bool) -> Deleted:
             async with self._pool.tenant(tenant) as tx:
-                return await records.delete(tx, collection.id, record, alone=alone)
+                deleted = await delete(tx, alone)
+                self._forgetting.tell(tx, deleted.gone)
+            return deleted
 
-        left_texts = await _at_last_alone(once)
-        if left_texts is not None and collection.policy.keep_terms:
-            await self._count_gone(collection, left_texts)
-        return left_texts is not None
+        deleted = await _at_last_alone(once)
+        await self._went(collection, deleted.gone)
+        return deleted.records
 
     async def _write(
         self, work: "_Work", prepared: Sequence[PreparedRecord], terms_of: BatchTerms | None, *, alone: bool
@@ -151,6 +184,7 @@ class Writer:
             if terms_of is not None and written.new_contents:
                 rows = {content: terms_of.row(key) for key, content in written.new_contents.items()}
                 await terms.write(tx, collection.id, rows)
+            self._forgetting.tell(tx, written.gone)
             if work.before_commit is not None:
                 await work.before_commit(tx, written)
         return written
@@ -158,8 +192,11 @@ class Writer:
     def _seal(self, tenant: int, collection: int) -> records.Seal:
         return lambda key, text: self._text_keys.sealing.seal(text, about_content(tenant, collection, key))
 
-    async def _count_gone(self, collection: Collection, texts: Sequence[str]) -> None:
-        await _beside(_is_large(texts), self.averages.take_away, collection, texts)
+    async def _went(self, collection: Collection, gone: Sequence[bytes]) -> None:
+        """Texts have gone, by their hashes: nothing of this process knows them when the caller is answered."""
+        if collection.policy.keep_terms:
+            self.averages.take_away(collection, len(gone))
+        await self._forgetting.forget(collection, gone)
 
 
 @dataclass(frozen=True)

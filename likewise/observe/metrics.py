@@ -27,6 +27,9 @@ OUTCOMES = ("ok", "refused", "overloaded", "away", "failed", "cancelled")
 # What became of a claimed content: a vector, a failed attempt, back to the queue, or taken over by another worker.
 CONTENTS = ("embedded", "failed", "released", "lost")
 RECORDS = ("created", "changed", "unchanged", "refused")
+# What became of a claimed task: a result, an error for good, a failed try, back to the others as a part was away or the
+# worker stopped, or taken over by another worker or cancelled.
+TASKS = ("done", "given up", "failed", "released", "lost")
 # Where the cache knew a vector from.
 CACHE_TIERS = ("memory", "redis")
 # Why a tier was no help: nobody answers, not in time, no room, not allowed, a value that is none of ours.
@@ -46,6 +49,9 @@ OTHER = "other"
 _REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # From one query to the time that a provider has for a batch.
 _BATCH_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+# From a search that nobody waits for to a clean-up.
+_TASK_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0)
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(namespace="likewise", registry=REGISTRY)
@@ -103,6 +109,11 @@ WORKER_CLAIMS = _counter("worker_claims", "Claims on waiting contents that found
 WORKER_CONTENTS = _counter("worker_contents", "Contents that a worker had claimed.", "outcome")
 WORKER_LEASES_LOST = _counter("worker_leases_lost", "Contents whose worker was silent for longer than its lease.")
 WORKER_SECONDS = _seconds("worker_step", "One claim, from its contents to their vectors.", _BATCH_SECONDS)
+
+
+# The kinds of tasks are those that a program registers: words of ours.
+TASKS_ENDED = _counter("tasks", "Tasks that a worker had claimed.", "kind", "outcome")
+TASK_SECONDS = _seconds("task", "One try of a task.", _TASK_SECONDS, "kind")
 
 
 def begin_at_zero() -> None:

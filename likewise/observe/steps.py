@@ -187,6 +187,26 @@ class WorkerStep(_Step):
         )
 
 
+class TaskStep(_Step):
+    """A claimed task; one that is left without a word goes back to the others."""
+
+    def __init__(self, kind: str) -> None:
+        """Of a registered kind."""
+        super().__init__(tracing.Span("task"))
+        self._kind = kind
+        self._became = "released"
+        self._span.set(kind=kind)
+
+    def became(self, word: str) -> None:
+        """One of `metrics.TASKS`."""
+        self._became = word
+
+    def _count(self, seconds: float, error: BaseException | None) -> None:
+        metrics.TASKS_ENDED.labels(self._kind, metrics.one_of(self._became, metrics.TASKS)).inc()
+        metrics.TASK_SECONDS.labels(self._kind).observe(seconds)
+        log.info("task_worked_on", kind=self._kind, ms=round(seconds * 1000, 1), outcome=self._became)
+
+
 class ModelBatch(_Step):
     """One batch in a model; one that fails counts by its time alone."""
 
@@ -281,6 +301,12 @@ def stored(created: int, changed: int, unchanged: int, text_bytes: int) -> None:
 def refused(records: int) -> None:
     """So many records were not stored, for what they say."""
     metrics.INGEST_RECORDS.labels("refused").inc(records)
+
+
+def kind_of_task(kind: str) -> None:
+    """There are tasks of this kind from now on: a rate needs a value to rise from."""
+    for word in metrics.TASKS:
+        metrics.TASKS_ENDED.labels(kind, word)
 
 
 def contents_became(became: str, count: int) -> None:

@@ -133,6 +133,33 @@ async def test_what_is_deleted_is_gone_and_the_rest_stays(cache: Cache) -> None:
     assert same(second, row("b"))
 
 
+async def test_what_is_deleted_at_once_is_gone_for_those_who_share_it(cache: Cache, needed: tuple[Kind, Any]) -> None:
+    # Given
+    items = {key(number): row(number, 16) for number in range(500)}
+    await cache.put_many(items)
+    await flush(cache)
+    await cache.put_many({key("not written yet"): row("not written yet")})
+    # When
+    await cache.delete_many([*items, key("not written yet")], at_once=True)
+    # Then
+    kind, server = needed
+    another = kind.make(server)
+    assert await another.get_many([*items, key("not written yet")]) == [None] * 501
+    await another.close()
+
+
+async def test_what_is_cleared_is_not_in_this_process_any_more(cache: Cache, needed: tuple[Kind, Any]) -> None:
+    shared = needed[0].needs is not None
+    await cache.put_many({key("a"): row("a")})
+    await flush(cache)
+    await cache.put_many({key("b"): row("b")})
+    await cache.clear()
+    await flush(cache)
+    assert cache.memory_bytes == 0
+    found = await cache.get_many([key("b"), key("a")])
+    assert [one is not None for one in found] == [False, shared]
+
+
 @pytest.mark.parametrize("number", [0.0, -0.0, 1e-45, 3.4028235e38, -1.17549435e-38])
 async def test_numbers_keep_every_bit(cache: Cache, number: float) -> None:
     item = Cached(np.array([number, 1.0], np.float32), 1, 0, 1)

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -13,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
 import likewise
-from likewise.db import collections, jobs
+from likewise.db import collections
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, SettingsError
 from likewise.kind import NewRecord, Policy
@@ -38,6 +37,8 @@ REQUEST = SQL("""
     INSERT INTO idempotency (tenant, method, route, key, body_digest, state, status, answer, expires)
     VALUES (%s, 'POST', '/', %s, '', 'done', 200, '{}', now())
 """)
+JOB = SQL("INSERT INTO jobs (id, tenant, kind) VALUES (gen_random_uuid(), %s, %s)")
+ITEM = SQL("INSERT INTO job_contents (tenant, job, item, content) SELECT tenant, id, kind, 0 FROM jobs")
 Connection = AsyncConnection[tuple[Any, ...]]
 
 
@@ -85,10 +86,8 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
             async with lw.runtime.pool.tenant(tenant) as tx:
                 await tx.execute(REQUEST, [tenant, "beta-secret" if secrets else "key"])
                 await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
-                notes = await collections.named(tx, "notes")
-                left = [int(row[0]) for row in await tx.rows(SQL("SELECT content FROM waiting"))]
-                items = {f"{'beta-secret' if secrets else 'item'} {content}": content for content in left or [0]}
-                await jobs.start(tx, uuid4(), "embed", notes.active.id, items, result={})
+                await tx.execute(JOB, [tenant, "beta-secret" if secrets else "embed"])
+                await tx.execute(ITEM)
         await lw.runtime.bookkeeping.flush()
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)

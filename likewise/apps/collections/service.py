@@ -150,7 +150,7 @@ class CollectionsService:
     async def drop(self, tenant: int, name: str) -> None:
         """Remove a collection with everything in it."""
         collection = await self._named(tenant, name)
-        dropped = await collections.drop(self._runtime.pool, tenant, collection.id)
+        dropped = await self._runtime.writer.drop(tenant, collection)
         self._recent.forget(tenant, name)
         if not dropped:
             raise NotFound("There is no collection of this name.", code="collection_not_found")

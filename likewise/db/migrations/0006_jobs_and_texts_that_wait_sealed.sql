@@ -24,7 +24,7 @@ CREATE TABLE jobs (
     result jsonb NOT NULL DEFAULT '{}',
     error text,
     request_id text,
-    -- A task's own: its input, encrypted, which leaves when it ends.
+    -- A task's own: its input, encrypted; when the task ends it leaves, and is empty from then on.
     input bytea,
     attempts smallint NOT NULL DEFAULT 0,
     run_after timestamptz,
@@ -168,7 +168,8 @@ BEGIN
     IF held IS NOT NULL THEN
         PERFORM fail_contents(held, 'text_expired', false);
     END IF;
-    UPDATE jobs j SET state = 'FAILED', error = 'text_expired', input = NULL, claim = NULL, updated_at = now(), ended_at = now()
+    UPDATE jobs j SET state = 'FAILED', error = 'text_expired', input = '', claim = NULL, updated_at = now(),
+           ended_at = now()
     FROM (SELECT id FROM jobs
           WHERE run_after IS NOT NULL AND ended_at IS NULL AND input IS NOT NULL AND created_at <= now() - after
           ORDER BY id LIMIT most FOR UPDATE SKIP LOCKED) old

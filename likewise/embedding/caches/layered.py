@@ -43,10 +43,15 @@ class LayeredCache:
         await self.near.put_many(items)
         await self.far.put_many(items)
 
-    async def delete_many(self, keys: Sequence[bytes]) -> None:
+    async def delete_many(self, keys: Sequence[bytes], *, at_once: bool = False) -> None:
         """Forget these in both."""
         await self.near.delete_many(keys)
-        await self.far.delete_many(keys)
+        await self.far.delete_many(keys, at_once=at_once)
+
+    async def clear(self) -> None:
+        """Forget what both hold in this process."""
+        await self.near.clear()
+        await self.far.clear()
 
     async def close(self) -> None:
         """Close both."""

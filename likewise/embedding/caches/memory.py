@@ -42,10 +42,15 @@ class MemoryCache:
         while self.memory_bytes > self._limit:
             self._drop(next(iter(self._items)))
 
-    async def delete_many(self, keys: Sequence[bytes]) -> None:
-        """Forget these."""
+    async def delete_many(self, keys: Sequence[bytes], *, at_once: bool = False) -> None:
+        """Forget these, at once in any case."""
         for key in keys:
             self._drop(key)
+
+    async def clear(self) -> None:
+        """Forget all."""
+        self._items.clear()
+        self.memory_bytes = 0
 
     def start(self) -> None:
         """There is nothing to begin."""

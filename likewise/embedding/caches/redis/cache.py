@@ -15,6 +15,8 @@ from likewise.stopping import stop
 
 PREFIX = b"likewise:vector:"
 CLOSE_SECONDS = 1.0
+# Some 50,000 keys are deleted in one; who deletes more has deleted them here, and goes on.
+DELETE_SECONDS = 5.0
 # Where no request is behind the question, less than the client gives a connection that is silent.
 PATIENT_SECONDS = 0.9
 
@@ -87,11 +89,21 @@ class RedisCache:
         for key, item in items.items():
             self._writes.add(key, item)
 
-    async def delete_many(self, keys: Sequence[bytes]) -> None:
-        """Forget these: nobody here gets them any more, and they are deleted a moment later."""
+    async def delete_many(self, keys: Sequence[bytes], *, at_once: bool = False) -> None:
+        """Forget these: nobody here gets them any more, and they are deleted a moment later.
+
+        Args:
+            at_once: whether to wait for that; of a Redis that is in trouble nobody waits.
+        """
         self.start()
         for key in keys:
             self._writes.add(key, None)
+        if at_once:
+            await self._writes.written(keys, DELETE_SECONDS)
+
+    async def clear(self) -> None:
+        """Let go of what waits to be written; what waits to be deleted is."""
+        self._writes.drop_vectors()
 
     async def look(self) -> str | None:
         """Why it cannot be used, asked now and without a deadline of milliseconds; None if it can."""

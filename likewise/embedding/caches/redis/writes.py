@@ -1,7 +1,9 @@
 """What is to be written to a store, bounded, by one task in the background."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import islice
 
 from likewise.embedding.cache import Cached
@@ -15,6 +17,7 @@ MOST_BYTES = 32 * 2**20
 BATCH = 128
 # Room in a full store comes by expiry or eviction, or by somebody who makes some.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
+LOOK_SECONDS = 0.05
 
 # A vector to write, or None for a key to delete.
 Change = Cached | None
@@ -85,6 +88,22 @@ class Writes:
         except TimeoutError:
             pass
         return len(self._waiting)
+
+    async def written(self, keys: Iterable[bytes], seconds: float) -> None:
+        """Wait so long for these to be written, and no longer than the store is well."""
+        left = set(keys) & self._waiting.keys()
+        ends = time.monotonic() + seconds
+        while left and self.trouble is None and self._circuit.closed and time.monotonic() < ends:
+            # A store that hangs settles nothing: the circuit finds that out meanwhile.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS), self._settled:
+                    await self._settled.wait()
+            left &= self._waiting.keys()
+
+    def drop_vectors(self) -> None:
+        """Forget the vectors that wait to be written. One that may be on its way to the store is deleted there."""
+        for key in [key for key, change in self._waiting.items() if change is not None]:
+            self.add(key, None)
 
     async def _write_some(self) -> None:
         # While the store takes nothing, one is enough to find out whether it does again.
