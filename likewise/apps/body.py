@@ -48,6 +48,12 @@ class RequestModel(BaseModel):
         return value
 
 
+class OldRequest(RequestModel):
+    """A body of a route that is older than this server: unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class JsonBody(Generic[M]):
     """A FastAPI dependency: the request's JSON body as a checked model.
 
@@ -256,6 +262,7 @@ _TYPES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
+    "uuid": "a UUID",
     "list": "a list",
     "dict": "an object",
     "model": "an object",

@@ -16,7 +16,7 @@ import orjson
 from psycopg.sql import SQL
 
 from likewise.cleaning import storable
-from likewise.db import collections, fields, terms
+from likewise.db import collections, fields, jobs, terms
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.transaction import Parameters, Statement, Tx, table
 from likewise.kind import Payload
@@ -103,6 +103,10 @@ EMPTY = SQL("""
 FIND = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = %s")
 HOLD_CONTENT = SQL("SELECT 1 FROM contents WHERE pk = %s FOR UPDATE")
 DROP_RECORD = SQL("DELETE FROM records WHERE pk = %s AND content = %s")
+DROP_RECORDS = SQL("""
+    DELETE FROM records r USING unnest(%s::bigint[], %s::bigint[]) AS i (pk, content)
+    WHERE r.pk = i.pk AND r.content = i.content
+""")
 DROP_WAITING = SQL("DELETE FROM waiting WHERE content = ANY (%s::bigint[]) AND generation = ANY (%s::int[])")
 DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[]) RETURNING text")
 # Retired ones included: they keep their vectors until they are dropped.
@@ -238,27 +242,34 @@ async def write(
     lane: Lane,
     keep_text: bool,
     facts: Sequence[str] = (),
+    hold_unchanged: bool = False,
+    leaving: Sequence[tuple[int, int]] = (),
 ) -> Written:
     """Store what `compare` found to be new or different, in the order of the locks.
 
     Args:
         indexed: the payload fields that an index knows of each record.
         facts: those that the text itself determines, which an index knows of each content.
+        hold_unchanged: whether contents of unchanged records are locked as well, for what comes after this.
+        leaving: (record, content) of records that are deleted beside it.
 
     Raises:
-        Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
+        Contended: another writer stored, or deleted, one of these ids meanwhile; try the whole transaction again.
     """
     fresh, old = compared.fresh, compared.old
     outcome_of: dict[str, Outcome] = dict.fromkeys(compared.unchanged, "unchanged")
-    if not fresh and not compared.failed:
+    if not fresh and not compared.failed and not leaving:
         return Written(outcome_of, compared.unchanged)
-    held = {content for _, content in old.values()} | compared.failed.keys()
+    held = {content for _, content in (*old.values(), *leaving)} | compared.failed.keys()
+    if hold_unchanged:
+        held.update(compared.unchanged.values())
     contents = await _get_or_make_contents(tx, collection, fresh, held, keep_text=keep_text)
     by_hash, added = contents.by_hash, contents.added
     revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
     left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
+    left |= await _leave(tx, leaving)
     pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
     if indexed:
         rows = [(pks[record.id], by_hash[record.text_hash], record.payload) for record in fresh]
@@ -270,7 +281,7 @@ async def write(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
         new_contents=added,
-        left_texts=await _drop_empty(tx, collection, sorted(left)),
+        left_texts=await _drop_empty(tx, collection, sorted(left), jobs.REPLACED),
         waiting=bool(added or revived),
     )
 
@@ -292,7 +303,7 @@ async def delete(tx: Tx, collection: int, record: str, *, alone: bool = False) -
     if gone.rowcount == 0:
         # It was deleted or pointed elsewhere while we waited for the lock: look again.
         raise Contended("40001", "records")
-    return await _drop_empty(tx, collection, [content])
+    return await _drop_empty(tx, collection, [content], jobs.DELETED)
 
 
 @dataclass(frozen=True)
@@ -352,6 +363,17 @@ async def _change(
     return {old[record.id][1] for record in changed if by_hash[record.text_hash] != old[record.id][1]}
 
 
+async def _leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:
+    """Delete records, given with their contents; returns these."""
+    if not leaving:
+        return set()
+    pks, contents = (list(column) for column in zip(*leaving, strict=True))
+    dropped = await tx.execute(DROP_RECORDS, [pks, contents])
+    if dropped.rowcount < len(leaving):
+        raise Contended("40001", "records")
+    return set(contents)
+
+
 async def _add(
     tx: Tx,
     collection: int,
@@ -387,14 +409,18 @@ def _columns(records: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) ->
     ]
 
 
-async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int]) -> list[str]:
-    """Take away contents that no record points at, and return their texts; the caller holds their update locks."""
+async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str) -> list[str]:
+    """Take away contents that no record points at, and return their texts; the caller holds their update locks.
+
+    Jobs that wait for one hear `why`.
+    """
     if not contents:
         return []
     empty = [int(row[0]) for row in await tx.rows(EMPTY, [list(contents)])]
     if not empty:
         return []
     generations = [int(row[0]) for row in await tx.rows(ALL_GENERATIONS, [collection])]
+    await jobs.withdraw(tx, empty, why)
     await tx.execute(DROP_WAITING, [empty, generations])
     for generation in generations:
         await tx.execute(

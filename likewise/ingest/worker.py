@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import numpy as np
 
-from likewise.db import collections, waiting
+from likewise.db import collections, jobs, waiting
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
 from likewise.db.waiting import Entry
@@ -284,6 +284,8 @@ class Worker:
                     for at in rows
                 ]
                 await self._store.upsert(tx, generation, taken, np.asarray(embedded.vectors)[rows], readings)
+                if generation.state == "active":
+                    await jobs.settle(tx, generation.id, taken)
             return len(taken)
 
         taken = await self._through_outage(once)

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
-from likewise.db import records, terms
+from likewise.db import lookups, records, terms
 from likewise.db.collections import Collection
 from likewise.db.pool import Pool, retried
 from likewise.db.records import PreparedRecord, Written
@@ -25,6 +25,8 @@ from likewise.stopping import stop
 
 T = TypeVar("T")
 BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
+Resolve = Callable[[Tx, Sequence[PreparedRecord]], Awaitable[Sequence[PreparedRecord]]]
+Leaving = Callable[[Tx], Awaitable[Sequence[tuple[int, int]]]]
 
 NOTHING = Written({}, {})
 
@@ -67,12 +69,17 @@ class Writer:
         *,
         lane: int = records.BULK,
         before_commit: BeforeCommit | None = None,
+        resolve: Resolve | None = None,
+        leaving: Leaving | None = None,
     ) -> Written:
         """Commit a batch of records with distinct ids; findable by their words from then on.
 
         Args:
             lane: which records' vectors come first, `records.INTERACTIVE` or `records.BULK`.
             before_commit: what else belongs to the same transaction. It is run again when the transaction is.
+            resolve: what the records are in view of those that are stored, with the same ids; run first, and again
+                as the other.
+            leaving: records, each with its content, that are deleted in the same transaction.
 
         Raises:
             Invalid: an id or a payload that cannot be stored as it is.
@@ -86,8 +93,8 @@ class Writer:
             return NOTHING
         if lane == records.BULK:
             self.backlog.admit(tenant, collection.active.model, sum(one.tokens for one in prepared))
-        if before_commit is not None or large or len(prepared) > SMALL_BATCH:
-            return await self._store(tenant, collection, kind, prepared, lane, before_commit)
+        if before_commit is not None or resolve is not None or large or len(prepared) > SMALL_BATCH:
+            return await self._store(tenant, collection, kind, prepared, lane, before_commit, resolve, leaving)
         return await self._groups.write(
             (tenant, collection.id, lane),
             prepared,
@@ -102,11 +109,15 @@ class Writer:
         prepared: Sequence[PreparedRecord],
         lane: int,
         before_commit: BeforeCommit | None = None,
+        resolve: Resolve | None = None,
+        leaving: Leaving | None = None,
     ) -> Written:
         """Commit records, in spite of others who write the same, and count what came and went."""
         terms_of = BatchTerms(self.averages, collection) if collection.policy.keep_terms else None
         written = await _at_last_alone(
-            lambda alone: self._write(tenant, collection, kind, prepared, terms_of, lane, before_commit, alone=alone)
+            lambda alone: self._write(
+                tenant, collection, kind, prepared, terms_of, lane, before_commit, resolve, leaving, alone=alone
+            )
         )
         stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
         if terms_of is not None:
@@ -130,6 +141,12 @@ class Writer:
             await self._count_gone(collection, left_texts)
         return left_texts is not None
 
+    async def delete_parent(self, tenant: int, collection: Collection, parent: str) -> int:
+        """Take away the records of a parent; how many there were."""
+        async with self._pool.tenant(tenant, snapshot=True) as tx:
+            ids = await lookups.of_parent(tx, collection.id, parent)
+        return sum([await self.delete(tenant, collection, one) for one in ids])
+
     async def _write(
         self,
         tenant: int,
@@ -139,12 +156,16 @@ class Writer:
         terms_of: BatchTerms | None,
         lane: int,
         before_commit: BeforeCommit | None,
+        resolve: Resolve | None,
+        leaving: Leaving | None,
         *,
         alone: bool,
     ) -> Written:
         policy = collection.policy
         indexed = tuple(field for field in dict.fromkeys((*kind.indexed, *policy.indexed)) if field not in kind.in_text)
         async with self._pool.in_time(self._turns.turn(tenant)), self._pool.tenant(tenant) as tx:
+            if resolve is not None:
+                prepared = await resolve(tx, prepared)
             compared = await records.compare(tx, collection.id, prepared, alone=alone)
             # Postgres stores the records while this process reads their words.
             async with _learning(terms_of, compared.fresh) as learnt:
@@ -156,6 +177,8 @@ class Writer:
                     lane=lane,
                     keep_text=policy.keep_text,
                     facts=kind.in_text,
+                    hold_unchanged=resolve is not None,
+                    leaving=[] if leaving is None else await leaving(tx),
                 )
                 await learnt
             if terms_of is not None and written.new_contents:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from likewise.db.lookups import StoredRecord
+from likewise.filters import Filter
 
 Mode = Literal["hybrid", "dense", "lexical"]
 
@@ -15,7 +16,8 @@ MOST_HITS = 1_000
 class SearchRequest:
     """What is asked: a query's text, or the id of a record to find others like.
 
-    `offset` hits are passed over; `group_by` names a field of which every value has one hit, its best.
+    `offset` hits are passed over; `group_by` names a field of which every value has one hit, its best; `must` holds
+    beside what the caller's own filters say.
     """
 
     query: str | None = None
@@ -27,6 +29,7 @@ class SearchRequest:
     offset: int = 0
     group_by: str | None = None
     explain: bool = False
+    must: Filter | None = None
 
     @property
     def wanted(self) -> int:
