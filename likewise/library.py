@@ -64,7 +64,7 @@ class Likewise:
         self.embedder: Embedder = runtime.embedder
         self.collections = CollectionsService(runtime)
         self.segments = SegmentsService(runtime)
-        self.jobs = JobsService(runtime)
+        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark)
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
         self._asked: Health | None = None

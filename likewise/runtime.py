@@ -22,6 +22,7 @@ from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.wakeups import Wakeups
@@ -182,12 +183,17 @@ async def open_runtime(
         worker: whether this process also embeds what waits.
         embedder: one to use in place of the settings' own.
     """
+    embedder = embedder or Embedder(settings)
+    default = embedder.known()
+    # Of a folder that is not there nobody knows it.
+    if settings.vector_size is not None and default.dimension:
+        refuse_other_size(default.hub_id, default.dimension, settings.vector_size)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
-        runtime = _assemble(settings, database, pool, embedder or Embedder(settings))
+        runtime = _assemble(settings, database, pool, embedder)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()

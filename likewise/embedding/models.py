@@ -101,6 +101,15 @@ MODELS: tuple[ModelSpec, ...] = (
 MOCK = ModelSpec("mock", "mock", 384, 256, architecture="mock")
 
 
+def refuse_other_size(model: str, dimension: int, expected: int) -> None:
+    """SettingsError unless the vectors of a model, named by its id on the hub, have so many numbers."""
+    if dimension != expected:
+        raise SettingsError(
+            f"Embedding dimension mismatch: '{model}' makes {dimension}-dimensional vectors but "
+            f"{PREFIX}VECTOR_SIZE={expected}. Set {PREFIX}VECTOR_SIZE={dimension}, or remove it."
+        )
+
+
 class Catalogue:
     """The models that the settings allow, by every name they answer to; SettingsError if the models file is wrong."""
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -41,7 +42,7 @@ REQUEST_ID = re.compile(r"rid-zq\w+-\d+")
 class House:
     """A server with two tenants, each with a key that reads and one that may do everything.
 
-    `statuses` counts the answers.
+    `statuses` counts the answers; `ids` are those of jobs and points that each was told.
     """
 
     client: httpx2.AsyncClient
@@ -50,6 +51,7 @@ class House:
     keepers: list[str]
     log: io.StringIO
     cursors: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    ids: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     numbers: Any = field(default_factory=count)
     statuses: dict[int, int] = field(default_factory=dict)
 
@@ -190,6 +192,51 @@ class Teller:
             body["cursor"] = self.cursor()
         return Sent("POST", f"{self.collection()}/search", Scope.READ, body)
 
+    def asset(self, canary: str) -> str:
+        return self.dice.choice(["shared/asset", f"{canary} asset"])
+
+    def segment(self) -> dict[str, Any]:
+        return {"segment_id": self.dice.choice("ab"), "text": self.text(self.own), "metadata": {"site": self.own}}
+
+    def embed(self) -> Sent:
+        asset = {"asset_id": self.asset(self.own)}
+        path, body = self.dice.choice(
+            [
+                ("/vectors/embed", asset | self.segment()),
+                ("/vectors/embed/batch", asset | {"segments": [self.segment() | {"segment_id": one} for one in "ab"]}),
+                ("/vectors/documents", asset | {"text": self.text(self.own) * 20, "metadata": {"site": self.own}}),
+            ]
+        )
+        return Sent("POST", path, Scope.WRITE, body, self.idempotency())
+
+    def segments(self) -> Sent:
+        who = self.somebody()
+        body: dict[str, Any] = {"query_text": self.text(who), "limit": self.dice.choice([1, 10, 100])}
+        if self.dice.random() < 0.5:
+            body["filters"] = self.filters()
+        if self.dice.random() < 0.3:
+            body["asset_id"] = self.asset(who)
+        if self.dice.random() < 0.2:
+            body["group_by"] = self.dice.choice(["site", "asset_id"])
+        return Sent("POST", "/vectors/search", Scope.READ, body)
+
+    def named(self) -> Sent:
+        """By an id that either tenant has been told."""
+        known = [*self.house.ids[0][-9:], *self.house.ids[1][-9:], "00000000-0000-4000-8000-000000000000", "zz"]
+        one, verb = self.dice.choice(known), self.dice.choice(["cancel", "retry"])
+        return self.dice.choice(
+            [
+                *[Sent("GET", f"/jobs/{one}", Scope.READ)] * 3,
+                Sent("POST", f"/jobs/{one}/{verb}", Scope.WRITE, headers=self.idempotency()),
+                Sent("DELETE", f"/vectors/{one}", Scope.WRITE),
+                Sent("DELETE", f"/vectors/asset/{quote(self.asset(self.somebody()))}", Scope.WRITE),
+            ]
+        )
+
+    def jobs(self) -> Sent:
+        cursor = f"&cursor={self.cursor()}" if self.dice.random() < 0.3 else ""
+        return Sent("GET", f"/jobs?limit={self.dice.choice([1, 2, 100])}{cursor}", Scope.READ)
+
     def later(self) -> Sent:
         verb, scope = self.dice.choice([("clusters", Scope.READ), ("reembed", Scope.ADMIN), ("switch", Scope.ADMIN)])
         return Sent("POST", f"{self.collection()}/{verb}", scope, {"model": self.somebody()})
@@ -217,9 +264,9 @@ class Teller:
         return Sent("GET", self.dice.choice(paths + (["/metrics"] if "/metrics" in self.house.paths else [])), None)
 
 
-OFTEN = ("write", "search", "read", "list")
+OFTEN = ("write", "search", "read", "list", "embed", "segments")
 WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lines", "delete", "later", "broken",
-        "usage", "lost", "open", "refused_method")  # fmt: skip
+        "named", "named", "jobs", "usage", "lost", "open", "refused_method")  # fmt: skip
 CALL = st.builds(
     Call,
     tenant=st.integers(0, 1),
@@ -274,10 +321,16 @@ async def made(house: House, call: Call) -> None:
         assert answer.status_code not in (401, 403, 500), (sent, answer.text)
     # What comes back is one's own
     shown = answer.text + str(answer.headers)
-    if answer.status_code == 200 and call.what in ("list", "search") and (cursor := answer.json()["cursor"]):
+    if answer.is_success and call.what == "embed":
+        told = answer.json()
+        house.ids[call.tenant].extend(told[name] for name in ("job_id", "point_id") if name in told)
+    if answer.status_code == 200 and call.what in ("list", "search", "jobs") and (cursor := answer.json()["cursor"]):
         house.cursors[call.tenant].append(cursor)
         shown += base64.urlsafe_b64decode(cursor + "==").decode(errors="replace")
     assert other not in shown, sent
+    # Ids are told to nobody else, unless he names one himself: then the answer does not show whether it is there.
+    foreign = [one for one in house.ids[1 - call.tenant] if one not in sent.path]
+    assert not any(one in shown for one in foreign), sent
     if call.key in ("none", "wrong"):
         assert "zq" not in shown.replace(request_id, ""), sent
 
@@ -299,6 +352,15 @@ NAMING: list[tuple[str, str, Any]] = [
     ("POST", "/switch", {}),
     ("POST", "/rollback", {}),
 ]
+NOBODY = "00000000-0000-4000-8000-000000000000"
+# And what each of these is named by.
+OF_SEGMENTS = [
+    ("GET", "/jobs/{}", "job_id"),
+    ("POST", "/jobs/{}/cancel", "job_id"),
+    ("POST", "/jobs/{}/retry", "job_id"),
+    ("DELETE", "/vectors/{}", "point_id"),
+    ("DELETE", "/vectors/asset/{}", "asset_id"),
+]
 
 
 async def test_what_belongs_to_another_answers_like_what_is_not_there(house: House) -> None:
@@ -316,6 +378,12 @@ async def test_what_belongs_to_another_answers_like_what_is_not_there(house: Hou
         ("POST", f"{URL}/both/search", f"{URL}/both/search", {"like": "7"}, {"like": "8"}),
         ("POST", f"{URL}/both/search", f"{URL}/both/search", {"query": "x"}, {"query": "y"}),
     ]
+    segment = {"asset_id": "theirs", "segment_id": "a", "text": "x"}
+    told = (await house.client.post("/vectors/embed", json=segment, headers=theirs)).json()
+    for method, path, named in OF_SEGMENTS:
+        known = told[named]
+        missing = "nowhere" if named == "asset_id" else NOBODY
+        pairs.append((method, path.format(known), path.format(missing), None, None))
     for method, foreign, missing, body, other_body in pairs:
         # When
         answers = [
@@ -326,12 +394,15 @@ async def test_what_belongs_to_another_answers_like_what_is_not_there(house: Hou
         first, second = (plain(answer) for answer in answers)
         assert first == second, (method, foreign)
     assert (await house.client.get(f"{URL}/theirs/records/7", headers=theirs)).status_code == 200
+    assert (await house.client.delete(f"/vectors/{told['point_id']}", headers=theirs)).status_code == 204
 
 
 def test_every_route_that_names_something_is_among_them(house: House) -> None:
     # Models are the settings' and not a tenant's.
     paths = [path for path in house.paths if "{" in path and not path.startswith("/v1/models/")]
-    names = {path.removeprefix(URL + "/{name}") for path in paths}
+    segments = {path for path in paths if path.startswith(("/jobs/", "/vectors/"))}
+    assert {re.sub(r"\{.*?\}", "{}", path) for path in segments} == {path for _, path, _ in OF_SEGMENTS}
+    names = {path.removeprefix(URL + "/{name}") for path in paths if path not in segments}
     tried = {re.sub(r"/(records|clusters)/.*", r"/\1/", rest) for _, rest, _ in NAMING}
     assert {re.sub(r"/\{.*", "/", name) for name in names} == tried
 

@@ -52,6 +52,10 @@ TEXTS = (
     ("QueryIn", "query"),
     ("BatchIn", "texts"),
     ("EmbeddingsIn", "input"),
+    ("SegmentIn", "text"),
+    ("SegmentEmbedIn", "text"),
+    ("SegmentDocumentIn", "text"),
+    ("SegmentSearchIn", "query_text"),
 )
 CONFIG: dict[str, Any] = {
     # Made-up credentials beside the good ones would have every request refused; `ignored_auth` tries them by itself.
@@ -120,7 +124,7 @@ class Running:
             self.furnished = True
 
     def clear(self) -> None:
-        """Drop all collections."""
+        """Drop all collections but those of apps, which no caller may drop."""
         for one in self._listed():
             self._ask("DELETE", f"{COLLECTIONS}/{one['name']}")
         assert not self._listed(), "Collections that were dropped are still there."
@@ -129,7 +133,7 @@ class Running:
     def _listed(self) -> list[dict[str, Any]]:
         url = f"{self.url}{COLLECTIONS}?limit=100"
         found: list[dict[str, Any]] = self.session.get(url, headers=self.credentials(COLLECTIONS)).json()["collections"]
-        return found
+        return [one for one in found if one["kind"] == "collection"]
 
     def tidy(self, case: schemathesis.Case, answer: schemathesis.Response) -> None:
         """Have it again after a deletion, and no more collections than a tenant may."""

@@ -8,9 +8,8 @@ from uuid import UUID
 
 from likewise.db import jobs
 from likewise.db.jobs import Job, State
-from likewise.db.pool import retried
+from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
-from likewise.runtime import Runtime
 
 # The kind of those that wait for the vectors of contents.
 EMBED = "embed"
@@ -52,21 +51,22 @@ class JobView:
 
 
 class JobsService:
-    """Looks at jobs, ends them and has them tried again."""
+    """Looks at jobs, ends them and has them tried again; `tell` says that something waits for a worker again."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, pool: Pool, tell: Callable[[], None]) -> None:
+        self._pool = pool
+        self._tell = tell
 
     async def get(self, tenant: int, job: UUID) -> JobView:
         """One job; NotFound if this tenant has none of this id."""
-        async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
+        async with self._pool.tenant(tenant, snapshot=True) as tx:
             return _view(await jobs.of(tx, job))
 
     async def list(
         self, tenant: int, limit: int, *, status: State | None = None, after: UUID | None = None
     ) -> Sequence[JobView]:
         """Jobs, newest first, those that follow the job `after`; their results do not name what failed."""
-        async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
+        async with self._pool.tenant(tenant, snapshot=True) as tx:
             return [_view(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
     async def cancel(self, tenant: int, job: UUID) -> JobView:
@@ -86,12 +86,12 @@ class JobsService:
             Conflict: nothing of it has failed, it has not ended, or a text has left: code `text_gone`.
         """
         changed = await self._changed(tenant, job, jobs.retry)
-        self._runtime.wakeups.mark()
+        self._tell()
         return changed
 
     async def _changed(self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]]) -> JobView:
         async def once() -> JobView:
-            async with self._runtime.pool.tenant(tenant) as tx:
+            async with self._pool.tenant(tenant) as tx:
                 await change(tx, job)
                 return _view(await jobs.of(tx, job))
 
