@@ -262,7 +262,6 @@ _TYPES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "uuid": "a UUID",
     "list": "a list",
     "dict": "an object",
     "model": "an object",

@@ -222,7 +222,7 @@ class Teller:
 
     def named(self) -> Sent:
         """By an id that either tenant has been told."""
-        known = [*self.house.ids[0][-9:], *self.house.ids[1][-9:], "00000000-0000-4000-8000-000000000000", "zz"]
+        known = [*self.house.ids[0][-9:], *self.house.ids[1][-9:], NOBODY]
         one, verb = self.dice.choice(known), self.dice.choice(["cancel", "retry"])
         return self.dice.choice(
             [

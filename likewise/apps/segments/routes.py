@@ -180,7 +180,7 @@ async def delete_asset(tenant: Writer, service: Segments, asset_id: AssetId) -> 
     return Response(status_code=204)
 
 
-@router.delete("/{point_id}", status_code=204, responses=refusals(400, 404, 422))
+@router.delete("/{point_id:uuid}", status_code=204, responses=refusals(400, 404))
 async def delete_segment(tenant: Writer, service: Segments, point_id: PointId) -> Response:
     """Delete a segment; it is gone from every table before the answer."""
     await service.delete_point(tenant, point_id)
