@@ -48,11 +48,9 @@ SET_ASIDE = SQL("""
     WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
 """)
 FAIL = SQL("""
-    WITH dead AS (
-        DELETE FROM waiting WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim IS NULL AND attempts >= %s
-        RETURNING content, error
-    )
-    UPDATE contents c SET state = 'failed', reason = dead.error FROM dead WHERE c.pk = dead.content
+    SELECT fail_contents(array_agg(content), min(error), false) FROM waiting
+    WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim IS NULL AND attempts >= %s
+    HAVING count(*) > 0
 """)
 COUNT = SQL("SELECT count(*) FROM waiting WHERE generation = %s")
 

@@ -1,6 +1,7 @@
 """What a program does with document segments, end to end: jobs, points, and the same request again."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -8,8 +9,9 @@ import pytest
 
 from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.service import Accepted, SegmentQuery
-from likewise.db import jobs
+from likewise.db import jobs, waiting
 from likewise.errors import Conflict, Invalid, NotFound
+from likewise.ingest import worker
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
@@ -155,6 +157,37 @@ async def test_a_batch_is_one_job_and_its_repetition_the_same(lw: Likewise) -> N
     assert (await embed(lw, f"{COLD} 3", "3")).job_id == other.job_id
 
 
+async def test_what_the_model_cannot_embed_fails_by_itself_and_is_tried_again_when_it_is_told_to(
+    lw: Likewise, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    tenant = await lw.tenant()
+    monkeypatch.setattr(worker, "RETRY_AFTER", timedelta(0), raising=False)
+    monkeypatch.setattr(waiting, "MOST_PAUSE", 0.0, raising=False)
+    provider.poison = lambda text: WARM in text
+    # When some of a batch fails, and all of another
+    both = await lw.segments.embed_batch(
+        tenant, ASSET, [NewSegment("good", COLD, {}), NewSegment("bad", WARM, {}), NewSegment("worse", WARM * 2, {})]
+    )
+    bad = await embed(lw, f"{WARM}!")
+    # Then
+    job, failed = await ended(lw, both.job_id), await ended(lw, bad.job_id)
+    assert (job.status, job.result["succeeded"], job.result["total"]) == ("SUCCEEDED", 1, 3)
+    assert job.result["failed"] == [{"segment_id": name, "code": "text_failed"} for name in ("bad", "worse")]
+    assert (failed.status, failed.result, failed.error.code) == ("FAILED", None, "text_failed")
+    # When it can be embedded, and the job is tried again
+    provider.poison = None
+    if not lw.settings.segments_keep_text:
+        with pytest.raises(Conflict, match="Send it again"):
+            await lw.jobs.retry(tenant, bad.job_id)
+        return
+    assert (await lw.jobs.retry(tenant, bad.job_id)).status in ("PENDING", "RUNNING")
+    # Then
+    assert (await ended(lw, bad.job_id)).status == "SUCCEEDED"
+    # And the same batch is another job
+    assert (await lw.segments.embed_batch(tenant, ASSET, [NewSegment("bad", WARM, {})])).job_id != both.job_id
+
+
 async def test_another_version_of_the_model_takes_the_place_of_the_first(lw: Likewise) -> None:
     first = await embed(lw)
     await ended(lw, first.job_id)
@@ -172,7 +205,7 @@ async def test_once_a_job_has_left_the_same_text_makes_another_that_has_succeede
     # Given
     first = await embed(lw)
     await ended(lw, first.job_id)
-    monkeypatch.setattr(jobs, "RETENTION", jobs.timedelta(0))
+    monkeypatch.setattr(jobs, "RETENTION", timedelta(0))
     await jobs.forget_ended(lw.runtime.pool, 10)
     with pytest.raises(NotFound):
         await lw.jobs.get(await lw.tenant(), first.job_id)

@@ -19,6 +19,7 @@ from likewise.apps.deps import (
     refusals,
     services,
 )
+from likewise.apps.embed.asking import ProcessEmbedder
 from likewise.apps.idempotency import Once
 from likewise.apps.segments.schemas import (
     DocumentAnswer,
@@ -64,10 +65,11 @@ async def embed_segment(
     service: Segments,
     once: Once,
     spend: Spending,
+    embedder: ProcessEmbedder,
     body: Annotated[SegmentEmbedIn, Depends(JsonBody(SegmentEmbedIn))],
 ) -> Response:
     """Store a segment and have it embedded. With the text that it holds already, the job that stored it answers."""
-    service.known(body.model)
+    embedder.known(body.model)
     spend(tenant, [body.text])
     return await _embed(tenant, service, once, body, body.model)
 
@@ -84,10 +86,11 @@ async def embed_segments(
     service: Segments,
     once: Once,
     spend: Spending,
+    embedder: ProcessEmbedder,
     body: Annotated[SegmentBatchIn, Depends(JsonBody(SegmentBatchIn))],
 ) -> Response:
     """Store segments of an asset, all or none, with one job for all of them."""
-    service.known(body.model)
+    embedder.known(body.model)
     spend(tenant, [one.text for one in body.segments])
     batch = [one.to_segment() for one in body.segments]
     work = partial(service.embed_batch, tenant, body.asset_id, batch, model=body.model, model_ver=body.model_ver)
@@ -106,10 +109,11 @@ async def embed_document(
     service: Segments,
     once: Once,
     spend: Spending,
+    embedder: ProcessEmbedder,
     body: Annotated[SegmentDocumentIn, Depends(JsonBody(SegmentDocumentIn))],
 ) -> Response:
     """Split a text into segments and store these, `chunk_0`, `chunk_1` and so on; those of a longer text before go."""
-    service.known(body.model)
+    embedder.known(body.model)
     spend(tenant, [body.text])
     work = partial(
         service.embed_document,

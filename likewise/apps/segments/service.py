@@ -128,7 +128,7 @@ class SegmentsService:
         self._names: dict[int, str] = {}
 
     def known(self, model: str | None) -> ModelSpec:
-        """The model of that name; Invalid if the settings do not allow it."""
+        """The model of that name, whose segments may be searched; Invalid if the settings do not allow it."""
         if model == MOCK.name and self._settings.enable_mock:
             return MOCK
         return self._runtime.embedder.known(model)
