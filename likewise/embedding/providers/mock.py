@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from semantic_text_splitter import TextSplitter
 
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, ProviderResult, Role, Vector
-from likewise.embedding.queue import CHARS_PER_TOKEN, estimated_tokens
+from likewise.embedding.queue import CHARS_PER_TOKEN
 from likewise.embedding.splitting import Span, spans
 
 _ABOUT = b"likewise-mock-1"
@@ -33,15 +34,16 @@ class MockProvider:
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         """The texts' vectors and counts; queries are as documents."""
-        chars = np.array([min(len(text), self.max_tokens * CHARS_PER_TOKEN) for text in texts], np.int32)
+        read = [text[: self.max_tokens * CHARS_PER_TOKEN] for text in texts]
         lengths = np.array(await self.lengths(texts), np.int32)
         tokens = np.minimum(lengths, self.max_tokens)
-        vectors = np.array([self._vector(text) for text in texts], np.float32).reshape(len(texts), self.dimension)
+        vectors = np.array([self._vector(text) for text in read], np.float32).reshape(len(texts), self.dimension)
+        chars = np.array([len(text) for text in read], np.int32)
         return ProviderResult(vectors, tokens, lengths - tokens, chars, estimated=True)
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
         """About how many tokens each text would have."""
-        return [estimated_tokens(text) for text in texts]
+        return [math.ceil(len(text) / CHARS_PER_TOKEN) for text in texts]
 
     async def split(self, text: str, most: int, overlap: int) -> list[Span]:
         """The parts of a text by its characters."""
