@@ -1,6 +1,8 @@
 """What a program does with document segments, end to end: jobs, points, and the same request again."""
 
 import asyncio
+import contextlib
+import random
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -334,6 +336,47 @@ async def test_parts_that_a_document_does_not_have_any_more_leave_and_no_others(
     assert sorted(found) == sorted(["chunk_x", "chunk_12b", "title", *(part.segment_id for part in short.segments)])
     again = await lw.segments.embed_document(tenant, ASSET, f"{COLD}. " * 10, max_tokens=32)
     assert again == short.__class__(short.job_id, ASSET, short.total, "SUCCEEDED", short.segments)
+
+
+async def test_many_at_once_leave_no_job_behind_and_no_row_that_is_wrong(lw: Likewise) -> None:
+    # Given
+    tenant, segments = await lw.tenant(), lw.segments
+    await embed(lw, "the first")
+    accepted: list[UUID] = []
+
+    async def one_client(chance: random.Random) -> None:
+        for _ in range(12):
+            await asyncio.sleep(chance.uniform(0, 0.01))
+            asset, text = chance.choice("ab"), f"{chance.choice((COLD, WARM))} {chance.randint(0, 3)}"
+            what = chance.choice(("one", "one", "batch", "document", "delete", "cancel", "point"))
+            with contextlib.suppress(NotFound, Conflict):
+                if what == "one":
+                    made = await segments.embed(tenant, asset, chance.choice("xy"), text)
+                    accepted.append(made.job_id)
+                elif what == "batch":
+                    batch = [NewSegment(one, f"{text} {chance.randint(0, 1)}", {}) for one in chance.sample("xyz", 2)]
+                    accepted.append((await segments.embed_batch(tenant, asset, batch)).job_id)
+                elif what == "document":
+                    long = f"{text}. " * chance.randint(1, 12)
+                    accepted.append((await segments.embed_document(tenant, asset, long, max_tokens=16)).job_id)
+                elif what == "delete":
+                    await segments.delete_asset(tenant, asset)
+                elif what == "cancel" and accepted:
+                    await lw.jobs.cancel(tenant, chance.choice(accepted))
+                elif what == "point":
+                    for hit in (await search(lw, text, limit=1)).results:
+                        await segments.delete_point(tenant, UUID(hit.point_id))
+
+    # When
+    await asyncio.gather(*(one_client(random.Random(number)) for number in range(8)))
+    # Then every job ends, and as it says
+    for job in set(accepted):
+        assert (await ended(lw, job)).status in ("SUCCEEDED", "CANCELLED")
+    # And each segment is found, under a job that is known to have stored it
+    await lw.wait_until_embedded(COLLECTION)
+    for hit in (await search(lw, COLD, limit=100)).results:
+        assert hit.payload["tokens"] is not None
+        assert (await lw.jobs.get(tenant, UUID(hit.payload["job_id"]))).status in ("SUCCEEDED", "CANCELLED")
 
 
 async def test_nothing_is_made_by_looking(lw: Likewise) -> None:

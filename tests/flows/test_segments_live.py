@@ -1,4 +1,4 @@
-"""Document segments over HTTP: a server that only stores and searches, a worker in a process of its own, a real model."""
+"""Document segments over HTTP: a server that stores and searches, a worker in a process of its own, a real model."""
 
 import asyncio
 import contextlib
@@ -118,7 +118,6 @@ async def test_a_segment_is_what_was_sent_last(client: httpx2.AsyncClient) -> No
     [hit] = await found(client, COLD, asset_id="letters")
     assert hit["score"] > 0.99
     assert hit["payload"]["job_id"] == jobs[-1]["job_id"]
-    assert [job["result"]["tokens"] for job in jobs] == [10, 12, 10]
 
 
 @pytest.mark.timeout(300)
