@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -10,6 +12,7 @@ import httpx2
 import pytest
 
 import likewise
+from likewise.auth.quotas import Quotas
 from likewise.library import Likewise
 from likewise.settings import Settings
 from tests.patience import until
@@ -170,6 +173,15 @@ async def test_a_key_answers_the_same_without_doing_it_again(client: httpx2.Asyn
     assert again.headers["idempotency-replayed"] == "true"
 
 
+async def test_what_the_page_shows_can_be_sent(client: httpx2.AsyncClient) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "segments.md").read_text(encoding="utf-8")
+    shown = re.findall(r"""\$ curl \$api(/\S+) -H "\$json" -d '(.*?)'""", page, re.DOTALL)
+    assert [path for path, _ in shown] == [EMBED, SEARCH, DOCUMENTS]
+    for path, body in shown:
+        answer = await client.post(path, content=body, headers=JSON)
+        assert answer.status_code in (200, 202), answer.text
+
+
 # Jobs
 
 
@@ -316,6 +328,22 @@ async def test_ten_megabytes_of_one_letter(client: httpx2.AsyncClient) -> None:
 async def test_parts_that_cannot_be_made(client: httpx2.AsyncClient, body: dict[str, Any]) -> None:
     answer = await client.post(DOCUMENTS, json=BODIES[DOCUMENTS] | body)
     assert (answer.status_code, len(faults(answer))) == (422, 1)
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_texts_count_against_the_quota(
+    client: httpx2.AsyncClient, shared: Likewise, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    # Given 10 tokens a minute
+    for name, value in vars(Quotas(10)).items():
+        monkeypatch.setattr(shared.runtime.quotas, name, value)
+    # When what is refused for its model comes first, which takes nothing
+    assert (await client.post(path, json=BODIES[path] | {"model": "nothing"})).status_code == 422
+    answers = [await client.post(path, json=BODIES[path]) for _ in range(3)]
+    # Then
+    assert answers[0].status_code in (200, 202)
+    assert answers[-1].status_code == 429
+    assert int(answers[-1].headers["retry-after"]) >= 1
 
 
 # What else is there, and is not

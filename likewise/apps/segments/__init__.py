@@ -1,1 +1,9 @@
-"""Document segments of many tenants: embed jobs, no text kept, and search by meaning, at `/vectors`."""
+"""Document segments of many tenants: embedded by jobs, no text kept, searched by meaning.
+
+Over HTTP in `routes`, at `/vectors`; for programs `lw.segments`, which takes these.
+"""
+
+from likewise.apps.segments.documents import NewSegment
+from likewise.apps.segments.service import SegmentQuery, SegmentsService
+
+__all__ = ["NewSegment", "SegmentQuery", "SegmentsService"]
