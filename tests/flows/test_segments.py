@@ -11,7 +11,7 @@ import pytest
 
 from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.service import Accepted, SegmentQuery
-from likewise.db import jobs, waiting
+from likewise.db import collections, jobs, segments, waiting
 from likewise.errors import Conflict, Invalid, NotFound
 from likewise.ingest import worker
 from likewise.library import Likewise
@@ -190,6 +190,66 @@ async def test_what_the_model_cannot_embed_fails_by_itself_and_is_tried_again_wh
     assert (await lw.segments.embed_batch(tenant, ASSET, [NewSegment("bad", WARM, {})])).job_id != both.job_id
 
 
+async def test_segments_that_came_from_two_jobs_are_a_third_that_has_succeeded(lw: Likewise) -> None:
+    made = [await embed(lw, text, text) for text in (COLD, WARM)]
+    for one in made:
+        await ended(lw, one.job_id)
+    batch = [NewSegment(text, text, {}) for text in (COLD, WARM)]
+    together = await lw.segments.embed_batch(await lw.tenant(), ASSET, batch)
+    assert together.status == "SUCCEEDED"
+    assert together.job_id not in {one.job_id for one in made}
+
+
+async def test_a_segment_that_is_deleted_while_the_same_is_stored_is_a_new_job(
+    lw: Likewise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    first = await embed(lw)
+    await ended(lw, first.job_id)
+    hold = segments.hold
+    looked = 0
+
+    async def deleted_meanwhile(*arguments: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        held = await hold(*arguments)
+        if looked == 1:
+            await lw.segments.delete_asset(await lw.tenant(), ASSET)
+        return held
+
+    # When it is deleted after it was found
+    monkeypatch.setattr(segments, "hold", deleted_meanwhile)
+    second = await embed(lw)
+    # Then it was looked for again
+    assert looked == 2
+    assert second.job_id != first.job_id
+    assert (await ended(lw, second.job_id)).status == "SUCCEEDED"
+    assert len((await search(lw, COLD)).results) == 1
+
+
+async def test_two_tenants_with_the_same_ids_have_points_and_jobs_of_their_own(lw: Likewise) -> None:
+    # Given
+    alpha, beta = [await collections.tenant_named(lw.runtime.pool, name) for name in ("alpha", "beta")]
+    made = {tenant: await lw.segments.embed(tenant, ASSET, SEGMENT, COLD) for tenant in (alpha, beta)}
+    # Then neither sees, cancels nor deletes what is the other's
+    assert made[alpha].point_id != made[beta].point_id
+    with pytest.raises(NotFound):
+        await lw.jobs.get(alpha, made[beta].job_id)
+    with pytest.raises(NotFound):
+        await lw.jobs.cancel(alpha, made[beta].job_id)
+    with pytest.raises(NotFound):
+        await lw.segments.delete_point(alpha, UUID(made[beta].point_id))
+    assert [job.job_id for job in await lw.jobs.list(alpha, 10)] == [made[alpha].job_id]
+    await lw.segments.delete_asset(alpha, ASSET)
+
+    async def is_found() -> bool:
+        found = await lw.segments.search(beta, SegmentQuery(COLD))
+        return [hit.payload["org_id"] for hit in found.results if hit.payload["tokens"]] == ["beta"]
+
+    await until(is_found)
+    assert (await lw.segments.search(alpha, SegmentQuery(COLD))).results == []
+
+
 async def test_another_version_of_the_model_takes_the_place_of_the_first(lw: Likewise) -> None:
     first = await embed(lw)
     await ended(lw, first.job_id)
@@ -340,7 +400,7 @@ async def test_parts_that_a_document_does_not_have_any_more_leave_and_no_others(
 
 async def test_many_at_once_leave_no_job_behind_and_no_row_that_is_wrong(lw: Likewise) -> None:
     # Given
-    tenant, segments = await lw.tenant(), lw.segments
+    tenant, service = await lw.tenant(), lw.segments
     await embed(lw, "the first")
     accepted: list[UUID] = []
 
@@ -351,21 +411,21 @@ async def test_many_at_once_leave_no_job_behind_and_no_row_that_is_wrong(lw: Lik
             what = chance.choice(("one", "one", "batch", "document", "delete", "cancel", "point"))
             with contextlib.suppress(NotFound, Conflict):
                 if what == "one":
-                    made = await segments.embed(tenant, asset, chance.choice("xy"), text)
+                    made = await service.embed(tenant, asset, chance.choice("xy"), text)
                     accepted.append(made.job_id)
                 elif what == "batch":
                     batch = [NewSegment(one, f"{text} {chance.randint(0, 1)}", {}) for one in chance.sample("xyz", 2)]
-                    accepted.append((await segments.embed_batch(tenant, asset, batch)).job_id)
+                    accepted.append((await service.embed_batch(tenant, asset, batch)).job_id)
                 elif what == "document":
                     long = f"{text}. " * chance.randint(1, 12)
-                    accepted.append((await segments.embed_document(tenant, asset, long, max_tokens=16)).job_id)
+                    accepted.append((await service.embed_document(tenant, asset, long, max_tokens=16)).job_id)
                 elif what == "delete":
-                    await segments.delete_asset(tenant, asset)
+                    await service.delete_asset(tenant, asset)
                 elif what == "cancel" and accepted:
                     await lw.jobs.cancel(tenant, chance.choice(accepted))
                 elif what == "point":
                     for hit in (await search(lw, text, limit=1)).results:
-                        await segments.delete_point(tenant, UUID(hit.point_id))
+                        await service.delete_point(tenant, UUID(hit.point_id))
 
     # When
     await asyncio.gather(*(one_client(random.Random(number)) for number in range(8)))

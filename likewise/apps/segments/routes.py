@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Request, Response
+from pydantic import BaseModel
 
 from likewise.apps.body import JsonBody
 from likewise.apps.collections.schemas import MAX_ID, WHOLE
@@ -38,26 +39,28 @@ from likewise.errors import NotFound
 
 router = APIRouter(prefix="/vectors", tags=["segments"])
 
-# Both are right answers of one request; which one follows from what is stored.
-ACCEPTED: dict[int | str, dict[str, Any]] = {200: {"description": "Nothing is left to do: the job has succeeded."}}
-REFUSED = {**ACCEPTED, **refusals(*BODY_REFUSALS, 409, 429)}
-
 PointId = Annotated[UUID, Path(description="A segment's point_id.")]
 AssetId = Annotated[
     str, Path(json_schema_extra={"minLength": 1, "maxLength": MAX_ID, "pattern": WHOLE}, description="An asset's id.")
 ]
 
 
-def how_far(accepted: Accepted | AcceptedBatch) -> int:
+def accepted(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of a route that stores: which of two it is follows from what is stored already."""
+    done = {"model": answer, "description": "Nothing is left to do: the job has succeeded."}
+    return {200: done, **refusals(*BODY_REFUSALS, 409, 429)}
+
+
+def how_far(stored: Accepted | AcceptedBatch) -> int:
     """202 while there is something to wait for."""
-    return 200 if accepted.status == "SUCCEEDED" else 202
+    return 200 if stored.status == "SUCCEEDED" else 202
 
 
 @router.post(
     "/embed",
     status_code=202,
     response_model=EmbedAnswer,
-    responses=REFUSED,
+    responses=accepted(EmbedAnswer),
     openapi_extra=documented_body(SegmentEmbedIn),
 )
 async def embed_segment(
@@ -78,7 +81,7 @@ async def embed_segment(
     "/embed/batch",
     status_code=202,
     response_model=EmbedBatchAnswer,
-    responses=REFUSED,
+    responses=accepted(EmbedBatchAnswer),
     openapi_extra=documented_body(SegmentBatchIn),
 )
 async def embed_segments(
@@ -101,7 +104,7 @@ async def embed_segments(
     "/documents",
     status_code=202,
     response_model=DocumentAnswer,
-    responses=REFUSED,
+    responses=accepted(DocumentAnswer),
     openapi_extra=documented_body(SegmentDocumentIn),
 )
 async def embed_document(

@@ -398,7 +398,7 @@ def _refuse_unkept(asked: SegmentQuery, policy: Policy) -> None:
 
 def _request(asked: SegmentQuery) -> SearchRequest:
     return SearchRequest(
-        query=asked.query_text,
+        query=cleaned(asked.query_text),
         limit=asked.limit,
         filters=asked.filters,
         mode=asked.mode,
