@@ -65,14 +65,15 @@ def peak_mib(pid: int) -> float:
 class Caller:
     """One connection that sends a request and reads its answer, at next to no cost beside the server's."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self._where = urlsplit(url)
+        self._head = "host: 127.0.0.1\r\n" + (f"authorization: Bearer {token}\r\n" if token else "")
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def post(self, path: str, body: bytes, media_type: str = "application/json") -> tuple[int, bytes]:
         """The status and the body of the answer."""
-        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {media_type}\r\n"
+        head = f"POST {path} HTTP/1.1\r\n{self._head}content-type: {media_type}\r\n"
         request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
         try:
             return await self._exchange(request, reuse=True)
@@ -82,7 +83,7 @@ class Caller:
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """The same for what is only read."""
-        return await self._exchange(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode(), reuse=False)
+        return await self._exchange(f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode(), reuse=False)
 
     async def _exchange(self, request: bytes, *, reuse: bool) -> tuple[int, bytes]:
         if not reuse or self._reader is None or self._writer is None or self._writer.is_closing():

@@ -1,8 +1,8 @@
-"""What Postgres cannot hold in a text: NUL, and halves of surrogate pairs."""
+"""What cannot be kept: of a text NUL and halves of surrogate pairs, of a JSON value what is no JSON or too deep."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # What is nested deeper is no payload of anybody's, and would exhaust the stack.
@@ -56,3 +56,17 @@ def cleaned_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [cleaned_json(one) for one in value]
     return value
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested in each other more than `limit` times."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(limit):
+        level = [child for node in level for child in _children(node) if isinstance(child, list | dict)]
+        if not level:
+            return False
+    return bool(level)
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node

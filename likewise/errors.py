@@ -18,14 +18,17 @@ LikewiseError
 ├── Unavailable             503  a part is away; what was asked for can be tried again
 │   ├── Overloaded
 │   ├── DatabaseUnavailable
+│   ├── IssuerUnavailable
 │   ├── ModelUnavailable
 │   └── TextKeyUnavailable       the key that a waiting text is sealed with is not here
 ├── Internal                500
+│   └── SealBroken          500  a sealed text that does not open
 └── StartError              exit code 3: the process could not start
     ├── SettingsError
     ├── ServerStartError         the database: an embedded one that does not start, or none that answers
     │   └── StorageFault         the disk under it
-    └── SchemaError              a schema that is missing, newer or changed
+    ├── SchemaError              a schema that is missing, newer or changed
+    └── WrongModel               the default model is not the one that it should be
 
 A message says what is wrong and how to mend it. It never repeats a value that a caller sent: that may be private.
 """
@@ -198,6 +201,12 @@ class DatabaseUnavailable(Unavailable):
     code = "database_unavailable"
 
 
+class IssuerUnavailable(Unavailable):
+    """The issuer of tokens has not told its keys yet, so nobody can tell whose token this is."""
+
+    code = "issuer_unavailable"
+
+
 class ModelUnavailable(Unavailable):
     """The model is not there yet."""
 
@@ -230,6 +239,12 @@ class Internal(LikewiseError):
     """The server failed; the log has the reason under this request's id."""
 
 
+class SealBroken(Internal):
+    """A text that waited sealed has been changed. Send it again."""
+
+    code = "text_unreadable"
+
+
 class StartError(LikewiseError):
     """Likewise could not start."""
 
@@ -260,3 +275,9 @@ class SchemaError(StartError):
     """The database's schema does not fit this program."""
 
     code = "schema"
+
+
+class WrongModel(StartError):
+    """The default model is not the one that the stored vectors were made with."""
+
+    code = "wrong_model"

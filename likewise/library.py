@@ -24,6 +24,7 @@ from likewise.apps.segments.service import SegmentsService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
+from likewise.embedding.loading import ModelState
 from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord, Policy
@@ -44,7 +45,8 @@ Progress = Callable[[int, int], None]
 class Health:
     """What is wrong with each part, None where nothing is. `oldest_waiting` is in seconds.
 
-    `model_in_short` is the model's fault for callers over the network, where it is another.
+    `model_in_short` is the model's fault for callers over the network, where it is another, and so is that of the
+    reranker, which has none where the settings name none.
     """
 
     database: str | None
@@ -53,6 +55,9 @@ class Health:
     oldest_waiting: float
     cache: str | None = None
     model_in_short: str | None = None
+    issuer: str | None = None
+    reranker: str | None = None
+    reranker_in_short: str | None = None
 
 
 class Likewise:
@@ -104,7 +109,10 @@ class Likewise:
         fault = (asked.database and self.runtime.server_away) or asked.database or self.runtime.pool.storage_fault
         model, in_short = self._model_fault()
         cache = self.embedder.cache_fault
-        return replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache)
+        issuer = self.runtime.authentication.issuer_fault
+        faults = replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache, issuer=issuer)
+        reranker, in_short = self._reranker_fault()
+        return replace(faults, reranker=reranker, reranker_in_short=in_short)
 
     async def _ask_database(self) -> Health:
         """What can be told of the database and its schema."""
@@ -133,8 +141,11 @@ class Likewise:
         if state.state == "ready":
             refused = self.runtime.admission.refused
             return next(iter(refused.values()), None), None
-        what = f"The model {state.name} is {state.state}."
-        return f"{what} {state.reason or ''}".strip(), state.in_short and f"{what} {state.in_short}"
+        return _fault_of("model", state)
+
+    def _reranker_fault(self) -> tuple[str | None, str | None]:
+        states = self.runtime.reranking.states() if self.settings.reranker else []
+        return _fault_of("reranker", states[0]) if states and states[0].state != "ready" else (None, None)
 
     async def wait_until_embedded(self, collection: str, on_progress: Progress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
@@ -195,9 +206,13 @@ class Collection:
         mode: Mode = "hybrid",
         threshold: float | None = None,
         group_by: str | None = None,
+        rerank: bool = False,
         explain: bool = False,
     ) -> SearchResult:
-        """The records nearest to a query by words and meaning; with `group_by` one for each value of a field."""
+        """The records nearest to a query by words and meaning; with `group_by` one for each value of a field.
+
+        With `rerank` the reranker of the settings puts the first hits in order, 50 at least.
+        """
         return await self._search(
             query=cleaned(query),
             limit=limit,
@@ -205,6 +220,7 @@ class Collection:
             mode=mode,
             threshold=threshold,
             group_by=group_by,
+            rerank=rerank,
             explain=explain,
         )
 
@@ -217,9 +233,10 @@ class Collection:
         mode: Mode = "hybrid",
         threshold: float | None = None,
         group_by: str | None = None,
+        rerank: bool = False,
         explain: bool = False,
     ) -> SearchResult:
-        """The records most like one of the collection, itself left out; `group_by` as in `search`."""
+        """The records most like one of the collection, itself left out; `group_by` and `rerank` as in `search`."""
         return await self._search(
             like=id,
             limit=limit,
@@ -227,6 +244,7 @@ class Collection:
             mode=mode,
             threshold=threshold,
             group_by=group_by,
+            rerank=rerank,
             explain=explain,
         )
 
@@ -257,6 +275,12 @@ class Collection:
         except NotFound:
             with contextlib.suppress(Conflict):
                 await self.create()
+
+
+def _fault_of(sort: str, state: ModelState) -> tuple[str, str | None]:
+    """What is wrong with a model that is not ready, and the same for callers over the network, where it is another."""
+    what = f"The {sort} {state.name} is {state.state}."
+    return f"{what} {state.reason or ''}".strip(), state.in_short and f"{what} {state.in_short}"
 
 
 def _moved(fault: Fault, start: int) -> Fault:

@@ -29,6 +29,8 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
+from likewise.sealing import Sealing, TextKey
+from likewise.search.reranking import Reranking
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
@@ -68,6 +70,7 @@ class Runtime:
     admission: Admission
     store: VectorStore
     wakeups: Wakeups
+    sealing: Sealing
     recent: RecentCollections
     writer: Writer
     searcher: Searcher
@@ -75,6 +78,7 @@ class Runtime:
     authentication: Authentication
     quotas: Quotas
     bookkeeping: Bookkeeping
+    reranking: Reranking
 
     @property
     def storage_fault(self) -> str | None:
@@ -194,10 +198,13 @@ async def open_runtime(
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
         runtime = _assemble(settings, database, pool, embedder)
+        stack.push_async_callback(runtime.authentication.close)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
+        await runtime.reranking.start()
+        stack.push_async_callback(runtime.reranking.close)
         runtime.wakeups.start()
         stack.push_async_callback(runtime.wakeups.close)
         stack.push_async_callback(_flush_once, runtime)
@@ -210,7 +217,9 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
+    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
     wakeups = Wakeups(settings.database_direct_url or database.serving_url)
+    sealing = Sealing([TextKey(bytes(32))])  # TODO merge
     return Runtime(
         settings=settings,
         database=database,
@@ -219,13 +228,24 @@ def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embe
         admission=admission,
         store=store,
         wakeups=wakeups,
+        sealing=sealing,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens)),
-        searcher=Searcher(pool, embedder, admission, store, recent),
-        worker=Worker(pool, embedder, admission, store, wakeups, lease=timedelta(seconds=settings.lease_seconds)),
+        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), sealing),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking),
+        worker=Worker(
+            pool,
+            embedder,
+            admission,
+            store,
+            wakeups,
+            sealing,
+            lease=timedelta(seconds=settings.lease_seconds),
+            tries=settings.text_tries,
+        ),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),
+        reranking=reranking,
     )
 
 

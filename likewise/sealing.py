@@ -7,7 +7,7 @@ from hashlib import sha256
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from likewise.errors import TextKeyUnavailable
+from likewise.errors import SealBroken, TextKeyUnavailable
 
 KEY_BYTES = 32
 # A digest of the key, which tells which one a text is sealed with and nothing of the key itself.
@@ -30,12 +30,12 @@ class TextKey:
         return self.id + nonce + self._cipher.encrypt(nonce, text, about)
 
     def unseal(self, sealed: bytes, about: bytes) -> bytes:
-        """What was sealed. TextKeyUnavailable if it is of another key, about something else, or changed."""
+        """What was sealed. SealBroken if it is of another key, about something else, or changed."""
         nonce, text = sealed[ID_BYTES : ID_BYTES + NONCE_BYTES], sealed[ID_BYTES + NONCE_BYTES :]
         try:
             return self._cipher.decrypt(nonce, text, about)
         except (InvalidTag, ValueError):
-            raise TextKeyUnavailable from None
+            raise SealBroken from None
 
     def __repr__(self) -> str:
         return f"TextKey({self.id.hex()})"
@@ -54,7 +54,7 @@ class Sealing:
         return self.current.seal(text.encode("utf-8", "surrogatepass"), about)
 
     def unseal(self, sealed: bytes, about: bytes) -> str:
-        """The text; TextKeyUnavailable if this process has not its key."""
+        """The text; TextKeyUnavailable if this process has not its key, SealBroken if it was sealed about another."""
         key = self._keys.get(sealed[:ID_BYTES])
         if key is None:
             raise TextKeyUnavailable

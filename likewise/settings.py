@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -20,6 +20,19 @@ from likewise.errors import SettingsError
 PREFIX = "LIKEWISE_"
 ENV_FILE = ".env"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+# As long as what HMAC-SHA-256 makes (RFC 7518, section 3.2).
+LEAST_SECRET_BYTES = 32
+
+_HOW_TO_MAKE_ONE = "`openssl rand -hex 32` makes one"
+_NEEDED = {
+    "dev_jwt_secret": f"LIKEWISE_AUTH=dev signs with it, and there is none; {_HOW_TO_MAKE_ONE}",
+    "jwks_url": "LIKEWISE_AUTH=jwks needs the address of the issuer's keys, the `jwks_uri` of its discovery document",
+    "jwt_audience": "LIKEWISE_AUTH=jwks needs the name that the issuer gives this server in `aud`",
+    "jwt_issuer": "LIKEWISE_AUTH=jwks needs what the issuer calls itself in `iss`, to the letter",
+}
+_SAFE_URL = re.compile(
+    r"(https://[^\s/?#@\\]+|http://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?)([/?][^\s#\\]*)?", re.IGNORECASE
+)
 
 
 def default_data_dir() -> Path:
@@ -67,10 +80,43 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback needs authentication.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    auth: Annotated[tuple[Literal["none", "keys"], ...], NoDecode] = Field(
+    auth: Annotated[tuple[Literal["none", "keys", "dev", "jwks"], ...], NoDecode] = Field(
         ("none",),
         min_length=1,
-        description="Who may call: `none` takes every caller on loopback as one tenant, `keys` asks for an API key.",
+        description="Who may call: `none` takes every caller on loopback as one tenant, `keys` asks for an API key, "
+        "`jwks` for a JWT of an issuer, `dev` for a JWT that `likewise token` made.",
+    )
+    dev_jwt_secret: str | None = Field(
+        None,
+        repr=False,
+        validate_default=True,
+        description="What `dev` signs its tokens with: at least 32 random bytes. There is no default.",
+    )
+    jwks_url: str | None = Field(
+        None,
+        validate_default=True,
+        description="Where the issuer of `jwks` publishes its keys: https, or http on this machine's loopback.",
+    )
+    jwt_audience: str | None = Field(
+        None, min_length=1, validate_default=True, description="What `aud` names in the tokens of that issuer."
+    )
+    jwt_issuer: str | None = Field(
+        None, min_length=1, validate_default=True, description="What `iss` is in them, to the letter."
+    )
+    jwt_tenant_claim: str = Field(
+        "org_id",
+        min_length=1,
+        description="The claim of a JWT that names the tenant; by dots one within another, as `app_metadata.org_id`.",
+    )
+    jwt_default_scopes: Annotated[tuple[Literal["none", "read", "write"], ...], NoDecode] = Field(
+        ("read", "write"),
+        min_length=1,
+        description="What a JWT allows that names none of the scopes `read`, `write` and `admin`.",
+    )
+    tenants: Literal["open", "declared"] = Field(
+        "open",
+        description="Whether a tenant appears with its first valid JWT, or has to be declared by `likewise tenants "
+        "add`; one with a key is.",
     )
     quota_tokens_per_minute: int = Field(
         0,
@@ -86,6 +132,12 @@ class Settings(BaseSettings):
         None,
         description="TOML file with models of your own, each a folder or an OpenAI-compatible address. Requests may "
         "name them.",
+    )
+    reranker: str | None = Field(
+        None,
+        min_length=1,
+        description="The model that puts texts in the order in which they answer a query: `ms-marco-MiniLM-L-6-v2`, a "
+        "folder, or a reranker of LIKEWISE_MODELS_FILE. Absent: none.",
     )
     openai_api_key: str | None = Field(
         None, min_length=1, repr=False, description="Key for the text-embedding models of OpenAI."
@@ -177,6 +229,12 @@ class Settings(BaseSettings):
         description="How long a worker, or a server that runs a request with an Idempotency-Key, may be silent before "
         "others take over what it had begun.",
     )
+    text_tries: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="How often a text that a model cannot embed is tried before it is given up; an outage is no try.",
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1_024, description="Largest request body, in bytes.")
     metrics_token: str | None = Field(
         None,
@@ -193,16 +251,41 @@ class Settings(BaseSettings):
         20.0, ge=0, le=3600, description="Time that running requests have to end after SIGTERM."
     )
 
-    @field_validator("auth", "models_allowed", mode="before")
+    @field_validator("auth", "models_allowed", "jwt_default_scopes", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("auth")
+    @field_validator("auth", "jwt_default_scopes")
     @classmethod
     def _none_stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "none" in value and len(value) > 1:
-            raise PydanticCustomError("combined", "`none` cannot be combined with a way to ask who calls")
+            raise PydanticCustomError("combined", "`none` cannot be combined with anything else")
+        if "dev" in value and "jwks" in value:
+            words = "`dev` cannot be combined with `jwks`: whoever knows its secret could call as any tenant"
+            raise PydanticCustomError("combined", words)
+        return value
+
+    @field_validator("dev_jwt_secret", "jwks_url", "jwt_audience", "jwt_issuer")
+    @classmethod
+    def _given_where_needed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        way = "dev" if info.field_name == "dev_jwt_secret" else "jwks"
+        if value is None and way in info.data.get("auth", ()):
+            raise PydanticCustomError("needed", _NEEDED[info.field_name or ""])
+        return value
+
+    @field_validator("dev_jwt_secret")
+    @classmethod
+    def _hard_to_guess(cls, value: str | None) -> str | None:
+        if value is not None and len(value.encode()) < LEAST_SECRET_BYTES:
+            raise PydanticCustomError("short", f"it has less than {LEAST_SECRET_BYTES} bytes; {_HOW_TO_MAKE_ONE}")
+        return value
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _nobody_between(cls, value: str | None) -> str | None:
+        if value is not None and not _SAFE_URL.fullmatch(value):
+            raise PydanticCustomError("url", "it begins with https://, or with http:// on this machine's loopback")
         return value
 
     @field_validator("device")

@@ -70,3 +70,68 @@ def test_serving_without_authentication_stays_on_loopback() -> None:
     for host in ("0.0.0.0", "10.0.0.1", "example.org", "::"):
         with pytest.raises(SettingsError, match="loopback"):
             load_settings(host=host).require_safe_address()
+
+
+SECRET = "canary-of-more-than-thirty-two-bytes"
+ISSUER = {
+    "jwks_url": "https://issuer.example/jwks",
+    "jwt_audience": "likewise",
+    "jwt_issuer": "https://issuer.example/",
+}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named", "words"),
+    [
+        ({"auth": "dev"}, "LIKEWISE_DEV_JWT_SECRET", "openssl rand"),
+        ({"auth": "keys,dev"}, "LIKEWISE_DEV_JWT_SECRET", "openssl rand"),
+        ({"auth": "dev", "dev_jwt_secret": "canary"}, "LIKEWISE_DEV_JWT_SECRET", "32 bytes"),
+        ({"dev_jwt_secret": "canary"}, "LIKEWISE_DEV_JWT_SECRET", "32 bytes"),
+        ({"auth": "jwks"}, "LIKEWISE_JWKS_URL", "jwks_uri"),
+        ({"auth": "jwks", "jwks_url": "https://issuer.example/jwks"}, "LIKEWISE_JWT_AUDIENCE", "`aud`"),
+        ({**ISSUER, "auth": "jwks", "jwt_issuer": None}, "LIKEWISE_JWT_ISSUER", "`iss`"),
+        ({**ISSUER, "auth": "dev,jwks", "dev_jwt_secret": SECRET}, "LIKEWISE_AUTH", "any tenant"),
+        ({**ISSUER, "auth": "none,jwks"}, "LIKEWISE_AUTH", "none"),
+        ({"jwt_default_scopes": "read,admin"}, "LIKEWISE_JWT_DEFAULT_SCOPES", "read"),
+        ({"jwt_default_scopes": "none,read"}, "LIKEWISE_JWT_DEFAULT_SCOPES", "none"),
+        ({"tenants": "canary"}, "LIKEWISE_TENANTS", "declared"),
+    ],
+)
+def test_what_a_way_needs_is_named(chosen: dict[str, str | None], named: str, words: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**chosen)
+    assert refused.value.detail.startswith(f"{named}: ")
+    assert words in refused.value.detail
+    assert "canary" not in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://issuer.example/jwks", "ftp://issuer.example/jwks", "issuer.example/jwks", "//issuer.example/jwks",
+        "https://", "https:///jwks", "https://user:canary@issuer.example/jwks", "https://issuer.example/jwks#a",
+        "https://issuer.example/a b", "http://127.0.0.1@issuer.example/", "http://127.0.0.1.issuer.example/",
+        "http://localhost.example/", "http://127.0.0.1:80\\@issuer.example/", "http://[::2]/", "http://10.0.0.1/",
+        "http://127.0.0.2/", "file:///etc/passwd", "https://issuer.example\n/jwks", "https://issuer.example/jwks\n",
+    ],
+)  # fmt: skip
+def test_keys_come_where_nobody_can_change_them_on_their_way(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"LIKEWISE_JWKS_URL.*https://"):
+        load_settings(**{**ISSUER, "auth": "jwks", "jwks_url": url})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://issuer.example/jwks", "HTTPS://issuer.example", "https://issuer.example:8443/a/b?p=policy",
+        "https://[2001:db8::1]/jwks", "http://127.0.0.1:8090/jwks", "http://localhost/jwks", "http://[::1]:80/jwks",
+    ],
+)  # fmt: skip
+def test_an_address_of_keys(url: str) -> None:
+    assert load_settings(**{**ISSUER, "auth": "jwks,keys", "jwks_url": url}).asks_who_calls
+
+
+def test_a_secret_that_nobody_needs_does_no_harm_and_is_not_shown() -> None:
+    for way in ("none", "keys", "dev"):
+        settings = load_settings(auth=way, dev_jwt_secret=SECRET)
+        assert "canary" not in repr(settings)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.datastructures import Headers
 
+from likewise.cleaning import deeper_than
 from likewise.errors import Fault, Invalid, Malformed, NotSupported, TooLarge, UnsupportedMediaType
 
 MAX_DEPTH = 32
@@ -190,16 +191,6 @@ def parse_json(raw: bytes) -> Any:
     return value
 
 
-def deeper_than(value: Any, limit: int) -> bool:
-    """Whether lists and objects are nested in each other more than `limit` times."""
-    level = [value] if isinstance(value, list | dict) else []
-    for _ in range(limit):
-        level = [child for node in level for child in _children(node) if isinstance(child, list | dict)]
-        if not level:
-            return False
-    return bool(level)
-
-
 def checked(model: type[M], value: Any) -> M:
     """`value` as a `model`, else Invalid with a pointer for each wrong place."""
     if not isinstance(value, dict):
@@ -318,7 +309,3 @@ def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:
 
 def _list_of(request: Request, header: str) -> list[str]:
     return [part.strip().lower() for line in request.headers.getlist(header) for part in line.split(",")]
-
-
-def _children(node: Any) -> Iterable[Any]:
-    return node.values() if isinstance(node, dict) else node

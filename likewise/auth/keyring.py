@@ -3,10 +3,10 @@
 import asyncio
 import hmac
 import time
-from collections import OrderedDict
 from datetime import UTC, datetime
 
 from likewise.auth.caller import Caller, Scope
+from likewise.auth.recent import Recent
 from likewise.auth.tokens import digest_of, prefix_of
 from likewise.db import keys
 from likewise.db.pool import Pool
@@ -27,7 +27,7 @@ class KeyRing:
         self._pool = pool
         self._seconds = remembered_seconds
         # By digest, so that a dump of this memory shows no key.
-        self._known: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._known: Recent[bytes, Caller] = Recent(MOST_REMEMBERED)
         self._used: dict[str, datetime] = {}
         self._asking = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
@@ -37,7 +37,7 @@ class KeyRing:
         if prefix is None:
             return None
         digest = digest_of(token)
-        caller = self._remembered(digest) or await self._looked_up(prefix, digest)
+        caller = self._known.get(digest) or await self._looked_up(prefix, digest)
         if caller is not None:
             self._used[prefix] = datetime.now(UTC)
         return caller
@@ -54,10 +54,6 @@ class KeyRing:
             self._used = pending | self._used
             raise
 
-    def _remembered(self, digest: bytes) -> Caller | None:
-        caller, until = self._known.get(digest, (None, 0.0))
-        return caller if time.monotonic() < until else None
-
     async def _looked_up(self, prefix: str, digest: bytes) -> Caller | None:
         # The time is that of the question: an answer may be old by the time it is here.
         until = time.monotonic() + self._seconds
@@ -67,8 +63,5 @@ class KeyRing:
         if not hmac.compare_digest(_NO_DIGEST if key is None else key.digest, digest) or key is None:
             return None
         caller = Caller(key.tenant, frozenset(map(Scope, key.scopes)), prefix)
-        self._known[digest] = (caller, until)
-        self._known.move_to_end(digest)
-        if len(self._known) > MOST_REMEMBERED:
-            self._known.popitem(last=False)
+        self._known.keep(digest, caller, until)
         return caller

@@ -1,7 +1,7 @@
 """Verbs for who runs it: models, db, doctor."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,8 @@ def list_models(as_json: AsJson = False) -> None:
         return
     for row in found:
         mark = "*" if row["default"] else " "
-        say(f"{mark} {row['name']:<24} {row['dimension']:>5} dimensions {row['max_tokens']:>5} tokens  {row['state']}")
+        what = f"{row['dimension']:>5} dimensions" if row["kind"] == "embedding" else f"{row['kind']:>16}"
+        say(f"{mark} {row['name']:<24} {what} {row['max_tokens']:>5} tokens  {row['state']}")
     say("\n* the default. Requests may also name those that LIKEWISE_MODELS_ALLOWED and LIKEWISE_MODELS_FILE list.")
 
 
@@ -51,7 +52,7 @@ def pull(name: ModelName = None, as_json: AsJson = False) -> None:
 
 @models.command()
 def check(name: ModelName = None, as_json: AsJson = False) -> None:
-    """Load a model whose files are here, or ask the one that serves it, and let it embed."""
+    """Load a model whose files are here, or ask the one that serves it, and let it work."""
     run(partial(_check, settings=settings_of_verb(), name=name, as_json=as_json))
 
 
@@ -86,17 +87,20 @@ async def _check(_: Interruption, *, settings: Settings, name: str | None, as_js
     facts = await tried(settings, name)
     if as_json:
         say_json(facts)
-    elif "address" in facts:
-        say(
-            f"{facts['model']} works: {facts['dimension']} dimensions, {facts['max_tokens']} tokens, at "
-            f"{facts['address']}, which answered in {facts['answer_seconds']:.1f} s."
-        )
     else:
-        say(
-            f"{facts['model']} works: {facts['dimension']} dimensions, {facts['max_tokens']} tokens, "
-            f"{facts['numerics']}, loaded in {facts['load_seconds']:.1f} s, {facts['texts_per_second']:.0f} texts/s."
-        )
+        say(_works(facts))
     return OK
+
+
+def _works(facts: dict[str, Any]) -> str:
+    """What a model that works is, in a line."""
+    what = f"{facts['dimension']} dimensions" if "dimension" in facts else "a reranker"
+    first = f"{facts['model']} works: {what}, {facts['max_tokens']} tokens"
+    if "address" in facts:
+        return f"{first}, at {facts['address']}, which answered in {facts['answer_seconds']:.1f} s."
+    unit = "texts" if "texts_per_second" in facts else "pairs"
+    speed = f"{facts[f'{unit}_per_second']:.0f} {unit}/s"
+    return f"{first}, {facts['numerics']}, loaded in {facts['load_seconds']:.1f} s, {speed}."
 
 
 async def _upgrade(_: Interruption, *, settings: Settings, as_json: bool) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 CollectionName = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="Most hits to show.")]
+Rerank = Annotated[bool, typer.Option("--rerank", help="Have the model of LIKEWISE_RERANKER put the hits in order.")]
 Model = Annotated[str | None, typer.Option(help="Model, if not the default.")]
 
 EMBED_BATCH = 512
@@ -59,19 +60,22 @@ def index(
     run(partial(_index, settings=settings_of_verb(), path=path, collection=collection, model=model, as_json=as_json))
 
 
-def search(query: str, collection: CollectionName, limit: Limit = 10, as_json: AsJson = False) -> None:
+def search(
+    query: str, collection: CollectionName, limit: Limit = 10, rerank: Rerank = False, as_json: AsJson = False
+) -> None:
     """Find the records nearest to a query in meaning and words."""
-    run(partial(_search, collection=collection, as_json=as_json, query=query, like=None, limit=limit))
+    run(partial(_search, collection=collection, as_json=as_json, query=query, like=None, limit=limit, rerank=rerank))
 
 
 def similar(
     id: Annotated[str, typer.Argument(help="Id of a record.")],
     collection: CollectionName,
     limit: Limit = 10,
+    rerank: Rerank = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the records most like one of the collection."""
-    run(partial(_search, collection=collection, as_json=as_json, query=None, like=id, limit=limit))
+    run(partial(_search, collection=collection, as_json=as_json, query=None, like=id, limit=limit, rerank=rerank))
 
 
 async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model: str | None, as_json: bool) -> int:
@@ -116,12 +120,19 @@ async def _index(
 
 
 async def _search(
-    _: Interruption, *, collection: str, as_json: bool, query: str | None, like: str | None, limit: int
+    _: Interruption,
+    *,
+    collection: str,
+    as_json: bool,
+    query: str | None,
+    like: str | None,
+    limit: int,
+    rerank: bool,
 ) -> int:
     from likewise.search.request import SearchRequest  # noqa: PLC0415
 
     async with opened(settings_of_verb(), worker=False) as likewise:
-        request = SearchRequest(query=query, like=like, limit=limit)
+        request = SearchRequest(query=query, like=like, limit=limit, rerank=rerank)
         result = await likewise.collections.search(await likewise.tenant(), collection, request)
     _tell_hits(result, as_json=as_json)
     return OK

@@ -6,7 +6,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from likewise.cli import cache_checks, database_checks, machine_checks, model_checks
+from likewise.cli import cache_checks, database_checks, issuer_checks, machine_checks, model_checks
 from likewise.cli.finding import Finding, reason
 from likewise.errors import LikewiseError
 from likewise.settings import ENV_FILE, PREFIX, Settings, load_settings
@@ -32,6 +32,8 @@ async def findings() -> AsyncIterator[Finding]:
     async for finding in _attempted("model", model_checks.models(settings), settings):
         yield finding
     async for finding in _attempted("cache", cache_checks.cache(settings), settings):
+        yield finding
+    async for finding in _attempted("issuer", issuer_checks.issuer(settings), settings):
         yield finding
     async for finding in _attempted("database", database_checks.database(settings), settings):
         yield finding

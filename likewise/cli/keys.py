@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from likewise.auth.caller import Scope
-from likewise.cli.names import refuse_unprintable
+from likewise.cli.names import refuse_unprintable, scopes_of
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import note, say, say_json
 from likewise.settings import Settings
@@ -29,7 +29,7 @@ def create(
 ) -> None:
     """Make a key and show it, this once."""
     settings = settings_of_verb()
-    granted = _scopes(scopes)
+    granted = scopes_of(scopes)
     for text in (tenant, name):
         refuse_unprintable(text)
     run(partial(_create, settings=settings, tenant=tenant, scopes=granted, name=name, days=days, as_json=as_json))
@@ -112,16 +112,6 @@ async def _revoke(_: Interruption, *, settings: Settings, prefix: str, as_json: 
     else:
         say(f"{wanted} is revoked. A server that has just seen it takes it for {REMEMBERED_SECONDS:.0f} more seconds.")
     return OK
-
-
-def _scopes(given: str) -> frozenset[Scope]:
-    try:
-        granted = frozenset(Scope(part.strip()) for part in given.split(",") if part.strip())
-    except ValueError:
-        granted = frozenset()
-    if not granted:
-        raise typer.BadParameter("Name one or several of read, write and admin, by comma.", param_hint="--scopes")
-    return granted
 
 
 def _day(moment: datetime | None) -> str:

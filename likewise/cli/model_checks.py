@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import AsyncIterator
 
+from likewise.cli import rerankers
 from likewise.cli.finding import Finding
 from likewise.cli.models import require_runnable, tried
 from likewise.embedding import weights
@@ -13,6 +14,7 @@ from likewise.embedding.models import MODELS, Catalogue, ModelSpec
 from likewise.embedding.models_file import FILE
 from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, NotSupported, SettingsError
+from likewise.search.reranker_models import SETTING, RerankerCatalogue
 from likewise.settings import PREFIX, Settings
 
 # Reading, compiling and trying a model; on two busy cores some seconds.
@@ -20,9 +22,9 @@ MODEL_SECONDS = 90.0
 
 
 async def models(settings: Settings) -> AsyncIterator[Finding]:
-    """The default model at work, then the others that requests may name."""
+    """The default model at work, then the others that requests may name, and the reranker of the settings."""
     try:
-        specs = Catalogue(settings).specs()
+        specs, reranker = Catalogue(settings).specs(), RerankerCatalogue(settings).default
     except SettingsError as error:
         yield Finding("models file", error.detail, f"Mend it, or unset {FILE}.")
         return
@@ -32,6 +34,20 @@ async def models(settings: Settings) -> AsyncIterator[Finding]:
             yield await _remote(settings, spec, "models allowed")
         else:
             yield await asyncio.to_thread(_allowed, settings, spec)
+    if reranker is not None:
+        yield await _reranker(settings, reranker)
+
+
+async def _reranker(settings: Settings, spec: ModelSpec) -> Finding:
+    try:
+        async with asyncio.timeout(MODEL_SECONDS):
+            facts = await rerankers.tried(settings, spec)
+    except TimeoutError:
+        what = f"{spec.name} was not loaded in {MODEL_SECONDS:.0f} s"
+        return Finding("reranker", what, f"See what else keeps this machine busy, or unset {SETTING}.")
+    except LikewiseError as error:
+        return Finding("reranker", error.detail, f"Mend that, or unset {SETTING}; without it nothing is reranked.")
+    return Finding("reranker", f"{facts['model']} works ({facts['numerics']})")
 
 
 async def _default(settings: Settings) -> Finding:

@@ -4,6 +4,8 @@ import os
 import time
 from typing import Any
 
+from likewise.cli import rerankers
+from likewise.cli.rerankers import named_by
 from likewise.embedding import weights
 from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import Embedder
@@ -13,28 +15,31 @@ from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.providers import openai
 from likewise.embedding.trouble import RequestRefused, WrongAnswer
 from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError
+from likewise.search.reranker_models import RerankerCatalogue
 from likewise.settings import Settings
 
 TRIED_TEXTS = 64
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:
-    """Every model, those that the settings allow first."""
-    catalogue = Catalogue(settings)
-    allowed = catalogue.specs()
-    specs = {spec.name: spec for spec in (*allowed, *MODELS)}
-    names = {spec.name for spec in allowed}
+    """Every model, those that the settings allow first; rerankers last."""
+    allowed, scoring = Catalogue(settings).specs(), RerankerCatalogue(settings)
+    embedding = {spec.name: spec for spec in (*allowed, *MODELS)}
+    names = {spec.name for spec in (*allowed, *scoring.specs())}
+    defaults = (allowed[0], scoring.default)
+    kinds = [("embedding", spec) for spec in embedding.values()] + [("reranker", spec) for spec in named_by(settings)]
     return [
         {
             "name": spec.name,
+            "kind": kind,
             "hub_id": spec.hub_id,
             "dimension": spec.dimension,
             "max_tokens": spec.max_tokens,
-            "default": spec.name == allowed[0].name,
+            "default": spec in defaults,
             "allowed": spec.name in names,
             "state": _state(spec, settings),
         }
-        for spec in specs.values()
+        for kind, spec in kinds
     ]
 
 
@@ -43,7 +48,7 @@ def named(settings: Settings, name: str | None) -> ModelSpec:
     allowed = Catalogue(settings).specs()
     if name is None:
         return allowed[0]
-    for spec in (*allowed, *MODELS):
+    for spec in (*allowed, *MODELS, *named_by(settings)):
         if spec.answers_to(name):
             return spec
     raise NotFound("There is no such model; `likewise models list` shows those there are.")
@@ -67,8 +72,11 @@ def require_runnable(settings: Settings) -> ModelSpec:
 
 
 async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
-    """Load a model, or ask the one that serves it, and let it embed; ModelUnavailable says what is wrong with it."""
-    chosen = settings.model_copy(update={"model": named(settings, name).name, "models_allowed": ()})
+    """Load a model, or ask the one that serves it, and let it work; ModelUnavailable says what is wrong with it."""
+    found = named(settings, name)
+    if found in named_by(settings):
+        return await rerankers.tried(settings, found)
+    chosen = settings.model_copy(update={"model": found.name, "models_allowed": ()})
     spec = Catalogue(chosen).specs()[0]
     return await _asked(spec) if spec.endpoint is not None else await _loaded(spec, chosen)
 

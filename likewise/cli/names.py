@@ -1,6 +1,8 @@
-"""Names that are given on the command line: of tenants, of keys."""
+"""Names that are given on the command line: of tenants, of keys, of scopes."""
 
 import typer
+
+from likewise.auth.caller import Scope
 
 MOST_NAME = 128
 
@@ -9,3 +11,14 @@ def refuse_unprintable(text: str | None) -> None:
     """Wrong usage, unless it is absent or a name of 1 to 128 printable characters."""
     if text is not None and not (text.strip() and text.isprintable() and len(text) <= MOST_NAME):
         raise typer.BadParameter(f"A name has 1 to {MOST_NAME} printable characters.")
+
+
+def scopes_of(given: str) -> frozenset[Scope]:
+    """The scopes that are named by comma; wrong usage if there are none, or others."""
+    try:
+        granted = frozenset(Scope(part.strip()) for part in given.split(",") if part.strip())
+    except ValueError:
+        granted = frozenset()
+    if not granted:
+        raise typer.BadParameter("Name one or several of read, write and admin, by comma.", param_hint="--scopes")
+    return granted

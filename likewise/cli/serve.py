@@ -25,6 +25,7 @@ def serve(host: Host = None, port: Port = None, as_json: AsJson = False) -> None
 
     async def verb(interruption: Interruption) -> int:
         async with opened(settings, worker=settings.embed_worker) as likewise:
+            await likewise.runtime.admission.check_default_model()
             await serve_open(likewise, settings, listener, interruption, as_json=as_json)
         return OK
 
@@ -37,7 +38,8 @@ def worker(as_json: AsJson = False) -> None:
 
     async def verb(interruption: Interruption) -> int:
         stop = asyncio.Event()
-        async with opened(settings, worker=True):
+        async with opened(settings, worker=True) as likewise:
+            await likewise.runtime.admission.check_default_model()
             interruption.act = stop.set
             if as_json:
                 say_json({"status": "working"})
@@ -67,6 +69,7 @@ async def serve_open(
 
     url = url_of(listener)
     await likewise.runtime.authentication.warn_if_nobody_can_call()
+    likewise.runtime.authentication.fetch_ahead()
 
     def tell() -> None:
         if as_json:

@@ -52,6 +52,7 @@ PATIENCE = SQL("SELECT set_config('lock_timeout', '3s', true)")
 # Those that new contents must get a vector in.
 LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
 ADOPT = SQL("UPDATE generations SET space = %s, numerics = %s, probe = %s WHERE id = %s AND space IS NULL")
+SPACES = SQL("SELECT space, dimension, probe FROM spaces_of_model(%s)")
 ADD_TERMS = SQL("""
     UPDATE collections
     SET terms_total = greatest(0, terms_total + %s), contents_total = greatest(0, contents_total + %s)
@@ -72,6 +73,15 @@ class Generation:
     background: float
     state: GenerationState
     index_state: Literal["none", "building", "ready"]
+
+
+@dataclass(frozen=True)
+class StoredSpace:
+    """What stored vectors were made with: the space, and what its model made of the probe's texts, float32 (8, d)."""
+
+    space: str
+    dimension: int
+    probe: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -203,6 +213,16 @@ async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
     """Record what a generation's vectors are made with, unless another process did so first."""
     await tx.execute(ADOPT, [space, numerics, probe.ravel().tolist(), wanted])
+
+
+async def spaces(pool: Pool, model: str) -> list[StoredSpace]:
+    """Each space that vectors of this model are stored in, whoever's they are."""
+    async with pool.nobody() as tx:
+        rows = await tx.rows(SPACES, [model])
+    return [
+        StoredSpace(space, dimension, np.asarray(probe, np.float32).reshape(-1, dimension))
+        for space, dimension, probe in rows
+    ]
 
 
 async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int) -> None:

@@ -5,7 +5,7 @@ a batch by their keys. What hangs on a content (waiting, vec_, terms_) is writte
 where it is locked.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +23,8 @@ from likewise.kind import Payload
 
 Lane = int
 Outcome = Literal["created", "changed", "unchanged"]
+# From a text and its hash, what is stored of it while it waits.
+Seal = Callable[[bytes, str], bytes]
 INTERACTIVE: Lane = 0
 BULK: Lane = 1
 # An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
@@ -45,9 +47,10 @@ COMPARE = SQL("""
     CROSS JOIN LATERAL (SELECT * FROM contents c WHERE c.pk = r.content OFFSET 0) c
 """)
 ADD_CONTENTS = SQL("""
-    INSERT INTO contents (tenant, collection, text_hash, text, chars)
-    SELECT %b, %b, i.text_hash, i.text, i.chars
-    FROM unnest(%b::bytea[], %b::text[], %b::int[]) WITH ORDINALITY AS i (text_hash, text, chars, place)
+    INSERT INTO contents (tenant, collection, text_hash, text, sealed, chars)
+    SELECT %b, %b, i.text_hash, i.text, i.sealed, i.chars
+    FROM unnest(%b::bytea[], %b::text[], %b::bytea[], %b::int[]) WITH ORDINALITY
+         AS i (text_hash, text, sealed, chars, place)
     ORDER BY i.place
     ON CONFLICT (collection, text_hash) DO NOTHING RETURNING pk, text_hash
 """)
@@ -61,10 +64,12 @@ HOLD_CONTENTS = SQL("""
     WHERE pk IN (SELECT pk FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])
                  UNION SELECT unnest(%s::bigint[])) ORDER BY pk FOR UPDATE
 """)
-# What failed is tried again when somebody sends it again, by itself as what has killed a worker is.
+# What failed is tried again when somebody sends it again, by itself as what has killed a worker is. A text that is not
+# kept had left.
 REVIVE = SQL("""
-    UPDATE contents c SET state = 'live', reason = NULL
+    UPDATE contents c SET state = 'live', reason = NULL, sealed = i.sealed
     FROM (SELECT pk FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR NO KEY UPDATE) held
+    JOIN unnest(%s::bigint[], %s::bytea[]) AS i (pk, sealed) ON i.pk = held.pk
     WHERE c.pk = held.pk AND c.state = 'failed' RETURNING c.pk
 """)
 WAIT_AGAIN = SQL("""
@@ -138,14 +143,14 @@ class Compared:
     """A batch beside what is stored, under the collection's lock.
 
     `old` has (record, content) of those that are there and not the same, `unchanged` the content of those that are;
-    `failed` are contents of the latter that are to be tried again, with the request that asks for it.
+    `failed` are contents of the latter that are to be tried again, with the record that asks for it.
     """
 
     generations: Sequence[int]
     fresh: Sequence[PreparedRecord]
     old: Mapping[str, tuple[int, int]]
     unchanged: Mapping[str, int]
-    failed: Mapping[int, str | None]
+    failed: Mapping[int, PreparedRecord]
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
     if not generations:
         raise CollectionGone
     unchanged = {records[place].id: int(content) for place, _, content, _, same in found if same}
-    failed = {int(content): records[place].request_id for place, _, content, failed, same in found if failed and same}
+    failed = {int(content): records[place] for place, _, content, failed, same in found if failed and same}
     return Compared(
         generations=generations,
         fresh=[record for record in records if record.id not in unchanged],
@@ -240,7 +245,7 @@ async def write(
     *,
     indexed: Sequence[str],
     lane: Lane,
-    keep_text: bool,
+    seal: Seal | None = None,
     facts: Sequence[str] = (),
     hold_unchanged: bool = False,
     leaving: Sequence[tuple[int, int]] = (),
@@ -249,6 +254,7 @@ async def write(
 
     Args:
         indexed: the payload fields that an index knows of each record.
+        seal: encrypts a text for the time that it waits, where texts are not kept.
         facts: those that the text itself determines, which an index knows of each content.
         hold_unchanged: whether contents of unchanged records are locked as well, for what comes after this.
         leaving: (record, content) of records that are deleted beside it.
@@ -263,9 +269,9 @@ async def write(
     held = {content for _, content in (*old.values(), *leaving)} | compared.failed.keys()
     if hold_unchanged:
         held.update(compared.unchanged.values())
-    contents = await _get_or_make_contents(tx, collection, fresh, held, keep_text=keep_text)
+    contents = await _get_or_make_contents(tx, collection, fresh, held, seal)
     by_hash, added = contents.by_hash, contents.added
-    revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane)
+    revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane, seal)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
     left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
@@ -312,17 +318,19 @@ class _Contents:
 
     by_hash: Mapping[bytes, int]
     added: Mapping[bytes, int]
-    failed: Mapping[int, str | None]
+    failed: Mapping[int, PreparedRecord]
 
 
 async def _get_or_make_contents(
-    tx: Tx, collection: int, fresh: Sequence[PreparedRecord], held: AbstractSet[int], *, keep_text: bool
+    tx: Tx, collection: int, fresh: Sequence[PreparedRecord], held: AbstractSet[int], seal: Seal | None
 ) -> _Contents:
     """The contents of fresh records; `held` are others to be locked, because they may be left empty or tried again."""
     texts = {record.text_hash: record.text for record in fresh}
     # In the order of their hashes, so that two writers of the same texts wait for each other in one direction only.
     hashes = sorted(texts)
-    columns = [hashes, [texts[one] if keep_text else None for one in hashes], [len(texts[one]) for one in hashes]]
+    kept = [None if seal else texts[one] for one in hashes]
+    sealed = [seal(one, texts[one]) if seal else None for one in hashes]
+    columns = [hashes, kept, sealed, [len(texts[one]) for one in hashes]]
     rows = await tx.rows(ADD_CONTENTS, [tx.tenant, collection, *columns]) if hashes else []
     added = {bytes(key): int(pk) for pk, key in rows}
     there = [one for one in hashes if one not in added]
@@ -334,17 +342,23 @@ async def _get_or_make_contents(
     if any(one not in by_hash for one in hashes):
         # One that was there when we inserted is gone now: its last record left.
         raise Contended("40001", "contents")
-    requests = {record.text_hash: record.request_id for record in fresh}
-    failed = {int(pk): requests[bytes(key)] for pk, key, failed in found if failed and bytes(key) in requests}
+    asking = {record.text_hash: record for record in fresh}
+    failed = {int(pk): asking[bytes(key)] for pk, key, failed in found if failed and bytes(key) in asking}
     return _Contents(by_hash, added, failed)
 
 
-async def _revive(tx: Tx, generations: Sequence[int], failed: Mapping[int, str | None], lane: Lane) -> list[int]:
+async def _revive(
+    tx: Tx, generations: Sequence[int], failed: Mapping[int, PreparedRecord], lane: Lane, seal: Seal | None
+) -> list[int]:
     """Have failed contents tried again; returns those that have not been revived by another meanwhile."""
-    revived = [int(row[0]) for row in await tx.rows(REVIVE, [sorted(failed)])] if failed else []
+    if not failed:
+        return []
+    pks = sorted(failed)
+    sealed = [seal(failed[one].text_hash, failed[one].text) if seal else None for one in pks]
+    revived = [int(row[0]) for row in await tx.rows(REVIVE, [pks, pks, sealed])]
     for generation in generations if revived else ():
         statement = WAIT_AGAIN.format(vectors=table("vec", generation))
-        await tx.execute(statement, [generation, lane, revived, [failed[one] for one in revived]])
+        await tx.execute(statement, [generation, lane, revived, [failed[one].request_id for one in revived]])
     return revived
 
 

@@ -1,6 +1,6 @@
 """What embedding took, as rows: by tenant, model and hour."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -29,11 +29,16 @@ SUMS = SQL("""
     coalesce(sum(cost), 0) AS cost, coalesce(sum(cost_avoided), 0) AS cost_avoided
 """)
 SINCE_RESET = SQL("""
-    SELECT (SELECT metrics_reset FROM tenants WHERE id = %(tenant)s), {sums} FROM usage WHERE tenant = %(tenant)s
+    SELECT (SELECT metrics_reset FROM tenants WHERE id = %(tenant)s), {sums} FROM usage
+    WHERE tenant = %(tenant)s AND model <> ALL(%(others)s::text[])
 """).format(sums=SUMS)
 RESET = SQL("""
     UPDATE tenants
-    SET metrics_reset = (SELECT to_jsonb(now_used) FROM (SELECT {sums} FROM usage WHERE tenant = %(tenant)s) now_used)
+    SET metrics_reset = (
+        SELECT to_jsonb(now_used) FROM (
+            SELECT {sums} FROM usage WHERE tenant = %(tenant)s AND model <> ALL(%(others)s::text[])
+        ) now_used
+    )
     WHERE id = %(tenant)s
 """).format(sums=SUMS)
 # Of one tenant, or of all for who may see them.
@@ -67,10 +72,10 @@ async def ending(tx: Tx, number: str) -> Ending:
     return ended or "committed"
 
 
-async def since_reset(pool: Pool, tenant: int) -> Usage:
-    """All that a tenant has used since it last counted anew."""
+async def since_reset(pool: Pool, tenant: int, others: Sequence[str] = ()) -> Usage:
+    """All that a tenant has used since it last counted anew, of all models but `others`."""
     async with pool.tenant(tenant, snapshot=True) as tx:
-        row = await tx.row(SINCE_RESET, {"tenant": tenant})
+        row = await tx.row(SINCE_RESET, {"tenant": tenant, "others": list(others)})
     if row is None:
         return Usage()
     base: Mapping[str, Any] = row[0] or {}
@@ -81,9 +86,9 @@ async def since_reset(pool: Pool, tenant: int) -> Usage:
     return total
 
 
-async def reset(tx: Tx, tenant: int) -> None:
-    """Count anew from now; the rows stay."""
-    await tx.execute(RESET, {"tenant": tenant})
+async def reset(tx: Tx, tenant: int, others: Sequence[str] = ()) -> None:
+    """Count anew from now, all models but `others`; the rows stay."""
+    await tx.execute(RESET, {"tenant": tenant, "others": list(others)})
 
 
 async def grouped(pool: Pool, tenant: int, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:

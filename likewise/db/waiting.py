@@ -10,8 +10,9 @@ from psycopg.sql import SQL
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 
-# A text that failed by itself this often is failed for good.
-MOST_ATTEMPTS = 3
+# A text that failed by itself waits so long for its next try: 1, 4, 16 and from then on 60 seconds.
+FIRST_PAUSE, MOST_PAUSE = 1.0, 60.0
+PAUSE = SQL("make_interval(secs => least(%s, %s * 4.0 ^ (attempts - CASE WHEN alone THEN 1 ELSE 0 END)))")
 
 CLAIM = SQL("SELECT * FROM claim_waiting(%s, %s, %s, %s, %s, %s, %s)")
 SWEEP = SQL("SELECT sweep_waiting(%s)")
@@ -26,7 +27,7 @@ CLAIM_THESE = SQL("""
     WHERE w.generation = free.generation AND w.content = free.content RETURNING w.content
 """)
 STILL = SQL("SELECT content FROM waiting WHERE generation = %s AND content = ANY (%s::bigint[])")
-TEXTS = SQL("SELECT pk, text FROM contents WHERE pk = ANY (%s::bigint[])")
+TEXTS = SQL("SELECT pk, text, sealed, text_hash, collection FROM contents WHERE pk = ANY (%s::bigint[])")
 RENEW = SQL("""
     UPDATE waiting w SET run_after = now() + %s
     FROM (SELECT generation, content FROM waiting WHERE claim = %s AND tenant = %s FOR UPDATE SKIP LOCKED) ours
@@ -37,16 +38,28 @@ HOLD = SQL("SELECT pk FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FO
 TAKE = SQL("""
     DELETE FROM waiting WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s RETURNING content
 """)
+# What has no text any more can never be done.
+DROP_TEXTLESS = SQL("""
+    DELETE FROM waiting WHERE generation = %s AND claim = %s AND content IN (
+        SELECT pk FROM contents WHERE pk = ANY (%s::bigint[]) AND text IS NULL AND sealed IS NULL)
+""")
+# A text that is not kept leaves when the last generation has its vector.
+LET_GO = SQL("""
+    UPDATE contents c SET sealed = NULL
+    WHERE c.pk = ANY (%s::bigint[]) AND c.sealed IS NOT NULL AND NOT EXISTS (
+        SELECT FROM generations g JOIN waiting w ON w.generation = g.id AND w.content = c.pk
+        WHERE g.collection = c.collection)
+""")
 RELEASE = SQL("""
     UPDATE waiting SET claim = NULL, run_after = now() + %s,
            attempts = greatest(0, attempts - CASE WHEN alone THEN 1 ELSE 0 END)
     WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
 """)
 SET_ASIDE = SQL("""
-    UPDATE waiting SET claim = NULL, alone = true, error = %s, run_after = now() + %s,
+    UPDATE waiting SET claim = NULL, alone = true, error = %s, run_after = now() + {pause},
            attempts = attempts + CASE WHEN alone THEN 0 ELSE 1 END
     WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim = %s
-""")
+""").format(pause=PAUSE)
 FAIL = SQL("""
     SELECT fail_contents(array_agg(content), min(error), false) FROM waiting
     WHERE generation = %s AND content = ANY (%s::bigint[]) AND claim IS NULL AND attempts >= %s
@@ -99,10 +112,10 @@ async def still_waiting(tx: Tx, generation: int, contents: Sequence[int]) -> lis
     return [int(row[0]) for row in await tx.rows(STILL, [generation, list(contents)])]
 
 
-async def sweep(pool: Pool) -> int:
-    """Set entries aside whose worker died; returns how many."""
+async def sweep(pool: Pool, tries: int) -> int:
+    """Set entries aside whose worker died, those that died alone so often for good; returns how many."""
     async with pool.nobody() as tx:
-        row = await tx.row(SWEEP, [MOST_ATTEMPTS])
+        row = await tx.row(SWEEP, [tries])
     return int(row[0]) if row else 0
 
 
@@ -127,9 +140,20 @@ async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
     return found
 
 
-async def texts(tx: Tx, contents: Sequence[int]) -> dict[int, str]:
-    """The texts of contents, as far as they are still there."""
-    return {int(pk): text for pk, text in await tx.rows(TEXTS, [list(contents)]) if text is not None}
+@dataclass(frozen=True)
+class Waiting:
+    """A content's text as it waits: kept, or sealed; neither where it has left already."""
+
+    content: int
+    text: str | None
+    sealed: bytes | None
+    text_hash: bytes
+    collection: int
+
+
+async def texts(tx: Tx, contents: Sequence[int]) -> list[Waiting]:
+    """The texts of those contents that are still there."""
+    return [Waiting(*row) for row in await tx.rows(TEXTS, [list(contents)])]
 
 
 async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:
@@ -143,18 +167,32 @@ async def take(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID)
     return sorted(int(row[0]) for row in await tx.rows(TAKE, [generation, list(contents), claim_id]))
 
 
+async def drop_textless(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID) -> None:
+    """Take entries out of the queue whose texts have left already."""
+    await tx.execute(HOLD, [list(contents)])
+    await tx.execute(DROP_TEXTLESS, [generation, claim_id, list(contents)])
+
+
+async def let_go(tx: Tx, contents: Sequence[int]) -> None:
+    """Forget the sealed texts of contents that wait no longer; who calls has taken them."""
+    await tx.execute(LET_GO, [list(contents)])
+
+
 async def release(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, *, after: timedelta) -> None:
     """Give entries back that failed through no fault of their texts; no attempt is counted."""
     await tx.execute(RELEASE, [after, generation, list(contents), claim_id])
 
 
 async def set_aside(
-    tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, *, error: str, after: timedelta
+    tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, *, error: str, tries: int
 ) -> None:
-    """Count a failed attempt of texts that failed by themselves; they are tried alone from now on, or are failed."""
+    """Count a failed attempt of texts that failed by themselves; they are tried alone from now on.
+
+    Those that have failed so many `tries` are given up.
+    """
     await tx.execute(HOLD, [list(contents)])
-    await tx.execute(SET_ASIDE, [error, after, generation, list(contents), claim_id])
-    await tx.execute(FAIL, [generation, list(contents), MOST_ATTEMPTS])
+    await tx.execute(SET_ASIDE, [error, MOST_PAUSE, FIRST_PAUSE, generation, list(contents), claim_id])
+    await tx.execute(FAIL, [generation, list(contents), tries])
 
 
 async def count(tx: Tx, generation: int) -> int:

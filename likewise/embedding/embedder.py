@@ -14,7 +14,7 @@ from likewise.embedding.cache import Cache, Cached, cache_key
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.in_flight import InFlight
-from likewise.embedding.loading import PATIENCE_SECONDS, ModelState, Slot
+from likewise.embedding.loading import EMBEDDING, PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import MOCK, Catalogue, ModelSpec
 from likewise.embedding.outcomes import all_or_faults, outcomes
@@ -64,7 +64,8 @@ class OpenModel:
 class Embedder:
     """The conductor: check, cache, merge, queue, embed.
 
-    Belongs to one event loop. `providers` replaces the local ones by model name, for tests.
+    Belongs to one event loop. `providers` replaces the local ones by model name, for tests. What used and what may wait
+    for models of any sort in this process is in its `ledger`, `budget` and `memory`.
     """
 
     def __init__(
@@ -80,9 +81,9 @@ class Embedder:
         self._providers = made_up | dict(providers or {})
         self._cache = open_cache(settings) if cache is None else cache
         self.ledger = Ledger()
-        self._budget = QueueBudget(settings.queue_tokens)
-        self._memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
-        self._slots: dict[str, Slot] = {}
+        self.budget = QueueBudget(settings.queue_tokens)
+        self.memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
+        self._slots: dict[str, Slot[Provider, Batcher]] = {}
         self._in_flight = InFlight()
 
     async def start(self) -> None:
@@ -242,10 +243,10 @@ class Embedder:
                     item.leave()
         return np.stack([row.vector for row in all_or_faults(list(made), made).values()])
 
-    def _slot(self, spec: ModelSpec) -> Slot:
+    def _slot(self, spec: ModelSpec) -> Slot[Provider, Batcher]:
         if spec.name not in self._slots:
             factory = self._providers.get(spec.name)
-            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._memory, factory)
+            self._slots[spec.name] = Slot(spec, self._settings, self.budget, self.memory, EMBEDDING, factory)
         return self._slots[spec.name]
 
     def _state(self, spec: ModelSpec) -> ModelState:

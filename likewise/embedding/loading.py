@@ -8,19 +8,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read
-from likewise.embedding.provider import Provider, ProviderFactory
+from likewise.embedding.provider import Provider
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
+from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.settings import Settings
 
@@ -47,6 +48,63 @@ _STATES: Mapping[str, State] = {
 _uses = itertools.count(1)
 
 
+class Loaded(Protocol):
+    """What a model is once it is loaded; `fault` says why it cannot work now."""
+
+    @property
+    def fault(self) -> str | None: ...
+
+    async def close(self) -> None:
+        """Let go of memory and threads."""
+        ...
+
+
+class Serving(Protocol):
+    """What shares a loaded model out among its callers."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    async def close(self) -> None:
+        """Fail what waits, and end what runs."""
+        ...
+
+
+P = TypeVar("P", bound=Loaded)
+S = TypeVar("S", bound=Serving)
+
+
+@dataclass(frozen=True)
+class Making(Generic[P, S]):
+    """How one sort of models comes to service: by an address, from a folder's files, and for many callers.
+
+    `weights` are the files of a folder that a model's memory is judged by.
+    """
+
+    remote: Callable[[ModelSpec], P]
+    local: Callable[[ModelSpec, Path, Settings], P]
+    weights: Callable[[Path], Iterable[Path]]
+    serve: Callable[[P, QueueBudget, str], S]
+
+
+def _remote_provider(spec: ModelSpec) -> Provider:
+    provider: Provider = importlib.import_module(REMOTE_PROVIDER).load(spec)
+    return provider
+
+
+def _local_provider(spec: ModelSpec, folder: Path, settings: Settings) -> Provider:
+    runtime = runtime_of(spec.architecture, spec.runtime, settings.device)
+    provider: Provider = importlib.import_module(PROVIDERS[runtime]).load(spec, folder, settings)
+    return provider
+
+
+def _weights(folder: Path) -> Iterable[Path]:
+    return TorchFolder.read(folder).weights.values()  # it reads what has a graph, too
+
+
+EMBEDDING: Making[Provider, Batcher] = Making(_remote_provider, _local_provider, _weights, Batcher)
+
+
 @dataclass(frozen=True)
 class ModelState:
     """How it stands with one model. `present`: its files are here, and nobody has asked for it yet.
@@ -69,8 +127,11 @@ class _Failure:
     until: float
 
 
-class Slot:
-    """One model's place in this process: empty, loading, or in service."""
+class Slot(Generic[P, S]):
+    """One model's place in this process: empty, loading, or in service.
+
+    `factory` makes the model in place of its files or address.
+    """
 
     def __init__(
         self,
@@ -78,15 +139,17 @@ class Slot:
         settings: Settings,
         budget: QueueBudget,
         memory: ModelMemory,
-        factory: ProviderFactory | None = None,
+        making: Making[P, S],
+        factory: Callable[[ModelSpec], P] | None = None,
     ) -> None:
         self.spec = spec
-        self.provider: Provider | None = None
-        self.batcher: Batcher | None = None
+        self.provider: P | None = None
+        self.batcher: S | None = None
         self.used = 0  # by a counter of all slots: whose is largest was used last
         self._settings = settings
         self._budget = budget
         self._memory = memory
+        self._making = making
         self._users = 0
         self._factory = factory
         self._error: LikewiseError | None = None
@@ -119,7 +182,7 @@ class Slot:
             # In no request's context: it goes on after the one that happened to ask first.
             self._task = asyncio.create_task(self._load_until_ready(), context=Context())
 
-    async def ready(self, patience: float = PATIENCE_SECONDS) -> tuple[Provider, Batcher]:
+    async def ready(self, patience: float = PATIENCE_SECONDS) -> tuple[P, S]:
         """The model in service. Waits while files on this machine are being loaded, and for nothing else.
 
         `patience` is in seconds; after that ModelUnavailable, and loading goes on.
@@ -178,7 +241,7 @@ class Slot:
         while self.provider is None:
             try:
                 provider = await self._open()
-                self.batcher = Batcher(provider, self._budget, self.spec.name)
+                self.batcher = self._making.serve(provider, self._budget, self.spec.name)
                 self.provider, self._error = provider, None
             except Exception as error:  # noqa: BLE001 - a provider may raise anything
                 self._note(self._named(error))
@@ -189,15 +252,14 @@ class Slot:
             if self.provider is None:
                 await asyncio.sleep(LOCAL_RETRY_SECONDS)
 
-    async def _open(self) -> Provider:
+    async def _open(self) -> P:
         factory = self._factory
         if factory is not None:
             needed = getattr(factory, "memory_bytes", 0)
             return await self._within_memory(needed, lambda: _made_by(factory, self.spec))
         if self.spec.endpoint is not None:
             # Reading the certificates of all authorities takes some 50 ms.
-            remote: Provider = await asyncio.to_thread(importlib.import_module(REMOTE_PROVIDER).load, self.spec)
-            return remote
+            return await asyncio.to_thread(self._making.remote, self.spec)
         folder = await asyncio.to_thread(weights.locate, self.spec, self._settings)
         if folder is None:
             folder = await self._fetch()
@@ -207,12 +269,12 @@ class Slot:
         try:
             if self.spec.folder is not None and not self.spec.dimension:  # it was not there when we looked first
                 self.spec = await asyncio.to_thread(as_read, self.spec, folder)
-            needed = await asyncio.to_thread(needed_by, self.spec, folder, self._settings)
-            return await self._within_memory(needed, lambda: asyncio.to_thread(self._load, folder))
+            needed = await asyncio.to_thread(self._needed, folder)
+            return await self._within_memory(needed, lambda: self._load(folder))
         except Exception as error:  # noqa: BLE001 - a provider may raise anything
             raise self._remembered(self._named(error), files) from None
 
-    async def _within_memory(self, needed: int, load: Callable[[], Awaitable[Provider]]) -> Provider:
+    async def _within_memory(self, needed: int, load: Callable[[], Awaitable[P]]) -> P:
         await self._memory.take(self, needed)
         try:
             return await load()
@@ -233,10 +295,14 @@ class Slot:
             self._fetch_at = time.monotonic() + self._fetch_wait
             self._fetch_wait = min(2 * self._fetch_wait, NETWORK_RETRY_SECONDS[1])
 
-    def _load(self, folder: Path) -> Provider:
-        runtime = runtime_of(self.spec.architecture, self.spec.runtime, self._settings.device)
-        provider: Provider = importlib.import_module(PROVIDERS[runtime]).load(self.spec, folder, self._settings)
-        return provider
+    def _needed(self, folder: Path) -> int:
+        """About how many bytes the model will take; 0 of one that cannot be read, as loading it tells why."""
+        with contextlib.suppress(LikewiseError):
+            return needed_by(self.spec, self._making.weights(folder), self._settings)
+        return 0
+
+    async def _load(self, folder: Path) -> P:
+        return await asyncio.to_thread(self._making.local, self.spec, folder, self._settings)
 
     def _refuse_known_failure(self, files: frozenset[tuple[str, int, int]]) -> None:
         """Do not read 90 MB every other second to find again that they are the wrong ones."""
@@ -272,7 +338,7 @@ class Slot:
             raise ModelUnavailable("not wanted any more")
 
 
-async def _made_by(factory: ProviderFactory, spec: ModelSpec) -> Provider:
+async def _made_by(factory: Callable[[ModelSpec], P], spec: ModelSpec) -> P:
     return factory(spec)
 
 

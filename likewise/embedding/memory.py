@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import importlib
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -12,8 +13,7 @@ from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.precision import able, choose
 from likewise.embedding.runtimes import Runtime, runtime_of, torch_installed
-from likewise.embedding.torch_folder import TorchFolder
-from likewise.errors import LikewiseError, ModelUnavailable, SettingsError
+from likewise.errors import ModelUnavailable, SettingsError
 from likewise.machine import memory_limit
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import to_its_end
@@ -131,14 +131,11 @@ class ModelMemory:
         )
 
 
-def needed_by(spec: ModelSpec, folder: Path, settings: Settings) -> int:
-    """About how many bytes a model will take once it works; 0 of one that cannot be read, as loading it tells why."""
-    with suppress(LikewiseError):
-        runtime = runtime_of(spec.architecture, spec.runtime, settings.device)
-        files = TorchFolder.read(folder).weights.values()
-        count = sum(Tensors(path).count for path in files)
-        return BESIDES + BYTES[runtime, _arithmetic(runtime, settings)] * count
-    return 0
+def needed_by(spec: ModelSpec, files: Iterable[Path], settings: Settings) -> int:
+    """About how many bytes a model of these files of weights will take once it works."""
+    runtime = runtime_of(spec.architecture, spec.runtime, settings.device)
+    count = sum(Tensors(path).count for path in files)
+    return BESIDES + BYTES[runtime, _arithmetic(runtime, settings)] * count
 
 
 def _arithmetic(runtime: Runtime, settings: Settings) -> str:

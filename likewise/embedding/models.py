@@ -26,7 +26,8 @@ class ModelSpec:
     `dimension` is 0 for a folder of one's own that is not there; `architecture` is its `model_type`, or `remote`;
     `own` is a model of those who run Likewise and not of the table below: a `folder` on this machine, or at an
     `endpoint`, as every remote model is. Prices are in US dollars. The first numbers of a `matryoshka` vector are a
-    vector too. `runtime` is set where there is no choice of what runs a local model.
+    vector too. `runtime` is set where there is no choice of what runs a local model. A reranker, which makes one number
+    of a query and a text, is of dimension 1.
     """
 
     name: str
@@ -117,7 +118,8 @@ class Catalogue:
         self._settings = settings
         self._of_folders: dict[str, ModelSpec] = {}
         self._resolved: dict[str | None, ModelSpec] = {}
-        self._own = {row.name: _own_spec(row, settings) for row in models_file.read(settings)}
+        rows = models_file.read(settings)
+        self._own = {row.name: _own_spec(row, settings) for row in rows if row.kind == "embedding"}
         self._allowed = tuple(dict.fromkeys((settings.model, *settings.models_allowed, *self._own)))
 
     def specs(self) -> list[ModelSpec]:
@@ -205,7 +207,16 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
             ),
             row.folder,
         )  # fmt: skip
-    endpoint = Endpoint(
+    return ModelSpec(
+        row.name, row.name, row.dimension, row.max_tokens, query_prefix=row.query_prefix,
+        document_prefix=row.document_prefix, architecture=REMOTE, own=True,
+        endpoint=endpoint_of(row, settings), price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
+    )  # fmt: skip
+
+
+def endpoint_of(row: models_file.ModelRow, settings: Settings) -> Endpoint:
+    """Where a row of the models file with an address is served."""
+    return Endpoint(
         row.base_url or "",
         row.model or row.name,
         row.key(),
@@ -214,12 +225,8 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
         row.texts_per_request,
         row.requests_at_once,
         settings.provider_seconds,
+        row.texts_named,
     )
-    return ModelSpec(
-        row.name, row.name, row.dimension, row.max_tokens, query_prefix=row.query_prefix,
-        document_prefix=row.document_prefix, architecture=REMOTE, own=True,
-        endpoint=endpoint, price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
-    )  # fmt: skip
 
 
 def as_read(spec: ModelSpec, folder: Path) -> ModelSpec:

@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -45,17 +45,25 @@ def _has_host(url: str) -> bool:
         return False
 
 
+# What only models of one kind have.
+_OF_VECTORS = frozenset({"dimension", "query_prefix", "document_prefix", "matryoshka", "runtime"})
+_OF_RERANKERS = frozenset({"texts_named"})
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 # Text in the place of a number is a mistake, even if it reads like one.
 Whole = Annotated[int, Strict()]
 
 
 class ModelRow(BaseModel):
-    """One `[[model]]` of the file: a folder on this machine, or a remote model at an OpenAI-compatible address."""
+    """One `[[model]]` of the file: a folder on this machine, or a remote model at an OpenAI-compatible address.
+
+    Of `kind` reranker it is a cross-encoder, or what is served at a `/rerank`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=NAME)
+    kind: Literal["embedding", "reranker"] = "embedding"
     folder: Path | None = None
     base_url: HttpUrl | None = None
     model: str | None = Field(None, min_length=1, max_length=512)
@@ -70,6 +78,7 @@ class ModelRow(BaseModel):
     runtime: Runtime | None = None
     texts_per_request: Whole = Field(100, ge=1, le=2_048)
     requests_at_once: Whole = Field(8, ge=1, le=256)
+    texts_named: Literal["documents", "texts"] = "documents"
 
     @field_validator("folder")
     @classmethod
@@ -80,8 +89,15 @@ class ModelRow(BaseModel):
     def _is_one_of_both(self) -> Self:
         if (self.folder is None) == (self.base_url is None):
             raise PydanticCustomError("place", "it needs either a `folder` or a `base_url`")
-        if self.base_url is not None and "dimension" not in self.model_fields_set:
+        if self.base_url is not None and self.kind == "embedding" and "dimension" not in self.model_fields_set:
             raise PydanticCustomError("dimension", "a remote model needs its `dimension`")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_has(self) -> Self:
+        others = _OF_VECTORS if self.kind == "reranker" else _OF_RERANKERS
+        if given := sorted(others & self.model_fields_set):
+            raise PydanticCustomError("kind", f"a model of kind {self.kind} has no `{given[0]}`")
         return self
 
     def key(self) -> str | None:

@@ -31,6 +31,21 @@ class Encoded:
     chars_read: int
 
 
+@dataclass(frozen=True)
+class PairFrame:
+    """The special ids before, between and after two texts. `typed`: what follows `between` is of another type."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    typed: bool
+
+    @property
+    def size(self) -> int:
+        """How many special ids there are."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+
 class TextTokenizer:
     """A model's own tokenizer, with its limit in tokens. Safe to use from several threads."""
 
@@ -77,6 +92,27 @@ class TextTokenizer:
         lower = text.lower() if self._lowercase else text
         # Few letters become two.
         return lower if len(lower) == len(text) else text
+
+    def bare(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's ids without the special ones, however many."""
+        prepared = [self._prepare(text) for text in texts]
+        return [each.ids for each in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
+
+    def pair(self) -> "PairFrame":
+        """What the tokenizer puts around and between two texts; ValueError where that is not around each as it is."""
+        one, both = self._tokenizer.encode("a", add_special_tokens=False).ids, self._tokenizer.encode("a", "a")
+        places = [at for at in range(len(both.ids)) if both.ids[at : at + len(one)] == one]
+        first, second = places[0], places[-1]
+        end = first + len(one)
+        if not one or second < end:
+            raise ValueError("its pairs are not two texts")
+        types = {tuple(both.type_ids[:second]), tuple(both.type_ids[second:])}
+        typed = types == {(0,) * second, (1,) * (len(both.ids) - second)}
+        if not typed and any(both.type_ids):
+            raise ValueError("the types of its pairs change within a text")
+        return PairFrame(
+            tuple(both.ids[:first]), tuple(both.ids[end:second]), tuple(both.ids[second + len(one) :]), typed
+        )
 
     @property
     def has_types(self) -> bool:

@@ -52,5 +52,9 @@ class RequestRefused(Exception):
     """The provider will not or cannot do this request, for what is in it: its texts, or as many of them."""
 
 
+class RequestFails(RequestRefused):
+    """The provider fails on this request each time, and does not say whose fault that is."""
+
+
 class WrongAnswer(ValueError):
     """The provider answered, and that is no answer. Its words are ours and hold nothing of it but numbers."""

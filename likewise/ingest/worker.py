@@ -14,20 +14,23 @@ import numpy as np
 from likewise.db import collections, jobs, waiting
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
-from likewise.db.waiting import Entry
+from likewise.db.waiting import Entry, Waiting
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
-from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, Unavailable
+from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, SealBroken, Unavailable
 from likewise.ingest.model_turns import ModelTurns
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import WORKER_LEASES_LOST
 from likewise.observe.steps import WorkerStep, contents_became
+from likewise.sealing import Sealing, about_content
 from likewise.stopping import stop, to_its_end
 from likewise.vectors.admission import Admission, Admitted
 from likewise.vectors.store import Reading, VectorStore
 
 LEASE = timedelta(seconds=60)
+# A text that has failed by itself so often is given up.
+TRIES = 3
 # One claim: enough to fill batches of neighbours of similar length, little enough to be done well within a lease.
 CLAIM_SIZE = 512
 # One claim is written while the next is in the model.
@@ -71,8 +74,10 @@ class Worker:
         admission: Admission,
         store: VectorStore,
         wakeups: Wakeups,
+        sealing: Sealing,
         *,
         lease: timedelta = LEASE,
+        tries: int = TRIES,
         claim_size: int = CLAIM_SIZE,
     ) -> None:
         self._pool = pool
@@ -80,7 +85,9 @@ class Worker:
         self._admission = admission
         self._store = store
         self._wakeups = wakeups
+        self._sealing = sealing
         self._lease = lease
+        self._tries = tries
         self._claim_size = claim_size
         self._last_tenant = 0
         self._resting: dict[int, _Rest] = {}
@@ -232,15 +239,32 @@ class Worker:
         try:
             async with self._pool.tenant(tenant) as tx:
                 found = await collections.generation(tx, generation)
-                texts = await waiting.texts(tx, contents)
-            if found is None or not texts:
+                held = await waiting.texts(tx, contents)
+                if any(one.text is None and one.sealed is None for one in held):
+                    await waiting.drop_textless(tx, generation, contents, claim)
+            if found is None or not held:
                 return
             admitted = await self._admission.admit(tenant, found[0])
+            texts = await self._opened(tenant, admitted, held, claim)
             for part in _parts(texts):
                 await self._embed_and_finish(tenant, admitted, part, claim, interactive)
         except CollectionGone:
             # The generation's table went with its collection: the claim is lost, and so is its reason.
             return
+
+    async def _opened(self, tenant: int, admitted: Admitted, held: Sequence[Waiting], claim: UUID) -> dict[int, str]:
+        """The texts, those that waited sealed opened; one that does not open is a fault of its own."""
+        texts = {}
+        for one in held:
+            try:
+                if one.text is not None:
+                    texts[one.content] = one.text
+                elif one.sealed is not None:
+                    about = about_content(tenant, one.collection, one.text_hash)
+                    texts[one.content] = self._sealing.unseal(one.sealed, about)
+            except SealBroken as error:
+                await self._set_aside(tenant, admitted, [one.content], claim, error)
+        return texts
 
     async def _embed_and_finish(
         self, tenant: int, admitted: Admitted, texts: Mapping[int, str], claim: UUID, interactive: bool
@@ -284,6 +308,7 @@ class Worker:
                     for at in rows
                 ]
                 await self._store.upsert(tx, generation, taken, np.asarray(embedded.vectors)[rows], readings)
+                await waiting.let_go(tx, taken)
                 if generation.state == "active":
                     await jobs.settle(tx, generation.id, taken)
             return len(taken)
@@ -318,7 +343,7 @@ class Worker:
         log.warning("text_failed", generation=admitted.generation.id, code=error.code)
         contents_became("failed", len(contents))
         async with self._pool.tenant(tenant) as tx:
-            await waiting.set_aside(tx, admitted.generation.id, contents, claim, error=error.code, after=RETRY_AFTER)
+            await waiting.set_aside(tx, admitted.generation.id, contents, claim, error=error.code, tries=self._tries)
 
     @contextlib.asynccontextmanager
     async def _renewed(self, tenants: Collection[int], claim: UUID) -> AsyncIterator[None]:
@@ -341,7 +366,7 @@ class Worker:
     async def _sweep(self) -> None:
         while True:
             with contextlib.suppress(LikewiseError):
-                WORKER_LEASES_LOST.inc(await waiting.sweep(self._pool))
+                WORKER_LEASES_LOST.inc(await waiting.sweep(self._pool, self._tries))
             await asyncio.sleep(min(SWEEP_SECONDS, self._lease.total_seconds()))
 
 

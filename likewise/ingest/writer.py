@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from likewise.ingest.wakeups import Wakeups
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import stored
+from likewise.sealing import Sealing, about_content
 from likewise.stopping import stop
 
 T = TypeVar("T")
@@ -47,8 +49,9 @@ TRIES_BESIDE_OTHERS = 3
 class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
-    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog) -> None:
+    def __init__(self, pool: Pool, wakeups: Wakeups, backlog: Backlog, sealing: Sealing) -> None:
         self._pool = pool
+        self._sealing = sealing
         # The other connections are for those who search meanwhile.
         self._turns = Turns(max(1, pool.most // 2))
         self.backlog = backlog
@@ -93,32 +96,16 @@ class Writer:
             return NOTHING
         if lane == records.BULK:
             self.backlog.admit(tenant, collection.active.model, sum(one.tokens for one in prepared))
+        work = _Work(tenant, collection, kind, lane, before_commit, resolve, leaving)
         if before_commit is not None or resolve is not None or large or len(prepared) > SMALL_BATCH:
-            return await self._store(tenant, collection, kind, prepared, lane, before_commit, resolve, leaving)
-        return await self._groups.write(
-            (tenant, collection.id, lane),
-            prepared,
-            lambda group: self._store(tenant, collection, kind, group, lane),
-        )
+            return await self._store(work, prepared)
+        return await self._groups.write((tenant, collection.id, lane), prepared, lambda group: self._store(work, group))
 
-    async def _store(
-        self,
-        tenant: int,
-        collection: Collection,
-        kind: Kind,
-        prepared: Sequence[PreparedRecord],
-        lane: int,
-        before_commit: BeforeCommit | None = None,
-        resolve: Resolve | None = None,
-        leaving: Leaving | None = None,
-    ) -> Written:
+    async def _store(self, work: "_Work", prepared: Sequence[PreparedRecord]) -> Written:
         """Commit records, in spite of others who write the same, and count what came and went."""
+        tenant, collection = work.tenant, work.collection
         terms_of = BatchTerms(self.averages, collection) if collection.policy.keep_terms else None
-        written = await _at_last_alone(
-            lambda alone: self._write(
-                tenant, collection, kind, prepared, terms_of, lane, before_commit, resolve, leaving, alone=alone
-            )
-        )
+        written = await _at_last_alone(lambda alone: self._write(work, prepared, terms_of, alone=alone))
         stored(written.created, written.changed, written.unchanged, sum(len(one.text.encode()) for one in prepared))
         if terms_of is not None:
             self.averages.add(collection, terms_of.lengths(written.new_contents))
@@ -148,24 +135,12 @@ class Writer:
         return sum([await self.delete(tenant, collection, one) for one in ids])
 
     async def _write(
-        self,
-        tenant: int,
-        collection: Collection,
-        kind: Kind,
-        prepared: Sequence[PreparedRecord],
-        terms_of: BatchTerms | None,
-        lane: int,
-        before_commit: BeforeCommit | None,
-        resolve: Resolve | None,
-        leaving: Leaving | None,
-        *,
-        alone: bool,
+        self, work: "_Work", prepared: Sequence[PreparedRecord], terms_of: BatchTerms | None, *, alone: bool
     ) -> Written:
-        policy = collection.policy
-        indexed = tuple(field for field in dict.fromkeys((*kind.indexed, *policy.indexed)) if field not in kind.in_text)
+        tenant, collection = work.tenant, work.collection
         async with self._pool.in_time(self._turns.turn(tenant)), self._pool.tenant(tenant) as tx:
-            if resolve is not None:
-                prepared = await resolve(tx, prepared)
+            if work.resolve is not None:
+                prepared = await work.resolve(tx, prepared)
             compared = await records.compare(tx, collection.id, prepared, alone=alone)
             # Postgres stores the records while this process reads their words.
             async with _learning(terms_of, compared.fresh) as learnt:
@@ -173,23 +148,45 @@ class Writer:
                     tx,
                     collection.id,
                     compared,
-                    indexed=indexed,
-                    lane=lane,
-                    keep_text=policy.keep_text,
-                    facts=kind.in_text,
-                    hold_unchanged=resolve is not None,
-                    leaving=[] if leaving is None else await leaving(tx),
+                    indexed=work.indexed,
+                    lane=work.lane,
+                    seal=None if collection.policy.keep_text else self._seal(tenant, collection.id),
+                    facts=work.kind.in_text,
+                    hold_unchanged=work.resolve is not None,
+                    leaving=[] if work.leaving is None else await work.leaving(tx),
                 )
                 await learnt
             if terms_of is not None and written.new_contents:
                 rows = {content: terms_of.row(key) for key, content in written.new_contents.items()}
                 await terms.write(tx, collection.id, rows)
-            if before_commit is not None:
-                await before_commit(tx, written)
+            if work.before_commit is not None:
+                await work.before_commit(tx, written)
         return written
+
+    def _seal(self, tenant: int, collection: int) -> records.Seal:
+        return lambda key, text: self._sealing.seal(text, about_content(tenant, collection, key))
 
     async def _count_gone(self, collection: Collection, texts: Sequence[str]) -> None:
         await _beside(_is_large(texts), self.averages.take_away, collection, texts)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is written where, and what else belongs to it."""
+
+    tenant: int
+    collection: Collection
+    kind: Kind
+    lane: int
+    before_commit: BeforeCommit | None
+    resolve: Resolve | None
+    leaving: Leaving | None
+
+    @property
+    def indexed(self) -> tuple[str, ...]:
+        """The payload fields that an index knows of each record."""
+        wanted = dict.fromkeys((*self.kind.indexed, *self.collection.policy.indexed))
+        return tuple(field for field in wanted if field not in self.kind.in_text)
 
 
 @contextlib.asynccontextmanager

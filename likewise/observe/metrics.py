@@ -35,6 +35,11 @@ MODEL_STATES = ("absent", "present", "loading", "ready", "failed")
 # What became of one request to a remote model: vectors, refused for what it said or by whom it came, too many, an error
 # of the provider, no answer, one that is none, nobody waited.
 PROVIDER_OUTCOMES = ("ok", "refused", "limited", "failed", "unreachable", "wrong", "cancelled")
+# Why a JWT was refused; who sent it is told nothing of it.
+TOKEN_FAULTS = (
+    *("malformed", "header", "algorithm", "claims", "time", "audience", "issuer", "tenant", "scopes", "key"),
+    "signature",
+)
 OTHER = "other"
 
 # From a search in memory to what a client still waits for.
@@ -56,6 +61,7 @@ def _seconds(name: str, words: str, buckets: tuple[float, ...], *labels: str) ->
 
 HTTP_REQUESTS = _counter("http_requests", "Requests by the route's template.", "route", "method", "status")
 HTTP_SECONDS = _seconds("http_request", "From a request's head to its answer's end.", _REQUEST_SECONDS, "route")
+TOKENS_REFUSED = _counter("tokens_refused", "JWTs that were refused.", "reason")
 
 EMBED_REQUESTS = _counter("embed_requests", "Lists of texts that vectors were asked of.", "model", "lane", "outcome")
 EMBED_TEXTS = _counter("embed_texts", "Texts that were answered with a vector.", "model", "lane")
@@ -70,6 +76,13 @@ MODEL_TEXTS = _counter("model_texts", "Texts that a model embedded.", "model", "
 MODEL_TOKENS = _counter("model_tokens", "Tokens that a model read.", "model", "lane")
 MODEL_TRUNCATED = _counter("model_truncated_tokens", "Tokens that were cut off before a model.", "model", "lane")
 MODEL_SECONDS = _seconds("model_batch", "One batch in the model.", _BATCH_SECONDS, "model", "lane")
+
+RERANK_REQUESTS = _counter("rerank_requests", "Queries with texts that scores were asked of.", "model", "outcome")
+RERANK_TEXTS = _counter("rerank_texts", "Texts that were answered with a score.", "model")
+RERANK_TOKENS = _counter("rerank_tokens", "Tokens of queries and texts that a reranker read.", "model")
+RERANK_TRUNCATED = _counter("rerank_truncated_tokens", "Tokens that were cut off before a reranker.", "model")
+RERANK_SECONDS = _seconds("rerank", "One query with its texts, waiting included.", _REQUEST_SECONDS, "model")
+RERANK_CALL_SECONDS = _seconds("rerank_call", "One call of a reranker.", _BATCH_SECONDS, "model")
 
 PROVIDER_REQUESTS = _counter("provider_requests", "Requests to a remote model, each try.", "model", "outcome")
 PROVIDER_SECONDS = _seconds("provider", "One try of a request to a remote model.", _BATCH_SECONDS, "model")
@@ -102,6 +115,7 @@ def begin_at_zero() -> None:
         (WORKER_CONTENTS, CONTENTS),
         (CACHE_HITS, CACHE_TIERS),
         (CACHE_FAILED, CACHE_ERRORS),
+        (TOKENS_REFUSED, TOKEN_FAULTS),
     ):
         for values in product(*sets):
             metric.labels(*values)

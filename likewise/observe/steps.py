@@ -108,6 +108,42 @@ class Embedding(_Step):
         metrics.EMBED_REQUESTS.labels(self._model, self._lane, outcome(error)).inc()
 
 
+class Reranking(_Step):
+    """Texts that a caller wants scored for a query. `model` is one that the settings name."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(tracing.Span("rerank"))
+        self._model = model
+        self._span.set(model=model)
+
+    def done(self, texts: int, tokens: int) -> None:
+        """So many texts have their scores, of so many tokens with the query."""
+        metrics.RERANK_TEXTS.labels(self._model).inc(texts)
+        self._span.set(texts=texts, tokens=tokens)
+
+    def _count(self, seconds: float, error: BaseException | None) -> None:
+        metrics.RERANK_REQUESTS.labels(self._model, outcome(error)).inc()
+        metrics.RERANK_SECONDS.labels(self._model).observe(seconds)
+
+
+class RerankerCall(_Step):
+    """One call of a reranker; one that fails counts by its time alone."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(tracing.Span("reranker"))
+        self._model = model
+
+    def done(self, texts: int, tokens: Any, truncated: Any) -> None:
+        """So many texts, with arrays of the tokens read and cut off of each."""
+        read, cut = int(sum(tokens)), int(sum(truncated))
+        metrics.RERANK_TOKENS.labels(self._model).inc(read)
+        metrics.RERANK_TRUNCATED.labels(self._model).inc(cut)
+        self._span.set(model=self._model, texts=texts, tokens=read)
+
+    def _count(self, seconds: float, error: BaseException | None) -> None:
+        metrics.RERANK_CALL_SECONDS.labels(self._model).observe(seconds)
+
+
 class Searching(_Step):
     """One search."""
 

@@ -22,6 +22,7 @@ from likewise.search.analyzer import analyze
 from likewise.search.grouping import Groups, group_field, without_groups
 from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
 from likewise.search.request import MOST_HITS, Found, SearchRequest, SearchResult
+from likewise.search.reranking import Reranked, Reranking
 from likewise.search.scope import Scope, Scopes
 from likewise.search.state import Question, Search
 from likewise.stopping import stop
@@ -50,6 +51,7 @@ class Searcher:
         admission: Admission,
         store: VectorStore,
         recent: RecentCollections,
+        reranking: Reranking,
     ) -> None:
         self._pool = pool
         self._embedder = embedder
@@ -58,14 +60,16 @@ class Searcher:
         self._rankings = Rankings(pool, store)
         self._scopes = Scopes()
         self._recent = recent
+        self._reranking = reranking
 
     async def search(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         """The best hits for a request. If as many records match as were asked for, that many come back.
 
         Raises:
             NotFound: the collection, or the record named by `like`.
-            Invalid: a wrong filter, or words asked for where none are kept.
-            ModelUnavailable: meaning was asked for (mode `dense`, or a threshold) and the model is away.
+            Invalid: a wrong filter, or words or texts asked for where none are kept.
+            ModelUnavailable: meaning was asked for (mode `dense`, or a threshold) and the model is away; or `rerank`
+                was, and the reranker is.
         """
         with Searching(request.mode) as step:
             return step.done(await self._timed(tenant, name, kind, request))
@@ -105,13 +109,43 @@ class Searcher:
     async def _search(self, search: Search) -> SearchResult:
         request = search.request
         _refuse(search)
+        if request.rerank:
+            # Before anything is looked for: where there is none, nothing will do.
+            self._reranking.known()
         async with self._embedding(search):
             # Whoever drops the collection waits for its readers, and may be waited for by one.
             hits = await retried(lambda: self._look(search))
         asked = request.wanted - request.offset
         page, more = hits[:asked], len(hits) > asked and request.wanted < MOST_HITS
+        if request.rerank:
+            # One page: what lies behind the first hits has no score that could be compared with theirs.
+            page, more = (await self._reranked(search, page))[: request.limit], False
         explanation = search.steps if request.explain else None
         return SearchResult(page, search.collection.active.model, 0.0, search.degraded, more, explanation)
+
+    async def _reranked(self, search: Search, hits: Sequence[Found]) -> list[Found]:
+        """The hits in the order of the reranker's scores; those of equal ones as they were.
+
+        No connection is held meanwhile. Records that share a text share its score.
+        """
+        texts = {hit.record.content: hit.record.text for hit in hits}
+        known = {content: text for content, text in texts.items() if text is not None}
+        if search.asked is None or len(known) < len(texts):
+            raise _no_text()
+        if not hits:
+            return []
+        scoring = self._score(search, search.asked, list(known.values()))
+        made = await search.step("rerank", scoring, lambda done: {"texts": len(done.scores), "model": done.model})
+        scores = dict(zip(known, made.scores.tolist(), strict=True))
+        found = [replace(hit, score=scores[hit.record.content]) for hit in hits]
+        return sorted(found, key=lambda hit: -hit.score)
+
+    async def _score(self, search: Search, asked: str, texts: Sequence[str]) -> Reranked:
+        try:
+            return await self._reranking.rerank(search.tenant, asked, texts)
+        except Invalid as error:
+            # The places that it names are those of hits, which the caller does not know of.
+            raise Invalid.at("/rerank", error.detail, error.faults[0].code) from None
 
     @contextlib.asynccontextmanager
     async def _embedding(self, search: Search) -> AsyncIterator[None]:
@@ -245,11 +279,15 @@ class Searcher:
     async def _question(self, tx: Tx, search: Search) -> Question:
         request, collection = search.request, search.collection
         if request.like is None:
+            search.asked = request.query
             return Question(await _query_terms(request.query or "") if search.by_words else [])
         found = await lookups.pointed(tx, collection.id, request.like)
         if found is None:
             raise NotFound("There is no record of this id.", code="record_not_found")
         record, content = found
+        if request.rerank:
+            liked = await lookups.one(tx, collection.id, collection.active.id, request.like)
+            search.asked = liked.text if liked else None
         words = await matches.of_content(tx, collection.id, content) if search.by_words else []
         vector = None
         if search.by_meaning or search.needs_vector:
@@ -291,12 +329,24 @@ def _wanted(search: Search, question: Question, vector: Vector | None) -> lookup
 
 
 def _refuse(search: Search) -> None:
+    if search.request.rerank and search.request.offset:
+        raise Invalid.at("/cursor", "What is reranked has one page; ask for a larger limit.", "rerank_one_page")
+    if search.request.rerank and not search.collection.policy.keep_text:
+        raise _no_text()
     if search.request.mode == "lexical" and not search.collection.policy.keep_terms:
         raise Invalid.at(
             "/mode",
             "This collection keeps no words (policy keep_terms is false); use mode dense.",
             "terms_not_kept",
         )
+
+
+def _no_text() -> Invalid:
+    return Invalid.at(
+        "/rerank",
+        "A reranker reads texts, and this collection keeps none (policy keep_text is false); search without rerank.",
+        "rerank_needs_text",
+    )
 
 
 async def _query_terms(query: str) -> list[int]:

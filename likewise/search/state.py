@@ -29,7 +29,10 @@ class Question:
 
 @dataclass
 class Search:
-    """The state of one search. `vector` is the query's, once it is there; `degraded` names what was away."""
+    """The state of one search. `vector` is the query's, once it is there; `degraded` names what was away.
+
+    `asked` is the text that hits are reranked by: the query, or that of the record in question.
+    """
 
     tenant: int
     collection: Collection
@@ -39,6 +42,7 @@ class Search:
     group_by: Field | None
     embedding: asyncio.Future[Vector | None] | None = None
     degraded: tuple[str, ...] = ()
+    asked: str | None = None
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

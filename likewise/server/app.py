@@ -12,6 +12,7 @@ from starlette.routing import Match
 
 from likewise.apps.collections import routes as collections
 from likewise.apps.embed import openai_routes as openai
+from likewise.apps.embed import rerank_routes as rerank
 from likewise.apps.embed import routes as embed
 from likewise.apps.embed import usage_routes as usage
 from likewise.apps.jobs import routes as jobs
@@ -29,7 +30,8 @@ from likewise.settings import Settings
 
 ROUTERS = (
     *(health.router, metrics.router, reference.router),
-    *(collections.router, embed.router, openai.router, usage.router, segments.router, jobs.router),
+    *(collections.router, embed.router, openai.router, rerank.router, usage.router),
+    *(segments.router, jobs.router),
 )
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     refuse_undeclared(app)
-    describe(app, asks_who_calls=settings.asks_who_calls)
+    describe(app, settings.auth)
     return app
 
 

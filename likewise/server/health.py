@@ -69,7 +69,15 @@ async def _parts(request: Request) -> dict[str, Any]:
         async with asyncio.timeout(PROBE_SECONDS):
             health = await request.app.state.likewise.health()
     except TimeoutError:
-        return {"database": "It does not answer.", "schema": None, "model": None, "cache": None}
-    fault = health.model and ModelUnavailable(health.model, in_short=health.model_in_short)
-    model = told(fault, request.scope) if fault else None
-    return {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}
+        return {"database": "It does not answer.", "schema": None, "model": None, "cache": None, "issuer": None}
+    model = _told(health.model, health.model_in_short, request)
+    parts = {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}
+    parts["issuer"] = health.issuer
+    if request.app.state.likewise.settings.reranker:
+        parts["reranker"] = _told(health.reranker, health.reranker_in_short, request)
+    return parts
+
+
+def _told(fault: str | None, in_short: str | None, request: Request) -> str | None:
+    """What is wrong with a model, as this caller may know it."""
+    return told(ModelUnavailable(fault, in_short=in_short), request.scope) if fault else None

@@ -96,7 +96,7 @@ def now(likewise: Likewise, queue: Queue | None) -> Now:
         storage_fault=likewise.runtime.storage_fault is not None,
         oldest_waiting={} if queue is None else _of_allowed(queue.oldest, models),
         waiting=None if queue is None else queue.waiting,
-        models=models,
+        models=models | {one.name: one.state for one in likewise.runtime.reranking.states()},
         cache_bytes=likewise.embedder.cache_bytes,
         redis_up=likewise.embedder.cache_fault is None if likewise.settings.redis_url else None,
         pool_in_use=numbers.get("pool_size", 0) - numbers.get("pool_available", 0),

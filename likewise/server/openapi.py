@@ -1,5 +1,6 @@
 """The OpenAPI document: what FastAPI finds, and what our own body reader hides from it."""
 
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,25 +13,26 @@ from likewise.server.scopes import all_routes, scope_of
 
 _REFERENCE = "#/components/schemas/{model}"
 _WORDS = "An API key. `LIKEWISE_AUTH=none` asks for none."
+_BEARER_WORDS = "An API key, or a JWT, as `LIKEWISE_AUTH` says; `none` asks for neither."
 _SCHEMES = {
-    "key": {"type": "http", "scheme": "bearer", "description": _WORDS},
+    "key": {"type": "http", "scheme": "bearer", "description": _BEARER_WORDS},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": _WORDS},
     "metrics": {"type": "http", "scheme": "bearer", "description": "The value of `LIKEWISE_METRICS_TOKEN`."},
 }
 
 
-def describe(app: FastAPI, *, asks_who_calls: bool) -> None:
-    """Make `app` answer the completed document."""
+def describe(app: FastAPI, ways: Collection[str]) -> None:
+    """Make `app` answer the completed document; `ways` are those of LIKEWISE_AUTH."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, asks_who_calls)
+            app.openapi_schema = _document(app, ways)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _document(app: FastAPI, asks_who_calls: bool) -> dict[str, Any]:
+def _document(app: FastAPI, ways: Collection[str]) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
@@ -44,21 +46,23 @@ def _document(app: FastAPI, asks_who_calls: bool) -> dict[str, Any]:
             _drop_assumed_refusal(operation["responses"])
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    _say_who_may_call(app, document)
-    if not asks_who_calls:
+    _say_who_may_call(app, document, by_key="keys" in ways or "none" in ways)
+    if "none" in ways:
         _let_everybody_call(document)
     return document
 
 
-def _say_who_may_call(app: FastAPI, document: dict[str, Any]) -> None:
-    document["components"]["securitySchemes"] = _SCHEMES
+def _say_who_may_call(app: FastAPI, document: dict[str, Any], *, by_key: bool) -> None:
+    # A JWT goes in one header, a key in either.
+    headers = ("key", "header") if by_key else ("key",)
+    document["components"]["securitySchemes"] = {name: _SCHEMES[name] for name in (*headers, "metrics")}
     for route in all_routes(app.routes):
         scope = scope_of(route)
         for method in route.methods if scope else ():
             # The document names a parameter without its kind, as in `{id}` of `{id:path}`.
             operation = document["paths"].get(route.path_format, {}).get(method.lower())
             if operation is not None:
-                operation["security"] = [{"key": [scope]}, {"header": [scope]}]
+                operation["security"] = [{name: [scope]} for name in headers]
                 operation["responses"] |= {str(status): words for status, words in refusals(401, 403).items()}
 
 

@@ -29,8 +29,10 @@ TOO_BUSY = Overloaded("The server has as many requests as it can hold; ask again
 REFUSALS_SECONDS = 1.0
 # In the scope of a request that was refused at the door.
 REFUSED = "likewise.refused"
-# Whose texts wait in the model's queue, or are cut in parts, which takes as long as they are.
-EMBEDDING_PATHS = frozenset({"/v1/embeddings", "/embed/text", "/embed/batch", "/embed/query", "/vectors/documents"})
+# Whose texts wait in a model's queue, or are cut in parts, which takes as long as they are.
+EMBEDDING_PATHS = frozenset(
+    {"/v1/embeddings", "/v1/rerank", "/embed/text", "/embed/batch", "/embed/query", "/vectors/documents"}
+)
 WRITING_PATHS = frozenset({"/vectors/embed", "/vectors/embed/batch", "/vectors/mock"})
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})

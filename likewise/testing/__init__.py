@@ -1,17 +1,22 @@
-"""Real implementations for tests: a deterministic model, here or remote, a throw-away Postgres, a live server."""
+"""Real implementations for tests: a model, here or remote, an issuer of tokens, a throw-away Postgres, a server."""
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
 from likewise.testing.provider import FakeLoader, FakeProvider
-from likewise.testing.server import LiveServer
-from likewise.testing.upstream import Asked, Reply, Upstream
+from likewise.testing.scripted import Asked, Reply
+from likewise.testing.server import LiveServer, LiveWorker
+from likewise.testing.tokens import FakeIssuer, Signer
+from likewise.testing.upstream import Upstream
 
 __all__ = [
     "Asked",
     "DatabaseUrls",
+    "FakeIssuer",
     "FakeLoader",
     "FakeProvider",
     "LiveServer",
+    "LiveWorker",
     "Reply",
+    "Signer",
     "ThrowawayPostgres",
     "Upstream",
     "open_folder",

@@ -1,4 +1,4 @@
-"""`likewise serve` in a process of its own, to be asked over HTTP and to be killed."""
+"""`likewise serve` and `likewise worker` in processes of their own, to be asked over HTTP and to be killed."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,14 +15,16 @@ import orjson
 START_SECONDS = 60.0
 
 
-class LiveServer:
-    """A server on a free port of the loopback, with an embedded Postgres in `data_dir`.
+class LiveProcess:
+    """A verb that stays, over the data in `data_dir`, from its first line of output to its end.
 
     Args:
         data_dir: the data folder; a second start on it finds what the first one stored.
         environment: more LIKEWISE_* variables.
         log: where its log lines go.
     """
+
+    arguments: Sequence[str]
 
     def __init__(
         self, data_dir: Path, environment: Mapping[str, str] | None = None, *, log: Path | None = None
@@ -31,37 +33,35 @@ class LiveServer:
         self._environment = {"LIKEWISE_DATA_DIR": str(data_dir), **(environment or {})}
         self._log = log
         self._process: Process | None = None
-        self.url = ""
 
     async def start(self) -> Self:
-        """Start it and wait until it listens; TimeoutError if it does not in a minute."""
+        """Start it and wait until it says that it is there; TimeoutError if it does not in a minute."""
         with contextlib.ExitStack() as stack:
             log = DEVNULL if self._log is None else stack.enter_context(self._log.open("ab"))
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "likewise", "serve", "--json", "--port", "0"),
+                *(sys.executable, "-m", "likewise", *self.arguments),
                 env={**os.environ, **self._environment},
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=log,
             )
         if self._process.stdout is None:
-            raise RuntimeError("The server has no output to tell its address by.")
+            raise RuntimeError("The process has no output to tell that it is there by.")
         line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
         if not line:
-            raise RuntimeError(f"The server ended with exit code {await self._process.wait()} before it listened.")
-        self.url = orjson.loads(line)["url"]
+            raise RuntimeError(f"The process ended with exit code {await self._process.wait()} before it was there.")
+        self._started(orjson.loads(line))
         return self
+
+    def _started(self, told: Mapping[str, str]) -> None:
+        """Take note of what its first line tells."""
 
     @property
     def pid(self) -> int:
         """The process's id."""
         if self._process is None:
-            raise RuntimeError("The server is not started.")
+            raise RuntimeError("The process is not started.")
         return self._process.pid
-
-    def postmaster_pid(self) -> int:
-        """The id of its Postgres."""
-        return int((self.data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
 
     async def kill(self) -> None:
         """SIGKILL: nothing of it runs on."""
@@ -90,3 +90,23 @@ class LiveServer:
             yield self
         finally:
             await self.stop()
+
+
+class LiveServer(LiveProcess):
+    """`likewise serve` on a free port of the loopback, with an embedded Postgres in `data_dir`."""
+
+    arguments = ("serve", "--json", "--port", "0")
+    url = ""
+
+    def _started(self, told: Mapping[str, str]) -> None:
+        self.url = told["url"]
+
+    def postmaster_pid(self) -> int:
+        """The id of its Postgres."""
+        return int((self.data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+
+
+class LiveWorker(LiveProcess):
+    """`likewise worker` beside a server on the same data."""
+
+    arguments = ("worker", "--json")

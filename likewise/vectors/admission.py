@@ -11,7 +11,8 @@ from likewise.db.collections import Generation
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder, OpenModel
-from likewise.errors import ModelUnavailable
+from likewise.embedding.provider import Matrix
+from likewise.errors import ModelUnavailable, WrongModel
 from likewise.observe.logs import get_logger
 
 # Between bf16 and f32 of the same weights the least cosine is 0.9998, between other poolings 0.9 and less.
@@ -77,6 +78,33 @@ class Admission:
                 generation = await self._check(tenant, generation, model)
         return Admitted(generation, model)
 
+    async def check_default_model(self) -> None:
+        """Whether the default model is what it should be; one that is away, or loads for long, is not looked at.
+
+        Raises:
+            WrongModel: its files have been changed, or none of the vectors that are stored of it are its own.
+        """
+        try:
+            model = await self._embedder.opened()
+        except ModelUnavailable as error:
+            if error.code == "weights_checksum":
+                raise WrongModel(error.detail) from None
+            return
+        stored = await collections.spaces(self._pool, model.spec.name)
+        same = [one for one in stored if one.space == model.space and one.dimension == model.dimension]
+        if stored and not same:
+            raise WrongModel(
+                f"The default model, {model.spec.name}, is not the one that the stored vectors were made with: its "
+                "weights, tokenizer or configuration are others. Bring the old files back, or set LIKEWISE_MODEL."
+            )
+        for one in same:
+            least = _least_cosine(await self._embedder.probe(), one.probe)
+            if least < LEAST_PROBE_COSINE:
+                raise WrongModel(
+                    f"The default model, {model.spec.name}, reads the probe texts otherwise than when the stored "
+                    f"vectors were made (cosine {least:.4f}). Bring back its files and LIKEWISE_PRECISION as they were."
+                )
+
     async def _check(self, tenant: int, generation: Generation, model: OpenModel) -> Generation:
         if (generation.id, model.space) in self._admitted:
             return generation
@@ -119,7 +147,11 @@ class Admission:
         if generation.probe is None:
             return None
         probe = await self._embedder.probe(generation.model)
-        least = float(np.min(np.sum(probe * generation.probe, axis=1)))
+        least = _least_cosine(probe, generation.probe)
         if least < LEAST_PROBE_COSINE:
             return f"The model reads the probe texts otherwise than when this collection was made (cosine {least:.4f})."
         return None
+
+
+def _least_cosine(made: Matrix, stored: Matrix) -> float:
+    return float(np.min(np.sum(made * stored, axis=1)))

@@ -15,6 +15,7 @@ import pytest
 from likewise.testing import Upstream
 from tests.cli.conftest import PROGRAM, Run
 from tests.cli.screen import on_a_terminal
+from tests.search.rerankers import BERT
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
 # Without a model the texts of this file's tests wait for as long as they run.
@@ -42,6 +43,8 @@ def test_help_names_every_verb(likewise_command: Run) -> None:
         "models",
         "db",
         "keys",
+        "tenants",
+        "token",
         "usage",
         "doctor",
     ):
@@ -70,6 +73,8 @@ def test_wrong_usage_is_2(likewise_command: Run, arguments: list[str]) -> None:
         ({"LIKEWISE_HOST": "0.0.0.0"}, "LIKEWISE_HOST"),
         ({"LIKEWISE_AUTH": "passwords"}, "LIKEWISE_AUTH"),
         ({"LIKEWISE_AUTH": "none,keys"}, "LIKEWISE_AUTH"),
+        ({"LIKEWISE_AUTH": "dev"}, "LIKEWISE_DEV_JWT_SECRET"),
+        ({"LIKEWISE_AUTH": "jwks"}, "LIKEWISE_JWKS_URL"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_and_is_named(
@@ -352,6 +357,31 @@ def test_the_database_and_the_models_are_shown(likewise_command: Run) -> None:
     assert json.loads(models.stdout)["models"][0]["state"] == "not here"
     assert checked.returncode == FAILED
     assert "models pull" in one_line(checked.stderr)
+
+
+def test_a_reranker_is_shown_tried_and_used(likewise_command: Run) -> None:
+    # Given settings that name a small one, and a collection
+    chosen = {"LIKEWISE_RERANKER": str(BERT), "LIKEWISE_PRECISION": "f32"}
+    lines = "".join(json.dumps({"id": one, "text": f"the pump is {one}"}) + "\n" for one in ("blue", "cold"))
+    likewise_command("index", "-", "--collection", "reranked", input=lines)
+    # Then it is shown among the models, and works
+    listed = json.loads(likewise_command("models", "list", "--json", **chosen).stdout)["models"]
+    told = {row["name"]: (row["kind"], row["default"], row["allowed"], row["state"]) for row in listed}
+    assert told[str(BERT)] == ("reranker", True, True, "here")
+    assert told["ms-marco-MiniLM-L-6-v2"] == ("reranker", False, False, "not here")
+    assert "reranker" in likewise_command("models", "list", **chosen).stdout
+    checked = likewise_command("models", "check", str(BERT), **chosen)
+    assert "works: a reranker, 64 tokens, openvino" in one_line(checked.stdout), checked.stderr
+    assert "pairs/s" in checked.stdout
+    # And a search has its scores
+    found = likewise_command("search", "a cold pump", "--collection", "reranked", "--rerank", "--json", **chosen)
+    hits = json.loads(found.stdout)["hits"]
+    assert len(hits) == 2
+    assert 1 > hits[0]["score"] >= hits[1]["score"] > 0
+    # Without it that is said
+    refused = likewise_command("search", "a cold pump", "--collection", "reranked", "--rerank")
+    assert refused.returncode == FAILED
+    assert "LIKEWISE_RERANKER" in refused.stderr
 
 
 async def test_a_remote_model_is_shown_asked_and_used(likewise_command: Run) -> None:

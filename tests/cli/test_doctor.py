@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,10 +26,11 @@ from likewise.db.filelock import open_lock
 from likewise.db.processes import postgres_processes
 from likewise.db.server import EmbeddedServer
 from likewise.settings import load_settings
-from likewise.testing import DatabaseUrls, Reply, ThrowawayPostgres, Upstream, open_folder
+from likewise.testing import DatabaseUrls, FakeIssuer, Reply, ThrowawayPostgres, Upstream, open_folder
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.embedding.tiny import weights, write_folder
+from tests.search.rerankers import BERT
 
 Examine = Callable[..., Awaitable[dict[str, Finding]]]
 
@@ -153,6 +155,25 @@ async def test_a_redis_of_an_unreadable_url(examine: Examine) -> None:
     assert "xyzzy" not in words
 
 
+# The issuer of tokens
+
+
+async def test_an_issuer(examine: Examine) -> None:
+    async with FakeIssuer().running() as server:
+        jwks = {"AUTH": "jwks", "JWKS_URL": server.url, "JWT_AUDIENCE": "likewise", "JWT_ISSUER": "https://issuer"}
+        well = await examine(**jwks)
+        server.published = []
+        empty = only(await examine(**jwks), "issuer")
+        server.next.append(Reply(body=b"<html>"))
+        rubbish = only(await examine(**jwks), "issuer")
+    away = only(await examine(**jwks), "issuer")
+    assert faults(well) == {}
+    assert well["issuer"].what == "It publishes 2 keys for signatures"
+    assert "RS256 or ES256" in empty
+    assert "no set of keys" in rubbish
+    assert "LIKEWISE_JWKS_URL" in away
+
+
 # Settings and models
 
 
@@ -249,6 +270,20 @@ async def test_a_remote_model_that_does_not_work(
         assert len(upstream.asked) <= 2
     assert words in found
     assert "canary" not in found
+
+
+async def test_a_reranker_that_works(examine: Examine) -> None:
+    found = await examine(RERANKER=str(BERT), PRECISION="f32")
+    assert faults(found) == {}
+    assert f"{BERT} works" in found["reranker"].what
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("ms-marco-MiniLM-L-6-v2", "likewise models pull ms-marco-MiniLM-L-6-v2"), ("tiny", "no cross-encoder")],
+)
+async def test_a_reranker_that_does_not_work(examine: Examine, name: str, words: str) -> None:
+    assert re.search(words, only(await examine(RERANKER=name), "reranker"))
 
 
 async def test_a_remote_model_that_works(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

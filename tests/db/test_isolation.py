@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
 import likewise
-from likewise.db import collections
+from likewise.db import collections, jobs
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, SettingsError
 from likewise.kind import NewRecord, Policy
@@ -83,6 +84,10 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
             async with lw.runtime.pool.tenant(tenant) as tx:
                 await tx.execute(REQUEST, [tenant, "beta-secret" if secrets else "key"])
                 await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
+                notes = await collections.named(tx, "notes")
+                left = [int(row[0]) for row in await tx.rows(SQL("SELECT content FROM waiting"))]
+                items = {f"{'beta-secret' if secrets else 'item'} {content}": content for content in left or [0]}
+                await jobs.start(tx, uuid4(), "embed", notes.active.id, items, result={})
         await lw.runtime.bookkeeping.flush()
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)
@@ -172,7 +177,7 @@ async def test_a_tenant_that_is_no_number_is_an_error_and_shows_nothing(two_shar
 async def test_other_tenants_rows_cannot_be_changed_moved_or_locked(two_shared: Two) -> None:
     beta = [two_shared.beta]
     async with await serving(two_shared, two_shared.alpha) as connection:
-        for name in ("contents", "records", "record_fields", "waiting", "idempotency"):
+        for name in ("contents", "records", "record_fields", "waiting", "idempotency", "jobs", "job_contents"):
             for statement in ("DELETE FROM {} WHERE tenant = %s", "UPDATE {} SET tenant = tenant WHERE tenant = %s"):
                 assert (await connection.execute(SQL(statement).format(Identifier(name)), beta)).rowcount == 0
             if await rows(connection, SQL("SELECT 1 FROM {}").format(Identifier(name))):
@@ -226,9 +231,10 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
         )
     definers = {name: settings for name, definer, settings, _ in found if definer}
     assert set(definers) == {
-        "tenant_named", "make_generation", "make_collection", "drop_collection",
+        "tenant_named", "tenant_known", "make_generation", "make_collection", "drop_collection",
         "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
         "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests", "add_usage",
+        "claim_task", "expire_sealed", "forget_jobs", "spaces_of_model",
     }  # fmt: skip
     assert set(map(tuple, definers.values())) == {("search_path=likewise, pg_temp",)}
     assert [name for name, _, _, by_all in found if by_all] == []

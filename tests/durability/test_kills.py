@@ -3,29 +3,19 @@
 import asyncio
 import os
 import random
-import shutil
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from likewise.testing import LiveServer, open_folder
+from likewise.testing import LiveServer
 
 KILLS = 10
 # These of the ten kill Postgres and leave the server alive.
 OF_POSTGRES = (2, 5, 8)
 BATCH = 40
 WORDS = "pump valve rotor cold freeze leak start stop alarm pressure motor shaft bearing flow sensor".split()
-
-
-@pytest.fixture
-async def folder() -> AsyncIterator[Path]:
-    """A data folder that outlives the servers on it."""
-    made = open_folder()
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 class Writer:

@@ -247,7 +247,7 @@ async def test_the_memory_of_real_models_is_given_back(
     # Given three folders and room for two
     folders = [tiny.write_folder(tmp_path / name, tiny.weights(seed)) for seed, name in enumerate("abc")]
     first, second, third = map(str, folders)
-    needed = memory.needed_by(local_spec(first, folders[0]), folders[0], settings)
+    needed = memory.needed_by(local_spec(first, folders[0]), [folders[0] / "model.safetensors"], settings)
     assert needed > memory.BESIDES
     chosen = {"model": first, "models_allowed": (second, third), "models_bytes": 2 * needed}
     embedder = Embedder(settings.model_copy(update=chosen))

@@ -26,7 +26,8 @@ from likewise.embedding.trouble import RequestRefused, WrongAnswer
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import Asked, Reply, Upstream
-from likewise.testing.upstream import Behaviour, written
+from likewise.testing.scripted import Behaviour
+from likewise.testing.upstream import written
 from tests.models_file import models_file
 from tests.patience import until
 
@@ -444,7 +445,7 @@ async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakePro
     upstream.next.append(Reply(429, headers={"retry-after-ms": "250"}))
     provider = remote()
     first = asyncio.create_task(provider.embed(["a"], "document"))
-    await until(lambda: provider._pace._until > 0)
+    await until(lambda: provider._calls._pace._until > 0)
     # When others come meanwhile
     others = [asyncio.create_task(provider.embed([f"{place}"], "document")) for place in range(5)]
     # Then nobody asks it before, and everybody then

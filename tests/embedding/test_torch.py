@@ -386,7 +386,7 @@ def test_what_a_model_takes_is_counted_in_the_arithmetic_that_it_runs_in(
     path = folder(electra(), parts.Pooling(32, "mean"))
     spec, chosen = local_spec("own", path), plain.model_copy(update={"precision": precision})
     weights = sum(tensor.numel() for tensor in safetensors.load_file(path / "model.safetensors").values())
-    assert memory.needed_by(spec, path, chosen) == memory.BESIDES + size * weights
+    assert memory.needed_by(spec, [path / "model.safetensors"], chosen) == memory.BESIDES + size * weights
     assert load(spec, path, chosen).numerics.endswith("bf16" if size == 2 else "f32")
 
 

@@ -40,6 +40,31 @@ NEVER = {
     "failed contents in the queue": """
         SELECT 1 FROM waiting w JOIN contents c ON c.pk = w.content WHERE c.state = 'failed'
     """,
+    "texts that wait sealed for nothing": """
+        SELECT 1 FROM contents c WHERE c.sealed IS NOT NULL AND NOT EXISTS (
+            SELECT FROM generations g JOIN waiting w ON w.generation = g.id AND w.content = c.pk
+            WHERE g.collection = c.collection)
+    """,
+    "waiting without a text": """
+        SELECT 1 FROM waiting w JOIN contents c ON c.pk = w.content WHERE c.text IS NULL AND c.sealed IS NULL
+    """,
+    "items of no job": """
+        SELECT 1 FROM job_contents i WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = i.job AND j.tenant = i.tenant)
+    """,
+    "jobs that wait for what nothing will come of": """
+        SELECT 1 FROM job_contents i JOIN jobs j ON j.id = i.job WHERE i.error IS NULL AND NOT EXISTS (
+            SELECT FROM waiting w WHERE w.generation = j.generation AND w.content = i.content)
+    """,
+    "jobs that count otherwise than their items": """
+        SELECT 1 FROM jobs j WHERE j.run_after IS NULL AND (j.total - j.done, j.failed) <> (
+            SELECT count(*), count(i.error) FROM job_contents i WHERE i.job = j.id)
+    """,
+    "jobs that ended with work left, or have not with none": """
+        SELECT 1 FROM jobs j WHERE j.run_after IS NULL AND (j.ended_at IS NULL) = (j.done + j.failed = j.total)
+    """,
+    "ended tasks with their input": """
+        SELECT 1 FROM jobs j WHERE j.ended_at IS NOT NULL AND j.input IS NOT NULL
+    """,
     "collections without a generation": """
         SELECT 1 FROM collections c
         WHERE NOT EXISTS (SELECT FROM generations g WHERE g.id = c.active_generation AND g.collection = c.id)

@@ -26,7 +26,7 @@ COLD, WARM = "the pump fails when it is cold", "the valve leaks when it is warm"
 COLLECTION = "segments:minilm-l6-v2"
 
 
-@pytest.fixture(params=[True], ids=["text kept"])
+@pytest.fixture(params=[False, True], ids=["no text kept", "text kept"])
 def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
     """What follows is so whether texts are kept or not."""
     return settings.model_copy(update={"segments_keep_text": request.param})

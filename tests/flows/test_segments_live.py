@@ -1,12 +1,6 @@
 """Document segments over HTTP: a server that stores and searches, a worker in a process of its own, a real model."""
 
-import asyncio
-import contextlib
-import os
 import shutil
-import signal
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from likewise.testing import LiveServer, open_folder
+from likewise.testing import LiveServer, LiveWorker, open_folder
 from tests.patience import until
 
 COLD = "The pump fails when it is cold."
@@ -35,37 +29,16 @@ async def client(real_models: Path) -> AsyncIterator[httpx2.AsyncClient]:
         "LIKEWISE_MODELS_DIR": str(real_models),
         "LIKEWISE_OFFLINE": "true",
         "LIKEWISE_EMBED_WORKER": "false",
-        "LIKEWISE_SEGMENTS_KEEP_TEXT": "true",
     }
     try:
         async with (
             LiveServer(folder, environment).running() as server,
-            worker({**environment, "LIKEWISE_DATA_DIR": str(folder)}),
+            LiveWorker(folder, environment).running(),
             httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
         ):
             yield client
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.asynccontextmanager
-async def worker(environment: dict[str, str]) -> AsyncIterator[None]:
-    """`likewise worker`, once it is ready."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "likewise", "worker", "--json"),
-        env={**os.environ, **environment},
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        assert await asyncio.wait_for(process.stdout.readline(), SECONDS)
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        await process.communicate()
 
 
 async def embedded(client: httpx2.AsyncClient, body: dict[str, Any], path: str = "/vectors/embed") -> dict[str, Any]:

@@ -1,59 +1,29 @@
 """Two tenants on one server: whatever one of them sends, nothing that it gets shows anything of the other."""
 
-import asyncio
-import base64
 import io
 import json
-import random
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
-from urllib.parse import quote
 
 import httpx2
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 import likewise
 from likewise.auth.caller import Scope
-from likewise.auth.tokens import new_key
 from likewise.embedding.embedder import Embedder
-from likewise.observe import logs
 from likewise.server.app import create_app
 from likewise.server.scopes import all_routes
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.auth.keys import make_key
+from tests.flows.two_tenants import CANARIES, Call, House, Sent, Teller, all_made, calls
+from tests.search.rerankers import BERT
 
 URL = "/api/v1/collections"
-# In everything that a tenant stores, sends and names; no word of ours has them.
-CANARIES = ("zqamber", "zqbasalt")
-EXAMPLES, CALLS, AT_ONCE = 100, 50, 10
-
-WORDS = "pump valve rotor cold freeze leak start stop alarm oil".split()
-REQUEST_ID = re.compile(r"rid-zq\w+-\d+")
-
-
-@dataclass
-class House:
-    """A server with two tenants, each with a key that reads and one that may do everything.
-
-    `statuses` counts the answers; `ids` are those of jobs and points that each was told.
-    """
-
-    client: httpx2.AsyncClient
-    paths: frozenset[str]
-    readers: list[str]
-    keepers: list[str]
-    log: io.StringIO
-    cursors: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
-    ids: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
-    numbers: Any = field(default_factory=count)
-    statuses: dict[int, int] = field(default_factory=dict)
+EXAMPLES, CALLS = 100, 50
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +32,11 @@ async def house(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFa
     async with postgres.database() as urls:
         folder = tmp_path_factory.mktemp("data")
         settings = load_settings(
-            data_dir=folder, database_url=urls.owner, database_serving_url=urls.serving, auth="keys"
+            data_dir=folder,
+            database_url=urls.owner,
+            database_serving_url=urls.serving,
+            auth="keys",
+            reranker=str(BERT),
         )
         embedder = Embedder(settings, providers={settings.model: lambda spec: FakeProvider()})
         async with likewise.open(settings, embedder=embedder) as lw:
@@ -75,41 +49,8 @@ async def house(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFa
                 yield House(client, paths, readers, keepers, io.StringIO())
 
 
-@dataclass(frozen=True)
-class Call:
-    """One request: whose it is, by which key, and dice for all the rest."""
-
-    tenant: int
-    key: str
-    what: str
-    dice: int
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A request as it goes out, and the scope that it needs (None: nobody is asked)."""
-
-    method: str
-    path: str
-    scope: Scope | None
-    body: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Teller:
-    """Makes up requests of one tenant: it stores its own canary, and asks for anybody's."""
-
-    def __init__(self, house: House, call: Call) -> None:
-        self.house = house
-        self.dice = random.Random(call.dice)
-        self.own = CANARIES[call.tenant]
-        self.tenant = call.tenant
-
-    def somebody(self) -> str:
-        return self.dice.choice([self.own, self.own, *CANARIES])
-
-    def text(self, canary: str) -> str:
-        return " ".join([canary, *self.dice.choices(WORDS, k=self.dice.randint(1, 4))])
+class CollectionsTeller(Teller):
+    """Makes up requests of the general API."""
 
     def name(self, canary: str) -> str:
         # Names and ids that both have, and names that tell whose they are.
@@ -136,13 +77,6 @@ class Teller:
             [{"site": value}, {"status": {"$ne": value}}, {"id": {"$in": [self.id(value), "7"]}}, {"n": {"$gte": 3}},
              {"parent": {"$contains": value}}, {"site": {"$exists": True}}, {"site": {"$wrong": value}}, value]
         )  # fmt: skip
-
-    def idempotency(self) -> dict[str, str]:
-        key = f"{self.somebody()}-{self.dice.randint(0, 30)}"
-        return {"idempotency-key": key} if self.dice.random() < 0.5 else {}
-
-    def cursor(self) -> str:
-        return self.dice.choice([*self.house.cursors[0][-5:], *self.house.cursors[1][-5:], "zz", ""])
 
     def list(self) -> Sent:
         cursor = f"&cursor={self.cursor()}" if self.dice.random() < 0.5 else ""
@@ -190,52 +124,16 @@ class Teller:
             body |= {"group_by": "site", "explain": True}
         if self.dice.random() < 0.2:
             body["cursor"] = self.cursor()
+        if self.dice.random() < 0.2:
+            body["rerank"] = True
         return Sent("POST", f"{self.collection()}/search", Scope.READ, body)
 
-    def asset(self, canary: str) -> str:
-        return self.dice.choice(["shared/asset", f"{canary} asset"])
-
-    def segment(self) -> dict[str, Any]:
-        return {"segment_id": self.dice.choice("ab"), "text": self.text(self.own), "metadata": {"site": self.own}}
-
-    def embed(self) -> Sent:
-        asset = {"asset_id": self.asset(self.own)}
-        path, body = self.dice.choice(
-            [
-                ("/vectors/embed", asset | self.segment()),
-                ("/vectors/embed/batch", asset | {"segments": [self.segment() | {"segment_id": one} for one in "ab"]}),
-                ("/vectors/documents", asset | {"text": self.text(self.own) * 20, "metadata": {"site": self.own}}),
-            ]
-        )
-        return Sent("POST", path, Scope.WRITE, body, self.idempotency())
-
-    def segments(self) -> Sent:
-        who = self.somebody()
-        body: dict[str, Any] = {"query_text": self.text(who), "limit": self.dice.choice([1, 10, 100])}
-        if self.dice.random() < 0.5:
-            body["filters"] = self.filters()
+    def rerank(self) -> Sent:
+        own = [self.text(self.own) for _ in range(self.dice.randint(0, 3))]
+        body = {"query": self.text(self.own), "documents": own, "return_documents": True}
         if self.dice.random() < 0.3:
-            body["asset_id"] = self.asset(who)
-        if self.dice.random() < 0.2:
-            body["group_by"] = self.dice.choice(["site", "asset_id"])
-        return Sent("POST", "/vectors/search", Scope.READ, body)
-
-    def named(self) -> Sent:
-        """By an id that either tenant has been told."""
-        known = [*self.house.ids[0][-9:], *self.house.ids[1][-9:], NOBODY]
-        one, verb = self.dice.choice(known), self.dice.choice(["cancel", "retry"])
-        return self.dice.choice(
-            [
-                *[Sent("GET", f"/jobs/{one}", Scope.READ)] * 3,
-                Sent("POST", f"/jobs/{one}/{verb}", Scope.WRITE, headers=self.idempotency()),
-                Sent("DELETE", f"/vectors/{one}", Scope.WRITE),
-                Sent("DELETE", f"/vectors/asset/{quote(self.asset(self.somebody()))}", Scope.WRITE),
-            ]
-        )
-
-    def jobs(self) -> Sent:
-        cursor = f"&cursor={self.cursor()}" if self.dice.random() < 0.3 else ""
-        return Sent("GET", f"/jobs?limit={self.dice.choice([1, 2, 100])}{cursor}", Scope.READ)
+            body["model"] = self.own
+        return Sent("POST", "/v1/rerank", Scope.READ, body)
 
     def later(self) -> Sent:
         verb, scope = self.dice.choice([("clusters", Scope.READ), ("reembed", Scope.ADMIN), ("switch", Scope.ADMIN)])
@@ -264,75 +162,27 @@ class Teller:
         return Sent("GET", self.dice.choice(paths + (["/metrics"] if "/metrics" in self.house.paths else [])), None)
 
 
-OFTEN = ("write", "search", "read", "list", "embed", "segments")
+OFTEN = ("write", "search", "read", "list")
 WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lines", "delete", "later", "broken",
-        "named", "named", "jobs", "usage", "lost", "open", "refused_method")  # fmt: skip
-CALL = st.builds(
-    Call,
-    tenant=st.integers(0, 1),
-    key=st.sampled_from(["keeper", "keeper", "keeper", "keeper", "reader", "reader", "none", "wrong"]),
-    what=st.sampled_from(WHAT),
-    dice=st.integers(0, 2**32 - 1),
-)
+        "usage", "lost", "open", "refused_method", "rerank")  # fmt: skip
 
 
 @pytest.mark.timeout(180)
 @hypothesis_settings(
     max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
 )
-@given(calls=st.lists(CALL, min_size=CALLS, max_size=CALLS))
-async def test_nothing_of_one_tenant_is_shown_to_the_other(house: House, calls: list[Call]) -> None:
+@given(made_up=calls(WHAT, CALLS))
+async def test_nothing_of_one_tenant_is_shown_to_the_other(house: House, made_up: list[Call]) -> None:
     # Given
-    logs.configure("debug", house.log)
-    house.log.seek(0)
-    house.log.truncate()
     for key in house.keepers:
         await house.client.post(URL, json={"name": "shared"}, headers={"authorization": f"Bearer {key}"})
-    # When both call, several at once
-    for start in range(0, len(calls), AT_ONCE):
-        await asyncio.gather(*(made(house, call) for call in calls[start : start + AT_ONCE]))
-    # Then no log line says anything of either, but for the ids that they gave their requests
-    assert [line for line in house.log.getvalue().splitlines() if "zq" in REQUEST_ID.sub("", line)] == []
+    # When both call, several at once, then nobody sees anything of the other
+    await all_made(house, CollectionsTeller, made_up)
     # And in the end every kind of answer was among them: where nothing is found nothing is shown either
     if sum(house.statuses.values()) == EXAMPLES * CALLS:
         assert {200, 201, 204, 400, 401, 403, 404, 405, 409, 422} <= set(house.statuses)
         # How many depends on when the collections happen to be dropped.
         assert house.statuses[200] > EXAMPLES * CALLS / 10, house.statuses
-
-
-async def made(house: House, call: Call) -> None:
-    """Make a call, and look at all that comes back."""
-    sent = getattr(Teller(house, call), call.what)()
-    other = CANARIES[1 - call.tenant]
-    request_id = f"rid-{CANARIES[call.tenant]}-{next(house.numbers)}"
-    token = {"reader": house.readers[call.tenant], "keeper": house.keepers[call.tenant], "wrong": new_key().token}
-    headers = {"x-request-id": request_id, "content-type": "application/json"} | sent.headers
-    if call.key in token:
-        headers["authorization"] = f"Bearer {token[call.key]}"
-    content = sent.body if isinstance(sent.body, str) else json.dumps(sent.body)
-    answer = await house.client.request(sent.method, sent.path, headers=headers, content=content)
-    house.statuses[answer.status_code] = house.statuses.get(answer.status_code, 0) + 1
-    # Who may not call hears just that
-    if sent.scope is not None and call.key in ("none", "wrong"):
-        assert answer.status_code == 401, sent
-    elif sent.scope in (Scope.WRITE, Scope.ADMIN) and call.key == "reader":
-        assert answer.status_code == 403, sent
-    else:
-        assert answer.status_code not in (401, 403, 500), (sent, answer.text)
-    # What comes back is one's own
-    shown = answer.text + str(answer.headers)
-    if answer.is_success and call.what == "embed":
-        told = answer.json()
-        house.ids[call.tenant].extend(told[name] for name in ("job_id", "point_id") if name in told)
-    if answer.status_code == 200 and call.what in ("list", "search", "jobs") and (cursor := answer.json()["cursor"]):
-        house.cursors[call.tenant].append(cursor)
-        shown += base64.urlsafe_b64decode(cursor + "==").decode(errors="replace")
-    assert other not in shown, sent
-    # Ids are told to nobody else, unless he names one himself: then the answer does not show whether it is there.
-    foreign = [one for one in house.ids[1 - call.tenant] if one not in sent.path]
-    assert not any(one in shown for one in foreign), sent
-    if call.key in ("none", "wrong"):
-        assert "zq" not in shown.replace(request_id, ""), sent
 
 
 # Each route that names something, with a foreign thing and one that is nowhere.
@@ -345,6 +195,8 @@ NAMING: list[tuple[str, str, Any]] = [
     ("DELETE", "/records/7", None),
     ("POST", "/search", {"query": "x"}),
     ("POST", "/search", {"like": "7"}),
+    ("POST", "/search", {"query": "x", "rerank": True}),
+    ("POST", "/search", {"like": "7", "rerank": True}),
     ("GET", "/clusters", None),
     ("POST", "/clusters", {}),
     ("GET", "/clusters/1", None),
@@ -381,9 +233,8 @@ async def test_what_belongs_to_another_answers_like_what_is_not_there(house: Hou
     segment = {"asset_id": "theirs", "segment_id": "a", "text": "x"}
     told = (await house.client.post("/vectors/embed", json=segment, headers=theirs)).json()
     for method, path, named in OF_SEGMENTS:
-        known = told[named]
         missing = "nowhere" if named == "asset_id" else NOBODY
-        pairs.append((method, path.format(known), path.format(missing), None, None))
+        pairs.append((method, path.format(told[named]), path.format(missing), None, None))
     for method, foreign, missing, body, other_body in pairs:
         # When
         answers = [

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from likewise.cleaning import cleaned, cleaned_json
-from likewise.errors import Invalid, NotFound, NotSupported
+from likewise.errors import Invalid, NotFound
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.testing import FakeProvider, ThrowawayPostgres
@@ -169,13 +169,6 @@ async def test_names_that_no_collection_has_are_refused(shared: Likewise, name: 
     for work in (odd.stats, odd.drop):
         with pytest.raises(NotFound):
             await work()
-
-
-async def test_texts_are_always_kept_in_this_version(shared: Likewise) -> None:
-    with pytest.raises(NotSupported):
-        await shared.collection("forgetful").create(policy=Policy(keep_text=False))
-    with pytest.raises(NotFound):
-        await shared.collection("forgetful").stats()
 
 
 @pytest.mark.parametrize("records", ["abc", {"id": "1", "text": "x"}, None, 5, ["abc"], [None], [("id", "1")]])

@@ -50,6 +50,7 @@ MODEL = "minilm-l6-v2"
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried again soon."""
     monkeypatch.setattr("likewise.ingest.worker.RETRY_AFTER", timedelta(seconds=0.05))
+    monkeypatch.setattr("likewise.db.waiting.FIRST_PAUSE", 0.02)
     monkeypatch.setattr("likewise.ingest.worker.POLL_SECONDS", 0.05)
     monkeypatch.setattr("likewise.ingest.worker.SWEEP_SECONDS", 0.05)
     monkeypatch.setattr("likewise.ingest.worker.AWAY_SECONDS", 0.1)
@@ -223,13 +224,13 @@ async def test_what_a_dead_worker_held_is_claimed_alone(idle: Likewise, database
     await add(idle, await idle.tenant(), "notes", [f"text {n}" for n in range(10)])
     held = await claim(idle, alone=False)
     assert len(held) == 10
-    assert await waiting.sweep(idle.runtime.pool) == 0
+    assert await waiting.sweep(idle.runtime.pool, 3) == 0
     assert await claim(idle, alone=False) == await claim(idle, alone=True) == []
     # When the lease is over
     await asyncio.sleep(LEASE.total_seconds() + 0.05)
     # Then nobody takes them together, not even before they are swept
     assert await claim(idle, alone=False) == []
-    assert await waiting.sweep(idle.runtime.pool) == 10
+    assert await waiting.sweep(idle.runtime.pool, 3) == 10
     assert await claim(idle, alone=False) == []
     assert [len(await claim(idle, alone=True)) for _ in range(11)] == [1] * 10 + [0]
     assert [(attempts, alone) for _, _, attempts, alone, _, _ in await queue(database)] == [(1, True)] * 10
@@ -242,7 +243,7 @@ async def test_a_text_that_kills_its_worker_three_times_alone_is_failed(idle: Li
     deaths = 0
     async with asyncio.timeout(5):
         while (await notes.stats())["failed"] < 2:
-            await waiting.sweep(idle.runtime.pool)
+            await waiting.sweep(idle.runtime.pool, 3)
             deaths += len(await claim(idle, alone=True, lease=timedelta()))
     assert deaths == 6
     assert {(await notes.get(one)).vector for one in ("deadly", "good")} == {"failed"}
@@ -290,9 +291,8 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
     async def work() -> bool:
         pool = await Pool(database.serving, most=2).open()
         embedder = Embedder(settings, providers={settings.model: lambda spec: stopped})
-        worker = Worker(
-            pool, embedder, Admission(pool, embedder), PgvectorStore(), Wakeups(database.serving), lease=LEASE
-        )
+        parts = Admission(pool, embedder), PgvectorStore(), Wakeups(database.serving), idle.runtime.sealing
+        worker = Worker(pool, embedder, *parts, lease=LEASE)
         try:
             return await worker.step()
         finally:
@@ -347,7 +347,7 @@ async def _look_for_more(idle: Likewise, everyone: Sequence[int]) -> None:
     other = worker_of(idle)
     await asyncio.sleep(LEASE.total_seconds() / 2)
     for _ in range(20):
-        assert await waiting.sweep(idle.runtime.pool) == 0
+        assert await waiting.sweep(idle.runtime.pool, 3) == 0
         assert not await other.step()
         await asyncio.sleep(LEASE.total_seconds() / 10)
 

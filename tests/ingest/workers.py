@@ -5,13 +5,21 @@ from typing import Any
 
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
+from likewise.sealing import Sealing
 from likewise.vectors.store import VectorStore
 
 # A test can wait for its end.
 LEASE = timedelta(seconds=0.4)
 
 
-def worker_of(lw: Likewise, *, store: VectorStore | None = None, lease: timedelta = LEASE, **options: Any) -> Worker:
+def worker_of(
+    lw: Likewise,
+    *,
+    store: VectorStore | None = None,
+    sealing: Sealing | None = None,
+    lease: timedelta = LEASE,
+    **options: Any,
+) -> Worker:
     """A worker on the parts of a Likewise; `options` are the Worker's own."""
     runtime = lw.runtime
     return Worker(
@@ -20,6 +28,7 @@ def worker_of(lw: Likewise, *, store: VectorStore | None = None, lease: timedelt
         runtime.admission,
         store or runtime.store,
         runtime.wakeups,
+        sealing or runtime.sealing,
         lease=lease,
         **options,
     )

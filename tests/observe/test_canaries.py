@@ -3,16 +3,21 @@
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
+import likewise
+from likewise.embedding.embedder import Embedder
 from likewise.errors import ModelUnavailable
-from likewise.testing import FakeProvider
+from likewise.settings import Settings
+from likewise.testing import FakeProvider, Reply, Upstream
 from tests.conftest import Opener
 from tests.patience import until
+from tests.search.rerankers import at
 from tests.server.conftest import calling
 
 CANARY = "zwitscher"
@@ -64,6 +69,36 @@ async def test_no_text_reaches_logs_spans_or_metrics(
     assert {"worker", "embed", "search", "model"} <= {span.name for span in spans()}
     assert any(span.attributes and "error.type" in span.attributes for span in spans())
     assert "text_failed" in {line["event"] for line in lines()}
+    for place in (told(spans(), lines()), page):
+        assert CANARY not in place.lower()
+
+
+async def test_no_text_of_a_reranker_does(
+    settings: Settings,
+    tmp_path: Path,
+    spans: Callable[[], list[ReadableSpan]],
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    # Given a reranker at an address
+    async with Upstream().running() as upstream:
+        chosen = settings.model_copy(update=at(tmp_path, upstream.url))
+        embedder = Embedder(chosen, providers={chosen.model: lambda spec: FakeProvider()})
+        async with likewise.open(chosen, embedder=embedder) as lw, calling(lw) as client:
+            await lw.collection("notes").add([{"id": "1", "text": f"{CANARY} one"}])
+            asked = {"query": CANARY, "documents": [f"{CANARY} two", f"{CANARY} three"]}
+            search = {"query": CANARY, "rerank": True}
+            # When all goes well, and when it says what it was sent, or fails at it
+            for reply in (None, *(Reply.of({CANARY: CANARY}, status) for status in (200, 400, 404))):
+                upstream.always = reply
+                answers = [
+                    await client.post("/v1/rerank", json=asked),
+                    await client.post(f"{COLLECTIONS}/notes/search", json=search),
+                ]
+                assert all(answer.status_code == 200 or CANARY not in answer.text for answer in answers)
+            await client.post("/v1/rerank", json=asked | {"model": CANARY})
+            page = (await client.get("/metrics")).text
+    # Then
+    assert {"rerank", "reranker", "provider"} <= {span.name for span in spans()}
     for place in (told(spans(), lines()), page):
         assert CANARY not in place.lower()
 

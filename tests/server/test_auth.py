@@ -53,6 +53,7 @@ GUARDED = [
     ("POST", "/embed/query", Scope.READ, 415),
     ("GET", "/embed/models", Scope.READ, 200),
     ("POST", "/v1/embeddings", Scope.READ, 415),
+    ("POST", "/v1/rerank", Scope.READ, 415),
     ("GET", "/v1/models", Scope.READ, 200),
     ("GET", "/v1/models/a/b", Scope.READ, 404),
     ("GET", "/embed/metrics", Scope.READ, 200),

@@ -34,6 +34,7 @@ from likewise.server.process import bind, serve, url_of
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.auth.keys import make_key
+from tests.search.rerankers import BERT
 
 # Hypothesis sees that somebody uses `random` while it draws: that is the server, in its thread.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
@@ -56,6 +57,9 @@ TEXTS = (
     ("SegmentEmbedIn", "text"),
     ("SegmentDocumentIn", "text"),
     ("SegmentSearchIn", "query_text"),
+    ("RerankIn", "query"),
+    ("RerankIn", "documents"),
+    ("DocumentIn", "text"),
 )
 CONFIG: dict[str, Any] = {
     # Made-up credentials beside the good ones would have every request refused; `ignored_auth` tries them by itself.
@@ -163,6 +167,7 @@ async def running(
             metrics_token=METRICS_TOKEN,
             segments_keep_text=True,
             segments_keep_terms=True,
+            reranker=str(BERT),
         )
         key = await make_key(settings, "acme", *Scope) if settings.asks_who_calls else None
         with served(settings) as url:
@@ -261,6 +266,8 @@ def _make_body_possible(body: Any) -> None:
 def _with_words(text: Any) -> Any:
     if isinstance(text, list):
         return [_with_words(one) for one in text]
+    if isinstance(text, dict) and "text" in text:
+        return text | {"text": _with_words(text["text"])}
     return text if not isinstance(text, str) or text.strip() else "pump"
 
 

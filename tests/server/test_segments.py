@@ -26,7 +26,7 @@ JSON = {"content-type": "application/json"}
 # What no refusal may repeat.
 SECRET = "xyzzy-secret"
 
-SETTINGS = {"segments_keep_text": True, "max_body_bytes": 2**21}
+SETTINGS = {"max_body_bytes": 2**21}
 BODIES: dict[str, dict[str, Any]] = {
     EMBED: {"asset_id": "manual", "segment_id": "1", "text": COLD},
     BATCH: {"asset_id": "manual", "segments": [{"segment_id": "1", "text": COLD}]},
@@ -285,6 +285,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all(
         ({"mode": "hybrid"}, "/mode"),
         ({"mode": "lexical"}, "/mode"),
         ({"mode": "fuzzy"}, "/mode"),
+        ({"rerank": True}, "/rerank"),
         ({"filters": {"$wrong": SECRET}}, "/filters"),
         ({"filters": {"x') OR '1'='1": 1}}, "/filters"),
         ({"filters": {"a": {"$wrong": SECRET}}}, "/filters/a"),
@@ -384,7 +385,7 @@ async def test_made_up_vectors_are_not_there_unless_the_settings_say_so(client: 
 @pytest.fixture
 def mocking(settings: Settings) -> Settings:
     """Settings with made-up vectors."""
-    return settings.model_copy(update={"enable_mock": True, "segments_keep_text": True})
+    return settings.model_copy(update={"enable_mock": True})
 
 
 async def test_made_up_vectors_stay_among_themselves(mocking: Settings) -> None:

@@ -16,7 +16,7 @@ from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import ProviderResult, Role
-from likewise.errors import ModelUnavailable
+from likewise.errors import ModelUnavailable, WrongModel
 from likewise.kind import Policy
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
@@ -147,6 +147,46 @@ async def test_another_model_is_refused_with_the_reason(rows: Rows, provider: ty
     after = await rows.again(generation)
     assert (after.space, after.numerics) == (before.space, before.numerics)
     np.testing.assert_array_equal(after.probe, before.probe)
+
+
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [
+        (lambda: FakeProvider(space="other"), "are others"),
+        (lambda: FakeProvider(dimension=128), "are others"),
+        (lambda: Rounded(0.5), "reads the probe texts otherwise"),
+    ],
+    ids=["another space", "another dimension", "another reading"],
+)
+async def test_a_default_model_that_made_nothing_that_is_stored_is_no_default(
+    rows: Rows, provider: type[FakeProvider], reason: str
+) -> None:
+    # Given
+    generation = await rows.generation()
+    async with rows.process(FakeProvider()) as admission:
+        await admission.check_default_model()
+        await admission.admit(rows.tenant, generation)
+        await admission.check_default_model()
+    # Then
+    async with rows.process(provider()) as admission:
+        with pytest.raises(WrongModel, match=reason):
+            await admission.check_default_model()
+
+
+async def test_one_generation_of_another_space_closes_itself_only(rows: Rows) -> None:
+    # Given two generations of one name, made by different models
+    ours, theirs = await rows.generation(), await rows.generation()
+    async with rows.process(FakeProvider()) as admission:
+        await admission.admit(rows.tenant, ours)
+    async with rows.process(FakeProvider(space="other")) as admission:
+        await admission.admit(rows.tenant, theirs)
+    # When one of these models is the default
+    async with rows.process(FakeProvider()) as admission:
+        await admission.check_default_model()
+        # Then
+        await admission.admit(rows.tenant, await rows.again(ours))
+        with pytest.raises(ModelUnavailable):
+            await admission.admit(rows.tenant, await rows.again(theirs))
 
 
 async def test_another_precision_of_the_same_model_is_admitted(rows: Rows) -> None:

@@ -40,6 +40,7 @@ from likewise.apps.deps import (
     refusals,
 )
 from likewise.apps.idempotency import Once
+from likewise.apps.leaving import while_connected
 from likewise.errors import NotFound
 
 NOT_YET = "This version does not have this route yet."
@@ -151,13 +152,16 @@ async def search_collection(
     service: Collections,
     spend: Spending,
     name: Name,
+    request: Request,
     body: Annotated[SearchIn, Depends(JsonBody(SearchIn))],
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
     spend(tenant, [body.query or ""])
     listing = search_listing(name, body)
     offset = 0 if body.cursor is None else int(position_of(listing, tenant, body.cursor, PLACE))
-    found = await service.search(tenant, name, body.to_request(offset))
+    searching = service.search(tenant, name, body.to_request(offset))
+    # A reranker's work is long enough that nobody may leave it behind.
+    found = await (while_connected(request, searching) if body.rerank else searching)
     following = cursor_for(listing, tenant, str(offset + body.limit)) if found.more else None
     return Answer(
         {

@@ -18,9 +18,10 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from likewise.apps.body import RequestModel, deeper_than, wrong
+from likewise.apps.body import RequestModel, wrong
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.filter_schema import KEY_PATTERN, TIME
+from likewise.cleaning import deeper_than
 from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
 from likewise.search.request import SearchRequest
@@ -130,20 +131,13 @@ class RecordsBody(RootModel[RecordsIn | Annotated[list[RecordIn], Field(max_leng
 class PolicyIn(RequestModel):
     """How the collection treats texts."""
 
-    keep_text: bool = Field(True, json_schema_extra={"const": True})
+    keep_text: bool = True
     keep_terms: bool = True
     on_long: Literal["truncate", "refuse"] = "truncate"
     indexed: list[Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})]] = Field(
         default_factory=list, max_length=MAX_INDEXED, json_schema_extra={"uniqueItems": True}
     )
     retention_days: Later = None
-
-    @field_validator("keep_text")
-    @classmethod
-    def _kept(cls, value: bool) -> bool:
-        if not value:
-            raise wrong("not_supported", "This version always keeps texts.")
-        return value
 
     @field_validator("on_long", mode="before")
     @classmethod
@@ -191,7 +185,9 @@ class SearchIn(RequestModel):
     group_by: Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})] | None = Field(
         None, max_length=128, description="A field of which every value has one hit, its best."
     )
-    rerank: Later = None
+    rerank: bool | None = Field(
+        None, description="Whether the reranker puts the first hits in order, 50 at least; there is one page then."
+    )
     explain: bool = Field(False, description="Whether the answer also says what was done and how long each step took.")
 
     def to_request(self, offset: int = 0) -> SearchRequest:
@@ -206,6 +202,7 @@ class SearchIn(RequestModel):
             offset,
             self.group_by,
             self.explain,
+            bool(self.rerank),
         )
 
     @model_validator(mode="after")
@@ -284,7 +281,7 @@ class RecordAnswer(BaseModel):
 
 
 class HitAnswer(BaseModel):
-    """A record that was found: its rank score, its cosine similarity and how it was found."""
+    """A record that was found: its rank score (with `rerank` the reranker's), its cosine similarity, and how."""
 
     id: str
     score: float

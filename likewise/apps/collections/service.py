@@ -14,7 +14,7 @@ from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
 from likewise.db.records import BULK, INTERACTIVE, Written
 from likewise.db.transaction import Tx
-from likewise.errors import Conflict, Fault, Invalid, NotFound, NotSupported
+from likewise.errors import Conflict, Fault, Invalid, NotFound
 from likewise.ingest.writer import BeforeCommit
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
@@ -125,13 +125,9 @@ class CollectionsService:
             Conflict: there is one of this name.
             Invalid: the model is not one that the settings allow.
             Invalid: the name is not one that the HTTP API could call it by.
-            NotSupported: texts are not to be kept.
         """
         if not re.fullmatch(NAME, name):
             raise Invalid.at("/name", NAME_IN_WORDS)
-        if policy is not None and not policy.keep_text:
-            # Nothing would ever be embedded: the worker reads texts from their rows.
-            raise NotSupported.at("/policy/keep_text", "This version always keeps texts.", NotSupported.code)
         spec = self._runtime.embedder.spec(model)
         made = await collections.make(
             self._runtime.pool,

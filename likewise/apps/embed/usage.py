@@ -44,17 +44,19 @@ class UsageService:
         self._pool = runtime.pool
         self._bookkeeping = runtime.bookkeeping
         self._embedder = runtime.embedder
+        # The old counts are of vectors.
+        self._others = [spec.name for spec in runtime.reranking.models()]
 
     async def metrics(self, tenant: int) -> dict[str, Any]:
         """The tenant's counts since its last reset, under the names that the old embedder gave them."""
         await self._bookkeeping.flush()
-        return told(await usage.since_reset(self._pool, tenant), self._embedder)
+        return told(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
 
     async def reset(self, tenant: int, save: Save | None = None) -> dict[str, str]:
         """Have `metrics` of a tenant begin anew; `save` keeps the answer in the same transaction."""
         await self._bookkeeping.flush()
         async with self._pool.tenant(tenant) as tx:
-            await usage.reset(tx, tenant)
+            await usage.reset(tx, tenant, self._others)
             if save is not None:
                 await save(tx, RESET)
         return RESET

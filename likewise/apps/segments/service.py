@@ -392,8 +392,6 @@ def _refuse_unkept(asked: SegmentQuery, policy: Policy) -> None:
     if asked.rerank and not policy.keep_text:
         message = "A reranker reads texts, and none are kept of these segments (LIKEWISE_SEGMENTS_KEEP_TEXT)."
         raise Invalid.at("/rerank", message, "rerank_needs_text")
-    if asked.rerank:
-        raise NotSupported.at("/rerank", "This version does not do that yet; leave the field out.", NotSupported.code)
 
 
 def _request(asked: SegmentQuery) -> SearchRequest:
@@ -404,6 +402,7 @@ def _request(asked: SegmentQuery) -> SearchRequest:
         mode=asked.mode,
         threshold=asked.threshold,
         group_by=asked.group_by,
+        rerank=asked.rerank,
         must=_named(asked),
     )
 

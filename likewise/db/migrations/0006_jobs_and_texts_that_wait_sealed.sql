@@ -160,8 +160,9 @@ DECLARE
 BEGIN
     SELECT array_agg(pk) INTO held FROM (
         SELECT c.pk FROM contents c
-        WHERE c.sealed IS NOT NULL AND c.pk = ANY (ARRAY(
-            SELECT w.content FROM waiting w WHERE w.entered_at <= now() - after LIMIT most))
+        WHERE c.pk = ANY (ARRAY(
+            SELECT w.content FROM waiting w JOIN contents t ON t.pk = w.content
+            WHERE w.entered_at <= now() - after AND t.sealed IS NOT NULL LIMIT most))
         ORDER BY c.pk FOR NO KEY UPDATE SKIP LOCKED
     ) old;
     IF held IS NOT NULL THEN
@@ -232,11 +233,19 @@ BEGIN
     RETURN true;
 END $$;
 
+-- What stored vectors of a model were made with, of every tenant: the latest of each space, some of them.
+CREATE FUNCTION spaces_of_model(of_model text) RETURNS TABLE (space text, dimension int, probe float4[])
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
+    SELECT DISTINCT ON (g.space, g.dimension) g.space, g.dimension, g.probe FROM generations g
+    WHERE g.model = of_model AND g.space IS NOT NULL AND g.state <> 'retired'
+    ORDER BY g.space, g.dimension, g.id DESC LIMIT 100
+$$;
+
 REVOKE EXECUTE ON FUNCTION
-    count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
+    spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
     claim_task(text[], uuid, interval, int) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
+    spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
     claim_task(text[], uuid, interval, int) TO {server};

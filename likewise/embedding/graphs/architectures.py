@@ -8,7 +8,7 @@ Hugging Face's `transformers`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from likewise.errors import ModelUnavailable, NotSupported
 
@@ -41,15 +41,26 @@ class LayerNames:
 
 
 @dataclass(frozen=True)
+class ScoringHead:
+    """What makes one number of a pair's first token: a linear map with an activation, and another to the number."""
+
+    inner: str
+    activation: Literal["tanh", "relu"]
+    outer: str
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of encoders.
 
     `prefix` may stand before the tensors' names; `only` are the configuration's values that the graph is right for, and
     what an absent one stands for. With a `padding` id, positions are counted as fairseq does: from the id after it, and
-    not over tokens that are padding. `relative_bias` is the table of attention biases by relative position.
+    not over tokens that are padding. `relative_bias` is the table of attention biases by relative position. `scoring`
+    is what a cross-encoder has besides.
     """
 
     name: str
+    scoring: ScoringHead
     keys: ConfigKeys = ConfigKeys()
     layers: LayerNames = LayerNames()
     prefix: str = ""
@@ -67,12 +78,14 @@ class Architecture:
 _ALL: tuple[Architecture, ...] = (
     Architecture(
         "bert",
+        ScoringHead("bert.pooler.dense", "tanh", "classifier"),
         prefix="bert.",
         only={"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
         token_types=True,
     ),
     Architecture(
         "distilbert",
+        ScoringHead("pre_classifier", "relu", "classifier"),
         keys=ConfigKeys("dim", "n_heads", "n_layers", "hidden_dim", "activation", None),
         layers=LayerNames(
             "transformer.layer.{}.",
@@ -84,6 +97,7 @@ _ALL: tuple[Architecture, ...] = (
     ),
     Architecture(
         "mpnet",
+        ScoringHead("classifier.dense", "tanh", "classifier.out_proj"),
         layers=LayerNames(
             "encoder.layer.{}.",
             "attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o", "attention.LayerNorm",

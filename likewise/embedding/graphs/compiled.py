@@ -15,7 +15,10 @@ from likewise.machine import cores
 
 
 class CompiledGraph:
-    """A graph that takes token ids and lengths, with as many requests as it runs best at a time."""
+    """A graph that takes token ids and lengths, and of pairs where the second text begins.
+
+    It has as many requests as it runs best at a time.
+    """
 
     def __init__(self, compiled: openvino.CompiledModel) -> None:
         self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
@@ -23,15 +26,18 @@ class CompiledGraph:
         for _ in range(self.requests):
             self._free.put(compiled.create_infer_request())
 
-    def run(self, batch: Sequence[Ids]) -> Matrix:
-        """Unit vectors float32 (n, d) of n texts' token ids; waits for a free request."""
+    def run(self, batch: Sequence[Ids], second: Sequence[int] | None = None) -> Matrix:
+        """What the graph makes of n texts' token ids, float32 (n, d) or (n,); waits for a free request."""
         lengths = np.array([[len(ids)] for ids in batch], np.int32)
         padded = np.zeros((len(batch), int(lengths.max())), np.int32)
         for row, ids in zip(padded, batch, strict=True):
             row[: len(ids)] = ids
+        inputs = {0: padded, 1: lengths}
+        if second is not None:
+            inputs[2] = np.array(second, np.int32).reshape(-1, 1)
         request = self._free.get()
         try:
-            request.infer({0: padded, 1: lengths}, share_inputs=True)
+            request.infer(inputs, share_inputs=True)
             return np.array(request.get_output_tensor(0).data)
         finally:
             self._free.put(request)

@@ -19,10 +19,11 @@ class Encoder:
 
     `ids` int32 (n, length) and `lengths` int32 (n, 1) are its inputs. Positions at and after a text's length are
     padding and change nothing; `inside` (n, length) is true before them. With `int8`, the layers' linear maps have
-    weights of int8.
+    weights of int8. Of `pairs` the architecture may want to know where the second text begins: that is `second`, int32
+    (n, 1), a third input.
     """
 
-    def __init__(self, shape: Shape, tensors: Tensors, *, int8: bool = False) -> None:
+    def __init__(self, shape: Shape, tensors: Tensors, *, int8: bool = False, pairs: bool = False) -> None:
         self._shape = shape
         self._tensors = tensors
         self._int8 = int8
@@ -34,6 +35,13 @@ class Encoder:
         self._length = ops.squeeze(ops.gather(ops.shape_of(self.ids, "i32"), ints([1]), ints(0)), ints([0]))
         self._places = ops.unsqueeze(ops.range(ints(0), self._length, ints(1), "i32"), ints([0]))
         self.inside = ops.less(self._places, self.lengths)
+        typed = pairs and shape.architecture.token_types
+        self.second = ops.parameter([-1, 1], np.int32, name="second") if typed else None
+
+    @property
+    def inputs(self) -> list[Node]:
+        """All inputs, in the order in which a compiled graph takes them."""
+        return [self.ids, self.lengths, *([] if self.second is None else [self.second])]
 
     @property
     def vocabulary(self) -> int:
@@ -58,16 +66,24 @@ class Encoder:
         return ops.add(padding, relative_bias(table, self._length, self._shape.max_tokens))
 
     def _embedded(self) -> Node:
-        hidden = self._shape.hidden
-        places = self._read("embeddings.position_embeddings.weight", self._shape.positions, hidden)
-        if self._shape.architecture.token_types:
+        places = self._read("embeddings.position_embeddings.weight", self._shape.positions, self._shape.hidden)
+        types = self._types() if self._shape.architecture.token_types else None
+        if types is not None and self.second is None:
             # every text is one segment, so the segment's embedding is a constant of the position
-            types = self._tensors.read(self._prefix + "embeddings.token_type_embeddings.weight", (None, hidden))
             places = places + types[0]
         state = ops.add(
             ops.gather(floats(self._words), self.ids, ints(0)), ops.gather(floats(places), self._positions(), ints(0))
         )
+        if types is not None and self.second is not None:
+            of_second = ops.convert(ops.greater_equal(self._places, self.second), "i32")
+            state = ops.add(state, ops.gather(floats(types), of_second, ints(0)))
         return self._normed(state, "embeddings.LayerNorm")
+
+    def _types(self) -> Float32:
+        """The segments' embeddings, of which a pair needs two."""
+        size = None if self.second is None else 2
+        name = self._prefix + "embeddings.token_type_embeddings.weight"
+        return self._tensors.read(name, (size, self._shape.hidden))
 
     def _positions(self) -> Node:
         padding = self._shape.architecture.padding

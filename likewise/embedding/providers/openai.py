@@ -1,7 +1,6 @@
 """Models behind an OpenAI-compatible `/embeddings`: OpenAI, Azure, vLLM, TEI, Ollama, another Likewise."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,26 +8,19 @@ from semantic_text_splitter import TextSplitter
 
 from likewise.cleaning import cleaned
 from likewise.embedding.backoff import Backoff
-from likewise.embedding.breaker import Breaker
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.facts import prefixes
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.pacing import Pace
 from likewise.embedding.provider import Capacity, Counts, ProviderResult, Role
 from likewise.embedding.providers.openai_answers import Answer, OtherDimension, most_bytes, read
-from likewise.embedding.providers.openai_http import EmbeddingsApi, refuse
 from likewise.embedding.queue import CHARS_PER_TOKEN, estimated_tokens
+from likewise.embedding.remote_calls import RemoteCalls
 from likewise.embedding.space import space_of_address
 from likewise.embedding.splitting import Span, spans
-from likewise.embedding.trouble import LIMITED, RequestRefused, Trouble, WrongAnswer
-from likewise.observe.steps import ProviderRequest
-
-log = logging.getLogger(__name__)
+from likewise.embedding.trouble import RequestRefused, Trouble
 
 # At 4 characters each: OpenAI takes 300,000 tokens in a request, and some scripts have one for each character.
 REQUEST_TOKENS = 60_000
-# Reading 1 MB of base64 takes 4 ms, of numbers 8 ms (100 vectors of 3,072 numbers are 1.6 and 6 MB): not in the loop.
-LARGE_ANSWER = 500_000
 # Tokens of a prompt of the server's own for each text; beyond that its count is not believed, for somebody pays by it.
 AROUND = 512
 
@@ -40,7 +32,7 @@ def load(spec: ModelSpec, backoff: Backoff | None = None) -> "RemoteProvider":
 
 
 class RemoteProvider:
-    """One remote model. All of its requests share `endpoint.calls` places, the provider's rate and a breaker."""
+    """One remote model."""
 
     def __init__(self, spec: ModelSpec, endpoint: Endpoint, backoff: Backoff) -> None:
         self._prefixes = prefixes(spec)
@@ -52,31 +44,22 @@ class RemoteProvider:
             REQUEST_TOKENS, endpoint.texts, endpoint.calls, backoff.seconds(endpoint.seconds), remote=True
         )
         self._spec = spec
-        self._backoff = backoff
-        self._api = EmbeddingsApi(spec, endpoint)
-        self._places = asyncio.Semaphore(endpoint.calls)
-        self._pace = Pace()
-        self._breaker = Breaker(spec.name, backoff)
+        self._model = endpoint.model
+        self._calls = RemoteCalls(spec, endpoint, backoff, "/embeddings")
         # Whether it takes `encoding_format`; None until it has taken it, or a request without it.
         self._knows_base64: bool | None = None
 
     @property
     def fault(self) -> str | None:
         """Why it is left alone, without its address."""
-        trouble = self._breaker.trouble or (self._held() if self._pace.left > self._backoff.asked else None)
-        return trouble.in_short if trouble else None
+        return self._calls.fault
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        """The texts' vectors and counts.
-
-        Raises:
-            ModelUnavailable: the provider is away, wants no more for now, or refuses who asks.
-            RequestRefused, WrongAnswer: which may be a text's own fault.
-        """
+        """The texts' vectors and counts; errors are those of `RemoteCalls.patiently`."""
         if not texts:
             return _result(texts, texts, Answer(np.empty((0, self.dimension), np.float32), np.empty(0, np.int32), None))
         sent = [self._prefixes[role] + cleaned(text) for text in texts]
-        return _result(texts, sent, await self._with_patience(sent))
+        return _result(texts, sent, await self._calls.patiently(lambda: self._ask(sent), len(sent)))
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
         """About how many tokens each text has: nobody here knows the model's tokenizer."""
@@ -90,55 +73,7 @@ class RemoteProvider:
 
     async def close(self) -> None:
         """End its connections."""
-        await self._api.close()
-
-    async def _with_patience(self, sent: Sequence[str]) -> Answer:
-        """Try until it works, or cannot, or has failed too often."""
-        failed = 0
-        while True:
-            try:
-                return await self._in_turn(sent)
-            except Trouble as trouble:
-                failed += 1
-                if trouble.of_texts and failed >= self._backoff.tries:
-                    raise RequestRefused(f"the provider fails on the request, {failed} times") from None
-                if not trouble.heals or failed >= self._backoff.tries:
-                    raise
-                await self._wait(trouble, failed)
-
-    async def _wait(self, trouble: Trouble, failed: int) -> None:
-        """Before the next try. What the provider asks for, or a rate that is used up, is waited for by all."""
-        if trouble.asked is not None:
-            return
-        seconds = self._backoff.wait(failed)
-        if trouble.code == LIMITED:
-            self._pace.hold(seconds)
-        else:
-            await asyncio.sleep(seconds)
-
-    async def _in_turn(self, sent: Sequence[str]) -> Answer:
-        """One try, when there is a place for it, the provider's rate allows it and the breaker is closed."""
-        self._breaker.refuse()
-        self._refuse_to_wait()
-        async with self._places:
-            if not await self._pace.wait(self._backoff.asked):
-                raise self._held()
-            with self._breaker.trial() as trial:
-                try:
-                    return await self._ask(sent)
-                except Trouble as trouble:
-                    # Of many it may be one text's fault; the caller asks again with fewer, and with a plain one.
-                    if not (trouble.of_texts and len(sent) > 1):
-                        trial.failed(trouble)
-                    raise
-                except RequestRefused:
-                    trial.answered()
-                    raise
-                except WrongAnswer as wrong:
-                    log.warning("the provider of %s answers wrongly: %s", self._spec.name, wrong)
-                    if len(sent) == 1:
-                        trial.failed(self._wrong(wrong))
-                    raise
+        await self._calls.close()
 
     async def _ask(self, sent: Sequence[str]) -> Answer:
         """One try. A server that does not know `encoding_format` and says so is asked without it, from then on."""
@@ -155,32 +90,17 @@ class RemoteProvider:
         return answer
 
     async def _post(self, sent: Sequence[str], *, in_base64: bool) -> Answer:
-        with ProviderRequest(self._spec.name, len(sent)) as request:
-            reply = await self._api.post(sent, most_bytes(len(sent), self.dimension), in_base64=in_base64)
-            request.answered(reply.status)
-            self._pace.hold(reply.asked or 0.0)
-            refuse(reply, self._spec)
-            return await self._read(reply.body, len(sent))
+        asked = {"model": self._model, "input": sent, **({"encoding_format": "base64"} if in_base64 else {})}
+        return await self._calls.post(
+            asked, len(sent), most_bytes(len(sent), self.dimension), lambda body: self._read(body, len(sent))
+        )
 
-    async def _read(self, body: bytes, count: int) -> Answer:
+    def _read(self, body: bytes, count: int) -> Answer:
         try:
-            if len(body) > LARGE_ANSWER:
-                return await asyncio.to_thread(read, body, count, self.dimension)
             return read(body, count, self.dimension)
         except OtherDimension as other:
             words = f"answers with {other.dimension} numbers a vector and not with {self.dimension}"
             raise Trouble(self._spec, "provider_dimension", words) from None
-
-    def _refuse_to_wait(self) -> None:
-        if self._pace.left > self._backoff.asked:
-            raise self._held()
-
-    def _held(self) -> Trouble:
-        words = "takes no more requests for now"
-        return Trouble(self._spec, LIMITED, words, asked=self._pace.left, rests="never")
-
-    def _wrong(self, wrong: WrongAnswer) -> Trouble:
-        return Trouble(self._spec, "provider_wrong", f"answers wrongly: {wrong}", rests="in_a_row")
 
 
 def _result(texts: Sequence[str], sent: Sequence[str], answer: Answer) -> ProviderResult:

@@ -113,7 +113,7 @@ class _Weights:
 
 def _graph(encoder: Encoder, facts: ModelFolder, dense: Mapping[Dense, Tensors]) -> openvino.Model:
     vectors = headed(pooled(encoder.states(), encoder.inside, facts.pooling), facts.modules, dense)
-    return openvino.Model([vectors], [encoder.ids, encoder.lengths], "encoder")
+    return openvino.Model([vectors], encoder.inputs, "encoder")
 
 
 def _call_tokens(shape: Shape) -> int:

@@ -1,9 +1,10 @@
-"""One request to an OpenAI-compatible `/embeddings`, and what the status of its answer means."""
+"""One request to a remote model, and what the status of its answer means."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 
 import httpx2
 import orjson
@@ -39,22 +40,21 @@ class Reply:
         return max((wait for wait in waits if wait), default=None)
 
 
-class EmbeddingsApi:
+class RemoteApi:
     """One address, by a pool of at most `endpoint.calls` connections. Nothing that it says or raises has the key in it.
 
-    ModelUnavailable if the key or the address of the settings cannot be one.
+    `path` is what is added to the base URL. ModelUnavailable if the key or the address of the settings cannot be one.
     """
 
-    def __init__(self, spec: ModelSpec, endpoint: Endpoint) -> None:
+    def __init__(self, spec: ModelSpec, endpoint: Endpoint, path: str) -> None:
         self._spec = spec
         self._endpoint = endpoint
-        self._url = _url(spec, endpoint)
+        self._url = _url(spec, endpoint, path)
         self._client = _client(spec, endpoint)
 
-    async def post(self, texts: Sequence[str], most_bytes: int, *, in_base64: bool) -> Reply:
-        """Ask for the vectors of texts; Trouble if nothing comes, WrongAnswer if more than `most_bytes` do."""
-        asked = {"model": self._endpoint.model, "input": texts}
-        content = orjson.dumps({**asked, "encoding_format": "base64"} if in_base64 else asked)
+    async def post(self, asked: Mapping[str, Any], most_bytes: int) -> Reply:
+        """Ask in JSON; Trouble if nothing comes, WrongAnswer if more than `most_bytes` do."""
+        content = orjson.dumps(asked)
         try:
             async with asyncio.timeout(self._endpoint.seconds):
                 async with self._client.stream("POST", self._url, content=content) as response:
@@ -74,7 +74,7 @@ class EmbeddingsApi:
 
 
 def refuse(reply: Reply, spec: ModelSpec) -> None:
-    """Trouble, or RequestRefused, unless the answer has vectors to read."""
+    """Trouble, or RequestRefused, unless the answer is a good one."""
     status = reply.status
     if status == 200:
         return
@@ -90,7 +90,7 @@ def refuse(reply: Reply, spec: ModelSpec) -> None:
         raise _limited(reply, spec)
     if status == 408 or status >= 500:
         raise _failed(reply, spec)
-    raise Trouble(spec, "provider_refuses", f"answers {status} where it should answer with vectors")
+    raise Trouble(spec, "provider_refuses", f"answers {status} where it should answer with what was asked for")
 
 
 def _failed(reply: Reply, spec: ModelSpec) -> Trouble:
@@ -114,10 +114,10 @@ def _code(body: bytes) -> object:
         return None
 
 
-def _url(spec: ModelSpec, endpoint: Endpoint) -> httpx2.URL:
+def _url(spec: ModelSpec, endpoint: Endpoint, path: str) -> httpx2.URL:
     query = f"?api-version={endpoint.api_version}" if endpoint.api_version else ""
     try:
-        return httpx2.URL(f"{endpoint.base_url}/embeddings{query}")
+        return httpx2.URL(f"{endpoint.base_url}{path}{query}")
     except httpx2.InvalidURL:
         message = f"The base URL of {spec.name} is none: {endpoint.base_url}. Mend it in the settings."
         in_short = f"The base URL of {spec.name} is none."

@@ -1,0 +1,64 @@
+"""Tenants by name: those that a JWT may name, and their ids."""
+
+import asyncio
+import re
+import time
+
+from likewise.auth.recent import Recent
+from likewise.db import collections, tenants
+from likewise.db.pool import Pool
+from likewise.errors import Forbidden
+
+MOST_CHARACTERS = 512
+# An id never changes; asking again now and then costs nothing, and heals a database that was put back.
+REMEMBERED_SECONDS = 60.0
+MOST_REMEMBERED = 10_000
+LOOKUPS_AT_ONCE = 2
+
+# Control characters, ends of lines, and halves of surrogate pairs.
+_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def is_name(name: str) -> bool:
+    """Whether a tenant may have this name. Names are never mended: two that differ are two tenants."""
+    return bool(name.strip()) and len(name) <= MOST_CHARACTERS and not _NO_NAME.search(name)
+
+
+class Tenants:
+    """The ids of tenants, as one process knows them.
+
+    Args:
+        declared: whether one has to be there already.
+    """
+
+    def __init__(self, pool: Pool, *, declared: bool) -> None:
+        self._pool = pool
+        self._declared = declared
+        self._known: Recent[str, int] = Recent(MOST_REMEMBERED)
+        self._asking = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+
+    async def id_of(self, name: str) -> int:
+        """The id of a tenant, which appears when it is first named; Forbidden if it had to be declared."""
+        return self._known.get(name) or await self._looked_up(name)
+
+    async def _looked_up(self, name: str) -> int:
+        # A new tenant comes with many requests at once: they take few connections, and one question answers all.
+        async with self._asking:
+            if found := self._known.get(name):
+                return found
+            until = time.monotonic() + REMEMBERED_SECONDS
+            tenant = await self._ask(name)
+        self._known.keep(name, tenant, until)
+        return tenant
+
+    async def _ask(self, name: str) -> int:
+        if not self._declared:
+            return await collections.tenant_named(self._pool, name)
+        tenant = await tenants.known(self._pool, name)
+        if tenant is None:
+            raise Forbidden(
+                "The tenant of this token is not declared here (LIKEWISE_TENANTS=declared). Whoever runs this server "
+                "declares it: `likewise tenants add NAME`.",
+                code="tenant_not_declared",
+            )
+        return tenant

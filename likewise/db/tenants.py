@@ -1,0 +1,43 @@
+"""Tenants as rows: the owner declares and lists them, the role that serves asks for one by its name."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.sql import SQL
+
+from likewise.db.pool import Pool
+
+KNOWN = SQL("SELECT tenant_known(%s)")
+DECLARE = SQL("INSERT INTO tenants (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id")
+LIST = SQL("""
+    SELECT t.name, t.created_at, count(c.id) FROM tenants t LEFT JOIN collections c ON c.tenant = t.id
+    GROUP BY t.id ORDER BY t.name
+""")
+
+
+@dataclass(frozen=True)
+class TenantRow:
+    """A tenant as those who run Likewise see it."""
+
+    name: str
+    created_at: datetime
+    collections: int
+
+
+async def known(pool: Pool, name: str) -> int | None:
+    """The id of a tenant that is there; None if there is none of this name."""
+    async with pool.nobody() as tx:
+        row = await tx.row(KNOWN, [name])
+    return None if row is None or row[0] is None else int(row[0])
+
+
+async def declare(owner: Pool, name: str) -> bool:
+    """Make a tenant, and say whether it is new."""
+    async with owner.nobody() as tx:
+        return await tx.row(DECLARE, [name]) is not None
+
+
+async def listed(owner: Pool) -> list[TenantRow]:
+    """All tenants, with how many collections each has."""
+    async with owner.nobody() as tx:
+        return [TenantRow(*row) for row in await tx.rows(LIST)]

@@ -1,0 +1,70 @@
+"""Rerankers behind a `/rerank`: Cohere, Jina, vLLM, Infinity, another Likewise, or Text Embeddings Inference (TEI)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from likewise.cleaning import cleaned
+from likewise.embedding.backoff import Backoff
+from likewise.embedding.endpoint import Endpoint
+from likewise.embedding.models import ModelSpec
+from likewise.embedding.provider import Capacity
+from likewise.embedding.queue import estimated_tokens
+from likewise.embedding.remote_calls import RemoteCalls
+from likewise.search.reranker import Scored
+from likewise.search.rerankers.answers import Answer, most_bytes, read
+
+# At 4 characters each; as many as go in a request for vectors.
+REQUEST_TOKENS = 60_000
+# Tokens of a prompt of the server's own for each text; beyond that its count is not believed, for somebody pays by it.
+AROUND = 512
+
+
+def load(spec: ModelSpec, backoff: Backoff | None = None) -> "RemoteReranker":
+    """The reranker at an address. Asks nobody yet; ModelUnavailable if its key or its address is missing."""
+    assert spec.endpoint is not None, "a model without an address runs here"
+    return RemoteReranker(spec, spec.endpoint, backoff or Backoff())
+
+
+class RemoteReranker:
+    """One remote reranker."""
+
+    def __init__(self, spec: ModelSpec, endpoint: Endpoint, backoff: Backoff) -> None:
+        self.numerics = "remote"
+        self.max_tokens = spec.max_tokens
+        seconds = backoff.seconds(endpoint.seconds)
+        self.capacity = Capacity(REQUEST_TOKENS, endpoint.texts, endpoint.calls, seconds, remote=True)
+        self._endpoint = endpoint
+        self._calls = RemoteCalls(spec, endpoint, backoff, "/rerank")
+
+    @property
+    def fault(self) -> str | None:
+        """Why it is left alone, without its address."""
+        return self._calls.fault
+
+    async def score(self, query: str, texts: Sequence[str]) -> Scored:
+        """The scores of its answer, and its count of tokens; errors are those of `RemoteCalls.patiently`."""
+        if not texts:
+            return _scored("", [], Answer(np.empty(0, np.float32), None))
+        asked, sent = cleaned(query), [cleaned(text) for text in texts]
+        # Nobody asks again with fewer texts, so what a request comes to is a matter of the whole of it.
+        return _scored(asked, sent, await self._calls.patiently(lambda: self._ask(asked, sent), 1))
+
+    async def close(self) -> None:
+        """End its connections."""
+        await self._calls.close()
+
+    async def _ask(self, query: str, texts: Sequence[str]) -> Answer:
+        asked: Mapping[str, Any] = {"query": query, self._endpoint.texts_named: texts}
+        if self._endpoint.texts_named == "documents":
+            asked = {"model": self._endpoint.model, **asked}
+        return await self._calls.post(asked, len(texts), most_bytes(texts), lambda body: read(body, len(texts)))
+
+
+def _scored(query: str, texts: Sequence[str], answer: Answer) -> Scored:
+    guessed = np.array([estimated_tokens(query) + estimated_tokens(text) for text in texts], np.int64)
+    most = sum(len(query.encode()) + len(text.encode()) + AROUND for text in texts)
+    counted = answer.tokens if answer.tokens is not None and answer.tokens <= most else None
+    tokens = guessed if counted is None else np.diff(counted * np.cumsum([0, *guessed]) // guessed.sum())
+    return Scored(answer.scores, tokens.astype(np.int32), np.zeros(len(texts), np.int32), counted is None)

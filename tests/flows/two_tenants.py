@@ -1,0 +1,145 @@
+"""Two tenants on one server, who make calls at random: what comes back is one's own."""
+
+import asyncio
+import base64
+import io
+import json
+import random
+import re
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import httpx2
+from hypothesis import strategies as st
+
+from likewise.auth.caller import Scope
+from likewise.auth.tokens import new_key
+from likewise.observe import logs
+
+# In everything that a tenant stores, sends and names; no word of ours has them.
+CANARIES = ("zqamber", "zqbasalt")
+AT_ONCE = 10
+
+WORDS = "pump valve rotor cold freeze leak start stop alarm oil".split()
+REQUEST_ID = re.compile(r"rid-zq\w+-\d+")
+
+
+@dataclass
+class House:
+    """A server with two tenants, each with a credential that reads and one that may do everything.
+
+    `statuses` counts the answers, `jobs` has the ids of jobs that each was told of.
+    """
+
+    client: httpx2.AsyncClient
+    paths: frozenset[str]
+    readers: list[str]
+    keepers: list[str]
+    log: io.StringIO
+    cursors: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    jobs: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    points: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    numbers: Any = field(default_factory=count)
+    statuses: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request: whose it is, by which key, and dice for all the rest."""
+
+    tenant: int
+    key: str
+    what: str
+    dice: int
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as it goes out, and the scope that it needs (None: nobody is asked)."""
+
+    method: str
+    path: str
+    scope: Scope | None
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Teller:
+    """Makes up requests of one tenant: it stores its own canary, and asks for anybody's. One method for each kind."""
+
+    def __init__(self, house: House, call: Call) -> None:
+        self.house = house
+        self.dice = random.Random(call.dice)
+        self.own = CANARIES[call.tenant]
+        self.tenant = call.tenant
+
+    def somebody(self) -> str:
+        return self.dice.choice([self.own, self.own, *CANARIES])
+
+    def text(self, canary: str) -> str:
+        return " ".join([canary, *self.dice.choices(WORDS, k=self.dice.randint(1, 4))])
+
+    def idempotency(self) -> dict[str, str]:
+        key = f"{self.somebody()}-{self.dice.randint(0, 30)}"
+        return {"idempotency-key": key} if self.dice.random() < 0.5 else {}
+
+    def cursor(self) -> str:
+        return self.dice.choice([*self.house.cursors[0][-5:], *self.house.cursors[1][-5:], "zz", ""])
+
+
+def calls(what: tuple[str, ...], most: int) -> st.SearchStrategy[list[Call]]:
+    """Lists of so many calls of these kinds, by whoever."""
+    one = st.builds(
+        Call,
+        tenant=st.integers(0, 1),
+        key=st.sampled_from(["keeper", "keeper", "keeper", "keeper", "reader", "reader", "none", "wrong"]),
+        what=st.sampled_from(what),
+        dice=st.integers(0, 2**32 - 1),
+    )
+    return st.lists(one, min_size=most, max_size=most)
+
+
+async def all_made(house: House, teller: type[Teller], made_up: list[Call]) -> None:
+    """Make calls, several at once, and look at all that comes back and at what is logged."""
+    logs.configure("debug", house.log)
+    house.log.seek(0)
+    house.log.truncate()
+    for start in range(0, len(made_up), AT_ONCE):
+        await asyncio.gather(*(_made(house, teller, call) for call in made_up[start : start + AT_ONCE]))
+    # No log line says anything of either, but for the ids that they gave their requests
+    assert [line for line in house.log.getvalue().splitlines() if "zq" in REQUEST_ID.sub("", line)] == []
+
+
+async def _made(house: House, teller: type[Teller], call: Call) -> None:
+    """Make a call, and look at all that comes back."""
+    sent = getattr(teller(house, call), call.what)()
+    other = CANARIES[1 - call.tenant]
+    request_id = f"rid-{CANARIES[call.tenant]}-{next(house.numbers)}"
+    token = {"reader": house.readers[call.tenant], "keeper": house.keepers[call.tenant], "wrong": new_key().token}
+    headers = {"x-request-id": request_id, "content-type": "application/json"} | sent.headers
+    if call.key in token:
+        headers["authorization"] = f"Bearer {token[call.key]}"
+    content = sent.body if isinstance(sent.body, str) else json.dumps(sent.body)
+    answer = await house.client.request(sent.method, sent.path, headers=headers, content=content)
+    house.statuses[answer.status_code] = house.statuses.get(answer.status_code, 0) + 1
+    # Who may not call hears just that
+    if sent.scope is not None and call.key in ("none", "wrong"):
+        assert answer.status_code == 401, sent
+    elif sent.scope in (Scope.WRITE, Scope.ADMIN) and call.key == "reader":
+        assert answer.status_code == 403, sent
+    else:
+        assert answer.status_code not in (401, 403, 500), (sent, answer.text)
+    # What comes back is one's own
+    shown = answer.text + str(answer.headers)
+    said = answer.json() if answer.headers.get("content-type") == "application/json" else None
+    if answer.status_code in (200, 202) and isinstance(said, dict):
+        if cursor := said.get("cursor"):
+            house.cursors[call.tenant].append(cursor)
+            shown += base64.urlsafe_b64decode(cursor + "==").decode(errors="replace")
+        if job := said.get("job_id"):
+            house.jobs[call.tenant].append(job)
+        house.points[call.tenant].extend(hit["point_id"] for hit in said.get("results", []) if "point_id" in hit)
+    assert other not in shown, sent
+    if call.key in ("none", "wrong"):
+        assert "zq" not in shown.replace(request_id, ""), sent
