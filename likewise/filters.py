@@ -32,10 +32,14 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-
 
 @dataclass(frozen=True)
 class Field:
-    """What a filter looks at: a column of the record, or a field of its payload."""
+    """What a filter looks at: a column of the record, or a field of its payload.
+
+    `within` names an object of the payload where it is looked for as well.
+    """
 
     name: str
     column: bool
+    within: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,28 +75,40 @@ class Not:
 Filter = Compare | All | AnyOf | Not
 
 
-def parse(raw: object, aliases: Mapping[str, str] | None = None) -> Filter | None:
+def parse(raw: object, aliases: Mapping[str, str] | None = None, within: str = "") -> Filter | None:
     """The tree of a filter; None for no filter.
+
+    Args:
+        aliases: an app's own names for columns, and for fields of the payload.
+        within: the object of the payload whose fields are found by their names alone.
 
     Raises:
         Invalid: with a pointer under `/filters`, for anything the language does not have.
     """
     if raw is None or raw == {}:
         return None
-    return _Parser(aliases or {}).whole(raw, "/filters", 1)
+    return _Parser(aliases or {}, within).whole(raw, "/filters", 1)
 
 
-def field_named(key: str, aliases: Mapping[str, str] | None = None) -> Field:
+def field_named(key: str, aliases: Mapping[str, str] | None = None, within: str = "") -> Field:
     """What a key speaks of: a column, by its own name or an app's, or else a field of the payload."""
-    column = (aliases or {}).get(key, key)
-    if column in COLUMNS:
-        return Field(column, column=True)
-    return Field(key.removeprefix("payload.") or key, column=False)
+    name = (aliases or {}).get(key, key)
+    if name in COLUMNS:
+        return Field(name, column=True)
+    return Field(name.removeprefix("payload.") or name, column=False, within=within)
+
+
+def both(one: Filter | None, other: Filter | None) -> Filter | None:
+    """What holds where both do; None for no filter."""
+    if one is None or other is None:
+        return other if one is None else one
+    return All((one, other))
 
 
 class _Parser:
-    def __init__(self, aliases: Mapping[str, str]) -> None:
+    def __init__(self, aliases: Mapping[str, str], within: str) -> None:
         self._aliases = aliases
+        self._within = within
         self._nodes = 0
 
     def whole(self, raw: object, at: str, depth: int) -> Filter:
@@ -128,7 +144,7 @@ class _Parser:
     def _field(self, key: str, value: object, at: str, depth: int) -> Iterator[Filter]:
         if not KEY.match(key):
             raise Invalid.at(at, f"A key of a filter matches {KEY.pattern[:-2]}.", "invalid_key")
-        field, here = field_named(key, self._aliases), f"{at}/{key}"
+        field, here = field_named(key, self._aliases, self._within), f"{at}/{key}"
         if not isinstance(value, dict):
             yield self._compare(field, "$eq", value, here)
             return

@@ -38,7 +38,8 @@ class Kind:
     """What an app declares: how a record reads as text, and which of its fields can be asked for.
 
     `indexed` are payload fields kept in `record_fields`; `in_text` those that the text itself determines;
-    `aliases` the app's own names for the record's columns.
+    `aliases` the app's own names for the record's columns and for fields of its payload; `within` an object of the
+    payload whose fields are found by their names alone.
     """
 
     name: str
@@ -46,4 +47,5 @@ class Kind:
     indexed: tuple[str, ...] = ()
     in_text: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    within: str = ""
     policy: Policy = Policy()

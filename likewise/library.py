@@ -19,6 +19,8 @@ from likewise.apps.collections.service import (
     refuse_repeats,
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
+from likewise.apps.jobs.service import JobsService
+from likewise.apps.segments.service import SegmentsService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
@@ -66,6 +68,8 @@ class Likewise:
         self.settings = runtime.settings
         self.embedder: Embedder = runtime.embedder
         self.collections = CollectionsService(runtime)
+        self.segments = SegmentsService(runtime)
+        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark)
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
         self._asked: Health | None = None

@@ -23,6 +23,7 @@ from likewise.db.pool import Pool
 from likewise.db.server import EmbeddedServer
 from likewise.db.text_key import TextKeys
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.forgetting import Forgetting
@@ -194,13 +195,18 @@ async def open_runtime(
         worker: whether this process also embeds what waits.
         embedder: one to use in place of the settings' own.
     """
+    embedder = embedder or Embedder(settings)
+    default = embedder.known()
+    # Of a folder that is not there nobody knows it.
+    if settings.vector_size is not None and default.dimension:
+        refuse_other_size(default.hub_id, default.dimension, settings.vector_size)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
         text_keys = await _reached(lambda: TextKeys.open(settings, pool))
-        runtime = _assemble(settings, database, pool, embedder or Embedder(settings), text_keys)
+        runtime = _assemble(settings, database, pool, embedder, text_keys)
         stack.push_async_callback(runtime.authentication.close)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)

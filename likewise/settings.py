@@ -164,6 +164,25 @@ class Settings(BaseSettings):
     provider_seconds: float = Field(
         30.0, gt=0, le=600, description="Time that a remote model has for one try of one request; there are three."
     )
+    model_ver: str = Field(
+        "v1",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of the version of the model that segments are stored under, where a request names none.",
+    )
+    vector_size: int | None = Field(
+        None, ge=1, le=100_000, description="Numbers that a vector of the default model must have, or nothing starts."
+    )
+    enable_mock: bool = Field(
+        False, description="Whether `POST /vectors/mock` is there, which stores made-up vectors to try programs with."
+    )
+    segments_keep_text: bool = Field(
+        False, description="Whether collections of segments that are made from now on keep the texts."
+    )
+    segments_keep_terms: bool = Field(
+        False,
+        description="Whether collections of segments that are made from now on keep search terms, without which they "
+        "are searched by meaning only.",
+    )
     models_dir: Path | None = Field(None, description="Folder with model folders; absent: `models` in the data folder.")
     models_bytes: int | None = Field(
         None,

@@ -9,6 +9,17 @@ from likewise import filters
 from likewise.errors import Invalid
 
 
+def test_an_apps_own_names_lead_to_columns_and_to_fields() -> None:
+    aliases = {"asset_id": "parent", "id": "point_id"}
+    named = {key: filters.field_named(key, aliases, "metadata") for key in ("asset_id", "id", "lang", "payload.id")}
+    assert named == {
+        "asset_id": filters.Field("parent", column=True),
+        "id": filters.Field("point_id", column=False, within="metadata"),
+        "lang": filters.Field("lang", column=False, within="metadata"),
+        "payload.id": filters.Field("id", column=False, within="metadata"),
+    }
+
+
 def nested(depth: int) -> dict[str, Any]:
     tree: dict[str, Any] = {"a": 1}
     for _ in range(depth - 1):

@@ -49,6 +49,12 @@ class RequestModel(BaseModel):
         return value
 
 
+class OldRequest(RequestModel):
+    """A body of a route that is older than this server: unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class JsonBody(Generic[M]):
     """A FastAPI dependency: the request's JSON body as a checked model.
 

@@ -12,6 +12,8 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from likewise.apps.collections.service import CollectionsService
+from likewise.apps.jobs.service import JobsService
+from likewise.apps.segments.service import SegmentsService
 from likewise.auth.caller import Scope
 from likewise.errors import Forbidden, Invalid
 from likewise.runtime import Runtime
@@ -27,6 +29,16 @@ class Services(Protocol):
     @property
     def collections(self) -> CollectionsService:
         """The service of the general API."""
+        ...
+
+    @property
+    def segments(self) -> SegmentsService:
+        """The service of document segments."""
+        ...
+
+    @property
+    def jobs(self) -> JobsService:
+        """The service of jobs."""
         ...
 
     @property
@@ -74,6 +86,16 @@ async def collections(request: Request) -> CollectionsService:
     return services(request).collections
 
 
+async def segments(request: Request) -> SegmentsService:
+    """The service of document segments."""
+    return services(request).segments
+
+
+async def jobs(request: Request) -> JobsService:
+    """The service of jobs."""
+    return services(request).jobs
+
+
 # One of these is first in every route's signature: the tenant of a caller with that scope, or a route for everybody.
 Reader = Annotated[int, Depends(Requires(Scope.READ))]
 Writer = Annotated[int, Depends(Requires(Scope.WRITE))]
@@ -82,6 +104,8 @@ Anyone = Annotated[None, Depends(nobody_is_asked)]
 
 Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]
 Collections = Annotated[CollectionsService, Depends(collections)]
+Segments = Annotated[SegmentsService, Depends(segments)]
+Jobs = Annotated[JobsService, Depends(jobs)]
 
 
 class Answer(Response):

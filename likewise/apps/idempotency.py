@@ -46,7 +46,7 @@ class Idempotency:
         tenant: int,
         work: Callable[[Save | None], Awaitable[T]],
         *,
-        status: int = 200,
+        status: int | Callable[[T], int] = 200,
         lasting: Callable[[T], bool] = lambda _: True,
     ) -> Response:
         """What `work` returns as JSON, or what it was answered when it was done before.
@@ -54,7 +54,7 @@ class Idempotency:
         Args:
             work: gets a function to call in the transaction that it commits, with what it will return: then both are
                 kept or neither. What it does not keep itself is kept after it.
-            status: of the answer.
+            status: of the answer, or what gives it for a result.
             lasting: whether a result is the answer for good; otherwise the next request with this key is done anew.
 
         Raises:
@@ -62,7 +62,8 @@ class Idempotency:
             InProgress: this one is still running.
         """
         if self._key is None:
-            return Answer(await work(None), status_code=status)
+            result = await work(None)
+            return Answer(result, status_code=_status(status, result))
         attempt = await self._attempt(self._key)
         earlier = await idempotency.begin(self._pool, tenant, attempt, self._lease)
         if earlier is not None:
@@ -74,7 +75,7 @@ class Idempotency:
                 async with self._pool.tenant(tenant) as tx:
                     await run.save(tx, result)
         # Word for word what a repetition will be answered.
-        return run.answer or Answer(result, status_code=status)
+        return run.answer or Answer(result, status_code=_status(status, result))
 
     async def _attempt(self, key: str) -> Attempt:
         request = self._request
@@ -89,7 +90,9 @@ class Idempotency:
 class _Run:
     """One run of a request, and its answer once that is kept."""
 
-    def __init__(self, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta, status: int) -> None:
+    def __init__(
+        self, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta, status: int | Callable[[Any], int]
+    ) -> None:
         self._pool = pool
         self._tenant = tenant
         self._attempt = attempt
@@ -99,8 +102,9 @@ class _Run:
 
     async def save(self, tx: Tx, result: Any) -> None:
         """Keep the answer in a transaction; again, if that is tried again."""
-        answer = Answer(result, status_code=self._status)
-        await idempotency.finish(tx, self._attempt, self._status, bytes(answer.body))
+        status = _status(self._status, result)
+        answer = Answer(result, status_code=status)
+        await idempotency.finish(tx, self._attempt, status, bytes(answer.body))
         self.answer = answer
 
     @asynccontextmanager
@@ -127,6 +131,10 @@ class _Run:
         # is free when its lease has run out.
         with suppress(LikewiseError):
             await idempotency.release(self._pool, self._tenant, self._attempt)
+
+
+def _status(status: int | Callable[[Any], int], result: Any) -> int:
+    return status(result) if callable(status) else status
 
 
 async def once(

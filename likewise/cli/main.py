@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from likewise.cli import admin, cache, data, demo, keys, serve, tenants, token, usage
+from likewise.cli import admin, cache, data, demo, jobs, keys, serve, tenants, token, usage
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
 from likewise.observe.errors import describe
@@ -31,6 +31,7 @@ app.command()(data.similar)
 app.add_typer(admin.models, name="models")
 app.add_typer(admin.db, name="db")
 app.add_typer(keys.keys, name="keys")
+app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(tenants.tenants, name="tenants")
 app.command()(token.token)
 app.command()(usage.usage)

@@ -19,7 +19,7 @@ from likewise.filters import Field
 
 VIEW = SQL("""
     r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
-    c.state, c.reason, v.truncated
+    c.state, c.reason, c.chars, v.truncated, v.tokens, v.chars_read
 """)
 # Without the vector's table: a search that begins here must not hold it before that of the terms.
 POINTED = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = %s")
@@ -78,7 +78,10 @@ OF_PARENT = SQL("SELECT id FROM records WHERE collection = %s AND parent = %s")
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record as it stands, with its content's text and state. `truncated` counts tokens; None without a vector."""
+    """A record as it stands, with its content's text and state, and how many characters that has.
+
+    `tokens` were read of it and `truncated` cut off, `chars_read` are the characters read; None without a vector.
+    """
 
     pk: int
     content: int
@@ -92,7 +95,10 @@ class StoredRecord:
     updated_at: datetime
     state: str
     reason: str | None
+    chars: int
     truncated: int | None
+    tokens: int | None
+    chars_read: int | None
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,8 @@ async def write(
     lane: Lane,
     seal: Seal | None = None,
     facts: Sequence[str] = (),
+    hold_unchanged: bool = False,
+    leaving: Sequence[tuple[int, int]] = (),
 ) -> Written:
     """Store what `compare` found to be new or different, in the order of the locks.
 
@@ -255,21 +257,26 @@ async def write(
         indexed: the payload fields that an index knows of each record.
         seal: encrypts a text for the time that it waits, where texts are not kept.
         facts: those that the text itself determines, which an index knows of each content.
+        hold_unchanged: whether contents of unchanged records are locked as well, for what comes after this.
+        leaving: (record, content) of records that are deleted beside it.
 
     Raises:
-        Contended: another writer stored one of these ids meanwhile; try the whole transaction again.
+        Contended: another writer stored, or deleted, one of these ids meanwhile; try the whole transaction again.
     """
     fresh, old = compared.fresh, compared.old
     outcome_of: dict[str, Outcome] = dict.fromkeys(compared.unchanged, "unchanged")
-    if not fresh and not compared.failed:
+    if not fresh and not compared.failed and not leaving:
         return Written(outcome_of, compared.unchanged)
-    held = {content for _, content in old.values()} | compared.failed.keys()
+    held = {content for _, content in (*old.values(), *leaving)} | compared.failed.keys()
+    if hold_unchanged:
+        held.update(compared.unchanged.values())
     contents = await _get_or_make_contents(tx, collection, fresh, held, seal)
     by_hash, added = contents.by_hash, contents.added
     revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane, seal)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
     left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
+    left |= await _leave(tx, leaving)
     pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
     if indexed:
         rows = [(pks[record.id], by_hash[record.text_hash], record.payload) for record in fresh]
@@ -316,13 +323,9 @@ async def _delete(tx: Tx, collection: int, find: tuple[Statement, Parameters], *
     _, found = await tx.together(lock, find)
     if not found:
         return Deleted()
-    pks, pointed_at = (list(column) for column in zip(*found, strict=True))
-    contents = sorted(set(pointed_at))
+    contents = sorted({int(content) for _, content in found})
     await tx.execute(HOLD_THESE, [contents])
-    dropped = await tx.execute(DROP_RECORDS, [pks, pointed_at])
-    if dropped.rowcount < len(found):
-        # Some were deleted or pointed elsewhere while we waited for the locks: look again.
-        raise Contended("40001", "records")
+    await _leave(tx, [(pk, content) for pk, content in found])
     return Deleted(len(found), await _drop_empty(tx, collection, contents, jobs.DELETED))
 
 
@@ -389,6 +392,18 @@ async def _change(
     columns = [[old[record.id][0] for record in changed], *_columns(changed, by_hash)]
     await tx.execute(CHANGE_RECORDS, columns)
     return {old[record.id][1] for record in changed if by_hash[record.text_hash] != old[record.id][1]}
+
+
+async def _leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:
+    """Delete records, given with their contents; returns these."""
+    if not leaving:
+        return set()
+    pks, contents = (list(column) for column in zip(*leaving, strict=True))
+    dropped = await tx.execute(DROP_RECORDS, [pks, contents])
+    if dropped.rowcount < len(leaving):
+        # Some were deleted or pointed elsewhere while we waited for the locks: look again.
+        raise Contended("40001", "records")
+    return set(contents)
 
 
 async def _add(

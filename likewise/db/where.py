@@ -292,13 +292,18 @@ def _payload(leaf: Compare, where: Where) -> Composable:
 
 
 def _value(of: Field, where: Where) -> Composable:
-    """The value of a payload field: by its literal name first, then as a path."""
-    whole = SQL("r.payload -> {}::text").format(where.bind(of.name))
-    if "." not in of.name:
-        return SQL("({})").format(whole)
+    """The value of a payload field: by its literal name first, then as a path; then the same within an object."""
+    objects: list[Composable] = [SQL("r.payload")]
+    if of.within:
+        objects.append(SQL("r.payload -> {}::text").format(where.bind(of.within)))
     # Step by step, because the operator for whole paths counts into lists, where record_fields are not written.
-    steps = SQL("").join([SQL(" -> {}::text").format(where.bind(part)) for part in of.name.split(".")])
-    return SQL("coalesce({}, r.payload{})").format(whole, steps)
+    ways = [[of.name], of.name.split(".")] if "." in of.name else [[of.name]]
+    found = [
+        SQL("{}{}").format(whole, SQL("").join([SQL(" -> {}::text").format(where.bind(part)) for part in way]))
+        for whole in objects
+        for way in ways
+    ]
+    return SQL("coalesce({})").format(SQL(", ").join(found))
 
 
 def _contains(value: Any, where: Where) -> Composable:

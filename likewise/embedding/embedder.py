@@ -19,12 +19,14 @@ from likewise.embedding.forgotten import Forgotten, Since
 from likewise.embedding.in_flight import InFlight
 from likewise.embedding.loading import EMBEDDING, PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
-from likewise.embedding.models import Catalogue, ModelSpec
+from likewise.embedding.models import MOCK, Catalogue, ModelSpec
 from likewise.embedding.outcomes import all_or_faults, outcomes
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
+from likewise.embedding.providers import mock
 from likewise.embedding.queue import INTERACTIVE_TOKENS, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.shortening import refuse_dimensions, shortened
+from likewise.embedding.splitting import Span
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, LikewiseError, NotSupported
 from likewise.observe.steps import Embedding
@@ -95,7 +97,8 @@ class Embedder:
     ) -> None:
         self._settings = settings
         self._catalogue = Catalogue(settings)
-        self._providers = dict(providers or {})
+        made_up: dict[str, ProviderFactory] = {MOCK.name: mock.load} if settings.enable_mock else {}
+        self._providers = made_up | dict(providers or {})
         self._cache = open_cache(settings) if cache is None else cache
         self.ledger = Ledger()
         self.budget = QueueBudget(settings.queue_tokens)
@@ -223,7 +226,7 @@ class Embedder:
 
     def known(self, model: str | None = None) -> ModelSpec:
         """The same, of dimension 0 if its files are absent and nobody knows."""
-        return self._as_loaded(self._catalogue.resolve(model))
+        return self._as_loaded(self._catalogue.named(model))
 
     def models(self) -> list[ModelSpec]:
         """What is known of each allowed model, the default first."""
@@ -271,6 +274,14 @@ class Embedder:
         with slot.held():
             provider, _ = await slot.ready()
             return await provider.lengths(texts)
+
+    async def split(self, text: str, model: str | None = None, *, most: int, overlap: int = 0) -> list[Span]:
+        """Where the parts of a text begin and end that the model reads whole, of at most so many tokens each."""
+        refuse_unreadable([text])
+        slot = self._slot(self._catalogue.resolve(model))
+        with slot.held():
+            provider, _ = await slot.ready()
+            return await provider.split(text, most, overlap)
 
     async def probe(self, model: str | None = None) -> Matrix:
         """The vectors of PROBE_TEXTS, float32 (8, d), made anew."""

@@ -98,6 +98,19 @@ MODELS: tuple[ModelSpec, ...] = (
 )  # fmt: skip
 
 
+# Deterministic, and no model: nothing but `segments` takes it, and that only where LIKEWISE_ENABLE_MOCK says so.
+MOCK = ModelSpec("mock", "mock", 384, 256, architecture="mock")
+
+
+def refuse_other_size(model: str, dimension: int, expected: int) -> None:
+    """SettingsError unless the vectors of a model, named by its id on the hub, have so many numbers."""
+    if dimension != expected:
+        raise SettingsError(
+            f"Embedding dimension mismatch: '{model}' makes {dimension}-dimensional vectors but "
+            f"{PREFIX}VECTOR_SIZE={expected}. Set {PREFIX}VECTOR_SIZE={dimension}, or remove it."
+        )
+
+
 class Catalogue:
     """The models that the settings allow, by every name they answer to; SettingsError if the models file is wrong."""
 
@@ -114,7 +127,11 @@ class Catalogue:
         return list({spec.name: spec for spec in map(self._find, self._allowed)}.values())
 
     def resolve(self, name: str | None) -> ModelSpec:
-        """The model of that name, or the default.
+        """The same for what is stored already, which may be of the deterministic model, where that is enabled."""
+        return MOCK if name == MOCK.name and self._settings.enable_mock else self.named(name)
+
+    def named(self, name: str | None) -> ModelSpec:
+        """The model of that name, or the default, for those who may choose.
 
         Invalid if the settings do not allow it, NotSupported if this version cannot run it.
         """
@@ -178,7 +195,7 @@ def _openai(spec: ModelSpec, settings: Settings) -> Endpoint:
 
 def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
     """A row of the models file; SettingsError if its name is another model's."""
-    if any(spec.answers_to(row.name) for spec in MODELS):
+    if any(spec.answers_to(row.name) for spec in (*MODELS, MOCK)):
         raise SettingsError(
             f"{models_file.FILE}: {row.name} is the name of a model that Likewise knows; choose another."
         )

@@ -82,6 +82,13 @@ class Provider(Protocol):
         """Tokens of each text as a document, special ones included, before anything is cut off."""
         ...
 
+    async def split(self, text: str, most: int, overlap: int) -> list[tuple[int, int]]:
+        """Where the parts of a text begin and end, of at most `most` tokens each; estimated where nobody counts them.
+
+        At most `overlap` tokens of a part are those that the one before ends with.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of memory and threads."""
         ...

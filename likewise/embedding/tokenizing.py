@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from semantic_text_splitter import TextSplitter
 from tokenizers import Encoding, Tokenizer
 
 from likewise.embedding.graphs.architectures import broken
@@ -79,6 +80,18 @@ class TextTokenizer:
     def prefix_length(self, prefix: str) -> int:
         """Tokens of a prefix, with the special ones that come before it."""
         return len(self._before) + len(self._tokenizer.encode(prefix, add_special_tokens=False))
+
+    def splitter(self, most: int, overlap: int, prefix: str = "") -> TextSplitter:
+        """What cuts texts in parts of at most so many tokens, the special ones and a prefix included."""
+        special = len(self._after) + self.prefix_length(prefix)
+        room = max(1, min(most, self._room + len(self._before) + len(self._after)) - special)
+        return TextSplitter.from_huggingface_tokenizer(self._tokenizer, room, min(overlap, room - 1))
+
+    def as_split(self, text: str) -> str:
+        """A text of the same length as its parts will be read."""
+        lower = text.lower() if self._lowercase else text
+        # Few letters become two.
+        return lower if len(lower) == len(text) else text
 
     def bare(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text's ids without the special ones, however many."""

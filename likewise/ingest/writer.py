@@ -30,6 +30,7 @@ from likewise.stopping import stop
 T = TypeVar("T")
 BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
 Resolve = Callable[[Tx, Sequence[PreparedRecord]], Awaitable[Sequence[PreparedRecord]]]
+Leaving = Callable[[Tx], Awaitable[Sequence[tuple[int, int]]]]
 
 NOTHING = Written({}, {})
 
@@ -77,6 +78,7 @@ class Writer:
         lane: int = records.BULK,
         before_commit: BeforeCommit | None = None,
         resolve: Resolve | None = None,
+        leaving: Leaving | None = None,
     ) -> Written:
         """Commit a batch of records with distinct ids; findable by their words from then on.
 
@@ -85,6 +87,7 @@ class Writer:
             before_commit: what else belongs to the same transaction. It is run again when the transaction is.
             resolve: what the records are in view of those that are stored, with the same ids; run first, and again
                 as the other.
+            leaving: records, each with its content, that are deleted in the same transaction.
 
         Raises:
             Invalid: an id or a payload that cannot be stored as it is.
@@ -98,7 +101,7 @@ class Writer:
             return NOTHING
         if lane == records.BULK:
             self.backlog.admit(tenant, collection.active.model, sum(one.tokens for one in prepared))
-        work = _Work(tenant, collection, kind, lane, before_commit, resolve)
+        work = _Work(tenant, collection, kind, lane, before_commit, resolve, leaving)
         if before_commit is not None or resolve is not None or large or len(prepared) > SMALL_BATCH:
             return await self._store(work, prepared)
         return await self._groups.write((tenant, collection.id, lane), prepared, lambda group: self._store(work, group))
@@ -179,6 +182,8 @@ class Writer:
                     lane=work.lane,
                     seal=None if collection.policy.keep_text else self._seal(tenant, collection.id),
                     facts=work.kind.in_text,
+                    hold_unchanged=work.resolve is not None,
+                    leaving=[] if work.leaving is None else await work.leaving(tx),
                 )
                 await learnt
             if terms_of is not None and written.new_contents:
@@ -209,6 +214,7 @@ class _Work:
     lane: int
     before_commit: BeforeCommit | None
     resolve: Resolve | None
+    leaving: Leaving | None
 
     @property
     def indexed(self) -> tuple[str, ...]:

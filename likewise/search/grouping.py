@@ -49,13 +49,13 @@ class Groups:
         return self._before > before
 
 
-def group_field(name: str | None, aliases: Mapping[str, str]) -> Field | None:
+def group_field(name: str | None, aliases: Mapping[str, str], within: str = "") -> Field | None:
     """The field that hits are grouped by; Invalid for a name that no field can have."""
     if name is None:
         return None
     if not KEY.match(name):
         raise Invalid.at("/group_by", f"A field's name matches {KEY.pattern[:-2]}.", "invalid_key")
-    return field_named(name, aliases)
+    return field_named(name, aliases, within)
 
 
 def without_groups(tree: Filter | None, field: Field, values: Collection[Any]) -> Filter:
@@ -67,4 +67,7 @@ def without_groups(tree: Filter | None, field: Field, values: Collection[Any]) -
 def _value(field: Field, found: Found) -> Any:
     if field.column:
         return getattr(found.record, field.name)
-    return payload_field(found.record.payload, field.name)
+    payload = found.record.payload
+    value = payload_field(payload, field.name)
+    others = payload.get(field.within) if field.within and value is None else None
+    return payload_field(others, field.name) if isinstance(others, Mapping) else value

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from likewise.db.lookups import StoredRecord
+from likewise.filters import Filter
 
 Mode = Literal["hybrid", "dense", "lexical"]
 
@@ -19,7 +20,7 @@ class SearchRequest:
     """What is asked: a query's text, or the id of a record to find others like.
 
     `offset` hits are passed over; `group_by` names a field of which every value has one hit, its best; with `rerank`
-    the reranker of the settings puts the first hits in order.
+    the reranker of the settings puts the first hits in order; `must` holds beside what the caller's own filters say.
     """
 
     query: str | None = None
@@ -32,6 +33,7 @@ class SearchRequest:
     group_by: str | None = None
     explain: bool = False
     rerank: bool = False
+    must: Filter | None = None
 
     @property
     def wanted(self) -> int:

@@ -15,7 +15,7 @@ from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
-from likewise.filters import Field, Filter
+from likewise.filters import Field, Filter, both
 from likewise.kind import Kind
 from likewise.observe.steps import Searching
 from likewise.sealing import Sealing
@@ -79,8 +79,8 @@ class Searcher:
 
     async def _timed(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
         started = time.perf_counter()
-        tree = filters.parse(request.filters, kind.aliases)
-        grouped = group_field(request.group_by, kind.aliases)
+        tree = both(request.must, filters.parse(request.filters, kind.aliases, kind.within))
+        grouped = group_field(request.group_by, kind.aliases, kind.within)
 
         async def within(collection: Collection) -> SearchResult:
             return await self._search(Search(tenant, collection, kind, request, tree, grouped))

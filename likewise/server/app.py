@@ -15,6 +15,8 @@ from likewise.apps.embed import openai_routes as openai
 from likewise.apps.embed import rerank_routes as rerank
 from likewise.apps.embed import routes as embed
 from likewise.apps.embed import usage_routes as usage
+from likewise.apps.jobs import routes as jobs
+from likewise.apps.segments import routes as segments
 from likewise.library import Likewise
 from likewise.observe.version import program_version
 from likewise.server import health, metrics, reference
@@ -29,6 +31,7 @@ from likewise.settings import Settings
 ROUTERS = (
     *(health.router, metrics.router, reference.router),
     *(collections.router, embed.router, openai.router, rerank.router, usage.router),
+    *(segments.router, jobs.router),
 )
 
 if TYPE_CHECKING:

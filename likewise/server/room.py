@@ -29,8 +29,11 @@ TOO_BUSY = Overloaded("The server has as many requests as it can hold; ask again
 REFUSALS_SECONDS = 1.0
 # In the scope of a request that was refused at the door.
 REFUSED = "likewise.refused"
-# Whose texts wait in a model's queue.
-EMBEDDING_PATHS = frozenset({"/v1/embeddings", "/v1/rerank", "/embed/text", "/embed/batch", "/embed/query"})
+# Whose texts wait in a model's queue, or are cut in parts, which takes as long as they are.
+EMBEDDING_PATHS = frozenset(
+    {"/v1/embeddings", "/v1/rerank", "/embed/text", "/embed/batch", "/embed/query", "/vectors/documents"}
+)
+WRITING_PATHS = frozenset({"/vectors/embed", "/vectors/embed/batch", "/vectors/mock"})
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
@@ -79,7 +82,7 @@ class RequestLimit:
         if scope["method"] != "POST":
             return self.others
         path: str = scope["path"]
-        if path.endswith("/records"):
+        if path.endswith("/records") or path in WRITING_PATHS:
             return self.writes
         return self.embeddings if path in EMBEDDING_PATHS else self.others
 

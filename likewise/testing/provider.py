@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from semantic_text_splitter import TextSplitter
 
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role, Vector
+from likewise.embedding.splitting import Span, spans
 
 _WORD = re.compile(r"\w+")
 
@@ -76,6 +78,12 @@ class FakeProvider:
     async def lengths(self, texts: Sequence[str]) -> list[int]:
         """Words of each text, and two."""
         return [len(_WORD.findall(text)) + 2 for text in texts]
+
+    async def split(self, text: str, most: int, overlap: int) -> list[Span]:
+        """Parts of at most so many words, and two."""
+        room = max(1, min(most, self.max_tokens) - 2)
+        splitter = TextSplitter.from_callback(lambda part: len(_WORD.findall(part)), room, min(overlap, room - 1))
+        return await asyncio.to_thread(spans, text, splitter)
 
     async def close(self) -> None:
         """Remembers that it was closed."""

@@ -9,9 +9,9 @@ import pytest
 
 from likewise.embedding.batching import check
 from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import ModelSpec, local_spec
+from likewise.embedding.models import MOCK, ModelSpec, local_spec
 from likewise.embedding.provider import Provider, Role
-from likewise.embedding.providers import openai, openvino
+from likewise.embedding.providers import mock, openai, openvino
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, Upstream
 
@@ -42,11 +42,17 @@ async def the_same_in_torch(data: Path) -> AsyncIterator[Provider]:
     yield torch.load(local_spec("own", MODEL), MODEL, load_settings(data_dir=data, precision="f32"))
 
 
+@asynccontextmanager
+async def a_made_up_one(_: Path) -> AsyncIterator[Provider]:
+    yield mock.load(MOCK)
+
+
 PROVIDERS: list[tuple[str, Callable[[Path], AbstractAsyncContextManager[Provider]]]] = [
     ("fake", a_fake),
     ("openvino", a_small_mpnet),
     ("openai", one_at_an_address),
     ("torch", the_same_in_torch),
+    ("mock", a_made_up_one),
 ]
 TEXTS = [
     "the pump fails when it is cold",
@@ -94,6 +100,15 @@ async def test_what_is_read_and_what_is_cut_off_add_up(made: Provider) -> None:
         again = await made.embed([text[:read]], "document")
         place = TEXTS.index(text)
         assert float(again.vectors[0] @ result.vectors[place]) > 0.999
+
+
+async def test_the_parts_of_a_text_are_read_whole(made: Provider) -> None:
+    text = "\n\n".join(TEXTS)
+    most = max(8, made.max_tokens // 2)
+    parts = [text[start:end] for start, end in await made.split(text, most, 0)]
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    assert max(await made.lengths(parts)) <= most
+    assert not (await made.embed(parts, "document")).truncated.any()
 
 
 async def test_space_and_numerics_are_the_same_each_time(made: Provider) -> None:

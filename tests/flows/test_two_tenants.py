@@ -204,6 +204,15 @@ NAMING: list[tuple[str, str, Any]] = [
     ("POST", "/switch", {}),
     ("POST", "/rollback", {}),
 ]
+NOBODY = "00000000-0000-4000-8000-000000000000"
+# And what each of these is named by.
+OF_SEGMENTS = [
+    ("GET", "/jobs/{}", "job_id"),
+    ("POST", "/jobs/{}/cancel", "job_id"),
+    ("POST", "/jobs/{}/retry", "job_id"),
+    ("DELETE", "/vectors/{}", "point_id"),
+    ("DELETE", "/vectors/asset/{}", "asset_id"),
+]
 
 
 async def test_what_belongs_to_another_answers_like_what_is_not_there(house: House) -> None:
@@ -221,6 +230,11 @@ async def test_what_belongs_to_another_answers_like_what_is_not_there(house: Hou
         ("POST", f"{URL}/both/search", f"{URL}/both/search", {"like": "7"}, {"like": "8"}),
         ("POST", f"{URL}/both/search", f"{URL}/both/search", {"query": "x"}, {"query": "y"}),
     ]
+    segment = {"asset_id": "theirs", "segment_id": "a", "text": "x"}
+    told = (await house.client.post("/vectors/embed", json=segment, headers=theirs)).json()
+    for method, path, named in OF_SEGMENTS:
+        missing = "nowhere" if named == "asset_id" else NOBODY
+        pairs.append((method, path.format(told[named]), path.format(missing), None, None))
     for method, foreign, missing, body, other_body in pairs:
         # When
         answers = [
@@ -231,12 +245,15 @@ async def test_what_belongs_to_another_answers_like_what_is_not_there(house: Hou
         first, second = (plain(answer) for answer in answers)
         assert first == second, (method, foreign)
     assert (await house.client.get(f"{URL}/theirs/records/7", headers=theirs)).status_code == 200
+    assert (await house.client.delete(f"/vectors/{told['point_id']}", headers=theirs)).status_code == 204
 
 
 def test_every_route_that_names_something_is_among_them(house: House) -> None:
     # Models are the settings' and not a tenant's.
     paths = [path for path in house.paths if "{" in path and not path.startswith("/v1/models/")]
-    names = {path.removeprefix(URL + "/{name}") for path in paths}
+    segments = {path for path in paths if path.startswith(("/jobs/", "/vectors/"))}
+    assert {re.sub(r"\{.*?\}", "{}", path) for path in segments} == {path for _, path, _ in OF_SEGMENTS}
+    names = {path.removeprefix(URL + "/{name}") for path in paths if path not in segments}
     tried = {re.sub(r"/(records|clusters)/.*", r"/\1/", rest) for _, rest, _ in NAMING}
     assert {re.sub(r"/\{.*", "/", name) for name in names} == tried
 

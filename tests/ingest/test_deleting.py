@@ -27,8 +27,8 @@ LEFT = """
 async def made(lw: Likewise, **policy: Any) -> Collection:
     tenant, model = await lw.tenant(), await lw.embedder.opened()
     await collections.make(
-        lw.runtime.pool, tenant, "notes", kind=KIND.name, analyzer=ANALYZER, policy=Policy(**policy), text_keys=lw.runtime.text_keys,
-        model=model.spec.name, dimension=model.dimension,
+        lw.runtime.pool, tenant, "notes", kind=KIND.name, analyzer=ANALYZER, policy=Policy(**policy),
+        model=model.spec.name, dimension=model.dimension, text_keys=lw.runtime.text_keys,
     )  # fmt: skip
     async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
         return await collections.named(tx, "notes")

@@ -28,6 +28,7 @@ from likewise.testing import FakeProvider
 from tests.auth.keys import make_key
 
 URL = "/api/v1/collections"
+NOBODY = "00000000-0000-4000-8000-000000000000"
 LOOPBACK = "http://127.0.0.1"
 
 # Each route with a scope, and what a caller with it gets for a collection that is not there.
@@ -58,6 +59,18 @@ GUARDED = [
     ("GET", "/embed/metrics", Scope.READ, 200),
     ("POST", "/embed/metrics/reset", Scope.WRITE, 200),
     ("GET", "/api/v1/usage", Scope.READ, 200),
+    ("POST", "/vectors/embed", Scope.WRITE, 415),
+    ("POST", "/vectors/embed/batch", Scope.WRITE, 415),
+    ("POST", "/vectors/documents", Scope.WRITE, 415),
+    ("POST", "/vectors/search", Scope.READ, 415),
+    ("POST", "/vectors/search/async", Scope.READ, 415),
+    ("POST", "/vectors/mock", Scope.WRITE, 404),
+    ("DELETE", f"/vectors/{NOBODY}", Scope.WRITE, 404),
+    ("DELETE", "/vectors/asset/a/b", Scope.WRITE, 404),
+    ("GET", "/jobs", Scope.READ, 200),
+    ("GET", f"/jobs/{NOBODY}", Scope.READ, 404),
+    ("POST", f"/jobs/{NOBODY}/cancel", Scope.WRITE, 404),
+    ("POST", f"/jobs/{NOBODY}/retry", Scope.WRITE, 404),
 ]
 OPEN = ["/embed/health", "/livez", "/readyz", "/healthz", "/", "/docs", "/openapi.json"]
 

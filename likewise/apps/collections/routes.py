@@ -134,7 +134,7 @@ async def get_record(tenant: Reader, service: Collections, name: Name, record_id
     return Answer(await service.record(tenant, name, record_id))
 
 
-@router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(400, 404))
+@router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(400, 404, 409))
 async def delete_record(tenant: Writer, service: Collections, name: Name, record_id: RecordId) -> Response:
     """Delete a record; it is gone from every table before the answer."""
     await service.delete(tenant, name, record_id)

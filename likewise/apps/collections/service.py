@@ -14,7 +14,7 @@ from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
 from likewise.db.records import BULK, INTERACTIVE, Written
 from likewise.db.transaction import Tx
-from likewise.errors import Fault, Invalid, NotFound
+from likewise.errors import Conflict, Fault, Invalid, NotFound
 from likewise.ingest.writer import BeforeCommit
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
@@ -148,8 +148,8 @@ class CollectionsService:
         return _collection_view(await self._named(tenant, name))
 
     async def drop(self, tenant: int, name: str) -> None:
-        """Remove a collection with everything in it."""
-        collection = await self._named(tenant, name)
+        """Remove a collection with everything in it; Conflict if it is an app's."""
+        collection = _own(await self._named(tenant, name))
         dropped = await self._runtime.writer.drop(tenant, collection)
         self._recent.forget(tenant, name)
         if not dropped:
@@ -164,6 +164,7 @@ class CollectionsService:
 
         Raises:
             Invalid: two records with one id, or a text over the model's limit where the policy refuses those.
+            Conflict: the collection is an app's.
             ModelUnavailable: with `wait`, the records are stored and the model is away.
         """
         refuse_repeats(batch)
@@ -173,12 +174,12 @@ class CollectionsService:
         lane = INTERACTIVE if wait else BULK
         saving = _saving(save, _write_result)
         try:
-            collection = await self._recent.get(tenant, name)
+            collection = _own(await self._recent.get(tenant, name))
             written = await self._write(tenant, collection, batch, lane, saving)
         except CollectionGone:
             # It may have been dropped and made again since it was looked up.
             self._recent.forget(tenant, name)
-            collection = await self._recent.get(tenant, name)
+            collection = _own(await self._recent.get(tenant, name))
             written = await self._write(tenant, collection, batch, lane, saving)
         failed = await self._embed_now(tenant, collection, batch, written.contents) if wait else []
         return replace(_write_result(written), failed=failed)
@@ -205,8 +206,8 @@ class CollectionsService:
         return _record_view(found)
 
     async def delete(self, tenant: int, name: str, id: str) -> None:
-        """Remove a record; NotFound if there is none."""
-        collection = await self._named(tenant, name)
+        """Remove a record; NotFound if there is none, Conflict if the collection is an app's."""
+        collection = _own(await self._named(tenant, name))
         if not await self._runtime.writer.delete(tenant, collection, id):
             raise NotFound("There is no record of this id.", code="record_not_found")
 
@@ -269,6 +270,14 @@ class CollectionsService:
         ]
         if faults:
             raise Invalid(message, code="text_too_long", faults=faults)
+
+
+def _own(collection: Collection) -> Collection:
+    """What is written here; an app's own are written by the app, which knows what its records mean."""
+    if collection.kind != KIND.name:
+        message = f"This collection belongs to {collection.kind}: it is written, and deleted from, by its routes alone."
+        raise Conflict(message, code="collection_of_app")
+    return collection
 
 
 def _saving(save: Save | None, result: Callable[[T], Any]) -> Callable[[Tx, T], Awaitable[None]] | None:

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from likewise.embedding.embedder import Embedder, OpenModel
 from likewise.embedding.loading import ONE_USE_SECONDS
-from likewise.embedding.models import MODELS, ModelSpec
+from likewise.embedding.models import MODELS, ModelSpec, refuse_other_size
 from likewise.embedding.provider import Matrix, ProviderFactory, Role
-from likewise.errors import SettingsError
 from likewise.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -81,8 +80,4 @@ def get_adapter() -> EmbeddingAdapter:
 def validate_adapter_dimension(expected: int, adapter: EmbeddingAdapter | None = None) -> None:
     """SettingsError unless the adapter's vectors have so many numbers."""
     adapter = adapter or get_adapter()
-    if adapter.dim != expected:
-        raise SettingsError(
-            f"Embedding dimension mismatch: '{adapter.name}' makes {adapter.dim}-dimensional vectors but "
-            f"LIKEWISE_VECTOR_SIZE={expected}. Set LIKEWISE_VECTOR_SIZE={adapter.dim}, or remove it."
-        )
+    refuse_other_size(adapter.name, adapter.dim, expected)

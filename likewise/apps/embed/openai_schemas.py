@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
-from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, wrong
-from likewise.apps.embed.schemas import MAX_TEXTS, OldRequest
+from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, OldRequest, wrong
+from likewise.apps.embed.schemas import MAX_TEXTS
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 
 TOKENS = (

@@ -4,9 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
-from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, wrong
+from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, OldRequest, wrong
 from likewise.apps.embed.openai_schemas import UsageOut
-from likewise.apps.embed.schemas import OldRequest
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 
 MAX_DOCUMENTS = 1_000

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from likewise.apps.body import RequestModel
+from likewise.apps.body import OldRequest
 from likewise.apps.embed.results import BatchEmbeddingResult
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 
@@ -20,12 +20,6 @@ UseCache = Annotated[
     AfterValidator(lambda value: value is not False),
     Field(description="Whether the cache may answer, and keeps what is new."),
 ]
-
-
-class OldRequest(RequestModel):
-    """A body of a route that is older than this server: unknown fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
 
 
 class TextIn(OldRequest):

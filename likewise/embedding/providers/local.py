@@ -10,6 +10,7 @@ import numpy as np
 from likewise.embedding.facts import ModelFacts
 from likewise.embedding.packing import pack
 from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role
+from likewise.embedding.splitting import Span, spans
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 
 CALLERS = 4  # calls at a time: some are tokenised while others are in the model
@@ -46,6 +47,8 @@ class LocalProvider(ABC):
         self._prefixes = before
         self._batch_tokens = batch_tokens
         self._callers = ThreadPoolExecutor(CALLERS, "likewise-embed")
+        # A document takes up to seconds, in which no text waits for its ids.
+        self._splitter = ThreadPoolExecutor(1, "likewise-split")
         self._model_threads = ThreadPoolExecutor(model_threads, "likewise-model")
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
@@ -57,10 +60,19 @@ class LocalProvider(ABC):
         count, prefix = self._tokenizer.lengths, self._prefixes["document"]
         return await asyncio.get_running_loop().run_in_executor(self._callers, count, texts, prefix)
 
+    async def split(self, text: str, most: int, overlap: int) -> list[Span]:
+        """The parts of a text of at most so many tokens each, with so many of the last one's at their beginning."""
+        return await asyncio.get_running_loop().run_in_executor(self._splitter, self._split, text, most, overlap)
+
     async def close(self) -> None:
         """Let the threads go."""
+        self._splitter.shutdown(wait=False, cancel_futures=True)
         self._callers.shutdown(wait=False, cancel_futures=True)
         self._model_threads.shutdown(wait=False, cancel_futures=True)
+
+    def _split(self, text: str, most: int, overlap: int) -> list[Span]:
+        splitter = self._tokenizer.splitter(most, overlap, self._prefixes["document"])
+        return spans(self._tokenizer.as_split(text), splitter)
 
     def _embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         encoded = self._tokenizer.encode(texts, self._prefixes[role])

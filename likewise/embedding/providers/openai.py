@@ -1,8 +1,10 @@
 """Models behind an OpenAI-compatible `/embeddings`: OpenAI, Azure, vLLM, TEI, Ollama, another Likewise."""
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
+from semantic_text_splitter import TextSplitter
 
 from likewise.cleaning import cleaned
 from likewise.embedding.backoff import Backoff
@@ -11,9 +13,10 @@ from likewise.embedding.facts import prefixes
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Counts, ProviderResult, Role
 from likewise.embedding.providers.openai_answers import Answer, OtherDimension, most_bytes, read
-from likewise.embedding.queue import estimated_tokens
+from likewise.embedding.queue import CHARS_PER_TOKEN, estimated_tokens
 from likewise.embedding.remote_calls import RemoteCalls
 from likewise.embedding.space import space_of_address
+from likewise.embedding.splitting import Span, spans
 from likewise.embedding.trouble import RequestRefused, Trouble
 
 # At 4 characters each: OpenAI takes 300,000 tokens in a request, and some scripts have one for each character.
@@ -61,6 +64,12 @@ class RemoteProvider:
     async def lengths(self, texts: Sequence[str]) -> list[int]:
         """About how many tokens each text has: nobody here knows the model's tokenizer."""
         return [estimated_tokens(text) for text in texts]
+
+    async def split(self, text: str, most: int, overlap: int) -> list[Span]:
+        """The parts of a text by its characters, 4 a token."""
+        room = max(1, min(most, self.max_tokens) - len(self._prefixes["document"]) // CHARS_PER_TOKEN)
+        splitter = TextSplitter(room * CHARS_PER_TOKEN, min(overlap, room - 1) * CHARS_PER_TOKEN)
+        return await asyncio.to_thread(spans, text, splitter)
 
     async def close(self) -> None:
         """End its connections."""

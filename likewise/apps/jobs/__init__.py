@@ -1,0 +1,1 @@
+"""Jobs: what became of work that outlived its request, at `/jobs`."""

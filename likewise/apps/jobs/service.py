@@ -1,0 +1,120 @@
+"""JobsService: jobs as their callers see them, for routes and for programs alike."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from likewise.db import jobs
+from likewise.db.jobs import Job, State
+from likewise.db.pool import Pool, retried
+from likewise.db.transaction import Tx
+
+# The kind of those that wait for the vectors of contents.
+EMBED = "embed"
+
+# Why a job, or an item of one, came to nothing. A code that is not here has no words of its own.
+REASONS: Mapping[str, str] = {
+    jobs.CANCELLED: "It was cancelled.",
+    jobs.DELETED: "What it was about was deleted before it was done.",
+    jobs.REPLACED: "Another text came in its place before it was done.",
+    "text_expired": "The text waited for its model for as long as it may be kept, and has left. Send it again.",
+    "text_failed": "The model cannot embed this text.",
+    "text_unreadable": "The text could not be read again. Send it again.",
+    "lease_lost": "Each worker that had it stopped before it was done. Send it again, or without this text.",
+    "blank": "The text is blank.",
+    "too_long": "The text is longer than may be embedded.",
+}
+WITHOUT_WORDS = "It could not be done; the server's log has the reason."
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job came to nothing: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as callers see it. `result` is there once it has succeeded, `error` if it failed or was cancelled."""
+
+    job_id: UUID
+    kind: str
+    status: State
+    created_at: datetime
+    updated_at: datetime
+    result: Mapping[str, Any] | None
+    error: JobError | None
+
+
+class JobsService:
+    """Looks at jobs, ends them and has them tried again; `tell` says that something waits for a worker again."""
+
+    def __init__(self, pool: Pool, tell: Callable[[], None]) -> None:
+        self._pool = pool
+        self._tell = tell
+
+    async def get(self, tenant: int, job: UUID) -> JobView:
+        """One job; NotFound if this tenant has none of this id."""
+        async with self._pool.tenant(tenant, snapshot=True) as tx:
+            return _view(await jobs.of(tx, job))
+
+    async def list(
+        self, tenant: int, limit: int, *, status: State | None = None, after: UUID | None = None
+    ) -> Sequence[JobView]:
+        """Jobs, newest first, those that follow the job `after`; their results do not name what failed."""
+        async with self._pool.tenant(tenant, snapshot=True) as tx:
+            return [_view(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
+
+    async def cancel(self, tenant: int, job: UUID) -> JobView:
+        """End a job; what nothing else waits for is given up.
+
+        Raises:
+            NotFound: this tenant has none of this id.
+            Conflict: it has ended.
+        """
+        return await self._changed(tenant, job, jobs.cancel)
+
+    async def retry(self, tenant: int, job: UUID) -> JobView:
+        """Have what failed of a job tried again.
+
+        Raises:
+            NotFound: this tenant has none of this id.
+            Conflict: nothing of it has failed, it has not ended, or a text has left: code `text_gone`.
+        """
+        changed = await self._changed(tenant, job, jobs.retry)
+        self._tell()
+        return changed
+
+    async def _changed(self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]]) -> JobView:
+        async def once() -> JobView:
+            async with self._pool.tenant(tenant) as tx:
+                await change(tx, job)
+                return _view(await jobs.of(tx, job))
+
+        return await retried(once)
+
+
+def _view(job: Job) -> JobView:
+    failed = job.state in ("FAILED", "CANCELLED")
+    return JobView(
+        job.id,
+        job.kind,
+        job.state,
+        job.created_at,
+        job.updated_at,
+        _result(job) if job.state == "SUCCEEDED" else None,
+        JobError(job.error, REASONS.get(job.error, WITHOUT_WORDS)) if failed and job.error else None,
+    )
+
+
+def _result(job: Job) -> Mapping[str, Any]:
+    """What a job came to. That of one segment tells of its text, that of a batch counts."""
+    if job.kind != EMBED or "point_id" in job.result:
+        return job.result
+    known = {name: job.result[name] for name in ("model", "model_ver") if name in job.result}
+    failed = [{"segment_id": one.item, "code": one.code} for one in job.failures]
+    return {**known, "total": job.total, "succeeded": job.done, "failed": failed}

@@ -1,0 +1,61 @@
+"""A document as segments: `chunk_0`, `chunk_1` and so on, each a part of the text that the model reads whole."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from likewise.cleaning import cleaned
+from likewise.embedding.embedder import Embedder
+from likewise.errors import Invalid
+
+# The parts of a document. Each of 200,000 characters as a token of its own are 1,600 parts of a model that reads 128.
+MAX_PARTS = 5_000
+# So few tokens still hold a sentence.
+LEAST_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class NewSegment:
+    """One segment as it arrives."""
+
+    segment_id: str
+    text: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a segment lies in its document, in characters: `text[start:end]` is what was embedded."""
+
+    segment_id: str
+    start: int
+    end: int
+
+
+async def parts_of(
+    embedder: Embedder, text: str, model: str, *, max_tokens: int | None = None, overlap: int = 0
+) -> list[Part]:
+    """The parts of a document.
+
+    Args:
+        max_tokens: of a part, the model's special ones included; as many as the model reads if absent.
+        overlap: most tokens that a part has in common with the one before. None by default: the cuts are where the
+            text itself has them, and parts that say the same come up together in every search.
+
+    Raises:
+        Invalid: it has more parts than may be stored at once, or more overlap than would leave a part any text.
+    """
+    most = (await embedder.opened(model)).max_tokens
+    wanted = most if max_tokens is None else min(max_tokens, most)
+    if overlap * 2 > wanted:
+        raise Invalid.at("/overlap", "This must be at most half of max_tokens.", "out_of_range")
+    found = await embedder.split(cleaned(text), model, most=wanted, overlap=overlap)
+    if len(found) > MAX_PARTS:
+        message = f"This text has more than {MAX_PARTS:,} parts; send it in pieces, or ask for longer parts."
+        raise Invalid.at("/text", message, "too_many_segments")
+    return [Part(f"chunk_{place}", start, end) for place, (start, end) in enumerate(found)]
+
+
+def segments_of(text: str, parts: Sequence[Part], metadata: Mapping[str, Any]) -> list[NewSegment]:
+    """The parts as segments."""
+    return [NewSegment(part.segment_id, text[part.start : part.end], metadata) for part in parts]

@@ -1,0 +1,159 @@
+"""What the routes of `segments` take and answer."""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from likewise.apps.body import OldRequest
+from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, Label, Payload
+from likewise.apps.fields import AS_WHOLE_NUMBER, Text
+from likewise.apps.filter_schema import KEY_PATTERN
+from likewise.apps.segments.documents import LEAST_TOKENS, NewSegment
+from likewise.apps.segments.service import SegmentQuery
+
+_MODEL = "One that `GET /embed/models` lists; the default if absent."
+_MODEL_VER = "The caller's name for the model's version; LIKEWISE_MODEL_VER if absent."
+
+Model = Annotated[str | None, Field(description=_MODEL)]
+ModelVer = Annotated[Label | None, Field(description=_MODEL_VER)]
+# As everywhere on these routes, null is the same as absent.
+Metadata = Annotated[Payload | None, Field(description="What filters find, and hits give back.")]
+
+
+class SegmentIn(OldRequest):
+    """One segment of an asset."""
+
+    segment_id: Label
+    text: Text
+    metadata: Metadata = None
+
+    def to_segment(self) -> NewSegment:
+        """The segment for the service."""
+        return NewSegment(self.segment_id, self.text, self.metadata or {})
+
+
+class SegmentEmbedIn(SegmentIn):
+    """A segment to store and embed."""
+
+    asset_id: Label
+    model: Model = None
+    model_ver: ModelVer = None
+
+
+class SegmentBatchIn(OldRequest):
+    """Segments of one asset to store and embed, all or none."""
+
+    asset_id: Label
+    segments: list[SegmentIn] = Field(min_length=1, max_length=MAX_ITEMS)
+    model: Model = None
+    model_ver: ModelVer = None
+
+
+class SegmentDocumentIn(OldRequest):
+    """A text to split into segments."""
+
+    asset_id: Label
+    text: Text
+    metadata: Metadata = None
+    model: Model = None
+    model_ver: ModelVer = None
+    max_tokens: Annotated[int, Field(ge=LEAST_TOKENS), AS_WHOLE_NUMBER] | None = Field(
+        None, description="Of a segment; what the model reads if absent, and at most that."
+    )
+    overlap: Annotated[int, Field(ge=0), AS_WHOLE_NUMBER] | None = Field(
+        None, description="Most tokens that a segment has in common with the one before; none if absent."
+    )
+
+
+class SegmentSearchIn(OldRequest):
+    """What to look for among the segments of one model."""
+
+    query_text: Text
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), AS_WHOLE_NUMBER] | None = 10
+    asset_id: Label | None = None
+    segment_id: Label | None = None
+    model: Model = None
+    filters: dict[str, Any] | None = None
+    mode: Literal["dense", "hybrid", "lexical"] | None = "dense"
+    rerank: bool | None = Field(None, description="Where texts are kept.")
+    threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")
+    group_by: Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})] | None = Field(
+        None, max_length=128, description="A field, as `asset_id`, of which every value has one result, its best."
+    )
+
+    def to_query(self) -> SegmentQuery:
+        """The question for the service."""
+        return SegmentQuery(
+            self.query_text,
+            10 if self.limit is None else self.limit,
+            self.asset_id,
+            self.segment_id,
+            self.model,
+            self.filters,
+            self.mode or "dense",
+            bool(self.rerank),
+            self.threshold,
+            self.group_by,
+        )
+
+
+Status = Literal["PENDING", "RUNNING", "SUCCEEDED"]
+
+
+class EmbedAnswer(BaseModel):
+    """That the segment is stored, and the job that says when it can be found."""
+
+    job_id: UUID
+    asset_id: str
+    segment_id: str
+    point_id: UUID
+    status: Status
+
+
+class EmbedBatchAnswer(BaseModel):
+    """That all segments are stored, and the one job that says when they can be found."""
+
+    job_id: UUID
+    asset_id: str
+    total: int
+    status: Status
+
+
+class PartAnswer(BaseModel):
+    """Where a segment lies in the text, in characters (code points) from 0."""
+
+    segment_id: str
+    start: int
+    end: int
+
+
+class DocumentAnswer(EmbedBatchAnswer):
+    """The same, with where each segment is."""
+
+    segments: list[PartAnswer]
+
+
+class SegmentHitAnswer(BaseModel):
+    """One segment. `score` is the cosine in mode dense, and otherwise orders the results of one search."""
+
+    point_id: UUID
+    score: float
+    payload: dict[str, Any]
+    similarity: float | None
+
+
+class SegmentSearchAnswer(BaseModel):
+    """Segments, best first. `total` counts them."""
+
+    results: list[SegmentHitAnswer]
+    query_model: str
+    query_model_ver: str
+    total: int
+
+
+class SearchJobAnswer(BaseModel):
+    """The job whose result is what the search answers."""
+
+    job_id: UUID
+    status: Status

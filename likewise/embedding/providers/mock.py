@@ -1,0 +1,62 @@
+"""A model that is none: vectors follow from the SHA-256 of texts, so that programs can be tried without a model."""
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from semantic_text_splitter import TextSplitter
+
+from likewise.embedding.models import ModelSpec
+from likewise.embedding.provider import Capacity, ProviderResult, Role, Vector
+from likewise.embedding.queue import CHARS_PER_TOKEN
+from likewise.embedding.splitting import Span, spans
+
+_ABOUT = b"likewise-mock-1"
+
+
+def load(spec: ModelSpec) -> "MockProvider":
+    """The provider; it needs no files."""
+    return MockProvider(spec)
+
+
+class MockProvider:
+    """Equal texts have equal vectors, all others are about at right angles. Tokens are estimated by the characters."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.space = hashlib.sha256(_ABOUT).hexdigest()
+        self.numerics = "mock"
+        self.dimension = spec.dimension
+        self.max_tokens = spec.max_tokens
+        self.capacity = Capacity(tokens=8_192)
+        self.fault: str | None = None
+
+    async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
+        """The texts' vectors and counts; queries are as documents."""
+        read = [text[: self.max_tokens * CHARS_PER_TOKEN] for text in texts]
+        lengths = np.array(await self.lengths(texts), np.int32)
+        tokens = np.minimum(lengths, self.max_tokens)
+        vectors = np.array([self._vector(text) for text in read], np.float32).reshape(len(texts), self.dimension)
+        chars = np.array([len(text) for text in read], np.int32)
+        return ProviderResult(vectors, tokens, lengths - tokens, chars, estimated=True)
+
+    async def lengths(self, texts: Sequence[str]) -> list[int]:
+        """About how many tokens each text would have."""
+        return [math.ceil(len(text) / CHARS_PER_TOKEN) for text in texts]
+
+    async def split(self, text: str, most: int, overlap: int) -> list[Span]:
+        """The parts of a text by its characters."""
+        room = min(most, self.max_tokens)
+        splitter = TextSplitter(room * CHARS_PER_TOKEN, min(overlap, room - 1) * CHARS_PER_TOKEN)
+        return await asyncio.to_thread(spans, text, splitter)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _vector(self, text: str) -> Vector:
+        """Normal numbers from a generator that the digest seeds, of unit length."""
+        seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
+        row = np.random.default_rng(seed).standard_normal(self.dimension).astype(np.float32)
+        vector: Vector = row / np.linalg.norm(row)
+        return vector
