@@ -167,7 +167,7 @@ async def search_segments_later(
     """The same as a job, whose result is what the search answers."""
     service.known(body.model)
     spend(tenant, [body.query_text])
-    return await once.answer(tenant, lambda _: service.search_later(tenant, body.to_query()), status=202)
+    return await once.answer(tenant, lambda save: service.search_later(tenant, body.to_query(), save=save), status=202)
 
 
 @router.post("/mock", status_code=202, include_in_schema=False)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 
@@ -19,11 +19,13 @@ from likewise.cleaning import cleaned, fit_for_id
 from likewise.db import collections, segments
 from likewise.db.collections import Collection
 from likewise.db.failures import CollectionGone
+from likewise.db.pool import retried
 from likewise.db.transaction import Tx
 from likewise.embedding.models import MOCK, ModelSpec
 from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Conflict, Fault, Invalid, NotFound, NotSupported
+from likewise.errors import Conflict, Fault, Invalid, NotFound
 from likewise.filters import All, Compare, Field, Filter
+from likewise.ingest.tasks import Progress
 from likewise.ingest.writer import BAD_ID
 from likewise.kind import Kind, Policy
 from likewise.runtime import Runtime
@@ -33,6 +35,8 @@ from likewise.search.request import Found, Mode, SearchRequest
 
 T = TypeVar("T")
 
+# The kind of task that is a search.
+SEARCH = "segments_search"
 METADATA = "metadata"
 KIND = Kind(
     name="segments",
@@ -222,10 +226,8 @@ class SegmentsService:
             Invalid: a model that is not allowed, a wrong filter, or words or texts asked for where none are kept.
             ModelUnavailable: the model is away.
         """
-        spec = self.known(asked.model)
+        spec = self._refuse_query(asked)
         none = SegmentsFound([], spec.hub_id, self._settings.model_ver)
-        filters.parse(asked.filters, KIND.aliases, KIND.within)
-        group_field(asked.group_by, KIND.aliases, KIND.within)
         name = collection_name(spec)
         try:
             policy = (await self._runtime.recent.get(tenant, name)).policy
@@ -241,13 +243,27 @@ class SegmentsService:
         results = [_hit(one, org) for one in found.hits]
         return replace(none, results=results, total=len(results))
 
-    async def search_later(self, tenant: int, asked: SegmentQuery) -> SearchJob:
-        """Have a search done by a worker; the job's result is what `search` answers."""
-        # TASKS: runtime.tasks.add(tenant, SEARCH, orjson.dumps(asdict(asked))); search_task registered at the start.
-        raise NotSupported("This version has no searches that are jobs yet; search at once.")
+    async def search_later(self, tenant: int, asked: SegmentQuery, *, save: Save | None = None) -> SearchJob:
+        """Have a search done by a worker; the job's result is what `search` answers. The query waits sealed.
 
-    async def search_task(self, tenant: int, input: bytes | None, progress: object) -> Mapping[str, Any]:
-        """Do a search that `search_later` put off."""
+        Raises:
+            Invalid: a query that `search` would refuse whatever is stored.
+            TooManyRequests: as many tasks of this tenant have not ended as may.
+        """
+        self._refuse_query(asked)
+        answer = SearchJob(uuid4(), "PENDING")
+
+        async def once() -> None:
+            async with self._runtime.pool.tenant(tenant) as tx:
+                await self._runtime.tasks.add(tx, answer.job_id, SEARCH, orjson.dumps(asdict(asked)))
+                if save is not None:
+                    await save(tx, answer)
+
+        await retried(once)
+        return answer
+
+    async def search_task(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
+        """Do a search that `search_later` put off; a Handler of tasks."""
         found = await self.search(tenant, SegmentQuery(**orjson.loads(input or b"{}")))
         return asdict(found)
 
@@ -269,6 +285,16 @@ class SegmentsService:
             gone += await self._runtime.writer.delete_parent(tenant, collection, asset_id)
         if not gone:
             raise NotFound("There is no asset of this id.", code="asset_not_found")
+
+    def _refuse_query(self, asked: SegmentQuery) -> ModelSpec:
+        """The model that is asked for; Invalid for what no collection could answer."""
+        try:
+            refuse_unreadable([asked.query_text])
+        except Invalid as error:
+            raise Invalid.at("/query_text", error.detail, error.faults[0].code) from None
+        filters.parse(asked.filters, KIND.aliases, KIND.within)
+        group_field(asked.group_by, KIND.aliases, KIND.within)
+        return self.known(asked.model)
 
     @property
     def _policy(self) -> Policy:
@@ -323,6 +349,7 @@ class SegmentsService:
                 policy=self._policy,
                 model=spec.name,
                 dimension=spec.dimension or (await self._runtime.embedder.opened(spec.name)).dimension,
+                text_keys=self._runtime.text_keys,
             )
         except Conflict as error:
             # Another made it meanwhile.
