@@ -63,7 +63,7 @@ NEVER = {
         SELECT 1 FROM jobs j WHERE j.run_after IS NULL AND (j.ended_at IS NULL) = (j.done + j.failed = j.total)
     """,
     "ended tasks with their input": """
-        SELECT 1 FROM jobs j WHERE j.ended_at IS NOT NULL AND j.input IS NOT NULL
+        SELECT 1 FROM jobs j WHERE j.ended_at IS NOT NULL AND length(j.input) > 0
     """,
     "collections without a generation": """
         SELECT 1 FROM collections c
