@@ -221,8 +221,6 @@ def _forget_pattern(schema: dict[str, Any]) -> None:
 LEAST = {"cursor": ("", None), "model": ("0", None), "like": ("0", RECORD["id"])}
 
 
-# Routes of the full API that this version knows by name, and refuses whatever is asked.
-NOT_YET = ("POST /vectors/search/async",)
 # Which there are, and which times are before which others.
 SERVER_KNOWS = ("cursor", "model", "dimensions", "since", "until", "rerank", "overlap")
 
@@ -336,7 +334,7 @@ def ask(case: schemathesis.Case, running: Running) -> None:
     running.furnish()
     make_possible(case)
     excluded, additional = [], [repeats_no_value]
-    if names_what_may_not_be(case) or case.operation.label in NOT_YET:
+    if names_what_may_not_be(case):
         excluded.append(positive_data_acceptance)
     if case.media_type == NDJSON:
         # A bad line is named in a 200, so that the others are stored: docs/api.md, "Line by line".

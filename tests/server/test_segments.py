@@ -146,6 +146,22 @@ async def test_a_threshold_of_nothing_works_and_groups_have_one_each(client: htt
     assert sorted(hit["payload"]["asset_id"] for hit in grouped) == [f"{asset}/0", f"{asset}/1"]
 
 
+async def test_a_search_that_is_a_job_has_the_answer_of_one_that_is_not(client: httpx2.AsyncClient, asset: str) -> None:
+    # Given
+    await stored(client, segment(asset))
+    asked = {"query_text": COLD, "asset_id": asset, "threshold": 0.0}
+    # When
+    accepted = await client.post(LATER, json=asked)
+    job = await ended(client, accepted.json()["job_id"])
+    # Then
+    assert accepted.status_code == 202
+    assert (job["status"], job["error"]) == ("SUCCEEDED", None)
+    assert job["result"] == (await client.post(SEARCH, json=asked)).json()
+    # And what is wrong is said at once, as far as it can be
+    refused = await client.post(LATER, json=asked | {"filters": {"$wrong": 1}})
+    assert (refused.status_code, faults(refused)) == (422, {"/filters": "unknown_operator"})
+
+
 async def test_fields_that_nobody_knows_are_ignored_and_not_kept(client: httpx2.AsyncClient, asset: str) -> None:
     more = {"content": SECRET, "raw": {"text": SECRET}}
     await stored(client, segment(asset) | more)
