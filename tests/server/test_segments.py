@@ -323,6 +323,7 @@ async def test_a_question_that_makes_no_sense(client: httpx2.AsyncClient, wrong:
         pytest.param("x" * 200_000, id="one letter"),
         pytest.param("a " * 100_000, id="words of a letter"),
         pytest.param("今日は天気がいい" * 25_000, id="Japanese"),
+        pytest.param(("今" * 999 + " ") * 200, id="runs that are just short enough"),
         pytest.param("a\x00b\ud83d c" * 1_000, id="NUL and half an emoji"),
         pytest.param("\x1c" * 1_000 + "a", id="separators"),
     ],
