@@ -9,12 +9,14 @@ import sys
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 from psycopg import AsyncConnection
 
 import likewise
+from likewise.apps.segments import NewSegment, SegmentQuery
 from likewise.db.maintenance import Maintenance
 from likewise.embedding.backoff import Backoff
 from likewise.embedding.cache import cache_key
@@ -22,10 +24,10 @@ from likewise.embedding.caches.redis.packed import unpacked
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.providers import openai
-from likewise.errors import Invalid, ModelUnavailable, NotFound
+from likewise.errors import Invalid, ModelUnavailable, NotFound, SettingsError
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
-from likewise.settings import Settings
+from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, Reply, Upstream
 from tests.conftest import Opener
 from tests.models_file import models_file
@@ -344,3 +346,54 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(
 
 def _not_renewed(*_: object) -> object:
     return contextlib.nullcontext()
+
+
+async def test_a_job_on_a_text_that_another_job_waits_for_ends_with_it(lw: Likewise, provider: FakeProvider) -> None:
+    # Given a text in the model, for a first job
+    tenant = await lw.tenant()
+    await _ended(lw, (await lw.segments.embed(tenant, "warm", "s", "something else")).job_id)
+    provider.gate = asyncio.Event()
+    first = await lw.segments.embed(tenant, "a", "s", "alpha one")
+    await until(lambda: "alpha one" in provider.texts)
+    # When a second one is about the same text
+    second = await lw.segments.embed(tenant, "b", "s", "alpha one")
+    provider.gate.set()
+    # Then both end
+    assert [await _ended(lw, one.job_id) for one in (first, second)] == ["SUCCEEDED", "SUCCEEDED"]
+    assert provider.texts.count("alpha one") == 1
+
+
+async def test_a_segment_set_to_a_then_b_then_a_is_found_as_a(lw: Likewise) -> None:
+    tenant = await lw.tenant()
+    points = set()
+    for text in ("alpha one", "beta two", "alpha one"):
+        stored = await lw.segments.embed(tenant, "a", "s", text)
+        points.add(stored.point_id)
+        await _ended(lw, stored.job_id)
+    found = await lw.segments.search(tenant, SegmentQuery("alpha one"))
+    assert [hit.point_id for hit in found.results] == list(points)
+    assert found.results[0].score > 0.999
+
+
+async def test_one_nul_in_one_segment_costs_its_batch_nothing(lw: Likewise) -> None:
+    tenant = await lw.tenant()
+    batch = [NewSegment("good", "alpha one", {}), NewSegment("odd", "beta\0two \ud800", {"note": "nul \0"})]
+    assert await _ended(lw, (await lw.segments.embed_batch(tenant, "a", batch)).job_id) == "SUCCEEDED"
+    found = await lw.segments.search(tenant, SegmentQuery("beta two", segment_id="odd"))
+    assert found.results[0].payload["note"] == "nul \ufffd"
+
+
+async def test_there_is_no_default_secret_for_tokens(settings: Settings) -> None:
+    assert settings.dev_jwt_secret is None
+    with pytest.raises(SettingsError, match="LIKEWISE_DEV_JWT_SECRET"):
+        load_settings(data_dir=settings.data_dir, auth="dev")
+
+
+async def _ended(lw: Likewise, job: UUID) -> str:
+    tenant = await lw.tenant()
+
+    async def over() -> bool:
+        return (await lw.jobs.get(tenant, job)).status not in ("PENDING", "RUNNING")
+
+    await until(over)
+    return (await lw.jobs.get(tenant, job)).status

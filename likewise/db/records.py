@@ -248,6 +248,7 @@ async def write(
     lane: Lane,
     seal: Seal | None = None,
     facts: Sequence[str] = (),
+    keep_terms: bool = True,
     hold_unchanged: bool = False,
     leaving: Sequence[tuple[int, int]] = (),
 ) -> Written:
@@ -257,6 +258,7 @@ async def write(
         indexed: the payload fields that an index knows of each record.
         seal: encrypts a text for the time that it waits, where texts are not kept.
         facts: those that the text itself determines, which an index knows of each content.
+        keep_terms: whether the collection has a table of words.
         hold_unchanged: whether contents of unchanged records are locked as well, for what comes after this.
         leaving: (record, content) of records that are deleted beside it.
 
@@ -288,7 +290,7 @@ async def write(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
         new_contents=added,
-        gone=await _drop_empty(tx, collection, sorted(left), jobs.REPLACED),
+        gone=await _drop_empty(tx, collection, sorted(left), jobs.REPLACED, keep_terms=keep_terms),
         waiting=bool(added or revived),
     )
 
@@ -301,24 +303,32 @@ class Deleted:
     gone: Sequence[bytes] = ()
 
 
-async def delete(tx: Tx, collection: int, ids: Sequence[str], *, alone: bool = False) -> Deleted:
+async def delete(
+    tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: bool = True, alone: bool = False
+) -> Deleted:
     """Take away those of the records that are there, and with the last of a content everything of it.
 
     Raises:
         Contended: another writer was at them meanwhile; try the whole transaction again.
     """
     stored = [one for one in ids if storable(one)]
-    return await _delete(tx, collection, (FIND, [collection, stored]), alone=alone) if stored else Deleted()
+    if not stored:
+        return Deleted()
+    return await _delete(tx, collection, (FIND, [collection, stored]), keep_terms=keep_terms, alone=alone)
 
 
-async def delete_parent(tx: Tx, collection: int, parent: str, *, alone: bool = False) -> Deleted:
+async def delete_parent(
+    tx: Tx, collection: int, parent: str, *, keep_terms: bool = True, alone: bool = False
+) -> Deleted:
     """The same with all records of a parent."""
     if not storable(parent):
         return Deleted()
-    return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), alone=alone)
+    return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), keep_terms=keep_terms, alone=alone)
 
 
-async def _delete(tx: Tx, collection: int, find: tuple[Statement, Parameters], *, alone: bool) -> Deleted:
+async def _delete(
+    tx: Tx, collection: int, find: tuple[Statement, Parameters], *, keep_terms: bool, alone: bool
+) -> Deleted:
     lock = (HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
     _, found = await tx.together(lock, find)
     if not found:
@@ -326,7 +336,7 @@ async def _delete(tx: Tx, collection: int, find: tuple[Statement, Parameters], *
     contents = sorted({int(content) for _, content in found})
     await tx.execute(HOLD_THESE, [contents])
     await _leave(tx, [(pk, content) for pk, content in found])
-    return Deleted(len(found), await _drop_empty(tx, collection, contents, jobs.DELETED))
+    return Deleted(len(found), await _drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
 
 
 @dataclass(frozen=True)
@@ -441,7 +451,7 @@ def _columns(records: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) ->
     ]
 
 
-async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str) -> list[bytes]:
+async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str, *, keep_terms: bool) -> list[bytes]:
     """Take away contents that no record points at, and return their hashes; the caller holds their update locks.
 
     Jobs that wait for them are told why. A job whose own record is gone goes on waiting for a content that others still
@@ -456,7 +466,7 @@ async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str
     *_, dropped = await tx.together(
         (DROP_WAITING, [empty, generations]),
         *((DROP_VECTORS.format(vectors=table("vec", generation)), [empty]) for generation in generations),
-        terms.deletion(collection, empty),
+        *([terms.deletion(collection, empty)] if keep_terms else ()),
         (DROP_CONTENTS, [empty]),
     )
     await jobs.withdraw(tx, empty, why)

@@ -11,7 +11,7 @@ from likewise.db.transaction import Tx
 # Whoever writes a segment holds its place against others that write it: what it is found to hold stays so until the
 # commit. The places are few, so that a large batch takes no more locks than a database has.
 PLACES = 64
-HOLD = SQL("SELECT pg_advisory_xact_lock(7720, place) FROM unnest(%s::int[]) AS place")
+HOLD = SQL("SELECT pg_advisory_xact_lock(7723, place) FROM unnest(%s::int[]) AS place")
 STORED = SQL("""
     SELECT r.id, r.content, c.text_hash, c.state = 'failed', r.payload
     FROM records r JOIN contents c ON c.pk = r.content WHERE r.collection = %s AND r.id = ANY (%s::text[])

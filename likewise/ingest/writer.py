@@ -127,14 +127,12 @@ class Writer:
 
     async def delete_many(self, tenant: int, collection: Collection, ids: Sequence[str]) -> int:
         """The same with those of the records that are there, in one transaction; returns how many were."""
-        return await self._delete(
-            tenant, collection, lambda tx, alone: records.delete(tx, collection.id, ids, alone=alone)
-        )
+        return await self._delete(tenant, collection, lambda tx, **how: records.delete(tx, collection.id, ids, **how))
 
     async def delete_parent(self, tenant: int, collection: Collection, parent: str) -> int:
         """The same with all records of a parent."""
         return await self._delete(
-            tenant, collection, lambda tx, alone: records.delete_parent(tx, collection.id, parent, alone=alone)
+            tenant, collection, lambda tx, **how: records.delete_parent(tx, collection.id, parent, **how)
         )
 
     async def drop(self, tenant: int, collection: Collection) -> bool:
@@ -149,12 +147,10 @@ class Writer:
         await self._forgetting.forget(collection, gone)
         return dropped
 
-    async def _delete(
-        self, tenant: int, collection: Collection, delete: Callable[[Tx, bool], Awaitable[Deleted]]
-    ) -> int:
+    async def _delete(self, tenant: int, collection: Collection, delete: Callable[..., Awaitable[Deleted]]) -> int:
         async def once(alone: bool) -> Deleted:
             async with self._pool.tenant(tenant) as tx:
-                deleted = await delete(tx, alone)
+                deleted = await delete(tx, keep_terms=collection.policy.keep_terms, alone=alone)
                 self._forgetting.tell(tx, deleted.gone)
             return deleted
 
@@ -182,6 +178,7 @@ class Writer:
                     lane=work.lane,
                     seal=None if collection.policy.keep_text else self._seal(tenant, collection.id),
                     facts=work.kind.in_text,
+                    keep_terms=collection.policy.keep_terms,
                     hold_unchanged=work.resolve is not None,
                     leaving=[] if work.leaving is None else await work.leaving(tx),
                 )

@@ -95,12 +95,13 @@ NEVER_IN_A_COLLECTION = {
         WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = t.content AND c.collection = %(collection)s)
     """,
     "contents without terms": """
-        SELECT 1 FROM contents c WHERE c.collection = %(collection)s AND (%(policy)s::jsonb ->> 'keep_terms')::boolean
-        AND NOT EXISTS (SELECT FROM {terms} t WHERE t.content = c.pk)
+        SELECT 1 FROM contents c
+        WHERE c.collection = %(collection)s AND NOT EXISTS (SELECT FROM {terms} t WHERE t.content = c.pk)
     """,
 }
 GENERATIONS = SQL("SELECT id, collection FROM generations")
-COLLECTIONS = SQL("SELECT id, policy::text FROM collections")
+# Where no words are kept there is no table of them.
+WITH_TERMS = SQL("SELECT id FROM collections WHERE (policy ->> 'keep_terms')::boolean IS NOT FALSE")
 TEXTS = SQL("SELECT text, text_hash FROM contents WHERE text IS NOT NULL")
 VECTORS = SQL(
     "SELECT c.text, v.embedding FROM {vectors} v JOIN contents c ON c.pk = v.content WHERE c.text IS NOT NULL"
@@ -129,8 +130,8 @@ async def broken(owner_url: str, provider: FakeProvider | None = None) -> dict[s
             if provider is not None:
                 statement = VECTORS.format(vectors=table("vec", generation))
                 found["wrong vectors"] = await _wrong_vectors(await _rows(connection, statement), provider)
-        for collection, policy in await _rows(connection, COLLECTIONS):
-            values = {"collection": collection, "policy": policy}
+        for (collection,) in await _rows(connection, WITH_TERMS):
+            values = {"collection": collection}
             for name, statement in NEVER_IN_A_COLLECTION.items():
                 found[name] = found.get(name, 0) + await _count(
                     connection, statement, values, terms=table("terms", collection)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -368,7 +369,7 @@ async def test_a_document_is_cut_in_parts_that_are_what_was_embedded(lw: Likewis
     tenant = await lw.tenant()
     text = "  " + " ".join(f"Sentence number {number} is about pump {number}." for number in range(200)) + "\n\n"
     # When
-    made = await lw.segments.embed_document(tenant, ASSET, text, metadata={"lang": "en"})
+    made = await lw.segments.embed_document(tenant, ASSET, text, metadata={"lang": "en"}, overlap=0)
     await ended(lw, made.job_id)
     # Then
     assert [part.segment_id for part in made.segments] == [f"chunk_{number}" for number in range(made.total)]
@@ -377,6 +378,16 @@ async def test_a_document_is_cut_in_parts_that_are_what_was_embedded(lw: Likewis
     assert "".join(text[part.start : part.end] for part in made.segments).replace(" ", "") == "".join(text.split())
     job = await lw.jobs.get(tenant, made.job_id)
     assert (job.result["succeeded"], job.result["failed"]) == (made.total, [])
+
+
+async def test_a_part_begins_with_what_the_last_one_ended_with(lw: Likewise) -> None:
+    text = " ".join(f"Sentence number {number} is about pump {number}." for number in range(200))
+    made = await lw.segments.embed_document(await lw.tenant(), ASSET, text)
+    pairs = list(pairwise(made.segments))
+    assert all(later.start < earlier.end < later.end for earlier, later in pairs)
+    # Whole sentences of it, and an eighth of what the model reads at most.
+    assert {text[later.start : later.start + 8] for _, later in pairs} == {"Sentence"}
+    assert max(len(text[later.start : earlier.end].split()) for earlier, later in pairs) <= 32
 
 
 async def test_parts_that_a_document_does_not_have_any_more_leave_and_no_others(lw: Likewise) -> None:

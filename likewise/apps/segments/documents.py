@@ -12,6 +12,8 @@ from likewise.errors import Invalid
 MAX_PARTS = 5_000
 # So few tokens still hold a sentence.
 LEAST_TOKENS = 16
+# What one part ends with the next begins with, so that what a cut falls into is whole in one of them.
+SHARE_IN_COMMON = 8
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,21 @@ class Part:
 
 
 async def parts_of(
-    embedder: Embedder, text: str, model: str, *, max_tokens: int | None = None, overlap: int = 0
+    embedder: Embedder, text: str, model: str, *, max_tokens: int | None = None, overlap: int | None = None
 ) -> list[Part]:
     """The parts of a document.
 
     Args:
         max_tokens: of a part, the model's special ones included; as many as the model reads if absent.
-        overlap: most tokens that a part has in common with the one before. None by default: the cuts are where the
-            text itself has them, and parts that say the same come up together in every search.
+        overlap: most tokens that a part has in common with the one before; an eighth of `max_tokens` if absent.
 
     Raises:
         Invalid: it has more parts than may be stored at once, or more overlap than would leave a part any text.
     """
     most = (await embedder.opened(model)).max_tokens
     wanted = most if max_tokens is None else min(max_tokens, most)
+    if overlap is None:
+        overlap = wanted // SHARE_IN_COMMON
     if overlap * 2 > wanted:
         raise Invalid.at("/overlap", "This must be at most half of max_tokens.", "out_of_range")
     found = await embedder.split(cleaned(text), model, most=wanted, overlap=overlap)

@@ -127,7 +127,7 @@ async def embed_document(
         model_ver=body.model_ver,
         metadata=body.metadata,
         max_tokens=body.max_tokens,
-        overlap=body.overlap or 0,
+        overlap=body.overlap,
     )
     return await once.answer(tenant, lambda save: work(save=save), status=how_far)
 

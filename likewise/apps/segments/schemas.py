@@ -62,7 +62,8 @@ class SegmentDocumentIn(OldRequest):
         None, description="Of a segment; what the model reads if absent, and at most that."
     )
     overlap: Annotated[int, Field(ge=0), AS_WHOLE_NUMBER] | None = Field(
-        None, description="Most tokens that a segment has in common with the one before; none if absent."
+        None,
+        description="Tokens at most that a segment shares with the one before; an eighth of max_tokens if absent.",
     )
 
 

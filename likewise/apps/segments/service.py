@@ -197,7 +197,7 @@ class SegmentsService:
         model_ver: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
-        overlap: int = 0,
+        overlap: int | None = None,
         save: Save | None = None,
     ) -> AcceptedDocument:
         """Split a text into the segments `chunk_0`, `chunk_1`, ... and store them; errors as `embed`.

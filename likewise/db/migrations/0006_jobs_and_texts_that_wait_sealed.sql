@@ -208,6 +208,34 @@ BEGIN
         WHERE j.id = wanted RETURNING j.id, j.tenant, j.kind, j.input, j.attempts, j.request_id;
 END $$;
 
+-- Where a policy keeps no words there is no table for them: thousands of tenants have as many fewer.
+CREATE OR REPLACE FUNCTION make_collection(
+    of_name text, of_kind text, of_analyzer text, of_policy jsonb, of_model text, of_dimension int, most int)
+RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
+DECLARE
+    made int;
+BEGIN
+    PERFORM pg_advisory_xact_lock(7720, this_tenant());
+    IF (SELECT count(*) FROM collections WHERE tenant = this_tenant()) >= most THEN
+        RAISE EXCEPTION USING ERRCODE = '54000', MESSAGE = 'too many collections';
+    END IF;
+    INSERT INTO collections (tenant, name, kind, analyzer, policy)
+        VALUES (this_tenant(), of_name, of_kind, of_analyzer, of_policy) RETURNING id INTO made;
+    IF (of_policy ->> 'keep_terms')::boolean IS NOT FALSE THEN
+        EXECUTE format(
+            'CREATE TABLE terms_%s (content bigint PRIMARY KEY, terms int[] NOT NULL, weights {vectors}.sparsevec NOT NULL)',
+            made);
+        EXECUTE format('ALTER TABLE terms_%s ALTER COLUMN weights SET STORAGE EXTERNAL', made);
+        EXECUTE format(
+            'CREATE INDEX terms_%s_terms ON terms_%s USING gin (terms) WITH (fastupdate = on, gin_pending_list_limit = 256)',
+            made, made);
+        EXECUTE format('GRANT SELECT, INSERT, DELETE ON terms_%s TO {server}', made);
+    END IF;
+    UPDATE collections SET active_generation = make_generation(made, of_model, of_dimension, 'active') WHERE id = made;
+    RETURN made;
+END $$;
+
 CREATE OR REPLACE FUNCTION drop_collection(wanted int) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
 DECLARE
@@ -219,7 +247,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM 1 FROM contents WHERE collection = wanted ORDER BY pk FOR UPDATE;
-    EXECUTE format('DROP TABLE terms_%s', wanted);
+    EXECUTE format('DROP TABLE IF EXISTS terms_%s', wanted);
     FOR of_generation IN SELECT id FROM generations WHERE collection = wanted ORDER BY id LOOP
         DELETE FROM waiting WHERE generation = of_generation;
         EXECUTE format('DROP TABLE vec_%s', of_generation);
