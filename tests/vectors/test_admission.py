@@ -19,7 +19,7 @@ from likewise.embedding.provider import ProviderResult, Role
 from likewise.errors import ModelUnavailable, WrongModel
 from likewise.kind import Policy
 from likewise.settings import Settings, load_settings
-from likewise.testing import FakeProvider, ThrowawayPostgres
+from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 from likewise.vectors.admission import Admission
 
 
@@ -78,15 +78,28 @@ class Rows:
             await embedder.close()
 
 
+@asynccontextmanager
+async def rows_of(urls: DatabaseUrls, folder: Path) -> AsyncIterator[Rows]:
+    settings = load_settings(data_dir=folder, database_url=urls.owner, database_serving_url=urls.serving)
+    pool = await Pool(urls.serving, most=4).open()
+    try:
+        yield Rows(pool, settings, await collections.tenant_named(pool, "tenant"))
+    finally:
+        await pool.close()
+
+
 @pytest.fixture(scope="module")
 async def rows(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rows]:
     """See Rows."""
-    async with postgres.database() as urls:
-        folder: Path = tmp_path_factory.mktemp("data")
-        settings = load_settings(data_dir=folder, database_url=urls.owner, database_serving_url=urls.serving)
-        pool = await Pool(urls.serving, most=4).open()
-        yield Rows(pool, settings, await collections.tenant_named(pool, "tenant"))
-        await pool.close()
+    async with postgres.database() as urls, rows_of(urls, tmp_path_factory.mktemp("data")) as rows:
+        yield rows
+
+
+@pytest.fixture
+async def own_rows(database: DatabaseUrls, tmp_path: Path) -> AsyncIterator[Rows]:
+    """The same of the test's own: the default model is looked at beside all that is stored."""
+    async with rows_of(database, tmp_path) as rows:
+        yield rows
 
 
 async def test_the_first_says_what_a_generation_is_made_with(rows: Rows) -> None:
@@ -159,9 +172,10 @@ async def test_another_model_is_refused_with_the_reason(rows: Rows, provider: ty
     ids=["another space", "another dimension", "another reading"],
 )
 async def test_a_default_model_that_made_nothing_that_is_stored_is_no_default(
-    rows: Rows, provider: type[FakeProvider], reason: str
+    own_rows: Rows, provider: type[FakeProvider], reason: str
 ) -> None:
     # Given
+    rows = own_rows
     generation = await rows.generation()
     async with rows.process(FakeProvider()) as admission:
         await admission.check_default_model()
@@ -173,8 +187,9 @@ async def test_a_default_model_that_made_nothing_that_is_stored_is_no_default(
             await admission.check_default_model()
 
 
-async def test_one_generation_of_another_space_closes_itself_only(rows: Rows) -> None:
+async def test_one_generation_of_another_space_closes_itself_only(own_rows: Rows) -> None:
     # Given two generations of one name, made by different models
+    rows = own_rows
     ours, theirs = await rows.generation(), await rows.generation()
     async with rows.process(FakeProvider()) as admission:
         await admission.admit(rows.tenant, ours)
