@@ -481,9 +481,17 @@ SPOIL = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'likewise.vec
 LOCK = "SELECT pg_advisory_lock(7721, 1)"
 
 
+@asynccontextmanager
+async def with_a_key(open_likewise: Opener) -> AsyncIterator[None]:
+    """A Likewise with a text that waits sealed."""
+    async with open_likewise(worker=False) as lw:
+        await lw.segments.embed(await lw.tenant(), "asset", "segment", "a text")
+        yield
+
+
 async def test_a_text_key_that_is_well(open_likewise: Opener, examine: Examine) -> None:
     assert "none as yet" in (await examine())["text key"].what
-    async with open_likewise(worker=False):
+    async with with_a_key(open_likewise):
         found = await examine()
     assert faults(found) == {}
     assert "text.key" in found["text key"].what
@@ -501,7 +509,7 @@ async def test_a_text_key_that_is_well(open_likewise: Opener, examine: Examine) 
 async def test_a_text_key_that_is_not_as_it_should_be(
     open_likewise: Opener, examine: Examine, settings: Settings, mode: int | None, written: str | None, words: str
 ) -> None:
-    async with open_likewise(worker=False):
+    async with with_a_key(open_likewise):
         pass
     file = settings.data_dir / "text.key"
     if mode is None:
@@ -514,7 +522,7 @@ async def test_a_text_key_that_is_not_as_it_should_be(
 
 
 async def test_a_text_key_of_the_settings(examine: Examine, open_likewise: Opener, settings: Settings) -> None:
-    async with open_likewise(worker=False):
+    async with with_a_key(open_likewise):
         pass
     key = (settings.data_dir / "text.key").read_text().strip()
     assert faults(await examine(TEXT_KEY=key)) == {}

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 import likewise
-from likewise.apps.collections.service import KIND
-from likewise.db import collections
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, ModelUnavailable, NotFound
 from likewise.kind import Policy
@@ -159,10 +157,7 @@ async def test_there_is_one_page(lw: Likewise) -> None:
 
 
 async def test_a_collection_that_keeps_no_texts_is_refused(lw: Likewise, upstream: Upstream) -> None:
-    await collections.make(
-        lw.runtime.pool, await lw.tenant(), "bare", kind=KIND.name, analyzer="english-1", model=lw.settings.model,
-        dimension=384, policy=Policy(keep_text=False),
-    )  # fmt: skip
+    await lw.collections.create(await lw.tenant(), "bare", policy=Policy(keep_text=False))
     with pytest.raises(Invalid, match="keep_text") as refused:
         await lw.collection("bare").search("pump", rerank=True)
     assert [(one.pointer, one.code) for one in refused.value.faults] == [("/rerank", "rerank_needs_text")]
