@@ -26,7 +26,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
-from likewise.ingest.forgetting import Forgetting
+from likewise.ingest.forgetting import Forgetting, notice_sealing
 from likewise.ingest.notices import Notices
 from likewise.ingest.tasks import Tasks
 from likewise.ingest.wakeups import TASKS, Wakeups
@@ -206,7 +206,8 @@ async def open_runtime(
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
         text_keys = await _reached(lambda: TextKeys.open(settings, pool))
-        runtime = _assemble(settings, database, pool, embedder, text_keys)
+        notice_keys = await _reached(lambda: notice_sealing(pool))
+        runtime = _assemble(settings, database, pool, embedder, text_keys, notice_keys)
         stack.push_async_callback(runtime.authentication.close)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
@@ -222,14 +223,21 @@ async def open_runtime(
         yield runtime
 
 
-def _assemble(settings: Settings, database: Database, pool: Pool, embedder: Embedder, text_keys: TextKeys) -> Runtime:
+def _assemble(
+    settings: Settings,
+    database: Database,
+    pool: Pool,
+    embedder: Embedder,
+    text_keys: TextKeys,
+    notice_keys: Sealing,
+) -> Runtime:
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
     reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
     notices = Notices(settings.database_direct_url or database.serving_url)
     wakeups = Wakeups(notices)
-    forgetting = Forgetting(notices, embedder)
+    forgetting = Forgetting(notices, embedder, notice_keys)
     lease = timedelta(seconds=settings.lease_seconds)
     return Runtime(
         settings=settings,

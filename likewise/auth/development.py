@@ -28,6 +28,10 @@ class Secret:
         """The key, whatever a token calls it."""
         return self._key
 
+    async def newer(self, algorithm: str) -> None:
+        """There is one secret, for as long as the process lives."""
+        return
+
     def token(self, tenant: str, claim: str, scopes: Collection[Scope], seconds: float | None) -> str:
         """A token for a tenant, named in a claim; it ends after so many seconds, or never."""
         now = int(time.time())

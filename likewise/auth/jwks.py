@@ -57,6 +57,13 @@ class Issuer:
         await self._wait(self.fetch())
         return (await self._current()).find(algorithm, kid)
 
+    async def newer(self, algorithm: str) -> Key | None:
+        """The one key of tokens that name none, after asking for new ones; None if none have come since."""
+        before = self.version
+        if self._is_fetching or self._may_ask(UNKNOWN_SECONDS):
+            await self._wait(self.fetch())
+        return None if self.version == before else (await self._current()).find(algorithm, None)
+
     def fetch(self) -> asyncio.Task[None]:
         """Ask for new keys, unless somebody does already; it ends well whatever becomes of it."""
         if self._fetching is None or self._fetching.done():

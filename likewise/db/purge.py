@@ -65,7 +65,12 @@ OF_STATISTICS, OF_LOG, OF_CRASH = (
     "the log of writes (WAL)",
     "files that a crash of Postgres left behind",
 )
-ELSEWHERE = ("backups and dumps", "free blocks of the disk and snapshots of it", "a Redis that caches vectors")
+ELSEWHERE = (
+    "encrypted digests in Postgres's queue of notices, until it starts again",
+    "backups and dumps",
+    "free blocks of the disk and snapshots of it",
+    "a Redis that caches vectors",
+)
 OF_A_NAMED_ONE = ("replicas", "an archive of the log of writes (WAL), and what replication slots keep of it")
 
 _NUMBER = re.compile(r"\d+")

@@ -79,6 +79,10 @@ WAIT_AGAIN = SQL("""
     WHERE NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
     ON CONFLICT (generation, content) DO NOTHING
 """)
+# A text that is sent again while it waits sealed waits for as long as one that has just come.
+WAIT_LONGER = SQL("""
+    UPDATE waiting SET entered_at = now() WHERE content = ANY (%s::bigint[]) AND generation = ANY (%s::int[])
+""")
 ADD_RECORDS = SQL("""
     INSERT INTO records (tenant, collection, id, content, parent, status, occurred_at, payload)
     SELECT %b, %b, i.id, i.content, i.parent, i.status, i.occurred_at, i.payload::jsonb
@@ -274,6 +278,8 @@ async def write(
         held.update(compared.unchanged.values())
     contents = await _get_or_make_contents(tx, collection, fresh, held, seal)
     by_hash, added = contents.by_hash, contents.added
+    if seal is not None and contents.there:
+        await tx.execute(WAIT_LONGER, [contents.there, list(compared.generations)])
     revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane, seal)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
@@ -341,17 +347,21 @@ async def _delete(
 
 @dataclass(frozen=True)
 class _Contents:
-    """What fresh records point at, by hash; those that were made; those that have failed, and who asks again."""
+    """What fresh records point at, by hash; which were made and which there; those that failed, and who asks."""
 
     by_hash: Mapping[bytes, int]
     added: Mapping[bytes, int]
+    there: Sequence[int]
     failed: Mapping[int, PreparedRecord]
 
 
 async def _get_or_make_contents(
     tx: Tx, collection: int, fresh: Sequence[PreparedRecord], held: AbstractSet[int], seal: Seal | None
 ) -> _Contents:
-    """The contents of fresh records; `held` are others to be locked, because they may be left empty or tried again."""
+    """The contents of fresh records; `held` are others to be locked, because they may be left empty or tried again.
+
+    Where texts wait sealed those that are there are locked against workers too: how long they wait may be changed.
+    """
     texts = {record.text_hash: record.text for record in fresh}
     # In the order of their hashes, so that two writers of the same texts wait for each other in one direction only.
     hashes = sorted(texts)
@@ -361,7 +371,7 @@ async def _get_or_make_contents(
     rows = await tx.rows(ADD_CONTENTS, [tx.tenant, collection, *columns]) if hashes else []
     added = {bytes(key): int(pk) for pk, key in rows}
     there = [one for one in hashes if one not in added]
-    if held:
+    if held or (seal is not None and there):
         found = await tx.rows(HOLD_CONTENTS, [collection, there, sorted(held)])
     else:
         found = await tx.rows(KEEP_CONTENTS, [collection, there]) if there else []
@@ -371,7 +381,7 @@ async def _get_or_make_contents(
         raise Contended("40001", "contents")
     asking = {record.text_hash: record for record in fresh}
     failed = {int(pk): asking[bytes(key)] for pk, key, failed in found if failed and bytes(key) in asking}
-    return _Contents(by_hash, added, failed)
+    return _Contents(by_hash, added, [by_hash[one] for one in there], failed)
 
 
 async def _revive(

@@ -10,13 +10,14 @@ from psycopg.sql import SQL
 from likewise.db.pool import Pool, retried
 from likewise.db.text_key import RECORDED, KeySource, chosen
 from likewise.db.transaction import Row, Tx, table
-from likewise.errors import Conflict, TextKeyUnavailable
+from likewise.errors import Conflict, SealBroken, TextKeyUnavailable
 from likewise.sealing import KEY_BYTES, Sealing, TextKey, about_collection, about_content, about_job
 
 # A text has 200,000 characters at most, so this takes 160 MB at worst, and mostly a tenth of one.
 PORTION = 200
 
-# Whoever writes what is sealed shares it, and tries again for as long as this takes.
+# Whoever writes what is sealed shares it. Meanwhile writes that would seal something are tried again for a second, and
+# then are a 503 that can be sent again.
 TAKE = SQL("SELECT pg_advisory_xact_lock(7722, 0)")
 REPLACE = SQL("""
     INSERT INTO text_key (id) VALUES (%s) ON CONFLICT (only_row) DO UPDATE SET id = excluded.id, since = now()
@@ -24,13 +25,13 @@ REPLACE = SQL("""
 COUNT = SQL("""
     SELECT (SELECT count(*) FROM collections WHERE terms_key IS NOT NULL)
          + (SELECT count(*) FROM contents WHERE sealed IS NOT NULL)
-         + (SELECT count(*) FROM jobs WHERE input IS NOT NULL)
+         + (SELECT count(*) FROM jobs WHERE input <> '')
 """)
 SET_TERMS_KEY = SQL("UPDATE collections SET terms_key = %s, terms_total = 0, contents_total = 0 WHERE id = %s")
 FORGET_WORDS = SQL("TRUNCATE {terms}")
 GIVE_UP_CONTENTS = SQL("SELECT fail_contents(%s, 'text_key_lost', false)")
 GIVE_UP_TASKS = SQL("""
-    UPDATE jobs SET input = NULL, claim = NULL, updated_at = now(), ended_at = coalesce(ended_at, now()),
+    UPDATE jobs SET input = '', claim = NULL, updated_at = now(), ended_at = coalesce(ended_at, now()),
            error = CASE WHEN ended_at IS NULL THEN 'text_key_lost' ELSE error END,
            state = CASE WHEN ended_at IS NULL THEN 'FAILED' ELSE state END
     WHERE id = ANY (%s::uuid[])
@@ -43,13 +44,15 @@ Report = Callable[[int, int], None]
 class _Sealed:
     """A column that is sealed. Its rows begin with their key and end with what is sealed.
 
-    While the key's lock is held what is sealed may go, and then is NULL; nothing comes and nothing else changes.
+    While the key's lock is held what is sealed may go, and then is NULL or empty; nothing comes, and nothing else
+    changes.
     """
 
     rows: SQL
     hold: SQL
     seal: SQL
     about: Callable[[Row], bytes]
+    what: str
 
 
 COLLECTIONS = _Sealed(
@@ -60,6 +63,7 @@ COLLECTIONS = _Sealed(
         WHERE c.id = i.id
     """),
     lambda row: about_collection(row[1], row[2]),
+    "The key of a collection's words",
 )
 CONTENTS = _Sealed(
     SQL("SELECT pk, tenant, collection, text_hash, sealed FROM contents WHERE sealed IS NOT NULL ORDER BY pk"),
@@ -69,15 +73,17 @@ CONTENTS = _Sealed(
         WHERE c.pk = i.pk AND c.sealed IS NOT NULL
     """),
     lambda row: about_content(*row[1:4]),
+    "A text",
 )
 TASKS = _Sealed(
-    SQL("SELECT id, tenant, input FROM jobs WHERE input IS NOT NULL ORDER BY id"),
+    SQL("SELECT id, tenant, input FROM jobs WHERE input <> '' ORDER BY id"),
     SQL("SELECT FROM jobs WHERE id = ANY (%s::uuid[]) ORDER BY id FOR UPDATE"),
     SQL("""
         UPDATE jobs j SET input = i.sealed FROM unnest(%s::uuid[], %s::bytea[]) AS i (id, sealed)
-        WHERE j.id = i.id AND j.input IS NOT NULL
+        WHERE j.id = i.id AND j.input <> ''
     """),
     lambda row: about_job(row[1], row[0].bytes),
+    "The input of a task",
 )
 
 
@@ -98,6 +104,18 @@ class Rotated:
     lost: Counts
 
 
+class Damaged(Conflict):
+    """Something that waits sealed has been changed, and does not open."""
+
+    code = "text_unreadable"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} that was sealed has been changed and does not open. `--lost` gives up what does not open: restore "
+            "the database first if you have a backup."
+        )
+
+
 class KeyLost(TextKeyUnavailable):
     """Something waits sealed with a key that is not here. `--lost` gives it up: its texts are lost then."""
 
@@ -115,7 +133,7 @@ async def rotate(pool: Pool, source: KeySource, *, lost: bool = False, report: R
 
     Raises:
         WrongTextKey: the present key is not at hand, or the new one is not.
-        KeyLost: something cannot be opened.
+        KeyLost, Damaged: something cannot be opened.
     """
     with source.alone() as alone:
         if not alone:
@@ -175,9 +193,9 @@ class _Rotation:
                 about = column.about(row)
                 try:
                     plain = self._sealing.unseal_bytes(row[-1], about)
-                except TextKeyUnavailable:
+                except (TextKeyUnavailable, SealBroken) as error:
                     if not self._lost:
-                        raise KeyLost from None
+                        raise (KeyLost() if isinstance(error, TextKeyUnavailable) else Damaged(column.what)) from None
                     lost.append(row[:-1])
                     continue
                 keys.append(row[0])

@@ -1,7 +1,7 @@
 """Tells every process that texts went, so that no cache answers from them.
 
-The notices go with the transaction that took the texts away, and say digests only. Where commits wait for each other
-because of them, those do that take texts away, and no others.
+The notices go with the transaction that took the texts away. They are digests, encrypted: any role that may connect to
+the database may listen. Where commits wait for each other because of them, those do that take texts away, no others.
 """
 
 import asyncio
@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from psycopg.sql import SQL
 
 from likewise.db.collections import MOST_HASHES, Collection
+from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder, Maker
+from likewise.errors import SealBroken, TextKeyUnavailable
 from likewise.ingest.notices import Notices
+from likewise.sealing import Sealing, TextKey
 
 CHANNEL = "likewise_forget"
 DIGEST_BYTES = 32
@@ -24,6 +27,9 @@ MOST_UNREAD = 10_000
 # A notice of so many texts that each process forgets all that it has in memory.
 ALL = "all"
 
+ABOUT = b"notice"
+
+KEY = SQL("SELECT key FROM notice_key")
 TELL = SQL("SELECT count(pg_notify(%s, said)) FROM unnest(%s::text[]) AS said")
 
 # What a notice said; None: some were missed.
@@ -33,9 +39,10 @@ _Heard = tuple[int, list[bytes]] | None
 class Forgetting:
     """One process's part in it. Without a cache it has nothing to forget, and tells the others."""
 
-    def __init__(self, notices: Notices, embedder: Embedder) -> None:
-        """Before `notices` are started."""
+    def __init__(self, notices: Notices, embedder: Embedder, sealing: Sealing) -> None:
+        """Before `notices` are started; `sealing` is with the key of notices."""
         self._embedder = embedder
+        self._sealing = sealing
         self._heard: asyncio.Queue[_Heard] = asyncio.Queue()
         if embedder.caches:
             notices.hear(CHANNEL, self._hear, self._missed)
@@ -46,7 +53,7 @@ class Forgetting:
             tx.at_the_end(TELL, [CHANNEL, [ALL]])
         elif text_hashes and tx.tenant is not None:
             parts = range(0, len(text_hashes), DIGESTS_A_NOTICE)
-            said = [_said(tx.tenant, text_hashes[start : start + DIGESTS_A_NOTICE]) for start in parts]
+            said = [self._said(tx.tenant, text_hashes[start : start + DIGESTS_A_NOTICE]) for start in parts]
             tx.at_the_end(TELL, [CHANNEL, said])
 
     async def forget(self, collection: Collection, text_hashes: Sequence[bytes]) -> None:
@@ -69,14 +76,16 @@ class Forgetting:
         if self._heard.qsize() >= MOST_UNREAD:
             self._missed()
             return
-        tenant, _, encoded = payload.partition(" ")
         try:
-            digests = b64decode(encoded, validate=True)
+            tenant, _, digests = self._sealing.unseal_bytes(b64decode(payload, validate=True), ABOUT).partition(b" ")
             said = [digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)]
             self._heard.put_nowait((int(tenant), said))
-        except ValueError:
+        except (ValueError, SealBroken, TextKeyUnavailable):
             # ALL, or none of ours: whoever said it meant something.
             self._missed()
+
+    def _said(self, tenant: int, text_hashes: Sequence[bytes]) -> str:
+        return b64encode(self._sealing.seal_bytes(b"%d " % tenant + b"".join(text_hashes), ABOUT)).decode()
 
     def _missed(self) -> None:
         while not self._heard.empty():
@@ -84,8 +93,12 @@ class Forgetting:
         self._heard.put_nowait(None)
 
 
-def _said(tenant: int, text_hashes: Sequence[bytes]) -> str:
-    return f"{tenant} {b64encode(b''.join(text_hashes)).decode()}"
+async def notice_sealing(pool: Pool) -> Sealing:
+    """What notices are encrypted with, in every process on this database."""
+    async with pool.nobody() as tx:
+        row = await tx.row(KEY)
+    assert row is not None
+    return Sealing([TextKey(row[0])])
 
 
 def _maker(collection: Collection) -> Maker | None:

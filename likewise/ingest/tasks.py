@@ -7,7 +7,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from likewise.db import jobs
@@ -41,6 +41,7 @@ MOST_REMEMBERED = 10_000
 
 log = get_logger(__name__)
 
+T = TypeVar("T")
 Progress = Callable[[int, int], Awaitable[None]]
 
 
@@ -223,7 +224,7 @@ class Tasks:
     async def _give_back(self, left: "list[_Claimed]") -> None:
         for claimed in left:
             with contextlib.suppress(LikewiseError):
-                await claimed.release(after=timedelta(0), failed=False)
+                await claimed.release(after=timedelta(0), failed=False, patient=False)
 
 
 class _Claimed:
@@ -276,19 +277,26 @@ class _Claimed:
             async with self._pool.tenant(self.task.tenant) as tx:
                 return await jobs.finish_task(tx, self.task, self._claim, result=result, error=error)
 
+        return await self._told(once)
+
+    async def release(self, *, after: timedelta, failed: bool, patient: bool = True) -> None:
+        """Give it to whoever claims it next, after so long; if `patient`, in spite of such a database as well."""
+
+        async def once() -> None:
+            async with self._pool.tenant(self.task.tenant) as tx:
+                await jobs.release_task(tx, self.task, self._claim, after=after, failed=failed)
+
+        await (self._told(once) if patient else once())
+
+    async def _told(self, tell: Callable[[], Awaitable[T]]) -> T:
         deadline = time.monotonic() + self._lease.total_seconds()
         while True:
             try:
-                return await retried(once)
+                return await retried(tell)
             except DatabaseUnavailable:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(AWAY_SECONDS)
-
-    async def release(self, *, after: timedelta, failed: bool) -> None:
-        """Give it to whoever claims it next, after so long."""
-        async with self._pool.tenant(self.task.tenant) as tx:
-            await jobs.release_task(tx, self.task, self._claim, after=after, failed=failed)
 
     async def _keep(self) -> None:
         while not self._lost.is_set():

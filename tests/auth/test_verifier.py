@@ -13,7 +13,7 @@ from likewise.auth.tenants import Tenants
 from likewise.auth.verifier import Verifier
 from likewise.db import migrate
 from likewise.db.pool import Pool
-from likewise.testing import DatabaseUrls, FakeIssuer
+from likewise.testing import DatabaseUrls, FakeIssuer, Signer
 from likewise.testing.tokens import AUDIENCE, ISSUER, claims_of
 
 RULES = Rules(
@@ -147,3 +147,18 @@ async def test_what_is_refused_is_not_remembered(checked: Verifier, server: Fake
     for n in range(5):
         assert await checked.caller(server.rsa.token(claims_of("acme", aud=f"{n}"))) is None
     assert len(checked._known) == 0
+
+
+async def test_who_names_no_key_is_checked_with_a_new_one_too(
+    checked: Verifier, server: FakeIssuer, clock: Clock
+) -> None:
+    # Given an issuer whose one key has no name, and has just been changed
+    old, new = Signer.rsa(""), Signer.rsa("")
+    server.published = [{name: value for name, value in old.jwk.items() if name != "kid"}]
+    assert await checked.caller(old.token(claims_of("nameless"))) is not None
+    server.published = [{name: value for name, value in new.jwk.items() if name != "kid"}]
+    # Then it is not asked more often than for a key that is not known
+    assert await checked.caller(new.token(claims_of("nameless"))) is None
+    clock.now += UNKNOWN_SECONDS
+    assert await checked.caller(new.token(claims_of("nameless"))) is not None
+    assert await checked.caller(old.token(claims_of("nameless"))) is None

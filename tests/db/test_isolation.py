@@ -23,8 +23,8 @@ from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 
 # These hold ids and numbers only, and no security: under it Postgres could not use their indexes.
 OPEN = ("vec_", "terms_")
-# The text key's row is a digest of it.
-PUBLIC = {"schema_migrations", "text_key"}
+# The text key's row is a digest of it; the other key is every serving process's.
+PUBLIC = {"schema_migrations", "text_key", "notice_key"}
 # The serving role asks functions about these and reads no row of them.
 SEALED = {"api_keys"}
 SECRETS = ("beta-secret", "beta only", "beta-status", "beta-parent", "beta-field")
@@ -232,7 +232,7 @@ async def test_functions_are_a_closed_list_with_a_fixed_search_path(two_shared: 
     definers = {name: settings for name, definer, settings, _ in found if definer}
     assert set(definers) == {
         "tenant_named", "tenant_known", "make_generation", "make_collection", "drop_collection",
-        "claim_waiting", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
+        "claim_entries", "sweep_waiting", "give_back_waiting", "waiting_models", "waiting_tokens",
         "live_api_key", "any_api_key", "api_keys_used", "forget_expired_requests", "add_usage",
         "claim_task", "expire_sealed", "forget_jobs", "spaces_of_model", "record_text_key",
     }  # fmt: skip

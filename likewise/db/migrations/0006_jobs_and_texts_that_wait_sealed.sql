@@ -262,6 +262,67 @@ BEGIN
     RETURN true;
 END $$;
 
+-- A worker from before this knows neither sealed texts nor jobs, and would fail the ones and leave the others open. So
+-- the function that it claims with is gone: it fails, loudly, until its program is the present one.
+DROP FUNCTION claim_waiting(text[], uuid, interval, int, int, boolean, int[]);
+
+-- Claims up to `most` free entries that wait for one of `models`, but for those of the `resting` generations. Tenants
+-- take turns, up to 32 of them share the claim equally, and what those with few entries leave goes to the others.
+-- Entries whose worker died come one at a time, when `only_alone` asks for them.
+CREATE FUNCTION claim_entries(
+    models text[], of_claim uuid, lease interval, most int, after_tenant int, only_alone boolean, resting int[])
+RETURNS TABLE (
+    tenant int, collection int, generation int, content bigint, attempts smallint, lane smallint, request_id text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
+DECLARE
+    turn record;
+    at_most int := CASE WHEN only_alone THEN 1 ELSE most END;
+    taken int;
+BEGIN
+    FOR turn IN
+        WITH turns AS MATERIALIZED (
+            SELECT t.tenant, t.generations, row_number() OVER () AS place, count(*) OVER () AS tenants
+            FROM claimable(models, after_tenant, only_alone, resting, CASE WHEN only_alone THEN 1 ELSE 32 END) t
+        )
+        -- Those with few entries first, so that what they leave is known when the others come.
+        SELECT t.tenant, t.generations, row_number() OVER by_size AS place, t.tenants
+        FROM turns t CROSS JOIN LATERAL (
+            SELECT count(*) AS entries FROM (
+                SELECT FROM unnest(t.generations) AS g CROSS JOIN LATERAL (
+                    SELECT FROM waiting w
+                    WHERE w.alone = only_alone AND w.claim IS NULL AND w.tenant = t.tenant AND w.generation = g
+                    LIMIT at_most
+                ) one LIMIT at_most
+            ) few
+        ) size
+        WINDOW by_size AS (ORDER BY size.entries, t.place)
+        ORDER BY place
+    LOOP
+        RETURN QUERY
+            WITH free AS (
+                SELECT one.generation, one.content FROM unnest(turn.generations) AS g CROSS JOIN LATERAL (
+                    SELECT w.generation, w.content, w.lane, w.run_after FROM waiting w
+                    WHERE w.alone = only_alone AND w.claim IS NULL AND w.tenant = turn.tenant AND w.generation = g
+                      AND w.run_after <= now()
+                    ORDER BY w.lane, w.run_after LIMIT greatest(1, at_most / (turn.tenants - turn.place + 1))
+                    FOR UPDATE SKIP LOCKED
+                ) one
+                ORDER BY one.lane, one.run_after LIMIT greatest(1, at_most / (turn.tenants - turn.place + 1))
+            ), claimed AS (
+                UPDATE waiting w
+                SET claim = of_claim, run_after = now() + lease,
+                    attempts = w.attempts + CASE WHEN w.alone THEN 1 ELSE 0 END
+                FROM free WHERE w.generation = free.generation AND w.content = free.content
+                RETURNING w.tenant, w.generation, w.content, w.attempts, w.lane, w.request_id
+            )
+            SELECT c.tenant, g.collection, c.generation, c.content, c.attempts, c.lane, c.request_id
+            FROM claimed c JOIN generations g ON g.id = c.generation;
+        GET DIAGNOSTICS taken = ROW_COUNT;
+        at_most := at_most - taken;
+        EXIT WHEN at_most <= 0;
+    END LOOP;
+END $$;
+
 -- What stored vectors of a model were made with, of every tenant: the latest of each space, some of them.
 CREATE FUNCTION spaces_of_model(of_model text) RETURNS TABLE (space text, dimension int, probe float4[])
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
@@ -271,10 +332,10 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
 $$;
 
 REVOKE EXECUTE ON FUNCTION
-    spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
+    claim_entries(text[], uuid, interval, int, int, boolean, int[]), spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
     claim_task(text[], uuid, interval, int) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
+    claim_entries(text[], uuid, interval, int, int, boolean, int[]), spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
     claim_task(text[], uuid, interval, int) TO {server};

@@ -22,3 +22,11 @@ GRANT EXECUTE ON FUNCTION record_text_key(bytea) TO {server};
 -- database alone does not let anybody try words.
 ALTER TABLE collections ADD COLUMN terms_key bytea;
 GRANT UPDATE (terms_key) ON collections TO {server};
+
+-- What notices of deleted texts are encrypted with: whoever may connect to the database may listen to all of them.
+CREATE TABLE notice_key (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    key bytea NOT NULL
+);
+INSERT INTO notice_key (key) VALUES (sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')));
+GRANT SELECT ON notice_key TO {server};
