@@ -20,7 +20,8 @@ from likewise.apps.collections.service import (
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
-from likewise.apps.segments.service import SEARCH, SegmentsService
+from likewise.apps.segments.searching import SEARCH
+from likewise.apps.segments.service import SegmentsService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
@@ -69,7 +70,7 @@ class Likewise:
         self.embedder: Embedder = runtime.embedder
         self.collections = CollectionsService(runtime)
         self.segments = SegmentsService(runtime)
-        runtime.tasks.register(SEARCH, self.segments.search_task)
+        runtime.tasks.register(SEARCH, self.segments.searches.task)
         self.jobs = JobsService(runtime.pool, runtime.wakeups.mark)
         self._tenant: int | None = None
         self._asking = asyncio.Lock()

@@ -22,6 +22,7 @@ from likewise.apps.deps import (
 )
 from likewise.apps.embed.asking import ProcessEmbedder
 from likewise.apps.idempotency import Once
+from likewise.apps.segments.accepted import Accepted, AcceptedBatch
 from likewise.apps.segments.schemas import (
     DocumentAnswer,
     EmbedAnswer,
@@ -33,7 +34,6 @@ from likewise.apps.segments.schemas import (
     SegmentSearchAnswer,
     SegmentSearchIn,
 )
-from likewise.apps.segments.service import Accepted, AcceptedBatch
 from likewise.embedding.models import MOCK
 from likewise.errors import NotFound
 
