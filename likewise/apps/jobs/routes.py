@@ -19,7 +19,7 @@ PLACE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @router.get("", response_model=JobsAnswer, responses=refusals(422))
 async def list_jobs(tenant: Reader, service: Jobs, page: Annotated[JobsQuery, Query()]) -> Answer:
-    """Jobs, newest first, a page at a time; a result does not name what failed, as that of the job itself does."""
+    """Jobs, newest first, a page at a time; results do not name what failed or was found, as that of one job does."""
     listing = f"jobs\0{page.status or ''}"
     after = None if page.cursor is None else UUID(position_of(listing, tenant, page.cursor, PLACE))
     found = await service.list(tenant, page.limit + 1, status=page.status, after=after)

@@ -1,7 +1,7 @@
 """JobsService: jobs as their callers see them, for routes and for programs alike."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -10,6 +10,9 @@ from likewise.db import jobs
 from likewise.db.jobs import Job, State
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
+
+# What a job that has succeeded tells of its result, worked out of what its row keeps each time that it is asked.
+Tell = Callable[[Tx, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 
 # The kind of those that wait for the vectors of contents.
 EMBED = "embed"
@@ -51,21 +54,23 @@ class JobView:
 
 
 class JobsService:
-    """Looks at jobs, ends them and has them tried again; `tell` says that something waits for a worker again."""
+    """Looks at jobs, ends them and has them tried again."""
 
-    def __init__(self, pool: Pool, tell: Callable[[], None]) -> None:
+    def __init__(self, pool: Pool, tell: Callable[[], None], results: Mapping[str, Tell]) -> None:
+        """`tell` says that something waits for a worker again; `results` are those of kinds that keep less."""
         self._pool = pool
         self._tell = tell
+        self._results = results
 
     async def get(self, tenant: int, job: UUID) -> JobView:
         """One job; NotFound if this tenant has none of this id."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
-            return _view(await jobs.of(tx, job))
+            return await self._view(tx, job)
 
     async def list(
         self, tenant: int, limit: int, *, status: State | None = None, after: UUID | None = None
     ) -> Sequence[JobView]:
-        """Jobs, newest first, those that follow the job `after`; their results do not name what failed."""
+        """Jobs, newest first, those that follow the job `after`; results name neither failures nor hits."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
             return [_view(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
@@ -93,9 +98,17 @@ class JobsService:
         async def once() -> JobView:
             async with self._pool.tenant(tenant) as tx:
                 await change(tx, job)
-                return _view(await jobs.of(tx, job))
+                return await self._view(tx, job)
 
         return await retried(once)
+
+    async def _view(self, tx: Tx, job: UUID) -> JobView:
+        """One job with all that its result tells."""
+        found = await jobs.of(tx, job)
+        tell = self._results.get(found.kind)
+        if tell is not None and found.state == "SUCCEEDED":
+            found = replace(found, result=await tell(tx, found.result))
+        return _view(found)
 
 
 def _view(job: Job) -> JobView:

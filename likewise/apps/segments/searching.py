@@ -9,7 +9,7 @@ import orjson
 
 from likewise import filters
 from likewise.apps.collections.service import Save
-from likewise.apps.segments.found import SegmentsFound, hit_of
+from likewise.apps.segments.found import Looked, SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.cleaning import cleaned
@@ -73,22 +73,8 @@ class SegmentSearches:
             Invalid: a model that is not allowed, a wrong filter, or words or texts asked for where none are kept.
             ModelUnavailable: the model is away.
         """
-        spec = self._refuse_query(asked)
-        none = SegmentsFound([], spec.hub_id, self._settings.model_ver)
-        name = collection_name(spec)
-        try:
-            policy = (await self._runtime.recent.get(tenant, name)).policy
-            _refuse_unkept(asked, policy)
-            found = await self._runtime.searcher.search(tenant, name, KIND, _request(asked))
-        except NotFound:
-            # A search makes no collection; who asks first hears what everybody hears.
-            _refuse_unkept(asked, policy_of(self._settings))
-            return none
-        except Invalid as error:
-            raise _at_query_text(error) from None
-        org = await self._names.of(tenant)
-        results = [hit_of(one.record, one.score, one.similarity, org) for one in found.hits]
-        return replace(none, results=results, total=len(results))
+        looked = await self._look(tenant, asked)
+        return looked.told(await self._names.of(tenant))
 
     async def later(self, tenant: int, asked: SegmentQuery, *, save: Save | None = None) -> SearchJob:
         """Have a search done by a worker; the job's result is what `search` answers. The query waits sealed.
@@ -110,9 +96,25 @@ class SegmentSearches:
         return answer
 
     async def task(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
-        """Do a search that `later` put off; a Handler of tasks."""
-        found = await self.search(tenant, SegmentQuery(**orjson.loads(input or b"{}")))
-        return asdict(found)
+        """Do a search that `later` put off; a Handler of tasks. `told_again` tells what it found."""
+        looked = await self._look(tenant, SegmentQuery(**orjson.loads(input or b"{}")))
+        return looked.kept()
+
+    async def _look(self, tenant: int, asked: SegmentQuery) -> Looked:
+        spec = self._refuse_query(asked)
+        name = collection_name(spec)
+        none = Looked(name, spec.hub_id, self._settings.model_ver)
+        try:
+            policy = (await self._runtime.recent.get(tenant, name)).policy
+            _refuse_unkept(asked, policy)
+            found = await self._runtime.searcher.search(tenant, name, KIND, _request(asked))
+        except NotFound:
+            # A search makes no collection; who asks first hears what everybody hears.
+            _refuse_unkept(asked, policy_of(self._settings))
+            return none
+        except Invalid as error:
+            raise _at_query_text(error) from None
+        return replace(none, hits=found.hits)
 
     def _refuse_query(self, asked: SegmentQuery) -> ModelSpec:
         """The model that is asked for; Invalid for what no collection could answer."""
