@@ -1,15 +1,25 @@
 """Searches that are jobs: what their results keep, and what they are refused or given up for."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
 
+import likewise
+from likewise.apps.segments.searching import SEARCH as SEARCH_TASK
+from likewise.embedding.embedder import Embedder
+from likewise.ingest import tasks
 from likewise.library import Likewise
-from likewise.testing import DatabaseUrls
+from likewise.settings import Settings
+from likewise.testing import DatabaseUrls, FakeProvider, Reply, Upstream
 from tests.ingest.rows import asked
+from tests.search.rerankers import at
 from tests.server.conftest import calling
-from tests.server.test_segments import BATCH, COLD, EMBED, LATER, WARM, ended, segment, stored
+from tests.server.test_segments import BATCH, COLD, EMBED, LATER, SEARCH, WARM, ended, faults, segment, stored
 
 SECRET = "xyzzy-secret"
 
@@ -92,3 +102,81 @@ async def test_a_search_before_anything_is_stored_has_nothing_to_tell(client: ht
     assert (job["status"], names(job)) == ("SUCCEEDED", [])
     await stored(client, segment("manual"), EMBED)
     assert names((await client.get(f"/jobs/{job['job_id']}")).json()) == []
+
+
+# What they are refused for
+
+
+@asynccontextmanager
+async def opened(settings: Settings, **changes: Any) -> AsyncIterator[tuple[Likewise, httpx2.AsyncClient]]:
+    """A Likewise with other settings, and a client of it."""
+    chosen = settings.model_copy(update=changes)
+    embedder = Embedder(chosen, providers={chosen.model: lambda spec: FakeProvider()})
+    async with likewise.open(chosen, embedder=embedder) as lw, calling(lw) as client:
+        yield lw, client
+
+
+@pytest.mark.parametrize("there_is_one", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "pointer", "code"),
+    [
+        ({"mode": "hybrid"}, "/mode", "terms_not_kept"),
+        ({"mode": "lexical"}, "/mode", "terms_not_kept"),
+        ({"rerank": True}, "/rerank", "rerank_needs_text"),
+    ],
+)
+async def test_what_a_search_is_refused_for_its_job_is_refused_for(
+    client: httpx2.AsyncClient, there_is_one: bool, wrong: dict[str, Any], pointer: str, code: str
+) -> None:
+    if there_is_one:
+        await stored(client, segment("manual"), EMBED)
+    for path in (SEARCH, LATER):
+        answer = await client.post(path, json={"query_text": COLD} | wrong)
+        assert (answer.status_code, faults(answer)) == (422, {pointer: code}), path
+
+
+async def test_without_a_reranker_nobody_waits_for_one(settings: Settings) -> None:
+    async with opened(settings, segments_keep_text=True) as (_, client):
+        await stored(client, segment("manual"), EMBED)
+        for path in (SEARCH, LATER):
+            answer = await client.post(path, json={"query_text": COLD, "rerank": True})
+            assert (answer.status_code, answer.json()["code"]) == (503, "reranker_missing"), path
+
+
+# What they are given up for
+
+
+async def test_a_reranker_that_fails_on_the_texts_is_not_asked_for_a_day(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a reranker that fails whatever it is asked
+    monkeypatch.setattr(tasks, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(tasks, "LONGEST_WAIT", 0.02)
+    async with Upstream().running() as upstream:
+        upstream.always = lambda _: Reply.of({"results": SECRET})
+        async with opened(settings, segments_keep_text=True, **at(tmp_path, upstream.url)) as (_, client):
+            await stored(client, segment("manual"), EMBED)
+            # When
+            job = await searched(client, rerank=True)
+    # Then
+    assert (job["status"], job["error"]["code"]) == ("FAILED", "model_failed")
+    assert "the server's log has the reason" in job["error"]["message"]
+    # And the log has it
+    assert "task_given_up" in str([record.msg for record in caplog.records])
+    assert SECRET not in caplog.text
+
+
+async def test_one_that_cannot_be_done_any_more_says_why(lw: Likewise) -> None:
+    # Given a query that was taken when words were kept
+    tenant = await lw.tenant()
+    query = b'{"query_text": "cold", "mode": "hybrid"}'
+    async with calling(lw) as client, lw.runtime.pool.tenant(tenant) as tx:
+        await stored(client, segment("manual"), EMBED)
+        job = UUID(int=7)
+        await lw.runtime.tasks.add(tx, job, SEARCH_TASK, query)
+    async with calling(lw) as client:
+        # When no worker can do it
+        told = await ended(client, str(job))
+    # Then
+    assert (told["status"], told["error"]["code"]) == ("FAILED", "terms_not_kept")
+    assert "mode dense" in told["error"]["message"]

@@ -23,11 +23,16 @@ REASONS: Mapping[str, str] = {
     jobs.DELETED: "What it was about was deleted before it was done.",
     jobs.REPLACED: "Another text came in its place before it was done.",
     "text_expired": "The text waited for its model for as long as it may be kept, and has left. Send it again.",
-    "text_failed": "The model cannot embed this text.",
+    "text_failed": "The model cannot read this text.",
     "text_unreadable": "The text could not be read again. Send it again.",
     "lease_lost": "Each worker that had it stopped before it was done. Send it again, or without this text.",
     "blank": "The text is blank.",
     "too_long": "The text is longer than may be embedded.",
+    "terms_not_kept": "No words are kept of these segments; search in mode dense.",
+    "rerank_needs_text": "No texts are kept of these segments, and a reranker reads texts; search without rerank.",
+    "model_not_allowed": "The model is not allowed here any more; name one that is listed.",
+    "model_failed": "The model failed each time that it was tried; the server's log has the reason.",
+    "internal": "The server failed each time that it was tried; its log has the reason.",
 }
 WITHOUT_WORDS = "It could not be done; the server's log has the reason."
 

@@ -80,10 +80,14 @@ class SegmentSearches:
         """Have a search done by a worker; the job's result is what `search` answers. The query waits sealed.
 
         Raises:
-            Invalid: a query that `search` would refuse whatever is stored.
+            Invalid: a query that `search` would refuse as things are.
+            NoReranker: a reranker is asked for, and the settings name none.
             TooManyRequests: as many tasks of this tenant have not ended as may.
         """
-        self._refuse_query(asked)
+        spec = self._refuse_query(asked)
+        _refuse_unkept(asked, await self._policy(tenant, collection_name(spec)))
+        if asked.rerank:
+            self._runtime.reranking.known()
         answer = SearchJob(uuid4(), "PENDING")
 
         async def once() -> None:
@@ -104,17 +108,22 @@ class SegmentSearches:
         spec = self._refuse_query(asked)
         name = collection_name(spec)
         none = Looked(name, spec.hub_id, self._settings.model_ver)
+        _refuse_unkept(asked, await self._policy(tenant, name))
         try:
-            policy = (await self._runtime.recent.get(tenant, name)).policy
-            _refuse_unkept(asked, policy)
             found = await self._runtime.searcher.search(tenant, name, KIND, _request(asked))
         except NotFound:
-            # A search makes no collection; who asks first hears what everybody hears.
-            _refuse_unkept(asked, policy_of(self._settings))
+            # A search makes no collection.
             return none
         except Invalid as error:
             raise _at_query_text(error) from None
         return replace(none, hits=found.hits)
+
+    async def _policy(self, tenant: int, name: str) -> Policy:
+        """That of a collection, or of the one that would be made: who asks first hears what everybody hears."""
+        try:
+            return (await self._runtime.recent.get(tenant, name)).policy
+        except NotFound:
+            return policy_of(self._settings)
 
     def _refuse_query(self, asked: SegmentQuery) -> ModelSpec:
         """The model that is asked for; Invalid for what no collection could answer."""
