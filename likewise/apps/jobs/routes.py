@@ -37,10 +37,10 @@ async def get_job(tenant: Reader, service: Jobs, job_id: JobId) -> Answer:
 @router.post("/{job_id:uuid}/cancel", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
 async def cancel_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -> Response:
     """End a job that has not ended; what nothing else waits for is given up."""
-    return await once.answer(tenant, lambda _: service.cancel(tenant, job_id))
+    return await once.answer(tenant, lambda save: service.cancel(tenant, job_id, save=save))
 
 
 @router.post("/{job_id:uuid}/retry", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
 async def retry_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -> Response:
     """Have what failed of a job tried again; 409 `text_gone` where a text is no longer kept: send it again."""
-    return await once.answer(tenant, lambda _: service.retry(tenant, job_id))
+    return await once.answer(tenant, lambda save: service.retry(tenant, job_id, save=save))

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from likewise.apps.collections.service import Save
 from likewise.db import jobs
 from likewise.db.jobs import Job, State
 from likewise.db.pool import Pool, retried
@@ -79,31 +80,36 @@ class JobsService:
         async with self._pool.tenant(tenant, snapshot=True) as tx:
             return [_view(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
-    async def cancel(self, tenant: int, job: UUID) -> JobView:
-        """End a job; what nothing else waits for is given up.
+    async def cancel(self, tenant: int, job: UUID, *, save: Save | None = None) -> JobView:
+        """End a job; what nothing else waits for is given up. `save` hears of it in the transaction, as of `retry`.
 
         Raises:
             NotFound: this tenant has none of this id.
             Conflict: it has ended.
         """
-        return await self._changed(tenant, job, jobs.cancel)
+        return await self._changed(tenant, job, jobs.cancel, save)
 
-    async def retry(self, tenant: int, job: UUID) -> JobView:
+    async def retry(self, tenant: int, job: UUID, *, save: Save | None = None) -> JobView:
         """Have what failed of a job tried again.
 
         Raises:
             NotFound: this tenant has none of this id.
             Conflict: nothing of it has failed, it has not ended, or a text has left: code `text_gone`.
         """
-        changed = await self._changed(tenant, job, jobs.retry)
+        changed = await self._changed(tenant, job, jobs.retry, save)
         self._tell()
         return changed
 
-    async def _changed(self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]]) -> JobView:
+    async def _changed(
+        self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]], save: Save | None
+    ) -> JobView:
         async def once() -> JobView:
             async with self._pool.tenant(tenant) as tx:
                 await change(tx, job)
-                return await self._view(tx, job)
+                view = await self._view(tx, job)
+                if save is not None:
+                    await save(tx, view)
+                return view
 
         return await retried(once)
 
