@@ -20,6 +20,7 @@ LikewiseError
 │   ├── DatabaseUnavailable
 │   ├── IssuerUnavailable
 │   ├── ModelUnavailable
+│   │   └── ModelFails           it is there, and fails on this
 │   └── TextKeyUnavailable       the key that a waiting text is sealed with is not here
 ├── Internal                500
 │   └── SealBroken          500  a sealed text that does not open
@@ -228,6 +229,12 @@ class ModelUnavailable(Unavailable):
     def because(cls, error: LikewiseError, retry_after: int) -> "ModelUnavailable":
         """To one more caller: whatever the error is, to a caller the model is away."""
         return ModelUnavailable(error.detail, code=error.code, retry_after=retry_after, in_short=error.in_short)
+
+
+class ModelFails(ModelUnavailable):
+    """The model fails on this. Try again, or send something else."""
+
+    code = "model_failed"
 
 
 class TextKeyUnavailable(Unavailable):

@@ -20,7 +20,9 @@ from likewise.apps.collections.service import (
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
-from likewise.apps.segments.service import SEARCH, SegmentsService
+from likewise.apps.segments.found import told_again
+from likewise.apps.segments.searching import SEARCH
+from likewise.apps.segments.service import SegmentsService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
@@ -69,8 +71,8 @@ class Likewise:
         self.embedder: Embedder = runtime.embedder
         self.collections = CollectionsService(runtime)
         self.segments = SegmentsService(runtime)
-        runtime.tasks.register(SEARCH, self.segments.search_task)
-        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark)
+        runtime.tasks.register(SEARCH, self.segments.searches.task)
+        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark, {SEARCH: told_again})
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
         self._asked: Health | None = None

@@ -64,9 +64,9 @@ COLUMNS = SQL("""
     j.id, j.kind, {state}, j.total, j.done, j.failed, j.result, j.error, j.created_at, j.updated_at
 """).format(state=STATE)
 ONE = SQL("SELECT {columns} FROM jobs j WHERE j.id = %s").format(columns=COLUMNS)
-# Newest first; a page begins after the job that the last one ended with.
+# Newest first; a page begins after the job that the last one ended with. What a search found stays out of it.
 LIST = SQL("""
-    SELECT * FROM (
+    SELECT id, kind, state, total, done, failed, result - 'hits', error, created_at, updated_at FROM (
         SELECT {columns} FROM jobs j
         WHERE %(after)s::uuid IS NULL
            OR (j.created_at, j.id) < (SELECT created_at, id FROM jobs WHERE id = %(after)s::uuid)

@@ -45,6 +45,14 @@ OF_CONTENTS = SQL("""
     JOIN records r ON r.pk = best.pk JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     ORDER BY best.place, best.pk
 """)
+# Records that were found some time ago, those of them that are there and have the same text.
+STILL = SQL("""
+    SELECT {view} FROM unnest(%s::bigint[], %s::bigint[]) AS found (pk, content)
+    CROSS JOIN LATERAL (
+        SELECT * FROM records r WHERE r.pk = found.pk AND r.content = found.content AND r.collection = %s OFFSET 0
+    ) r
+    JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
+""")
 NEAR = SQL("1 - (v.embedding <=> %(query)b) >= %(least)s")
 SIMILARITY = SQL("1 - (v.embedding <=> %(query)b)")
 NO_SIMILARITY = SQL("NULL::float8")
@@ -172,6 +180,14 @@ async def of_contents(
         parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
     rows = await tx.rows(statement, parameters, plan=Plan(), commit=commit)
     return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+
+
+async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[int, int]]) -> dict[int, StoredRecord]:
+    """Of records that were found, each with its content, those that are still there with just that, by their keys."""
+    columns = [[pk for pk, _ in found], [content for _, content in found]]
+    statement = STILL.format(view=VIEW, vectors=table("vec", generation))
+    records = [StoredRecord(*row) for row in await tx.rows(statement, [*columns, collection])]
+    return {record.pk: record for record in records}
 
 
 async def shared(tx: Tx, content: int, record: int) -> bool:

@@ -15,7 +15,7 @@ from likewise.db.jobs import Task
 from likewise.db.pool import Pool, retried
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
-from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, TooManyRequests, Unavailable
+from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, ModelFails, TooManyRequests, Unavailable
 from likewise.ingest.wakeups import Wakeups
 from likewise.observe.logs import get_logger
 from likewise.observe.request_id import REQUEST_ID
@@ -170,17 +170,20 @@ class Tasks:
         task = claimed.task
         if task.attempts >= MOST_ATTEMPTS:
             # Those that fail by themselves end at their last try: this one took its workers with it.
-            return await self._end(claimed, error=LeaseLost.code)
+            return await self._give_up(claimed, LeaseLost())
         try:
             result = await claimed.doing(self._handlers[task.kind](task.tenant, self._input(task), claimed.progress))
             return await self._end(claimed, result=result)
         except LeaseLost:
             raise
+        except ModelFails as error:
+            # Nobody knows that it is not this task's fault.
+            return await self._failed(claimed, error)
         except Unavailable as error:
             return await self._again(claimed, error, failed=False)
         except LikewiseError as error:
             if error.status < Internal.status and not error.retryable:
-                return await self._end(claimed, error=error.code)
+                return await self._give_up(claimed, error)
             return await self._failed(claimed, error)
         except Exception as error:  # noqa: BLE001 - a handler may raise anything, and the others go on
             log.error("task_failed", kind=task.kind, error=error)
@@ -193,8 +196,14 @@ class Tasks:
 
     async def _failed(self, claimed: "_Claimed", error: LikewiseError) -> str:
         if claimed.task.attempts + 1 >= MOST_ATTEMPTS:
-            return await self._end(claimed, error=error.code)
+            return await self._give_up(claimed, error)
         return await self._again(claimed, error, failed=True)
+
+    async def _give_up(self, claimed: "_Claimed", error: LikewiseError) -> str:
+        """End it with the code that says most: of what is wrong at a place, that of the place."""
+        code = error.faults[0].code if error.faults else error.code
+        log.warning("task_given_up", kind=claimed.task.kind, code=code, reason=error.detail)
+        return await self._end(claimed, error=code)
 
     async def _again(self, claimed: "_Claimed", error: LikewiseError, *, failed: bool) -> str:
         task = claimed.task

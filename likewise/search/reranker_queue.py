@@ -9,7 +9,7 @@ import numpy as np
 
 from likewise.embedding.queue import QueueBudget, estimated_tokens
 from likewise.embedding.trouble import RequestFails, RequestRefused
-from likewise.errors import Invalid, ModelUnavailable, Unavailable
+from likewise.errors import Invalid, ModelFails, ModelUnavailable, Unavailable
 from likewise.observe.steps import RerankerCall
 from likewise.search.reranker import Reranker, Scored, check
 from likewise.stopping import stop
@@ -168,8 +168,8 @@ def _parts(reranker: Reranker, query: str, texts: Sequence[str]) -> list[_Part]:
     return [*parts, _Part(places, held)] if places else parts
 
 
-def _failing() -> ModelUnavailable:
-    return ModelUnavailable("The reranker fails; see the log.", code="model_failed")
+def _failing() -> ModelFails:
+    return ModelFails("The reranker fails; see the log.")
 
 
 def _closing() -> ModelUnavailable:

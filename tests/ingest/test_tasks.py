@@ -21,7 +21,7 @@ from likewise.db import collections, jobs
 from likewise.db.jobs import Job
 from likewise.db.pool import Pool
 from likewise.db.text_key import SettingKeys, TextKeys
-from likewise.errors import Conflict, Invalid, LikewiseError, ModelUnavailable, TooManyRequests
+from likewise.errors import Conflict, Invalid, LikewiseError, ModelFails, ModelUnavailable, TooManyRequests
 from likewise.ingest import tasks as module
 from likewise.ingest.notices import Notices
 from likewise.ingest.tasks import Handler, Progress, Tasks
@@ -241,6 +241,8 @@ async def test_a_tenant_may_have_so_many_open_and_another_as_many(
     ("error", "tries", "code"),
     [
         (Invalid("No.", code="bad_thing"), 1, "bad_thing"),
+        (Invalid.at("/mode", "No.", "at_its_place"), 1, "at_its_place"),
+        (ModelFails(), 3, "model_failed"),
         (LikewiseError("Ours.", code="odd"), 3, "odd"),
         (TooManyRequests(), 3, "too_many_requests"),
         (RuntimeError(SECRET), 3, "internal"),

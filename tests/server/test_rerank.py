@@ -260,13 +260,18 @@ async def test_a_full_queue_refuses_at_once(opened: Any, upstream: Upstream, tmp
 
 
 async def test_who_leaves_leaves_no_work(opened: Any, upstream: Upstream, tmp_path: Path) -> None:
-    # Given a request whose texts go one at a time, and a search; and a reranker that does not answer
+    # Given a request whose texts go one at a time, and searches; and a reranker that does not answer
     upstream.gate = asyncio.Event()
-    lw, client = await opened(**at(tmp_path, upstream.url, texts_per_request=1, requests_at_once=1))
+    reranker = at(tmp_path, upstream.url, texts_per_request=1, requests_at_once=1)
+    lw, client = await opened(**reranker, segments_keep_text=True)
     await lw.collection("notes").add([{"id": str(place), "text": f"the pump {place} fails"} for place in range(9)])
+    document = {"asset_id": "manual", "text": "The pump fails when it is cold. " * 20, "max_tokens": 16}
+    await client.post("/vectors/documents", json=document)
+    await lw.wait_until_embedded("segments:minilm-l6-v2")
     asked: list[tuple[str, dict[str, Any]]] = [
         (URL, asking(documents=DOCUMENTS * 30)),
         ("/api/v1/collections/notes/search", {"query": "pump", "rerank": True}),
+        ("/vectors/search", {"query_text": "pump", "rerank": True}),
     ]
     for url, body in asked:
         before = len(upstream.asked)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
+from likewise.apps import repeats
 from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
 from likewise.db import collections, lookups, waiting
 from likewise.db.collections import Collection
@@ -295,16 +296,9 @@ def _at_text(fault: Fault) -> Fault:
 
 
 def refuse_repeats(batch: Sequence[NewRecord]) -> None:
-    """Which of two records with one id counts would be a guess."""
+    """Invalid, with a fault for each record whose id an earlier one has."""
     message = "An earlier record of this batch has the same id."
-    seen: set[str] = set()
-    faults = []
-    for place, record in enumerate(batch):
-        if record.id in seen:
-            faults.append(Fault(f"/{place}/id", "duplicate_id", message))
-        seen.add(record.id)
-    if faults:
-        raise Invalid(message, faults=faults)
+    repeats.refuse_repeats([record.id for record in batch], "/{}/id", message)
 
 
 def _collection_view(one: Collection) -> CollectionView:

@@ -19,7 +19,7 @@ PLACE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @router.get("", response_model=JobsAnswer, responses=refusals(422))
 async def list_jobs(tenant: Reader, service: Jobs, page: Annotated[JobsQuery, Query()]) -> Answer:
-    """Jobs, newest first, a page at a time; a result does not name what failed, as that of the job itself does."""
+    """Jobs, newest first, a page at a time; results do not name what failed or was found, as that of one job does."""
     listing = f"jobs\0{page.status or ''}"
     after = None if page.cursor is None else UUID(position_of(listing, tenant, page.cursor, PLACE))
     found = await service.list(tenant, page.limit + 1, status=page.status, after=after)
@@ -37,10 +37,10 @@ async def get_job(tenant: Reader, service: Jobs, job_id: JobId) -> Answer:
 @router.post("/{job_id:uuid}/cancel", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
 async def cancel_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -> Response:
     """End a job that has not ended; what nothing else waits for is given up."""
-    return await once.answer(tenant, lambda _: service.cancel(tenant, job_id))
+    return await once.answer(tenant, lambda save: service.cancel(tenant, job_id, save=save))
 
 
 @router.post("/{job_id:uuid}/retry", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
 async def retry_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -> Response:
     """Have what failed of a job tried again; 409 `text_gone` where a text is no longer kept: send it again."""
-    return await once.answer(tenant, lambda _: service.retry(tenant, job_id))
+    return await once.answer(tenant, lambda save: service.retry(tenant, job_id, save=save))

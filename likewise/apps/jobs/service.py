@@ -1,15 +1,19 @@
 """JobsService: jobs as their callers see them, for routes and for programs alike."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from likewise.apps.collections.service import Save
 from likewise.db import jobs
 from likewise.db.jobs import Job, State
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
+
+# What a job that has succeeded tells of its result, worked out of what its row keeps each time that it is asked.
+Tell = Callable[[Tx, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 
 # The kind of those that wait for the vectors of contents.
 EMBED = "embed"
@@ -20,11 +24,16 @@ REASONS: Mapping[str, str] = {
     jobs.DELETED: "What it was about was deleted before it was done.",
     jobs.REPLACED: "Another text came in its place before it was done.",
     "text_expired": "The text waited for its model for as long as it may be kept, and has left. Send it again.",
-    "text_failed": "The model cannot embed this text.",
+    "text_failed": "The model cannot read this text.",
     "text_unreadable": "The text could not be read again. Send it again.",
     "lease_lost": "Each worker that had it stopped before it was done. Send it again, or without this text.",
     "blank": "The text is blank.",
     "too_long": "The text is longer than may be embedded.",
+    "terms_not_kept": "No words are kept of these segments; search in mode dense.",
+    "rerank_needs_text": "No texts are kept of these segments, and a reranker reads texts; search without rerank.",
+    "model_not_allowed": "The model is not allowed here any more; name one that is listed.",
+    "model_failed": "The model failed each time that it was tried; the server's log has the reason.",
+    "internal": "The server failed each time that it was tried; its log has the reason.",
 }
 WITHOUT_WORDS = "It could not be done; the server's log has the reason."
 
@@ -51,51 +60,66 @@ class JobView:
 
 
 class JobsService:
-    """Looks at jobs, ends them and has them tried again; `tell` says that something waits for a worker again."""
+    """Looks at jobs, ends them and has them tried again."""
 
-    def __init__(self, pool: Pool, tell: Callable[[], None]) -> None:
+    def __init__(self, pool: Pool, tell: Callable[[], None], results: Mapping[str, Tell]) -> None:
+        """`tell` says that something waits for a worker again; `results` are those of kinds that keep less."""
         self._pool = pool
         self._tell = tell
+        self._results = results
 
     async def get(self, tenant: int, job: UUID) -> JobView:
         """One job; NotFound if this tenant has none of this id."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
-            return _view(await jobs.of(tx, job))
+            return await self._view(tx, job)
 
     async def list(
         self, tenant: int, limit: int, *, status: State | None = None, after: UUID | None = None
     ) -> Sequence[JobView]:
-        """Jobs, newest first, those that follow the job `after`; their results do not name what failed."""
+        """Jobs, newest first, those that follow the job `after`; results name neither failures nor hits."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
             return [_view(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
-    async def cancel(self, tenant: int, job: UUID) -> JobView:
-        """End a job; what nothing else waits for is given up.
+    async def cancel(self, tenant: int, job: UUID, *, save: Save | None = None) -> JobView:
+        """End a job; what nothing else waits for is given up. `save` hears of it in the transaction, as of `retry`.
 
         Raises:
             NotFound: this tenant has none of this id.
             Conflict: it has ended.
         """
-        return await self._changed(tenant, job, jobs.cancel)
+        return await self._changed(tenant, job, jobs.cancel, save)
 
-    async def retry(self, tenant: int, job: UUID) -> JobView:
+    async def retry(self, tenant: int, job: UUID, *, save: Save | None = None) -> JobView:
         """Have what failed of a job tried again.
 
         Raises:
             NotFound: this tenant has none of this id.
             Conflict: nothing of it has failed, it has not ended, or a text has left: code `text_gone`.
         """
-        changed = await self._changed(tenant, job, jobs.retry)
+        changed = await self._changed(tenant, job, jobs.retry, save)
         self._tell()
         return changed
 
-    async def _changed(self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]]) -> JobView:
+    async def _changed(
+        self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]], save: Save | None
+    ) -> JobView:
         async def once() -> JobView:
             async with self._pool.tenant(tenant) as tx:
                 await change(tx, job)
-                return _view(await jobs.of(tx, job))
+                view = await self._view(tx, job)
+                if save is not None:
+                    await save(tx, view)
+                return view
 
         return await retried(once)
+
+    async def _view(self, tx: Tx, job: UUID) -> JobView:
+        """One job with all that its result tells."""
+        found = await jobs.of(tx, job)
+        tell = self._results.get(found.kind)
+        if tell is not None and found.state == "SUCCEEDED":
+            found = replace(found, result=await tell(tx, found.result))
+        return _view(found)
 
 
 def _view(job: Job) -> JobView:

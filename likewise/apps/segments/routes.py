@@ -1,7 +1,9 @@
 """The routes of document segments, `/vectors`."""
 
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -9,6 +11,7 @@ from pydantic import BaseModel
 
 from likewise.apps.body import JsonBody
 from likewise.apps.collections.schemas import MAX_ID, WHOLE
+from likewise.apps.collections.service import Save
 from likewise.apps.deps import (
     BODY_REFUSALS,
     Answer,
@@ -22,6 +25,8 @@ from likewise.apps.deps import (
 )
 from likewise.apps.embed.asking import ProcessEmbedder
 from likewise.apps.idempotency import Once
+from likewise.apps.leaving import while_connected
+from likewise.apps.segments.accepted import Accepted, AcceptedBatch
 from likewise.apps.segments.schemas import (
     DocumentAnswer,
     EmbedAnswer,
@@ -33,9 +38,10 @@ from likewise.apps.segments.schemas import (
     SegmentSearchAnswer,
     SegmentSearchIn,
 )
-from likewise.apps.segments.service import Accepted, AcceptedBatch
 from likewise.embedding.models import MOCK
 from likewise.errors import NotFound
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/vectors", tags=["segments"])
 
@@ -56,6 +62,44 @@ def how_far(stored: Accepted | AcceptedBatch) -> int:
     return 200 if stored.status == "SUCCEEDED" else 202
 
 
+@dataclass(frozen=True)
+class Taking:
+    """Takes texts in: once for each Idempotency-Key, and within the tenant's quota."""
+
+    once: Once
+    spend: Spending
+
+    async def answer(
+        self,
+        tenant: int,
+        texts: Sequence[str],
+        known: Callable[[], object],
+        work: Callable[[Save | None], Awaitable[T]],
+        *,
+        status: int | Callable[[T], int],
+    ) -> Response:
+        """What `work` returns, or was answered before: a repetition costs nothing, and is not refused.
+
+        Args:
+            known: raises where the model is none, which takes nothing from the quota either.
+        """
+
+        async def paid(save: Save | None) -> T:
+            known()
+            self.spend(tenant, texts)
+            return await work(save)
+
+        return await self.once.answer(tenant, paid, status=status)
+
+
+async def taking(once: Once, spend: Spending) -> Taking:
+    """For the routes that take texts in."""
+    return Taking(once, spend)
+
+
+Takes = Annotated[Taking, Depends(taking)]
+
+
 @router.post(
     "/embed",
     status_code=202,
@@ -66,15 +110,13 @@ def how_far(stored: Accepted | AcceptedBatch) -> int:
 async def embed_segment(
     tenant: Writer,
     service: Segments,
-    once: Once,
-    spend: Spending,
+    takes: Takes,
     embedder: ProcessEmbedder,
     body: Annotated[SegmentEmbedIn, Depends(JsonBody(SegmentEmbedIn))],
 ) -> Response:
     """Store a segment and have it embedded. With the text that it holds already, the job that stored it answers."""
-    embedder.known(body.model)
-    spend(tenant, [body.text])
-    return await _embed(tenant, service, once, body, body.model)
+    known = partial(embedder.known, body.model)
+    return await takes.answer(tenant, [body.text], known, _embedding(tenant, service, body, body.model), status=how_far)
 
 
 @router.post(
@@ -87,17 +129,15 @@ async def embed_segment(
 async def embed_segments(
     tenant: Writer,
     service: Segments,
-    once: Once,
-    spend: Spending,
+    takes: Takes,
     embedder: ProcessEmbedder,
     body: Annotated[SegmentBatchIn, Depends(JsonBody(SegmentBatchIn))],
 ) -> Response:
     """Store segments of an asset, all or none, with one job for all of them."""
-    embedder.known(body.model)
-    spend(tenant, [one.text for one in body.segments])
     batch = [one.to_segment() for one in body.segments]
     work = partial(service.embed_batch, tenant, body.asset_id, batch, model=body.model, model_ver=body.model_ver)
-    return await once.answer(tenant, lambda save: work(save=save), status=how_far)
+    texts, known = [one.text for one in body.segments], partial(embedder.known, body.model)
+    return await takes.answer(tenant, texts, known, lambda save: work(save=save), status=how_far)
 
 
 @router.post(
@@ -110,14 +150,11 @@ async def embed_segments(
 async def embed_document(
     tenant: Writer,
     service: Segments,
-    once: Once,
-    spend: Spending,
+    takes: Takes,
     embedder: ProcessEmbedder,
     body: Annotated[SegmentDocumentIn, Depends(JsonBody(SegmentDocumentIn))],
 ) -> Response:
     """Split a text into segments and store these, `chunk_0`, `chunk_1` and so on; those of a longer text before go."""
-    embedder.known(body.model)
-    spend(tenant, [body.text])
     work = partial(
         service.embed_document,
         tenant,
@@ -129,7 +166,8 @@ async def embed_document(
         max_tokens=body.max_tokens,
         overlap=body.overlap,
     )
-    return await once.answer(tenant, lambda save: work(save=save), status=how_far)
+    known = partial(embedder.known, body.model)
+    return await takes.answer(tenant, [body.text], known, lambda save: work(save=save), status=how_far)
 
 
 @router.post(
@@ -142,12 +180,15 @@ async def search_segments(
     tenant: Reader,
     service: Segments,
     spend: Spending,
+    request: Request,
     body: Annotated[SegmentSearchIn, Depends(JsonBody(SegmentSearchIn))],
 ) -> Answer:
     """The segments nearest to a query; none, where none have been stored."""
     service.known(body.model)
     spend(tenant, [body.query_text])
-    return Answer(await service.search(tenant, body.to_query()))
+    searching = service.search(tenant, body.to_query())
+    # A reranker's work is long enough that nobody may leave it behind.
+    return Answer(await (while_connected(request, searching) if body.rerank else searching))
 
 
 @router.post(
@@ -160,24 +201,23 @@ async def search_segments(
 async def search_segments_later(
     tenant: Reader,
     service: Segments,
-    once: Once,
-    spend: Spending,
+    takes: Takes,
     body: Annotated[SegmentSearchIn, Depends(JsonBody(SegmentSearchIn))],
 ) -> Response:
     """The same as a job, whose result is what the search answers."""
-    service.known(body.model)
-    spend(tenant, [body.query_text])
-    return await once.answer(tenant, lambda save: service.search_later(tenant, body.to_query(), save=save), status=202)
+    known = partial(service.known, body.model)
+    work = partial(service.search_later, tenant, body.to_query())
+    return await takes.answer(tenant, [body.query_text], known, lambda save: work(save=save), status=202)
 
 
 @router.post("/mock", status_code=202, include_in_schema=False)
-async def embed_made_up(tenant: Writer, service: Segments, once: Once, spend: Spending, request: Request) -> Response:
+async def embed_made_up(tenant: Writer, service: Segments, takes: Takes, request: Request) -> Response:
     """The same as /embed with made-up vectors, where LIKEWISE_ENABLE_MOCK allows it."""
     if not services(request).runtime.settings.enable_mock:
         raise NotFound
     body = await JsonBody(SegmentEmbedIn)(request)
-    spend(tenant, [body.text])
-    return await _embed(tenant, service, once, body, MOCK.name)
+    known = partial(service.known, MOCK.name)
+    return await takes.answer(tenant, [body.text], known, _embedding(tenant, service, body, MOCK.name), status=how_far)
 
 
 @router.delete("/asset/{asset_id:path}", status_code=204, responses=refusals(400, 404))
@@ -194,7 +234,9 @@ async def delete_segment(tenant: Writer, service: Segments, point_id: PointId) -
     return Response(status_code=204)
 
 
-async def _embed(tenant: int, service: Segments, once: Once, body: SegmentEmbedIn, model: str | None) -> Response:
+def _embedding(
+    tenant: int, service: Segments, body: SegmentEmbedIn, model: str | None
+) -> Callable[[Save | None], Awaitable[Accepted]]:
     work = partial(
         service.embed,
         tenant,
@@ -205,4 +247,4 @@ async def _embed(tenant: int, service: Segments, once: Once, body: SegmentEmbedI
         model_ver=body.model_ver,
         metadata=body.metadata,
     )
-    return await once.answer(tenant, lambda save: work(save=save), status=how_far)
+    return lambda save: work(save=save)
