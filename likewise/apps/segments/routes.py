@@ -22,6 +22,7 @@ from likewise.apps.deps import (
 )
 from likewise.apps.embed.asking import ProcessEmbedder
 from likewise.apps.idempotency import Once
+from likewise.apps.leaving import while_connected
 from likewise.apps.segments.schemas import (
     DocumentAnswer,
     EmbedAnswer,
@@ -113,6 +114,7 @@ async def embed_document(
     once: Once,
     spend: Spending,
     embedder: ProcessEmbedder,
+    request: Request,
     body: Annotated[SegmentDocumentIn, Depends(JsonBody(SegmentDocumentIn))],
 ) -> Response:
     """Split a text into segments and store these, `chunk_0`, `chunk_1` and so on; those of a longer text before go."""
@@ -128,6 +130,7 @@ async def embed_document(
         metadata=body.metadata,
         max_tokens=body.max_tokens,
         overlap=body.overlap,
+        splitting=partial(while_connected, request),
     )
     return await once.answer(tenant, lambda save: work(save=save), status=how_far)
 

@@ -1,7 +1,7 @@
 """SegmentsService: what the routes of document segments do, for routes and for programs alike."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -34,6 +34,8 @@ from likewise.search.grouping import group_field
 from likewise.search.request import Found, Mode, SearchRequest
 
 T = TypeVar("T")
+# Waits for the parts of a document.
+Splitting = Callable[[Coroutine[Any, Any, list[Part]]], Awaitable[list[Part]]]
 
 # The kind of task that is a search.
 SEARCH = "segments_search"
@@ -198,18 +200,23 @@ class SegmentsService:
         metadata: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         overlap: int | None = None,
+        splitting: Splitting | None = None,
         save: Save | None = None,
     ) -> AcceptedDocument:
         """Split a text into the segments `chunk_0`, `chunk_1`, ... and store them; errors as `embed`.
 
         Of the asset's other segments those named `chunk_N` are removed in the same transaction.
 
+        Args:
+            splitting: waits for the parts, for who may leave before anything is written.
+
         Raises:
             ModelUnavailable: nobody can say what the model reads at a time.
         """
         refuse_unreadable([text])
         labels, spec = await self._labels(tenant, asset_id, model, model_ver), self.known(model)
-        parts = await parts_of(self._runtime.embedder, text, spec.name, max_tokens=max_tokens, overlap=overlap)
+        finding = parts_of(self._runtime.embedder, text, spec.name, max_tokens=max_tokens, overlap=overlap)
+        parts = await (finding if splitting is None else splitting(finding))
 
         def told(job: UUID, state: str) -> AcceptedDocument:
             return AcceptedDocument(job, asset_id, len(parts), state, parts)
