@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likewise.cli import standard_input
-from likewise.cli.names import refuse_unprintable
+from likewise.cli.names import refuse_no_tenant
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, run, settings_of_verb
 from likewise.cli.terminal import counted, note, progress, say, say_json
 from likewise.errors import SettingsError
@@ -43,7 +43,7 @@ def warm(
     What the cache knows already costs nothing. In JSONL the field `text` of each line is taken.
     """
     standard_input.require(file == "-")
-    refuse_unprintable(tenant)
+    refuse_no_tenant(tenant, "--tenant")
     settings = settings_of_verb()
     if settings.redis_url is None:
         raise SettingsError("What this verb puts in memory would end with it. Set LIKEWISE_REDIS_URL to warm a Redis.")

@@ -9,9 +9,9 @@ from uuid import UUID
 
 import typer
 
+from likewise.cli.names import unknown_tenant
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import note, say, say_json
-from likewise.errors import NotFound
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ async def _named(settings: Settings, tenant: str) -> int:
     async with opened_as_owner(settings, OWNER_ONLY) as owner:
         number = await tenant_of(owner, tenant)
     if number is None:
-        raise NotFound("There is no tenant of this name. `likewise keys list` shows those that have keys.")
+        raise unknown_tenant()
     return number
 
 

@@ -8,7 +8,7 @@ import typer
 
 from likewise.auth.caller import Scope
 from likewise.cli import rotating
-from likewise.cli.names import refuse_unprintable, scopes_of
+from likewise.cli.names import refuse_no_tenant, refuse_unprintable, scopes_of
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import note, say, say_json
 from likewise.settings import Settings
@@ -35,8 +35,8 @@ def create(
     """Make a key and show it, this once."""
     settings = settings_of_verb()
     granted = scopes_of(scopes)
-    for text in (tenant, name):
-        refuse_unprintable(text)
+    refuse_no_tenant(tenant, "--tenant")
+    refuse_unprintable(name)
     run(partial(_create, settings=settings, tenant=tenant, scopes=granted, name=name, days=days, as_json=as_json))
 
 

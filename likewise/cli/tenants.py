@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from likewise.cli.names import refuse_no_tenant
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import counted, note, say, say_json
 from likewise.settings import Settings
@@ -21,11 +22,8 @@ def add(
     name: Annotated[str, typer.Argument(help="Its name, to the letter as a JWT gives it.")], as_json: AsJson = False
 ) -> None:
     """Declare a tenant; one that is there already stays as it is."""
-    from likewise.auth.tenants import MOST_CHARACTERS, is_name  # noqa: PLC0415
-
     settings = settings_of_verb()
-    if not is_name(name):
-        raise typer.BadParameter(f"A tenant's name has 1 to {MOST_CHARACTERS} printable characters.")
+    refuse_no_tenant(name)
     run(partial(_add, settings=settings, name=name, as_json=as_json))
 
 

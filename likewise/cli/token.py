@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from likewise.cli.names import scopes_of
+from likewise.cli.names import refuse_no_tenant, scopes_of
 from likewise.cli.running import settings_of_verb
 from likewise.cli.terminal import note, say, say_json
 from likewise.errors import SettingsError
@@ -25,12 +25,10 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 def token(tenant: Tenant, scopes: Scopes = "read,write", expires: Expires = "1h", as_json: AsJson = False) -> None:
     """Make a JWT for a server with LIKEWISE_AUTH=dev and the same secret."""
     from likewise.auth.development import Secret  # noqa: PLC0415
-    from likewise.auth.tenants import MOST_CHARACTERS, is_name  # noqa: PLC0415
 
     settings = settings_of_verb()
     granted, seconds = scopes_of(scopes), _seconds(expires)
-    if not is_name(tenant):
-        raise typer.BadParameter(f"A name has 1 to {MOST_CHARACTERS} printable characters.", param_hint="--tenant")
+    refuse_no_tenant(tenant, "--tenant")
     if settings.dev_jwt_secret is None:
         words = "Set LIKEWISE_DEV_JWT_SECRET to that of the server; `openssl rand -hex 32` makes one."
         raise SettingsError(f"A token is signed with a secret, and there is none. {words}")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from likewise.cli.names import unknown_tenant
 from likewise.cli.running import OK, Interruption, run, settings_of_verb
 from likewise.cli.terminal import counted, note, printable, say_json
-from likewise.errors import Invalid, NotFound
+from likewise.errors import Invalid
 from likewise.filters import rfc_3339
 from likewise.settings import Settings
 
@@ -90,7 +91,7 @@ async def _read(settings: Settings, times: tuple[datetime, datetime], by: By, te
         else:
             number = await usage.tenant_of(owner, tenant)
             if number is None:
-                raise NotFound("There is no tenant of this name. `likewise keys list` shows those that have keys.")
+                raise unknown_tenant()
             rows = await usage.grouped(owner, number, *times, by.value)
     return reported(*times, by.value, rows)
 

@@ -26,6 +26,7 @@ from likewise.embedding.provider import Counts, Lane, Matrix, Provider, Provider
 from likewise.embedding.providers import mock
 from likewise.embedding.queue import INTERACTIVE_TOKENS, QueueBudget, Waiting, estimated_tokens
 from likewise.embedding.shortening import refuse_dimensions, shortened
+from likewise.embedding.splitter import Cut, Splitter
 from likewise.embedding.splitting import Span
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, LikewiseError, NotSupported
@@ -104,6 +105,7 @@ class Embedder:
         self.budget = QueueBudget(settings.queue_tokens)
         self.memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
         self._slots: dict[str, Slot[Provider, Batcher]] = {}
+        self._splitter = Splitter()
         self._in_flight = InFlight()
         self._forgotten = Forgotten()
         # What vectors of this process were made by: the cache may have them long after their model was let go.
@@ -275,13 +277,13 @@ class Embedder:
             provider, _ = await slot.ready()
             return await provider.lengths(texts)
 
-    async def split(self, text: str, model: str | None = None, *, most: int, overlap: int = 0) -> list[Span]:
-        """Where the parts of a text begin and end that the model reads whole, of at most so many tokens each."""
+    async def split(self, text: str, model: str | None = None, *, cut: Cut) -> list[Span]:
+        """Where the parts of a text begin and end that the model reads whole; errors are those of `Splitter.split`."""
         refuse_unreadable([text])
         slot = self._slot(self._catalogue.resolve(model))
         with slot.held():
             provider, _ = await slot.ready()
-            return await provider.split(text, most, overlap)
+            return await self._splitter.split(provider, text, cut)
 
     async def probe(self, model: str | None = None) -> Matrix:
         """The vectors of PROBE_TEXTS, float32 (8, d), made anew."""

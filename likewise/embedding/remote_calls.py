@@ -62,6 +62,10 @@ class RemoteCalls:
                     raise
                 await self._wait(trouble, failed)
 
+    async def once(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """One try of what any provider can do: if it fails that is the provider's doing. Errors as `patiently`."""
+        return await self._in_turn(attempt, 1)
+
     async def post(self, asked: Mapping[str, Any], texts: int, most_bytes: int, read: Callable[[bytes], T]) -> T:
         """One request, and what `read` makes of its answer; for use in an attempt."""
         with ProviderRequest(self._spec.name, texts) as request:

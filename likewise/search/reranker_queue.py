@@ -38,7 +38,7 @@ class RerankerQueue:
         self._reranker = reranker
         self._budget = budget
         self._model = model
-        self._places = asyncio.Semaphore(reranker.capacity.calls)
+        self._turns = asyncio.Semaphore(reranker.capacity.calls)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -99,7 +99,7 @@ class RerankerQueue:
         self, query: str, texts: Sequence[str], left: Iterator[_Part], made: "_Made", charge: Charge
     ) -> None:
         for part in left:
-            async with self._places:
+            async with self._turns:
                 scored = await self._call(query, [texts[place] for place in part.places])
             charge(scored)
             made.take(part.places, scored)

@@ -38,6 +38,8 @@ LONG_QUERY = 10_000
 CHUNK, GROUP_CHUNK = 1_000, 200
 # So long groups are looked for that lie beyond what is nearest; then the answer says that there may be others.
 GROUPS_SECONDS = 10.0
+# Who searches has not chosen these texts.
+CANNOT_SCORE = "The reranker cannot score the texts that were found; search without rerank."
 
 Scored = tuple[int, float]
 
@@ -148,7 +150,9 @@ class Searcher:
             return await self._reranking.rerank(search.tenant, asked, texts)
         except Invalid as error:
             # The places that it names are those of hits, which the caller does not know of.
-            raise Invalid.at("/rerank", error.detail, error.faults[0].code) from None
+            code = error.faults[0].code
+            words = CANNOT_SCORE if code == "text_failed" else error.detail
+            raise Invalid.at("/rerank", words, code) from None
 
     @contextlib.asynccontextmanager
     async def _embedding(self, search: Search) -> AsyncIterator[None]:

@@ -29,10 +29,10 @@ TOO_BUSY = Overloaded("The server has as many requests as it can hold; ask again
 REFUSALS_SECONDS = 1.0
 # In the scope of a request that was refused at the door.
 REFUSED = "likewise.refused"
-# Whose texts wait in a model's queue, or are cut in parts, which takes as long as they are.
-EMBEDDING_PATHS = frozenset(
-    {"/v1/embeddings", "/v1/rerank", "/embed/text", "/embed/batch", "/embed/query", "/vectors/documents"}
-)
+# Whose texts wait in a model's queue.
+EMBEDDING_PATHS = frozenset({"/v1/embeddings", "/v1/rerank", "/embed/text", "/embed/batch", "/embed/query"})
+# Whose texts are cut in parts, one after the other: as long as they are, they keep nobody else waiting.
+SPLITTING_PATHS = frozenset({"/vectors/documents"})
 WRITING_PATHS = frozenset({"/vectors/embed", "/vectors/embed/batch", "/vectors/mock"})
 # Who watches over a busy server must not take it for a dead one.
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
@@ -52,9 +52,10 @@ class RequestLimit:
         self.app = app
         self.writes = _Room(most, patience_seconds)
         self.embeddings = _Room(most // 2, EMBEDDING_SECONDS)
+        self.splitting = _Room(max(LEAST_REQUESTS, most // 8), EMBEDDING_SECONDS)
         self.others = _Room(most, patience_seconds)
         self.most = most
-        self._rooms = (self.writes, self.embeddings, self.others)
+        self._rooms = (self.writes, self.embeddings, self.splitting, self.others)
         self._refused = 0
         self._told = 0.0
 
@@ -84,6 +85,8 @@ class RequestLimit:
         path: str = scope["path"]
         if path.endswith("/records") or path in WRITING_PATHS:
             return self.writes
+        if path in SPLITTING_PATHS:
+            return self.splitting
         return self.embeddings if path in EMBEDDING_PATHS else self.others
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:

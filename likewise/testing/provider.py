@@ -22,7 +22,7 @@ class FakeProvider:
     A token is a word; two special ones go around each text. The knobs may be turned at any time: `fail` is raised for
     each batch, or for batches with a text that `poison` is true of; `delay` seconds pass before each answer; while
     `gate` is set to an event, answers wait for it; `nan` and `wrong_count` spoil the answer. `calls` has each batch's
-    size, in order, and `texts` what was embedded.
+    size, in order, `texts` what was embedded, and `splits` the characters of what was split.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class FakeProvider:
         self.wrong_count = wrong_count
         self.calls: list[int] = []
         self.texts: list[str] = []
+        self.splits: list[int] = []
         self.closed = False
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
@@ -81,6 +82,9 @@ class FakeProvider:
 
     async def split(self, text: str, most: int, overlap: int) -> list[Span]:
         """Parts of at most so many words, and two."""
+        self.splits.append(len(text))
+        if self.gate is not None:
+            await self.gate.wait()
         room = max(1, min(most, self.max_tokens) - 2)
         splitter = TextSplitter.from_callback(lambda part: len(_WORD.findall(part)), room, min(overlap, room - 1))
         return await asyncio.to_thread(spans, text, splitter)

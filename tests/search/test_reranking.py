@@ -318,7 +318,8 @@ async def test_trouble_at_the_address_is_trouble_of_the_model(
     with pytest.raises(ModelUnavailable) as refused:
         await made.rerank(TENANT, "canary of a query", ["canary of a text"])
     assert "canary" not in str(refused.value)
-    assert len(upstream.asked) == 1
+    # Once; and where this text may be to blame once with others.
+    assert len(upstream.asked) == (2 if reply.status == 200 else 1)
 
 
 async def test_what_heals_is_tried_again(
@@ -337,7 +338,8 @@ async def test_what_does_not_heal_is_trouble_of_the_model_too(
     upstream.always = Reply(500, headers={"retry-after-ms": "10"})
     with pytest.raises(ModelUnavailable):
         await made.rerank(TENANT, QUERY, TEXTS)
-    assert len(upstream.asked) == 3
+    # Three times with these texts, and once with others
+    assert len(upstream.asked) == 4
 
 
 async def test_a_request_that_is_refused_is_the_callers_affair(

@@ -6,6 +6,7 @@ from typing import Any
 
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.splitter import Cut
 from likewise.errors import Invalid
 
 # The parts of a document. Each of 200,000 characters as a token of its own are 1,600 parts of a model that reads 128.
@@ -45,17 +46,16 @@ async def parts_of(
 
     Raises:
         Invalid: it has more parts than may be stored at once, or more overlap than would leave a part any text.
+        Overloaded: as many documents wait to be split as may.
     """
     most = (await embedder.opened(model)).max_tokens
     wanted = most if max_tokens is None else min(max_tokens, most)
     if overlap is None:
         overlap = wanted // SHARE_IN_COMMON
     if overlap * 2 > wanted:
-        raise Invalid.at("/overlap", "This must be at most half of max_tokens.", "out_of_range")
-    found = await embedder.split(cleaned(text), model, most=wanted, overlap=overlap)
-    if len(found) > MAX_PARTS:
-        message = f"This text has more than {MAX_PARTS:,} parts; send it in pieces, or ask for longer parts."
-        raise Invalid.at("/text", message, "too_many_segments")
+        limit = "max_tokens" if wanted == max_tokens else f"the {most:,} tokens that the model reads at a time"
+        raise Invalid.at("/overlap", f"This must be at most half of {limit}.", "out_of_range")
+    found = await embedder.split(cleaned(text), model, cut=Cut(wanted, overlap, MAX_PARTS))
     return [Part(f"chunk_{place}", start, end) for place, (start, end) in enumerate(found)]
 
 

@@ -152,6 +152,7 @@ async def embed_document(
     service: Segments,
     takes: Takes,
     embedder: ProcessEmbedder,
+    request: Request,
     body: Annotated[SegmentDocumentIn, Depends(JsonBody(SegmentDocumentIn))],
 ) -> Response:
     """Split a text into segments and store these, `chunk_0`, `chunk_1` and so on; those of a longer text before go."""
@@ -165,6 +166,7 @@ async def embed_document(
         metadata=body.metadata,
         max_tokens=body.max_tokens,
         overlap=body.overlap,
+        splitting=partial(while_connected, request),
     )
     known = partial(embedder.known, body.model)
     return await takes.answer(tenant, [body.text], known, lambda save: work(save=save), status=how_far)

@@ -1,6 +1,6 @@
 """SegmentsService: what the routes of document segments do, for routes and for programs alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -8,7 +8,7 @@ from uuid import UUID
 from likewise.apps.collections.service import Save
 from likewise.apps.repeats import refuse_repeats
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
-from likewise.apps.segments.documents import NewSegment, parts_of, segments_of
+from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
 from likewise.apps.segments.found import SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
@@ -28,6 +28,8 @@ from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
 
 T = TypeVar("T")
+# Waits for the parts of a document.
+Splitting = Callable[[Coroutine[Any, Any, list[Part]]], Awaitable[list[Part]]]
 
 
 class SegmentsService:
@@ -105,18 +107,23 @@ class SegmentsService:
         metadata: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         overlap: int | None = None,
+        splitting: Splitting | None = None,
         save: Save | None = None,
     ) -> AcceptedDocument:
         """Split a text into the segments `chunk_0`, `chunk_1`, ... and store them; errors as `embed`.
 
         Of the asset's other segments those named `chunk_N` are removed in the same transaction.
 
+        Args:
+            splitting: waits for the parts, for who may leave before anything is written.
+
         Raises:
             ModelUnavailable: nobody can say what the model reads at a time.
         """
         refuse_unreadable([text])
         labels, spec = await self._labels(tenant, asset_id, model, model_ver), self.known(model)
-        parts = await parts_of(self._runtime.embedder, text, spec.name, max_tokens=max_tokens, overlap=overlap)
+        finding = parts_of(self._runtime.embedder, text, spec.name, max_tokens=max_tokens, overlap=overlap)
+        parts = await (finding if splitting is None else splitting(finding))
 
         def told(job: UUID, state: str) -> AcceptedDocument:
             return AcceptedDocument(job, asset_id, len(parts), state, parts)

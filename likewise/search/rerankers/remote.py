@@ -12,6 +12,7 @@ from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity
 from likewise.embedding.queue import estimated_tokens
 from likewise.embedding.remote_calls import RemoteCalls
+from likewise.embedding.trouble import RequestFails, RequestRefused, WrongAnswer
 from likewise.search.reranker import Scored
 from likewise.search.rerankers.answers import Answer, most_bytes, read
 
@@ -19,6 +20,8 @@ from likewise.search.rerankers.answers import Answer, most_bytes, read
 REQUEST_TOKENS = 60_000
 # Tokens of a prompt of the server's own for each text; beyond that its count is not believed, for somebody pays by it.
 AROUND = 512
+# What every reranker can score. Two texts: who answers with one score to any number shows it.
+PLAIN = ("Which animal jumps?", ["The quick brown fox jumps over the lazy dog.", "Invoices are sent monthly."])
 
 
 def load(spec: ModelSpec, backoff: Backoff | None = None) -> "RemoteReranker":
@@ -44,16 +47,33 @@ class RemoteReranker:
         return self._calls.fault
 
     async def score(self, query: str, texts: Sequence[str]) -> Scored:
-        """The scores of its answer, and its count of tokens; errors are those of `RemoteCalls.patiently`."""
+        """The scores of its answer, and its count of tokens; errors are those of `RemoteCalls.patiently`.
+
+        RequestRefused also for texts that it fails on while it does others.
+        """
         if not texts:
             return _scored("", [], Answer(np.empty(0, np.float32), None))
         asked, sent = cleaned(query), [cleaned(text) for text in texts]
-        # Nobody asks again with fewer texts, so what a request comes to is a matter of the whole of it.
-        return _scored(asked, sent, await self._calls.patiently(lambda: self._ask(asked, sent), 1))
+        try:
+            return _scored(asked, sent, await self._calls.patiently(lambda: self._ask(asked, sent), 1 + len(sent)))
+        except (RequestFails, WrongAnswer) as failed:
+            # What breaks on one caller's texts may not close the reranker for all others.
+            if await self._answers_plainly():
+                raise RequestRefused(f"it scores plain texts, but not these: {failed}") from None
+            raise
 
     async def close(self) -> None:
         """End its connections."""
         await self._calls.close()
+
+    async def _answers_plainly(self) -> bool:
+        """Whether what failed was the texts' own fault; ModelUnavailable if the reranker is away."""
+        query, texts = PLAIN
+        try:
+            await self._calls.once(lambda: self._ask(query, texts[: self._endpoint.texts]))
+        except (RequestRefused, WrongAnswer):
+            return False
+        return True
 
     async def _ask(self, query: str, texts: Sequence[str]) -> Answer:
         asked: Mapping[str, Any] = {"query": query, self._endpoint.texts_named: texts}

@@ -1,0 +1,105 @@
+"""Documents that are split take turns: how many wait, who leaves, and what is refused before it is split."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from likewise.embedding.embedder import Embedder
+from likewise.embedding.splitter import Cut, Splitter
+from likewise.errors import Invalid, Overloaded
+from likewise.settings import load_settings
+from likewise.testing import FakeProvider
+from tests.patience import until
+
+CUT = Cut(16, 2)
+TEXT = "the pump fails when it is cold. " * 20
+
+
+@pytest.fixture
+async def busy() -> AsyncIterator[tuple[FakeProvider, Splitter, asyncio.Task[object]]]:
+    """A model that splits a text until its gate opens, where as much may wait as that text and two more."""
+    provider = FakeProvider(gate=asyncio.Event())
+    splitter = Splitter(waiting_tokens=3 * (len(TEXT) // 4 + 1))
+    first: asyncio.Task[object] = asyncio.create_task(splitter.split(provider, TEXT, CUT))
+    await until(lambda: len(provider.splits) == 1)
+    yield provider, splitter, first
+    if provider.gate is not None:
+        provider.gate.set()
+    await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_one_is_split_at_a_time_and_more_than_may_wait_is_refused(
+    busy: tuple[FakeProvider, Splitter, asyncio.Task[object]],
+) -> None:
+    # Given a text that is being split, and two that wait
+    provider, splitter, first = busy
+    waiting = [asyncio.create_task(splitter.split(provider, TEXT, CUT)) for _ in range(2)]
+    await asyncio.sleep(0)
+    # When another comes
+    with pytest.raises(Overloaded) as refused:
+        await splitter.split(provider, TEXT, CUT)
+    # Then it is told to come back, and the others are done in turn
+    assert refused.value.retry_after
+    assert len(provider.splits) == 1
+    assert provider.gate is not None
+    provider.gate.set()
+    assert await first == await waiting[0] == await waiting[1]
+    assert len(provider.splits) == 3
+
+
+async def test_who_leaves_the_queue_is_not_split_and_makes_room(
+    busy: tuple[FakeProvider, Splitter, asyncio.Task[object]],
+) -> None:
+    # Given as many as may wait
+    provider, splitter, first = busy
+    waiting = [asyncio.create_task(splitter.split(provider, TEXT, CUT)) for _ in range(2)]
+    await asyncio.sleep(0)
+    # When one leaves
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    # Then there is room for another, and nothing of it is split
+    late = asyncio.create_task(splitter.split(provider, TEXT[:-1], CUT))
+    assert provider.gate is not None
+    provider.gate.set()
+    await asyncio.gather(first, waiting[1], late)
+    assert provider.splits == [len(TEXT), len(TEXT), len(TEXT) - 1]
+
+
+async def test_the_next_one_waits_for_what_is_being_split_though_its_caller_left(
+    busy: tuple[FakeProvider, Splitter, asyncio.Task[object]],
+) -> None:
+    # Given one whose caller left while it was split
+    provider, splitter, first = busy
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    # When the next one comes
+    late = asyncio.create_task(splitter.split(provider, TEXT, CUT))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    # Then it waits, for a thread goes on
+    assert len(provider.splits) == 1
+    assert provider.gate is not None
+    provider.gate.set()
+    assert await late
+
+
+async def test_what_comes_to_too_many_parts_is_refused_before_it_is_split(tmp_path: Path) -> None:
+    # Given 142 tokens, of which parts of 16 that share 8 take 8 each
+    provider = FakeProvider()
+    settings = load_settings(data_dir=tmp_path)
+    embedder = Embedder(settings, providers={settings.model: lambda spec: provider})
+    try:
+        # When
+        with pytest.raises(Invalid, match="more than 17 parts") as refused:
+            await embedder.split(TEXT, cut=Cut(16, 8, parts=17))
+        # Then
+        assert [(one.pointer, one.code) for one in refused.value.faults] == [("/text", "too_many_segments")]
+        assert provider.splits == []
+        # And what counting does not tell is seen once it is split
+        with pytest.raises(Invalid, match="more than 11 parts"):
+            await embedder.split(TEXT, cut=Cut(14, parts=11))
+        assert len(provider.splits) == 1
+    finally:
+        await embedder.close()
