@@ -120,6 +120,7 @@ async def test_a_forged_token_has_the_answer_of_no_token(
     # Given
     door = jwks if way == "jwks" else dev
     assert (await door.get(forged.good(door.forger.rsa if way == "jwks" else door.forger.dev))).status_code == 200
+    door.forger.issuer.asked.clear()
     before = refused()
     # When
     forbidden, nothing = await door.get(forgery(door.forger)), await door.client.get(URL)
