@@ -82,6 +82,13 @@ async def lw(open_likewise: Opener) -> AsyncIterator[Likewise]:
         yield opened
 
 
+@pytest.fixture
+async def idle(open_likewise: Opener) -> AsyncIterator[Likewise]:
+    """A Likewise on an empty database that embeds only what it is told to."""
+    async with open_likewise(worker=False) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def redis_program() -> str:
     """The program of a Redis server; CI cannot do without it."""

@@ -1,6 +1,7 @@
 """Tokens that nobody may take, each with what is wrong with it."""
 
 import base64
+import hmac
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from typing import Any
 import orjson
 from joserfc.jwk import ECKey, OctKey
 
+from likewise.auth.bad_token import Reason
 from likewise.testing.tokens import FakeIssuer, Signer, base64url, claims_of, compact
 
 SECRET = "a secret of the tests, of more than 32 bytes"
@@ -69,6 +71,13 @@ def with_public_key_as_secret(forger: Forger, written: bytes) -> str:
     return compact(header, claims_of(TENANT), Signer("HS256", "rsa", key).sign)
 
 
+def with_empty_secret(**header: str) -> str:
+    """What a server takes that looks its secret up and finds none."""
+    return compact(
+        {"alg": "HS256", "typ": "JWT", **header}, claims_of(TENANT), lambda one: hmac.digest(b"", one, "sha256")
+    )
+
+
 def parts(token: str) -> list[str]:
     return token.split(".")
 
@@ -122,79 +131,106 @@ def in_der(token: str) -> str:
 
 
 Forgery = Callable[[Forger], str]
+# With the reason that it is refused for: a token that fails at something else shows nothing of what its name says. None
+# is of what is no token, and is looked for among the API keys.
+Forged = tuple[Reason | None, Forgery]
 
 # Refused by a server whose tokens come from an issuer.
-OF_AN_ISSUER: dict[str, Forgery] = {
+OF_AN_ISSUER: dict[str, Forged] = {
     # The algorithm is not the token's to choose.
-    "alg none": lambda f: unsigned("none"),
-    "alg None": lambda f: unsigned("None", "AAAA"),
-    "alg NONE with a signature": lambda f: reheaded(good(f.rsa), {"alg": "NONE", "kid": "rsa"}),
-    "alg none with the good signature": lambda f: reheaded(good(f.rsa), {"alg": "none", "kid": "rsa"}),
-    "alg empty": lambda f: headed(f.rsa, alg=""),
-    "alg absent": lambda f: compact({"kid": "rsa"}, claims_of(TENANT), f.rsa.sign),
-    "alg a list": lambda f: headed(f.rsa, alg=["RS256"]),
-    "alg in small letters": lambda f: headed(f.rsa, alg="rs256"),
-    "HS256 with the public key in PEM": lambda f: with_public_key_as_secret(f, f.rsa.key.as_pem(private=False)),  # type: ignore[union-attr]
-    "HS256 with the public key in DER": lambda f: with_public_key_as_secret(f, f.rsa.key.as_der(private=False)),  # type: ignore[union-attr]
-    "HS256 with the public key as JWK": lambda f: with_public_key_as_secret(f, orjson.dumps(f.rsa.jwk)),
-    "HS256 with an empty secret": lambda f: reheaded(headed(f.dev), {"alg": "HS256", "kid": "rsa"}),
-    "HS256 with the secret of dev": lambda f: good(f.dev),
-    "RS512 by the same key": lambda f: compact(
-        {"alg": "RS512", "kid": "rsa"}, claims_of(TENANT), lambda signed: f.rsa.sign(signed, "RS512")
+    "alg none": ("malformed", lambda f: unsigned("none")),
+    "alg none with something for a signature": ("algorithm", lambda f: unsigned("none", "AAAA")),
+    "alg None": ("algorithm", lambda f: unsigned("None", "AAAA")),
+    "alg NONE with a signature": ("algorithm", lambda f: reheaded(good(f.rsa), {"alg": "NONE", "kid": "rsa"})),
+    "alg none with the good signature": ("algorithm", lambda f: reheaded(good(f.rsa), {"alg": "none", "kid": "rsa"})),
+    "alg empty": ("algorithm", lambda f: headed(f.rsa, alg="")),
+    "alg absent": ("algorithm", lambda f: compact({"kid": "rsa"}, claims_of(TENANT), f.rsa.sign)),
+    "alg a list": ("algorithm", lambda f: headed(f.rsa, alg=["RS256"])),
+    "alg in small letters": ("algorithm", lambda f: headed(f.rsa, alg="rs256")),
+    "HS256 with the public key in PEM": (
+        "algorithm",
+        lambda f: with_public_key_as_secret(f, f.rsa.key.as_pem(private=False)),  # type: ignore[union-attr]
     ),
-    "PS256 by the same key": lambda f: compact(
-        {"alg": "PS256", "kid": "rsa"}, claims_of(TENANT), lambda signed: f.rsa.sign(signed, "PS256")
+    "HS256 with the public key in DER": (
+        "algorithm",
+        lambda f: with_public_key_as_secret(f, f.rsa.key.as_der(private=False)),  # type: ignore[union-attr]
     ),
-    "ES256 that says RS256": lambda f: headed(f.ec, alg="RS256"),
-    "RS256 that says ES256": lambda f: headed(f.rsa, alg="ES256"),
-    "ES384 by another curve": lambda f: headed(Signer("ES384", "ec", ECKey.generate_key("P-384"))),
-    "ES256 by another curve": lambda f: compact(
-        {"alg": "ES256", "kid": "ec"},
-        claims_of(TENANT),
-        lambda signed: Signer("ES384", "ec", ECKey.generate_key("P-384")).sign(signed),
+    "HS256 with the public key as JWK": ("algorithm", lambda f: with_public_key_as_secret(f, orjson.dumps(f.rsa.jwk))),
+    "HS256 with an empty secret": ("algorithm", lambda f: with_empty_secret(kid="rsa")),
+    "HS256 with the secret of dev": ("algorithm", lambda f: good(f.dev)),
+    "RS512 by the same key": (
+        "algorithm",
+        lambda f: compact(
+            {"alg": "RS512", "kid": "rsa"}, claims_of(TENANT), lambda signed: f.rsa.sign(signed, "RS512")
+        ),
+    ),
+    "PS256 by the same key": (
+        "algorithm",
+        lambda f: compact(
+            {"alg": "PS256", "kid": "rsa"}, claims_of(TENANT), lambda signed: f.rsa.sign(signed, "PS256")
+        ),
+    ),
+    "ES256 that says RS256": ("key", lambda f: headed(f.ec, alg="RS256")),
+    "RS256 that says ES256": ("key", lambda f: headed(f.rsa, alg="ES256")),
+    "ES256 that says RS256, without a name": ("signature", lambda f: headed(f.ec, alg="RS256", kid=None)),
+    "RS256 that says ES256, without a name": ("signature", lambda f: headed(f.rsa, alg="ES256", kid=None)),
+    "ES384 by another curve": ("algorithm", lambda f: headed(Signer("ES384", "ec", ECKey.generate_key("P-384")))),
+    "ES256 by another curve": (
+        "signature",
+        lambda f: compact(
+            {"alg": "ES256", "kid": "ec"},
+            claims_of(TENANT),
+            lambda signed: Signer("ES384", "ec", ECKey.generate_key("P-384")).sign(signed),
+        ),
     ),
     # Keys.
-    "another key by the same name": lambda f: good(f.own),
-    "another key, sent along": lambda f: headed(f.own, jwk=f.own.jwk),
-    "another key, sent along without a name": lambda f: headed(f.own, jwk=f.own.jwk, kid=None),
-    "another key, at an address": lambda f: headed(f.own, jku=f"{f.issuer.url}/evil", kid="evil"),
-    "another key, as certificates": lambda f: headed(f.own, x5c=["MIIB"], x5u=f"{f.issuer.url}/evil"),
-    "another key of that curve": lambda f: headed(Signer.ec("ec")),
-    "the name of the other key": lambda f: headed(f.rsa, kid="ec"),
-    "a name that nobody has": lambda f: headed(f.rsa, kid="nobody"),
-    "a name that leads elsewhere": lambda f: headed(f.rsa, kid="../../../../dev/null"),
-    "a name with SQL": lambda f: headed(f.rsa, kid="' OR 1=1 --"),
-    "a name that is a number": lambda f: headed(f.rsa, kid=1),
-    "a name that is a list": lambda f: headed(f.rsa, kid=["rsa"]),
-    "a name that is null": lambda f: compact({"alg": "RS256", "kid": None}, claims_of(TENANT), f.rsa.sign),
-    "no name, and a key of one's own": lambda f: headed(f.own, kid=None),
+    "another key by the same name": ("signature", lambda f: good(f.own)),
+    "another key, sent along": ("signature", lambda f: headed(f.own, jwk=f.own.jwk)),
+    "another key, sent along without a name": ("signature", lambda f: headed(f.own, jwk=f.own.jwk, kid=None)),
+    "another key, at an address": ("key", lambda f: headed(f.own, jku=f"{f.issuer.url}/evil", kid="evil")),
+    "another key, as certificates": ("signature", lambda f: headed(f.own, x5c=["MIIB"], x5u=f"{f.issuer.url}/evil")),
+    "another key of that curve": ("signature", lambda f: headed(Signer.ec("ec"))),
+    "the name of the other key": ("key", lambda f: headed(f.rsa, kid="ec")),
+    "a name that nobody has": ("key", lambda f: headed(f.rsa, kid="nobody")),
+    "a name that leads elsewhere": ("key", lambda f: headed(f.rsa, kid="../../../../dev/null")),
+    "a name with SQL": ("key", lambda f: headed(f.rsa, kid="' OR 1=1 --")),
+    "a name that is a number": ("header", lambda f: headed(f.rsa, kid=1)),
+    "a name that is a list": ("header", lambda f: headed(f.rsa, kid=["rsa"])),
+    "a name that is null": ("header", lambda f: compact({"alg": "RS256", "kid": None}, claims_of(TENANT), f.rsa.sign)),
+    "no name, and a key of one's own": ("signature", lambda f: headed(f.own, kid=None)),
     # Whose it is, and for whom.
-    "aud absent": lambda f: good(f.rsa, aud=None),
-    "aud another": lambda f: good(f.rsa, aud="somebody-else"),
-    "aud longer": lambda f: good(f.rsa, aud="likewise2"),
-    "aud shorter": lambda f: good(f.rsa, aud="like"),
-    "aud in capitals": lambda f: good(f.rsa, aud="Likewise"),
-    "aud empty": lambda f: good(f.rsa, aud=[]),
-    "aud others": lambda f: good(f.rsa, aud=["a", "b"]),
-    "aud a number among names": lambda f: good(f.rsa, aud=["likewise", 1]),
-    "aud an object": lambda f: good(f.rsa, aud={"likewise": True}),
-    "iss absent": lambda f: good(f.rsa, iss=None),
-    "iss another": lambda f: good(f.rsa, iss="https://evil.example/"),
-    "iss without its slash": lambda f: good(f.rsa, iss="https://issuer.example"),
-    "iss a list": lambda f: good(f.rsa, iss=["https://issuer.example/"]),
-    "exp absent": lambda f: good(f.rsa, exp=None),
-    "cnf, for who proves a key": lambda f: good(f.rsa, cnf={"jkt": "x"}),
+    "aud absent": ("audience", lambda f: good(f.rsa, aud=None)),
+    "aud another": ("audience", lambda f: good(f.rsa, aud="somebody-else")),
+    "aud longer": ("audience", lambda f: good(f.rsa, aud="likewise2")),
+    "aud shorter": ("audience", lambda f: good(f.rsa, aud="like")),
+    "aud in capitals": ("audience", lambda f: good(f.rsa, aud="Likewise")),
+    "aud empty": ("audience", lambda f: good(f.rsa, aud=[])),
+    "aud others": ("audience", lambda f: good(f.rsa, aud=["a", "b"])),
+    "aud a number among names": ("audience", lambda f: good(f.rsa, aud=["likewise", 1])),
+    "aud an object": ("audience", lambda f: good(f.rsa, aud={"likewise": True})),
+    "iss absent": ("issuer", lambda f: good(f.rsa, iss=None)),
+    "iss another": ("issuer", lambda f: good(f.rsa, iss="https://evil.example/")),
+    "iss without its slash": ("issuer", lambda f: good(f.rsa, iss="https://issuer.example")),
+    "iss a list": ("issuer", lambda f: good(f.rsa, iss=["https://issuer.example/"])),
+    "exp absent": ("time", lambda f: good(f.rsa, exp=None)),
+    "cnf, for who proves a key": ("claims", lambda f: good(f.rsa, cnf={"jkt": "x"})),
     # How it is written, as far as it depends on the signature.
-    "an ECDSA signature in DER": lambda f: in_der(good(f.ec)),
-    "an ECDSA signature of zeros": lambda f: ".".join([*parts(good(f.ec))[:2], base64url(bytes(64))]),
-    "an ECDSA signature with loose bits": lambda f: with_loose_bits(good(f.ec)),
-    "a signature cut short": lambda f: compact({"alg": "RS256"}, claims_of(TENANT), lambda one: f.rsa.sign(one)[:-1]),
-    "a signature of zeros": lambda f: compact({"alg": "RS256"}, claims_of(TENANT), lambda _: bytes(256)),
-    "a signature of 10 KB": lambda f: compact({"alg": "RS256"}, claims_of(TENANT), lambda _: bytes(10_000)),
+    "an ECDSA signature in DER": ("signature", lambda f: in_der(good(f.ec))),
+    "an ECDSA signature of zeros": ("signature", lambda f: ".".join([*parts(good(f.ec))[:2], base64url(bytes(64))])),
+    "an ECDSA signature with loose bits": ("malformed", lambda f: with_loose_bits(good(f.ec))),
+    "a signature cut short": (
+        "signature",
+        lambda f: compact({"alg": "RS256"}, claims_of(TENANT), lambda one: f.rsa.sign(one)[:-1]),
+    ),
+    "a signature of zeros": ("signature", lambda f: compact({"alg": "RS256"}, claims_of(TENANT), lambda _: bytes(256))),
+    "a signature of 10 KB": (
+        "signature",
+        lambda f: compact({"alg": "RS256"}, claims_of(TENANT), lambda _: bytes(10_000)),
+    ),
 }
 
 
-def of_either(pick: Callable[[Forger], Signer]) -> dict[str, Forgery]:
+def of_either(pick: Callable[[Forger], Signer]) -> dict[str, Forged]:
     """Refused in every way of JWT; `pick` is who signs there."""
 
     def claiming(**claims: Any) -> Forgery:
@@ -211,90 +247,102 @@ def of_either(pick: Callable[[Forger], Signer]) -> dict[str, Forgery]:
 
     return {
         # Extensions and other contents.
-        "crit": heading(crit=["exp"], exp=1),
-        "crit empty": heading(crit=[]),
-        "crit of b64": heading(crit=["b64"], b64=False),
-        "b64 false": heading(b64=False),
-        "b64 true": heading(b64=True),
-        "nested": heading(cty="JWT"),
-        "compressed": heading(zip="DEF"),
-        "typ of another kind": heading(typ="logout+jwt"),
-        "typ of a proof": heading(typ="dpop+jwt"),
-        "typ a number": heading(typ=1),
-        "typ empty": heading(typ=""),
+        "crit": ("header", heading(crit=["exp"], exp=1)),
+        "crit empty": ("header", heading(crit=[])),
+        "crit of b64": ("header", heading(crit=["b64"], b64=False)),
+        "b64 false": ("header", heading(b64=False)),
+        "b64 true": ("header", heading(b64=True)),
+        "nested": ("header", heading(cty="JWT")),
+        "compressed": ("header", heading(zip="DEF")),
+        "typ of another kind": ("header", heading(typ="logout+jwt")),
+        "typ of a proof": ("header", heading(typ="dpop+jwt")),
+        "typ a number": ("header", heading(typ=1)),
+        "typ empty": ("header", heading(typ="")),
         # Times.
-        "exp passed": claiming(exp=now(-120)),
-        "exp a string": claiming(exp=str(now(600))),
-        "exp a boolean": claiming(exp=True),
-        "exp an object": claiming(exp={}),
-        "exp negative": claiming(exp=-1),
-        "exp zero": claiming(exp=0),
-        "exp in milliseconds": claiming(exp=now(600) * 1000),
-        "exp NaN": timed("exp", b"NaN"),
-        "exp Infinity": timed("exp", b"Infinity"),
-        "exp beyond a double": timed("exp", b"1e999"),
-        "exp of 400 digits": timed("exp", b"9" * 400),
-        "exp of 5,000 digits": timed("exp", b"9" * 5_000),
-        "exp null": timed("exp", b"null"),
-        "nbf to come": claiming(nbf=now(600)),
-        "nbf a string": claiming(nbf="soon"),
-        "nbf NaN": timed("nbf", b"NaN"),
-        "iat to come": claiming(iat=now(600)),
-        "iat a string": claiming(iat="2026-01-01"),
-        "iat huge": timed("iat", b"1e308"),
+        "exp passed": ("time", claiming(exp=now(-120))),
+        "exp a string": ("time", claiming(exp=str(now(600)))),
+        "exp a boolean": ("time", claiming(exp=True)),
+        "exp an object": ("time", claiming(exp={})),
+        "exp negative": ("time", claiming(exp=-1)),
+        "exp zero": ("time", claiming(exp=0)),
+        "exp in milliseconds": ("time", claiming(exp=now(600) * 1000)),
+        "exp NaN": ("malformed", timed("exp", b"NaN")),
+        "exp Infinity": ("malformed", timed("exp", b"Infinity")),
+        "exp beyond a double": ("time", timed("exp", b"1e999")),
+        "exp of 400 digits": ("time", timed("exp", b"9" * 400)),
+        "exp of 5,000 digits": ("malformed", timed("exp", b"9" * 5_000)),
+        "exp null": ("time", timed("exp", b"null")),
+        "nbf to come": ("time", claiming(nbf=now(600))),
+        "nbf a string": ("time", claiming(nbf="soon")),
+        "nbf NaN": ("malformed", timed("nbf", b"NaN")),
+        "iat to come": ("time", claiming(iat=now(600))),
+        "iat a string": ("time", claiming(iat="2026-01-01")),
+        "iat huge": ("time", timed("iat", b"1e308")),
         # The tenant.
-        "org_id absent": claiming(org_id=None),
-        "org_id null": tenant(None),
-        "org_id empty": tenant(""),
-        "org_id blank": tenant("   "),
-        "org_id a number": tenant(1),
-        "org_id a boolean": tenant(True),
-        "org_id a list": tenant(["acme"]),
-        "org_id an object": tenant({"name": "acme"}),
-        "org_id with NUL": tenant("acme\x00"),
-        "org_id with a new line": tenant("acme\n"),
-        "org_id with an escape": tenant("\x1b[31macme"),
-        "org_id with half a pair": lambda f: twice(
-            pick(f), claims=orjson.dumps(claims_of("acme"))[:-1].replace(b'"acme"', b'"acme\\ud800"') + b"}"
+        "org_id absent": ("tenant", claiming(org_id=None)),
+        "org_id null": ("tenant", tenant(None)),
+        "org_id empty": ("tenant", tenant("")),
+        "org_id blank": ("tenant", tenant("   ")),
+        "org_id a number": ("tenant", tenant(1)),
+        "org_id a boolean": ("tenant", tenant(True)),
+        "org_id a list": ("tenant", tenant(["acme"])),
+        "org_id an object": ("tenant", tenant({"name": "acme"})),
+        "org_id with NUL": ("tenant", tenant("acme\x00")),
+        "org_id with a new line": ("tenant", tenant("acme\n")),
+        "org_id with an escape": ("tenant", tenant("\x1b[31macme")),
+        "org_id with half a pair": (
+            "tenant",
+            lambda f: twice(
+                pick(f), claims=orjson.dumps(claims_of("acme"))[:-1].replace(b'"acme"', b'"acme\\ud800"') + b"}"
+            ),
         ),
-        "org_id too long": tenant("a" * 513),
-        "scope a number": claiming(scope=1),
-        "scope a list with a number": claiming(scopes=["read", 1]),
-        "scp an object": claiming(scp={"read": True}),
+        "org_id too long": ("tenant", tenant("a" * 513)),
+        "scope a number": ("scopes", claiming(scope=1)),
+        "scope a list with a number": ("scopes", claiming(scopes=["read", 1])),
+        "scp an object": ("scopes", claiming(scp={"read": True})),
         # How it is written.
-        "other claims under the signature": lambda f: reclaimed(good(pick(f)), claims_of("other")),
-        "another header over the signature": lambda f: reheaded(
-            good(pick(f)), {"alg": pick(f).algorithm, "kid": pick(f).kid, "typ": "at+jwt"}
+        "other claims under the signature": ("signature", lambda f: reclaimed(good(pick(f)), claims_of("other"))),
+        "another header over the signature": (
+            "signature",
+            lambda f: reheaded(good(pick(f)), {"alg": pick(f).algorithm, "kid": pick(f).kid, "typ": "at+jwt"}),
         ),
-        "no signature": lambda f: ".".join([*parts(good(pick(f)))[:2], ""]),
-        "two parts": lambda f: ".".join(parts(good(pick(f)))[:2]),
-        "four parts": lambda f: good(pick(f)) + ".AAAA",
-        "five parts, encrypted": lambda f: encrypted(),
-        "trailing dot": lambda f: good(pick(f)) + ".",
-        "trailing garbage": lambda f: good(pick(f)) + "AAAA",
-        "trailing comma and another": lambda f: f"{good(pick(f))},{good(pick(f))}",
-        "padding": lambda f: padded(good(pick(f))),
-        "loose bits": lambda f: with_loose_bits(good(pick(f))),
-        "the alphabet with + and /": lambda f: good(pick(f)).replace("-", "+").replace("_", "/") + "+",
-        "JSON serialisation": lambda f: as_json(good(pick(f))),
-        "too large": lambda f: good(pick(f), filler="x" * 17_000),
-        "alg twice": lambda f: twice(
-            pick(f), header=doubled("alg", "none", {"alg": pick(f).algorithm, "kid": pick(f).kid})
+        "no signature": ("malformed", lambda f: ".".join([*parts(good(pick(f)))[:2], ""])),
+        "two parts": ("malformed", lambda f: ".".join(parts(good(pick(f)))[:2])),
+        "four parts": ("malformed", lambda f: good(pick(f)) + ".AAAA"),
+        "five parts, encrypted": ("malformed", lambda f: encrypted()),
+        "trailing dot": ("malformed", lambda f: good(pick(f)) + "."),
+        "trailing garbage": ("signature", lambda f: good(pick(f)) + "AAAA"),
+        "trailing comma and another": ("malformed", lambda f: f"{good(pick(f))},{good(pick(f))}"),
+        "padding": ("malformed", lambda f: padded(good(pick(f)))),
+        "loose bits": ("malformed", lambda f: with_loose_bits(good(pick(f)))),
+        "the alphabet with + and /": ("malformed", lambda f: good(pick(f)).replace("-", "+").replace("_", "/") + "+"),
+        "JSON serialisation": ("malformed", lambda f: as_json(good(pick(f)))),
+        "too large": ("malformed", lambda f: good(pick(f), filler="x" * 17_000)),
+        "alg twice": (
+            "malformed",
+            lambda f: twice(pick(f), header=doubled("alg", "none", {"alg": pick(f).algorithm, "kid": pick(f).kid})),
         ),
-        "org_id twice": lambda f: twice(pick(f), claims=doubled("org_id", "other", claims_of(TENANT))),
-        "exp twice": lambda f: twice(pick(f), claims=doubled("exp", now(-600), claims_of(TENANT))),
-        "claims no object": lambda f: pick(f).token([claims_of(TENANT)]),
-        "claims no JSON": lambda f: twice(pick(f), claims=b"{'org_id': 'acme'}"),
-        "claims with a byte order mark": lambda f: twice(
-            pick(f), claims=b"\xef\xbb\xbf" + orjson.dumps(claims_of("a"))
+        "org_id twice": ("malformed", lambda f: twice(pick(f), claims=doubled("org_id", "other", claims_of(TENANT)))),
+        "exp twice": ("malformed", lambda f: twice(pick(f), claims=doubled("exp", now(-600), claims_of(TENANT)))),
+        "claims no object": ("malformed", lambda f: pick(f).token([claims_of(TENANT)])),
+        "claims no JSON": ("malformed", lambda f: twice(pick(f), claims=b"{'org_id': 'acme'}")),
+        "claims with a byte order mark": (
+            "malformed",
+            lambda f: twice(pick(f), claims=b"\xef\xbb\xbf" + orjson.dumps(claims_of("a"))),
         ),
-        "claims in UTF-16": lambda f: twice(pick(f), claims=orjson.dumps(claims_of("a")).decode().encode("utf-16")),
-        "claims 33 deep": claiming(deep=_nested(32)),
-        "claims 5,000 deep": lambda f: twice(pick(f), claims=b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}"),
-        "header no object": lambda f: twice(pick(f), header=b'["RS256"]'),
-        "header no JSON": lambda f: twice(pick(f), header=b"alg=RS256"),
-        "a key of ours, wrong": lambda f: "lw_0123456789_" + "a" * 43,
-        "no token at all": lambda f: "token",
+        "claims in UTF-16": (
+            "malformed",
+            lambda f: twice(pick(f), claims=orjson.dumps(claims_of("a")).decode().encode("utf-16")),
+        ),
+        "claims 33 deep": ("malformed", claiming(deep=_nested(32))),
+        "claims 5,000 deep": (
+            "malformed",
+            lambda f: twice(pick(f), claims=b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}"),
+        ),
+        "header no object": ("malformed", lambda f: twice(pick(f), header=b'["RS256"]')),
+        "header no JSON": ("malformed", lambda f: twice(pick(f), header=b"alg=RS256")),
+        "a key of ours, wrong": (None, lambda f: "lw_0123456789_" + "a" * 43),
+        "no token at all": ("malformed", lambda f: "token"),
     }
 
 
@@ -306,16 +354,22 @@ def _nested(depth: int) -> Any:
 
 
 # Refused by a server with a secret for development.
-OF_DEVELOPMENT: dict[str, Forgery] = {
-    "dev: alg none": lambda f: unsigned("none"),
-    "dev: alg none with the good signature": lambda f: reheaded(good(f.dev), {"alg": "none"}),
-    "dev: HS512 by the same secret": lambda f: compact(
-        {"alg": "HS512"}, claims_of(TENANT), lambda signed: f.dev.sign(signed, "HS512")
+OF_DEVELOPMENT: dict[str, Forged] = {
+    "dev: alg none": ("malformed", lambda f: unsigned("none")),
+    "dev: alg none with something for a signature": ("algorithm", lambda f: unsigned("none", "AAAA")),
+    "dev: alg none with the good signature": ("algorithm", lambda f: reheaded(good(f.dev), {"alg": "none"})),
+    "dev: HS512 by the same secret": (
+        "algorithm",
+        lambda f: compact({"alg": "HS512"}, claims_of(TENANT), lambda signed: f.dev.sign(signed, "HS512")),
     ),
-    "dev: RS256 by the issuer": lambda f: good(f.rsa),
-    "dev: another secret": lambda f: good(Signer.shared("b" + SECRET)),
-    "dev: an empty signature": lambda f: ".".join([*parts(good(f.dev))[:2], base64url(b"")]),
-    "dev: a secret of its own sent along": lambda f: replace(Signer.shared("b" * 40), kid="x").token(
-        claims_of(TENANT), jwk={"kty": "oct", "k": base64url(b"b" * 40)}
+    "dev: RS256 by the issuer": ("algorithm", lambda f: good(f.rsa)),
+    "dev: another secret": ("signature", lambda f: good(Signer.shared("b" + SECRET))),
+    "dev: an empty secret": ("signature", lambda f: with_empty_secret()),
+    "dev: a signature of zeros": ("signature", lambda f: ".".join([*parts(good(f.dev))[:2], base64url(bytes(32))])),
+    "dev: a secret of its own sent along": (
+        "signature",
+        lambda f: replace(Signer.shared("b" * 40), kid="x").token(
+            claims_of(TENANT), jwk={"kty": "oct", "k": base64url(b"b" * 40)}
+        ),
     ),
 }

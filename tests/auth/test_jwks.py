@@ -3,7 +3,8 @@
 import asyncio
 import gzip
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,17 +13,8 @@ from likewise.auth.jwks import FRESH_SECONDS, LONGEST_REST_SECONDS, OLD_SECONDS,
 from likewise.errors import IssuerUnavailable
 from likewise.observe import logs
 from likewise.testing import FakeIssuer, Reply, Signer
+from tests.auth.clock import Clock
 from tests.patience import until
-
-
-class Clock:
-    """A time that passes when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -53,11 +45,13 @@ async def issuer(server: FakeIssuer, clock: Clock) -> AsyncIterator[Issuer]:
     await issuer.close()
 
 
-@pytest.fixture
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The issuer has a moment, and not five seconds."""
-    for module in (jwks, jwks_http):
-        monkeypatch.setattr(module, "FETCH_SECONDS", 0.2)
+@contextmanager
+def hurry() -> Iterator[None]:
+    """In the block the issuer has a moment, and not five seconds: for an answer that does not come."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (jwks, jwks_http):
+            patch.setattr(module, "FETCH_SECONDS", 0.2)
+        yield
 
 
 async def test_the_keys_are_fetched_once_and_asked_for_by_name(issuer: Issuer, server: FakeIssuer) -> None:
@@ -191,14 +185,14 @@ TROUBLE: dict[str, Reply] = {
 }
 
 
-@pytest.mark.usefixtures("hurry")
 @pytest.mark.parametrize("reply", TROUBLE.values(), ids=TROUBLE)
 async def test_whatever_an_issuer_does_the_keys_that_it_told_go_on(
     issuer: Issuer, server: FakeIssuer, clock: Clock, reply: Reply
 ) -> None:
-    # Given one that never told any
+    # Given one that never told any; its client is made beforehand, with the usual limits
+    issuer._address._opened()
     server.always = reply
-    with pytest.raises(IssuerUnavailable) as away:
+    with hurry(), pytest.raises(IssuerUnavailable) as away:
         await issuer.key("RS256", "rsa")
     assert away.value.code == "issuer_unavailable"
     assert issuer.fault is not None
@@ -210,25 +204,27 @@ async def test_whatever_an_issuer_does_the_keys_that_it_told_go_on(
     assert await issuer.key("RS256", "rsa") is not None
     server.always = reply
     # Then
-    for _ in range(3):
-        clock.now += OLD_SECONDS
-        asked = len(server.asked)
-        assert await issuer.key("RS256", "rsa") is not None
-        assert await issuer.key("RS256", "unknown") is None
-        await until(lambda: issuer._failures > 0 and not issuer._is_fetching)
-        assert len(server.asked) - asked <= 2
+    with hurry():
+        for _ in range(3):
+            clock.now += OLD_SECONDS
+            asked = len(server.asked)
+            assert await issuer.key("RS256", "rsa") is not None
+            assert await issuer.key("RS256", "unknown") is None
+            await until(lambda: issuer._failures > 0 and not issuer._is_fetching)
+            assert len(server.asked) - asked <= 2
     assert issuer.fault is None
     assert issuer.version == 1
 
 
-async def test_a_redirect_is_followed_nowhere(issuer: Issuer, server: FakeIssuer) -> None:
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_followed_nowhere(issuer: Issuer, server: FakeIssuer, status: int) -> None:
     async with FakeIssuer().running() as elsewhere:
-        for status in (301, 302, 303, 307, 308):
-            server.next.append(Reply(status, headers={"location": elsewhere.url}))
+        server.always = Reply(status, headers={"location": elsewhere.url})
         with pytest.raises(IssuerUnavailable):
             await issuer.key("RS256", "rsa")
         assert elsewhere.asked == []
-    assert issuer.fault == "The issuer of tokens answers 301."
+    assert len(server.asked) == 1
+    assert issuer.fault == f"The issuer of tokens answers {status}."
 
 
 async def test_any_media_type_is_taken(issuer: Issuer, server: FakeIssuer) -> None:

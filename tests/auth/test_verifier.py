@@ -15,6 +15,7 @@ from likewise.db import migrate
 from likewise.db.pool import Pool
 from likewise.testing import DatabaseUrls, FakeIssuer, Signer
 from likewise.testing.tokens import AUDIENCE, ISSUER, claims_of
+from tests.auth.clock import Clock
 
 RULES = Rules(
     algorithms=frozenset({"RS256", "ES256"}),
@@ -24,15 +25,6 @@ RULES = Rules(
     tenant_claim="org_id",
     default_scopes=frozenset({Scope.READ}),
 )
-
-
-class Clock:
-    """A time that passes when told to."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

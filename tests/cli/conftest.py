@@ -1,6 +1,5 @@
 """The command line as a process of its own, over a database of the test file; standard input for one that is not."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ import pytest
 
 from likewise.cli import standard_input
 from likewise.testing import ThrowawayPostgres
+from tests.environment import without_settings
 
 PROGRAM = [sys.executable, "-c", "from likewise.cli.main import run; run()"]
 ROOT = Path(__file__).parents[2]
@@ -25,9 +25,8 @@ async def environment(
     postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[dict[str, str]]:
     """The environment of the processes: a database, and no model nor a network to fetch one from."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LIKEWISE_")}
     async with postgres.database() as urls:
-        yield kept | {
+        yield without_settings() | {
             "PYTHONPATH": str(ROOT),
             "LIKEWISE_DATA_DIR": str(tmp_path_factory.mktemp("data")),
             "LIKEWISE_DATABASE_URL": urls.owner,

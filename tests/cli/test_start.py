@@ -1,7 +1,7 @@
 """What keeps a server or a worker from starting: one line that names the mend, and exit code 3."""
 
-import os
-import signal
+import asyncio
+import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,13 @@ import orjson
 import pytest
 
 from likewise.cli.running import NOT_STARTED
+from likewise.sealing import new_key
+from likewise.settings import Settings
 from tests.cli.conftest import PROGRAM, Run
+from tests.conftest import Opener
 from tests.embedding import tiny
+
+SERVE, WORKER = ["serve", "--port", "0"], ["worker"]
 
 
 @contextmanager
@@ -20,10 +25,15 @@ def serving(environment: dict[str, str]) -> Iterator[None]:
     """A server, until the block ends."""
     arguments = [*PROGRAM, "serve", "--port", "0", "--json"]
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        assert orjson.loads(process.stdout.readline())["status"] == "listening"
-        yield
-        os.kill(process.pid, signal.SIGTERM)
+        try:
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], 60)[0], "it says nothing"
+            assert orjson.loads(process.stdout.readline())["status"] == "listening"
+            yield
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def stored(likewise_command: Run, folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("verb", [["serve", "--port", "0"], ["worker"]])
+@pytest.mark.parametrize("verb", [SERVE, WORKER])
 def test_weights_that_were_changed_stop_the_start(
     likewise_command: Run, folder: Path, tmp_path: Path, verb: list[str]
 ) -> None:
@@ -64,12 +74,43 @@ def test_a_model_that_made_none_of_the_stored_vectors_stops_the_start(
     tiny.write_safetensors(folder / "model.safetensors", tiny.weights(3))
     for record in (Path(environment["LIKEWISE_DATA_DIR"]) / "models" / ".checksums").glob("*.json"):
         record.unlink()
+    for verb in SERVE, WORKER:
+        # When
+        done = likewise_command(*verb, LIKEWISE_MODEL=str(folder))
+        # Then
+        assert done.returncode == NOT_STARTED, verb
+        assert "is not the one that the stored vectors were made with" in done.stderr
+        assert "Bring the old files back" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", [SERVE, WORKER])
+@pytest.mark.parametrize("how", ["another", "lost"])
+async def test_a_text_key_that_is_not_the_databases_stops_the_start(
+    likewise_command: Run, open_likewise: Opener, settings: Settings, verb: list[str], how: str
+) -> None:
+    # Given a database where something was sealed
+    async with open_likewise(worker=False) as lw, lw.runtime.pool.tenant(await lw.tenant()) as tx:
+        await lw.runtime.text_keys.hold(tx)
+    file, key = settings.data_dir / "text.key", new_key()
+    file.unlink()
+    if how == "another":
+        file.write_text(key)
+        file.chmod(0o600)
     # When
-    done = likewise_command("serve", "--port", "0", LIKEWISE_MODEL=str(folder))
+    done = await asyncio.to_thread(
+        likewise_command, *verb, LIKEWISE_DATA_DIR=str(settings.data_dir),
+        LIKEWISE_DATABASE_URL=settings.database_url, LIKEWISE_DATABASE_SERVING_URL=settings.database_serving_url,
+    )  # fmt: skip
     # Then
     assert done.returncode == NOT_STARTED
-    assert "is not the one that the stored vectors were made with" in done.stderr
-    assert "Bring the old files back" in done.stderr
+    said = " ".join(done.stderr.split())
+    assert ("is another key than the database's" if how == "another" else "is not there") in said
+    assert "likewise keys rotate-text --lost" in said
+    assert key not in said
+    assert "Traceback" not in said
+    # And nothing was put in its place
+    assert file.exists() == (how == "another")
 
 
 def test_a_model_that_is_absent_or_away_stops_nothing(environment: dict[str, str], folder: Path) -> None:

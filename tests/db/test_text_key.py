@@ -28,6 +28,7 @@ from likewise.library import Likewise
 from likewise.sealing import about_collection, about_content, about_job, new_key
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider
+from tests.environment import without_settings
 
 TEXT = "a text that waits \ud800 sealed"
 
@@ -507,8 +508,7 @@ async def test_a_change_that_is_killed_leaves_a_state_that_starts(
         waiting = Waiting(lw, database)
         await waiting.store(250)
         old = lw.runtime.sealing.current.id
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LIKEWISE_")}
-    environment = kept | {
+    environment = without_settings() | {
         "LIKEWISE_DATA_DIR": str(settings.data_dir),
         "LIKEWISE_DATABASE_URL": database.owner,
         "LIKEWISE_DATABASE_SERVING_URL": database.serving,

@@ -2,18 +2,15 @@
 
 import asyncio
 import random
-from typing import Any
 
 import pytest
 
-from likewise.apps.collections.service import KIND
 from likewise.db import collections
-from likewise.db.collections import Collection
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.analyzer import ANALYZER
 from likewise.testing import DatabaseUrls
 from tests.conftest import Opener
+from tests.ingest.notes import made
 from tests.ingest.rows import asked
 
 pytestmark = pytest.mark.usefixtures("whole")
@@ -22,16 +19,6 @@ LEFT = """
     SELECT (SELECT count(*) FROM records), (SELECT count(*) FROM contents), (SELECT count(*) FROM waiting),
            (SELECT count(*) FROM record_fields)
 """
-
-
-async def made(lw: Likewise, **policy: Any) -> Collection:
-    tenant, model = await lw.tenant(), await lw.embedder.opened()
-    await collections.make(
-        lw.runtime.pool, tenant, "notes", kind=KIND.name, analyzer=ANALYZER, policy=Policy(**policy),
-        model=model.spec.name, dimension=model.dimension, text_keys=lw.runtime.text_keys,
-    )  # fmt: skip
-    async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
-        return await collections.named(tx, "notes")
 
 
 def batch(count: int, parent: str, text: str = "text") -> list[NewRecord]:
@@ -46,7 +33,7 @@ async def test_a_parent_goes_with_all_that_hangs_on_it_alone(
     idle: Likewise, database: DatabaseUrls, kept: bool
 ) -> None:
     # Given two parents that share some texts; some have their vectors, some wait
-    collection = await made(idle, indexed=("n", "of"), keep_text=kept)
+    collection = await made(idle, Policy(indexed=("n", "of"), keep_text=kept))
     notes = idle.collection("notes")
     await notes.add(batch(30, "a"), wait=kept)
     await notes.add(batch(20, "b"), wait=False)
@@ -89,7 +76,7 @@ async def test_another_tenants_records_of_the_same_parent_stay(idle: Likewise, d
 async def test_deleting_and_writing_the_same_at_once_leaves_the_rows_whole(open_likewise: Opener) -> None:
     chance = random.Random(4)
     async with open_likewise() as here, open_likewise() as there:
-        collection = await made(here, indexed=("n",))
+        collection = await made(here, Policy(indexed=("n",)))
 
         async def write(lw: Likewise, text: str) -> None:
             for _ in range(8):

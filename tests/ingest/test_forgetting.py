@@ -24,27 +24,17 @@ from likewise.ingest.forgetting import notice_sealing
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.sealing import Sealing
-from likewise.search.analyzer import ANALYZER
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
+from tests.ingest.notes import made
 from tests.ingest.workers import worker_of
 from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
 LISTENERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
-
-
-async def made(lw: Likewise, policy: Policy | None = None) -> collections.Collection:
-    tenant, model = await lw.tenant(), await lw.embedder.opened()
-    await collections.make(
-        lw.runtime.pool, tenant, "notes", kind=KIND.name, analyzer=ANALYZER, policy=policy or KIND.policy,
-        model=model.spec.name, dimension=model.dimension,
-    )  # fmt: skip
-    async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
-        return await collections.named(tx, "notes")
 
 
 async def known(lw: Likewise, text: str, tenant: int | None = None) -> bool:
@@ -73,7 +63,7 @@ async def test_what_went_is_forgotten_here_at_once_and_in_other_processes(
 ) -> None:
     async with open_likewise(worker=False) as here, open_likewise(worker=False) as there:
         # Given a text that two processes know, as a document and as a query
-        policy = Policy(keep_text=False, keep_terms=False) if how == "of no kept text" else None
+        policy = Policy(keep_text=False, keep_terms=False) if how == "of no kept text" else Policy()
         collection = await made(here, policy)
         tenant = collection.tenant
         notes = here.collection("notes")
@@ -252,7 +242,7 @@ async def test_a_process_that_was_cut_off_forgets_everything(
     async with open_likewise(worker=False) as here, open_likewise(worker=False) as there:
         # Given
         await here.collection("notes").add([{"id": "a", "text": "alpha"}])
-        await known(there, "alpha")
+        await there.embedder.embed(await there.tenant(), ["alpha", "kept"])
         # When its connection is lost, and the text goes before it listens again
         name = database.owner.partition("?")[0].rpartition("/")[2]
         url = postgres.server.superuser_url()
@@ -263,6 +253,7 @@ async def test_a_process_that_was_cut_off_forgets_everything(
         # Then
         await until(lambda: there.embedder.cache_bytes == 0)
         assert not await known(there, "alpha")
+        assert not await known(there, "kept")
 
 
 async def test_notices_say_digests_only_and_as_many_as_fit(idle: Likewise, database: DatabaseUrls) -> None:
@@ -318,10 +309,14 @@ async def test_with_a_large_collection_everything_is_forgotten(
     async with open_likewise(worker=False) as here, open_likewise(worker=False) as there:
         notes = here.collection("notes")
         await notes.add([{"id": "a", "text": "alpha"}, {"id": "b", "text": "beta"}])
-        await known(there, "alpha")
+        # With texts that are no record's
+        for one in (here, there):
+            await one.embedder.embed(await one.tenant(), ["alpha", "kept"])
         await notes.drop()
         assert here.embedder.cache_bytes == 0
         await until(lambda: there.embedder.cache_bytes == 0)
+        assert not await known(here, "kept")
+        assert not await known(there, "kept")
 
 
 async def test_far_more_than_anybody_can_read_is_everything(idle: Likewise, monkeypatch: pytest.MonkeyPatch) -> None:

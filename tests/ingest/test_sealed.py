@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("whole")
 
 CONTENTS: LiteralString = "SELECT text, sealed IS NOT NULL, state, reason FROM contents ORDER BY pk"
 MADE_OLDER: LiteralString = "UPDATE waiting SET entered_at = now() - interval '25 hours' RETURNING content"
+NEARLY_A_DAY: LiteralString = "UPDATE waiting SET entered_at = now() - interval '23 hours' RETURNING content"
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +167,9 @@ async def test_a_text_that_has_waited_for_a_day_leaves(
 ) -> None:
     # Given
     job, _ = await send(idle, private, {"a": "nobody came for me"})
+    await asked(database, NEARLY_A_DAY)
     assert await jobs.expire(idle.runtime.pool, 100) == 0
+    assert (await job_of(idle, job)).state == "PENDING"
     await asked(database, MADE_OLDER)
     # When
     assert await jobs.expire(idle.runtime.pool, 100) == 1

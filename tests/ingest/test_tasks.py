@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -12,7 +13,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import pytest
@@ -27,6 +29,8 @@ from likewise.ingest.notices import Notices
 from likewise.ingest.tasks import Handler, Progress, Tasks
 from likewise.ingest.wakeups import TASKS, Wakeups
 from likewise.library import Likewise
+from likewise.observe import logs
+from likewise.observe.metrics import TASKS_ENDED
 from likewise.observe.request_id import REQUEST_ID
 from likewise.sealing import Sealing, TextKey
 from likewise.stopping import stop
@@ -34,6 +38,8 @@ from likewise.testing import DatabaseUrls
 from tests.ingest.rows import asked
 from tests.patience import until
 
+# As they are where no test shortens them.
+FIRST_WAIT, LONGEST_WAIT = module.FIRST_WAIT, module.LONGEST_WAIT
 LEASE = timedelta(seconds=0.6)
 LONG = timedelta(seconds=60)
 
@@ -165,15 +171,27 @@ async def test_one_that_was_not_committed_is_not_done(idle: Likewise, database: 
 
 async def test_runners_at_once_do_each_task_once(idle: Likewise, database: DatabaseUrls) -> None:
     did: Counter[str] = Counter()
+    both = asyncio.Barrier(2)
 
-    async def count(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
-        did[(input or b"").decode()] += 1
-        await asyncio.sleep(0.001)
-        return {}
+    def counting(who: str) -> Handler:
+        met = []
 
-    async with runner(database, {"echo": count}) as one, runner(database, {"echo": count}):
+        async def count(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
+            did[(input or b"").decode()] += 1
+            if not met:
+                # The first of each goes on when the other has one too.
+                met.append(who)
+                await both.wait()
+            await asyncio.sleep(0.001)
+            return {"by": who}
+
+        return count
+
+    async with runner(database, {"echo": counting("a")}) as one, runner(database, {"echo": counting("b")}):
         added = [await add(idle, one, input=str(n).encode()) for n in range(60)]
-        assert [(await ended(idle, job)).state for job in added] == ["SUCCEEDED"] * 60
+        done = [await ended(idle, job) for job in added]
+    assert [job.state for job in done] == ["SUCCEEDED"] * 60
+    assert {job.result["by"] for job in done} == {"a", "b"}
     assert did == {str(n): 1 for n in range(60)}
 
 
@@ -251,13 +269,10 @@ async def test_a_tenant_may_have_so_many_open_and_another_as_many(
     ids=lambda value: type(value).__name__,
 )
 async def test_what_cannot_heal_fails_at_once_and_the_rest_at_the_third_try(
-    idle: Likewise,
-    database: DatabaseUrls,
-    caplog: pytest.LogCaptureFixture,
-    error: BaseException,
-    tries: int,
-    code: str,
+    idle: Likewise, database: DatabaseUrls, error: BaseException, tries: int, code: str
 ) -> None:
+    lines = io.StringIO()
+    logs.configure("debug", lines)
     tried = []
 
     async def fail(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
@@ -271,7 +286,8 @@ async def test_what_cannot_heal_fails_at_once_and_the_rest_at_the_third_try(
         assert (await ended(idle, await add(idle, tasks))).state == "SUCCEEDED"
     assert (failed.state, failed.error, len(tried)) == ("FAILED", code, tries)
     assert failed.result == {"of": "asset"}
-    assert SECRET not in str([record.msg for record in caplog.records if not isinstance(record.msg, dict)])
+    assert ("task_waits" in lines.getvalue()) == (tries > 1)
+    assert SECRET not in lines.getvalue()
 
 
 async def test_a_result_that_is_no_json_is_a_failure(idle: Likewise, database: DatabaseUrls) -> None:
@@ -294,6 +310,54 @@ async def test_a_part_that_is_away_costs_no_try(idle: Likewise, database: Databa
     async with runner(database, {"away": away}) as tasks:
         assert (await ended(idle, await add(idle, tasks, "away"))).state == "SUCCEEDED"
     assert await asked(database, "SELECT attempts FROM jobs") == [(0,)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), ModelUnavailable()], ids=["failed", "away"])
+async def test_it_waits_1_to_60_seconds_for_its_next_try(
+    idle: Likewise, database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # Given the waits as they are, and chance at either end
+    monkeypatch.setattr(module, "FIRST_WAIT", FIRST_WAIT)
+    monkeypatch.setattr(module, "LONGEST_WAIT", LONGEST_WAIT)
+    monkeypatch.setattr(module, "MOST_ATTEMPTS", 9)
+    asked_for = []
+
+    def latest(least: float, most: float) -> float:
+        asked_for.append(least)
+        return most
+
+    monkeypatch.setattr(module, "random", SimpleNamespace(uniform=latest))
+
+    async def fail(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
+        raise error
+
+    async with runner(database, {"fail": fail}) as tasks:
+        await add(idle, tasks, "fail")
+        waits = []
+        for tries in range(1, 9):
+            # When it is given back, and its time comes
+            await until(lambda tries=tries: len(asked_for) == tries)
+            waits.append(await wait_of_the_task(database))
+    # Then
+    assert waits == [2, 4, 8, 16, 32, 60, 60, 60]
+    assert asked_for == [1.0] * 8
+
+
+BACK: LiteralString = "SELECT extract(epoch FROM run_after - updated_at)::int FROM jobs WHERE claim IS NULL"
+
+
+async def wait_of_the_task(database: DatabaseUrls) -> int:
+    """The seconds for which the one task was given back, rounded; its time has come then."""
+
+    back: list[tuple[int]] = []
+
+    async def is_back() -> bool:
+        back[:] = await asked(database, BACK)
+        return bool(back)
+
+    await until(is_back)
+    await asked(database, "UPDATE jobs SET run_after = now() RETURNING id")
+    return back[0][0]
 
 
 async def test_a_process_without_the_key_leaves_it_to_one_that_has_it(idle: Likewise, database: DatabaseUrls) -> None:
@@ -353,39 +417,54 @@ async def test_one_whose_lease_ran_out_writes_nothing(idle: Likewise, database: 
 
     async def hold(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
         reached.set()
-        go_on.wait()
+        assert go_on.wait(60)
         return {"by": "the first"}
+
+    def lost() -> float:
+        return float(TASKS_ENDED.labels("hold", "lost")._value.get())
 
     async def process() -> None:
         async with runner(database, {"hold": hold}, lease=LEASE):
             await until(go_on.is_set)
-            await asyncio.sleep(0.2)
+            # Until it was refused
+            await until(lambda: lost() > before)
 
     async with runner(database, {}, running=False) as tasks:
-        job = await add(idle, tasks, "hold")
+        job, before = await add(idle, tasks, "hold"), lost()
         first = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(process())))
-        await until(reached.is_set)
-        # When another takes over
-        gate = Gate()
-        async with runner(database, {"hold": gate}):
-            await until(lambda: gate.begun == 1)
+        try:
+            await until(reached.is_set)
+            # When another takes over
+            gate = Gate()
+            async with runner(database, {"hold": gate}):
+                await until(lambda: gate.begun == 1)
+                go_on.set()
+                await first
+                # Then
+                assert (await found(idle, job)).state == "RUNNING"
+                gate.open.set()
+                assert (await ended(idle, job)).result == {"by": "gate"}
+        finally:
             go_on.set()
-            await first
-            # Then
-            assert (await found(idle, job)).state == "RUNNING"
-            gate.open.set()
-            assert (await ended(idle, job)).result == {"by": "gate"}
     assert await asked(database, "SELECT attempts FROM jobs") == [(1,)]
 
 
 async def test_a_lease_is_renewed_for_as_long_as_the_work_takes(idle: Likewise, database: DatabaseUrls) -> None:
-    gate = Gate()
-    async with (
-        runner(database, {"gate": gate}, lease=LEASE) as tasks,
-        runner(database, {"gate": gate}, lease=LEASE),
-    ):
+    gate, lease = Gate(), timedelta(seconds=3)
+    handlers: dict[str, Handler] = {"gate": gate, "echo": echo}
+    async with runner(database, handlers, lease=lease) as tasks, runner(database, handlers, lease=lease):
         job = await add(idle, tasks, "gate")
-        await asyncio.sleep(3 * LEASE.total_seconds())
+        await until(lambda: gate.begun == 1)
+        ((first,),) = await asked(database, "SELECT run_after FROM jobs")
+
+        async def would_have_ended() -> bool:
+            ((now,),) = await asked(database, "SELECT now()")
+            return bool(now > first)
+
+        await until(would_have_ended)
+        # And they have looked for what is free since
+        for _ in range(2):
+            await ended(idle, await add(idle, tasks))
         gate.open.set()
         assert (await ended(idle, job)).state == "SUCCEEDED"
     assert gate.begun == 1
@@ -425,11 +504,13 @@ async def test_another_takes_over_from_a_process_that_was_killed(idle: Likewise,
         job = await add(idle, tasks, input=b"said")
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROCESS, database.serving, stdout=PIPE)
     assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 60) == b"begun\n"
-    # When
-    os.kill(process.pid, signal.SIGKILL)
-    await process.wait()
-    process._transport.close()  # type: ignore[attr-defined]
+    try:
+        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"begun\n"
+    finally:
+        # When
+        os.kill(process.pid, signal.SIGKILL)
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]
     # Then
     async with runner(database, {"echo": echo}):
         assert (await ended(idle, job)).result["said"] == "said"

@@ -4,6 +4,7 @@ import json
 import time
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
@@ -15,6 +16,10 @@ from likewise.settings import load_settings
 
 URL = "/api/v1/collections"
 RECORDS, SEARCH = f"{URL}/notes/records", f"{URL}/notes/search"
+EMBED, BATCH, DOCUMENTS = "/vectors/embed", "/vectors/embed/batch", "/vectors/documents"
+VECTORS = [EMBED, BATCH, DOCUMENTS, "/vectors/search", "/vectors/search/async"]
+# A job and a point that nobody has.
+JOB, POINT = f"/jobs/{UUID(int=1)}", f"/vectors/{UUID(int=1)}"
 JSON = {"content-type": "application/json"}
 LINES = {"content-type": "application/x-ndjson"}
 # What no answer may repeat, put wherever a value can be wrong.
@@ -69,17 +74,17 @@ def nested(depth: int) -> Any:
         pytest.param(b'[{"id": "1", "text": "\x00"}]', id="raw NUL"),
     ],
 )
-@pytest.mark.parametrize("path", [URL, RECORDS, SEARCH])
+@pytest.mark.parametrize("path", [URL, RECORDS, SEARCH, *VECTORS])
 async def test_a_body_that_is_not_json_is_400(client: httpx2.AsyncClient, path: str, body: bytes) -> None:
     is_problem(await client.post(path, content=body, headers=JSON), 400, "malformed")
 
 
-@pytest.mark.parametrize("path", [URL, RECORDS, SEARCH])
+@pytest.mark.parametrize("path", [URL, RECORDS, SEARCH, *VECTORS])
 async def test_a_document_of_depth_33_is_422(client: httpx2.AsyncClient, path: str) -> None:
     is_problem(await client.post(path, content=json.dumps(nested(33)), headers=JSON), 422)
 
 
-@pytest.mark.parametrize("path", [URL, RECORDS, SEARCH])
+@pytest.mark.parametrize("path", [URL, RECORDS, SEARCH, *VECTORS])
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -104,13 +109,13 @@ async def test_a_body_says_that_it_is_plain_json(
     is_problem(await client.post(path, content=b'{"unknown": 1}', headers=headers), status)
 
 
-@pytest.mark.parametrize("path", [URL, SEARCH])
+@pytest.mark.parametrize("path", [URL, SEARCH, *VECTORS])
 async def test_ndjson_is_for_records_only(client: httpx2.AsyncClient, path: str) -> None:
     is_problem(await client.post(path, content=b"{}", headers=LINES), 415)
 
 
 @pytest.mark.parametrize("body", [b"null", b"1", b'"x"', b"true", b"[]"])
-@pytest.mark.parametrize("path", [URL, SEARCH])
+@pytest.mark.parametrize("path", [URL, SEARCH, *VECTORS])
 async def test_a_body_is_an_object(client: httpx2.AsyncClient, path: str, body: bytes) -> None:
     is_problem(await client.post(path, content=body, headers=JSON), 422)
 
@@ -118,6 +123,13 @@ async def test_a_body_is_an_object(client: httpx2.AsyncClient, path: str, body: 
 @pytest.mark.parametrize("body", [b"null", b"1", b'"x"', b"true", b"{}", b'{"records": null}', b'{"records": {}}'])
 async def test_records_are_a_list(client: httpx2.AsyncClient, body: bytes) -> None:
     is_problem(await client.post(RECORDS, content=body, headers=JSON), 422)
+
+
+@pytest.mark.parametrize("path", VECTORS)
+async def test_a_document_of_depth_33_within_a_body_is_422(client: httpx2.AsyncClient, path: str) -> None:
+    segment = {"segment_id": "1", "text": "x", "metadata": {"a": nested(33)}}
+    body = {"asset_id": "a", "query_text": "x", "segments": [segment], "filters": {"a": nested(33)}} | segment
+    is_problem(await client.post(path, content=json.dumps(body), headers=JSON), 422)
 
 
 async def test_a_large_body_is_answered_quickly(client: httpx2.AsyncClient) -> None:
@@ -135,6 +147,14 @@ async def test_one_byte_over_the_limit_is_413(client: httpx2.AsyncClient) -> Non
     is_problem(await client.post(RECORDS, content=exact + b" ", headers=JSON), 413, "too_large")
 
 
+@pytest.mark.parametrize("path", [*VECTORS, f"{JOB}/cancel", f"{JOB}/retry"])
+async def test_one_byte_over_the_limit_is_413_of_segments_and_jobs(client: httpx2.AsyncClient, path: str) -> None:
+    exact = b"{" + b" " * (64 * 2**10 - 2) + b"}"
+    keyed = JSON | {"idempotency-key": uuid4().hex}
+    assert (await client.post(path, content=exact, headers=keyed)).status_code in (404, 422)
+    is_problem(await client.post(path, content=exact + b" ", headers=keyed), 413, "too_large")
+
+
 async def test_the_last_of_equal_keys_counts(client: httpx2.AsyncClient) -> None:
     body = b'[{"id": "twice", "id": "once", "text": "x"}]'
     assert (await client.post(RECORDS, content=body, headers=JSON)).status_code == 200
@@ -145,7 +165,13 @@ async def test_the_last_of_equal_keys_counts(client: httpx2.AsyncClient) -> None
 # Addresses, methods, headers
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/api/v1/nothing", f"{URL}/", "/api/v2/collections", "/livez/"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/nothing", "/api/v1/nothing", f"{URL}/", "/api/v2/collections", "/livez/"),
+        *("/vectors", "/vectors/", "/vectors/nothing", "/jobs/", "/jobs/nothing", f"{JOB}/nothing", f"{JOB}/"),
+    ],
+)
 async def test_an_unknown_path_is_404(client: httpx2.AsyncClient, path: str) -> None:
     is_problem(await client.get(path), 404, "not_found")
 
@@ -172,6 +198,15 @@ async def test_an_unknown_path_of_the_openai_family_has_its_shape(client: httpx2
         ("POST", "/livez", {"GET", "HEAD"}),
         ("PATCH", f"{URL}/notes/stats", {"GET"}),
         ("BREW", f"{URL}/notes/stats", {"GET"}),
+        *(("GET", path, {"POST"}) for path in VECTORS),
+        ("PUT", EMBED, {"POST"}),
+        ("OPTIONS", EMBED, {"POST"}),
+        ("GET", POINT, {"DELETE"}),
+        ("POST", "/vectors/asset/a/b", {"DELETE"}),
+        ("POST", "/jobs", {"GET"}),
+        ("DELETE", JOB, {"GET"}),
+        ("GET", f"{JOB}/cancel", {"POST"}),
+        ("DELETE", f"{JOB}/retry", {"POST"}),
     ],
 )
 async def test_a_wrong_method_is_405_and_says_which_are_right(
@@ -217,7 +252,8 @@ async def test_a_record_that_is_not_there_is_4xx(client: httpx2.AsyncClient, met
 
 
 async def test_a_path_or_header_of_64_kb_is_refused(client: httpx2.AsyncClient) -> None:
-    is_problem(await client.get(f"{RECORDS}/{'x' * 64_000}"), 414)
+    for path in (RECORDS, "/jobs", "/vectors", "/vectors/asset"):
+        is_problem(await client.get(f"{path}/{'x' * 64_000}"), 414)
     is_problem(await client.get(URL, params={"cursor": "x" * 64_000}), 414)
     is_problem(await client.get(URL, headers={"x-large": "x" * 64_000}), 431)
 
@@ -252,7 +288,10 @@ async def test_two_hosts_are_refused(client: httpx2.AsyncClient) -> None:
 )
 async def test_a_page_of_another_site_may_not_write(client: httpx2.AsyncClient, origin: str) -> None:
     is_problem(await client.post(URL, json={"name": "csrf"}, headers={"origin": origin}), 403, "forbidden")
-    is_problem(await client.delete(f"{URL}/notes", headers={"origin": origin}), 403, "forbidden")
+    for path in (f"{URL}/notes", POINT, "/vectors/asset/a"):
+        is_problem(await client.delete(path, headers={"origin": origin}), 403, "forbidden")
+    for path in (*VECTORS, f"{JOB}/cancel", f"{JOB}/retry"):
+        is_problem(await client.post(path, json={}, headers={"origin": origin}), 403, "forbidden")
 
 
 async def test_a_page_of_this_machine_may_write(client: httpx2.AsyncClient) -> None:

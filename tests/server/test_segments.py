@@ -3,18 +3,23 @@
 import asyncio
 import json
 import re
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
+from semantic_text_splitter import TextSplitter
 
 import likewise
 from likewise.auth.quotas import Quotas
+from likewise.embedding.providers import local
+from likewise.embedding.splitting import Span, spans
 from likewise.library import Likewise
 from likewise.settings import Settings
+from tests.embedding import tiny
 from tests.patience import until
 from tests.server.conftest import calling
 
@@ -232,11 +237,19 @@ async def test_a_job_that_has_ended_is_neither_cancelled_nor_tried_again(
     assert [(one.status_code, one.json()["code"]) for one in answers] == [(409, "job_ended"), (409, "nothing_failed")]
 
 
-@pytest.mark.parametrize("wrong", [uuid4(), "zz", "%00", "1", "../none"])
+@pytest.mark.parametrize("wrong", [uuid4(), UUID(int=0), "zz", "%00", "1", "../none"])
 async def test_a_job_or_a_point_that_is_not_there(client: httpx2.AsyncClient, wrong: object) -> None:
-    for method, path in (("GET", "/jobs/{}"), ("POST", "/jobs/{}/cancel"), ("DELETE", "/vectors/{}")):
+    for method, path in (
+        ("GET", "/jobs/{}"),
+        ("POST", "/jobs/{}/cancel"),
+        ("POST", "/jobs/{}/retry"),
+        ("DELETE", "/vectors/{}"),
+    ):
         answer = await client.request(method, path.format(wrong))
-        assert answer.status_code in (400, 404, 405), (method, path, answer.text)
+        thing = "point" if "vectors" in path else "job"
+        missing = (404, f"{thing}_not_found" if isinstance(wrong, UUID) else "not_found")
+        told = (answer.status_code, answer.json()["code"])
+        assert told == ((400, "malformed") if wrong == "%00" else missing), (method, path)
 
 
 # Bad input
@@ -433,9 +446,28 @@ async def test_a_point_is_the_same_wherever_it_is_worked_out(client: httpx2.Asyn
     assert told["point_id"] == "0031c6f4-f880-50da-9f21-780bb5f94891"
 
 
-async def test_who_is_busy_answers_the_others(client: httpx2.AsyncClient, asset: str) -> None:
-    """Cutting a long text keeps nobody waiting."""
-    cutting = asyncio.create_task(client.post(DOCUMENTS, json={"asset_id": asset, "text": "a. b " * 40_000}))
-    await asyncio.sleep(0)
-    assert (await client.get("/livez")).status_code == 200
-    assert (await cutting).status_code == 202
+async def test_who_cuts_a_long_text_answers_the_others(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a model of ours, and a text that is being cut for as long as the test wants
+    cutting, go_on = threading.Event(), threading.Event()
+
+    def held(text: str, splitter: TextSplitter) -> list[Span]:
+        cutting.set()
+        assert go_on.wait(20)
+        return spans(text, splitter)
+
+    monkeypatch.setattr(local, "spans", held)
+    chosen = settings.model_copy(update={"model": str(tiny.write_folder(tmp_path / "model", tiny.weights()))})
+    async with likewise.open(chosen, worker=False) as lw, calling(lw) as client:
+        sent = asyncio.create_task(client.post(DOCUMENTS, json={"asset_id": "manual", "text": "alpha beta. " * 100}))
+        try:
+            await until(cutting.is_set)
+            # When
+            others = [(await client.get(path)).status_code for path in ("/livez", "/jobs", COLLECTIONS)]
+            # Then they have their answers first
+            assert (others, sent.done()) == ([200] * 3, False)
+        finally:
+            go_on.set()
+        answer = await sent
+    assert (answer.status_code, answer.json()["total"] > 10) == (202, True)

@@ -1,0 +1,19 @@
+"""The collection `notes` of the only tenant, made before anything is stored in it."""
+
+from likewise.apps.collections.service import KIND
+from likewise.db import collections
+from likewise.db.collections import Collection
+from likewise.kind import Policy
+from likewise.library import Likewise
+from likewise.search.analyzer import ANALYZER
+
+
+async def made(lw: Likewise, policy: Policy = KIND.policy) -> Collection:
+    """It, with a policy of its own."""
+    tenant, model = await lw.tenant(), await lw.embedder.opened()
+    await collections.make(
+        lw.runtime.pool, tenant, "notes", kind=KIND.name, analyzer=ANALYZER, policy=policy,
+        model=model.spec.name, dimension=model.dimension, text_keys=lw.runtime.text_keys,
+    )  # fmt: skip
+    async with lw.runtime.pool.tenant(tenant) as tx:
+        return await collections.named(tx, "notes")
