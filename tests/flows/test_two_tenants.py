@@ -1,6 +1,5 @@
 """Two tenants on one server: whatever one of them sends, nothing that it gets shows anything of the other."""
 
-import io
 import json
 import re
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 
 import likewise
 from likewise.auth.caller import Scope
+from likewise.auth.tokens import new_key
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app
 from likewise.server.scopes import all_routes
@@ -46,7 +46,7 @@ async def house(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFa
                 paths = frozenset(route.path for route in all_routes(app.routes))
                 readers = [await make_key(settings, canary, Scope.READ) for canary in CANARIES]
                 keepers = [await make_key(settings, canary, *Scope) for canary in CANARIES]
-                yield House(client, paths, readers, keepers, io.StringIO())
+                yield House(client, paths, readers, keepers, [new_key().token for _ in CANARIES])
 
 
 class CollectionsTeller(Teller):
