@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 import likewise
@@ -19,7 +19,7 @@ from likewise.server.scopes import all_routes
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.auth.keys import make_key
-from tests.flows.two_tenants import CANARIES, Call, House, Sent, Teller, all_made, calls
+from tests.flows.two_tenants import CANARIES, SETTINGS, Call, House, Sent, Teller, all_made, calls
 from tests.search.rerankers import BERT
 
 URL = "/api/v1/collections"
@@ -168,9 +168,7 @@ WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lin
 
 
 @pytest.mark.timeout(180)
-@hypothesis_settings(
-    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
-)
+@hypothesis_settings(SETTINGS, max_examples=EXAMPLES)
 @given(made_up=calls(WHAT, CALLS))
 async def test_nothing_of_one_tenant_is_shown_to_the_other(house: House, made_up: list[Call]) -> None:
     # Given

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 import likewise
@@ -18,7 +18,7 @@ from likewise.settings import load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from likewise.testing.tokens import Signer, claims_of
 from tests.flows.invariants import broken
-from tests.flows.two_tenants import CANARIES, Call, House, Sent, Teller, all_made, calls
+from tests.flows.two_tenants import CANARIES, SETTINGS, Call, House, Sent, Teller, all_made, calls
 
 SECRET = "a secret of this test, of 32 bytes or more"
 # For each of the two ways to keep segments.
@@ -164,9 +164,7 @@ WHAT = (*OFTEN, *OFTEN, *OFTEN, "document", "search_later", "delete_point", "del
 
 
 @pytest.mark.timeout(180)
-@hypothesis_settings(
-    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
-)
+@hypothesis_settings(SETTINGS, max_examples=EXAMPLES)
 @given(made_up=calls(WHAT, CALLS))
 async def test_nothing_of_one_tenants_segments_is_shown_to_the_other(house: House, made_up: list[Call]) -> None:
     await all_made(house, SegmentsTeller, made_up)

@@ -11,6 +11,8 @@ from itertools import chain, count
 from typing import Any
 
 import httpx2
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from likewise.auth.caller import Scope
@@ -19,6 +21,15 @@ from likewise.observe import logs
 # In everything that a tenant stores, sends and names; no word of ours has them.
 CANARIES = ("zqamber", "zqbasalt")
 AT_ONCE = 10
+
+# What a call does depends on those before it: fewer of them would be another story, so none is looked for.
+SETTINGS = hypothesis_settings(
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+    phases=(Phase.generate,),
+)
 
 WORDS = "pump valve rotor cold freeze leak start stop alarm oil".split()
 REQUEST_ID = re.compile(r"rid-zq\w+-\d+")
