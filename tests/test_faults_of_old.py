@@ -30,6 +30,7 @@ from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, Reply, Upstream
 from tests.conftest import Opener
+from tests.jobs import ended
 from tests.models_file import models_file
 from tests.patience import until
 
@@ -390,10 +391,4 @@ async def test_there_is_no_default_secret_for_tokens(settings: Settings) -> None
 
 
 async def _ended(lw: Likewise, job: UUID) -> str:
-    tenant = await lw.tenant()
-
-    async def over() -> bool:
-        return (await lw.jobs.get(tenant, job)).status not in ("PENDING", "RUNNING")
-
-    await until(over)
-    return (await lw.jobs.get(tenant, job)).status
+    return str((await ended(lw, await lw.tenant(), job)).status)

@@ -19,6 +19,7 @@ from likewise.ingest import worker
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
+from tests.jobs import ended as job_ended
 from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
@@ -46,13 +47,8 @@ async def embed(lw: Likewise, text: str = COLD, segment: str = SEGMENT, **others
 
 
 async def ended(lw: Likewise, job: UUID) -> Any:
-    """The job, once it has ended."""
-
-    async def is_over() -> bool:
-        return (await lw.jobs.get(await lw.tenant(), job)).status not in ("PENDING", "RUNNING")
-
-    await until(is_over)
-    return await lw.jobs.get(await lw.tenant(), job)
+    """The default tenant's job, once it has ended."""
+    return await job_ended(lw, await lw.tenant(), job)
 
 
 async def search(lw: Likewise, query: str, **others: Any) -> Any:

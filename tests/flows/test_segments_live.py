@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from likewise.testing import LiveServer, LiveWorker, open_folder
-from tests.patience import until
+from tests.jobs import ended_over_http
 
 COLD = "The pump fails when it is cold."
 PARAPHRASE = "In low temperatures the pump breaks down."
@@ -45,13 +45,7 @@ async def embedded(client: httpx2.AsyncClient, body: dict[str, Any], path: str =
     """The job of a request, once it has ended."""
     accepted = await client.post(path, json=body)
     assert accepted.status_code in (200, 202), accepted.text
-    job = f"/jobs/{accepted.json()['job_id']}"
-
-    async def is_over() -> bool:
-        return (await client.get(job)).json()["status"] not in ("PENDING", "RUNNING")
-
-    await until(is_over, seconds=SECONDS)
-    told: dict[str, Any] = (await client.get(job)).json()
+    told = await ended_over_http(client, accepted.json()["job_id"], seconds=SECONDS)
     assert told["status"] == "SUCCEEDED", told
     return told
 

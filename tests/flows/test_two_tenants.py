@@ -1,6 +1,5 @@
 """Two tenants on one server: whatever one of them sends, nothing that it gets shows anything of the other."""
 
-import io
 import json
 import re
 from collections.abc import AsyncIterator
@@ -8,18 +7,19 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 import likewise
 from likewise.auth.caller import Scope
+from likewise.auth.tokens import new_key
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app
 from likewise.server.scopes import all_routes
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.auth.keys import make_key
-from tests.flows.two_tenants import CANARIES, Call, House, Sent, Teller, all_made, calls
+from tests.flows.two_tenants import CANARIES, SETTINGS, Call, House, Sent, Teller, all_made, calls
 from tests.search.rerankers import BERT
 
 URL = "/api/v1/collections"
@@ -46,7 +46,7 @@ async def house(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFa
                 paths = frozenset(route.path for route in all_routes(app.routes))
                 readers = [await make_key(settings, canary, Scope.READ) for canary in CANARIES]
                 keepers = [await make_key(settings, canary, *Scope) for canary in CANARIES]
-                yield House(client, paths, readers, keepers, io.StringIO())
+                yield House(client, paths, readers, keepers, [new_key().token for _ in CANARIES])
 
 
 class CollectionsTeller(Teller):
@@ -168,9 +168,7 @@ WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lin
 
 
 @pytest.mark.timeout(180)
-@hypothesis_settings(
-    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
-)
+@hypothesis_settings(SETTINGS, max_examples=EXAMPLES)
 @given(made_up=calls(WHAT, CALLS))
 async def test_nothing_of_one_tenant_is_shown_to_the_other(house: House, made_up: list[Call]) -> None:
     # Given

@@ -7,41 +7,59 @@ import json
 import random
 import re
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import httpx2
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from likewise.auth.caller import Scope
-from likewise.auth.tokens import new_key
 from likewise.observe import logs
 
 # In everything that a tenant stores, sends and names; no word of ours has them.
 CANARIES = ("zqamber", "zqbasalt")
 AT_ONCE = 10
 
+# What a call does depends on those before it: fewer of them would be another story, so none is looked for.
+SETTINGS = hypothesis_settings(
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+    phases=(Phase.generate,),
+)
+
 WORDS = "pump valve rotor cold freeze leak start stop alarm oil".split()
 REQUEST_ID = re.compile(r"rid-zq\w+-\d+")
+UUIDS = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 @dataclass
 class House:
-    """A server with two tenants, each with a credential that reads and one that may do everything.
+    """A server with two tenants, each with a credential that reads, one that may do everything, and one that is none.
 
-    `statuses` counts the answers, `jobs` has the ids of jobs that each was told of.
+    `jobs` and `points` have the ids that each was told of: the other never is. `statuses` counts the answers, and
+    `foreign` the requests for what is the other's.
     """
 
     client: httpx2.AsyncClient
     paths: frozenset[str]
     readers: list[str]
     keepers: list[str]
-    log: io.StringIO
+    forged: list[str]
+    log: io.StringIO = field(default_factory=io.StringIO)
     cursors: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     jobs: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     points: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     numbers: Any = field(default_factory=count)
     statuses: dict[int, int] = field(default_factory=dict)
+    foreign: int = 0
+
+    def of(self, tenant: int, shown: str) -> set[str]:
+        """The ids in a text that are this tenant's."""
+        return set(UUIDS.findall(shown)).intersection(chain(self.jobs[tenant], self.points[tenant]))
 
 
 @dataclass(frozen=True)
@@ -114,32 +132,55 @@ async def all_made(house: House, teller: type[Teller], made_up: list[Call]) -> N
 async def _made(house: House, teller: type[Teller], call: Call) -> None:
     """Make a call, and look at all that comes back."""
     sent = getattr(teller(house, call), call.what)()
-    other = CANARIES[1 - call.tenant]
     request_id = f"rid-{CANARIES[call.tenant]}-{next(house.numbers)}"
-    token = {"reader": house.readers[call.tenant], "keeper": house.keepers[call.tenant], "wrong": new_key().token}
+    token = {name: of[call.tenant] for name, of in _credentials(house).items()}
     headers = {"x-request-id": request_id, "content-type": "application/json"} | sent.headers
     if call.key in token:
         headers["authorization"] = f"Bearer {token[call.key]}"
     content = sent.body if isinstance(sent.body, str) else json.dumps(sent.body)
     answer = await house.client.request(sent.method, sent.path, headers=headers, content=content)
     house.statuses[answer.status_code] = house.statuses.get(answer.status_code, 0) + 1
-    # Who may not call hears just that
+    _as_who_may(house, call, sent, answer)
+    said = answer.json() if answer.headers.get("content-type") == "application/json" else None
+    shown = answer.text + str(answer.headers)
+    if answer.status_code in (200, 202) and isinstance(said, dict) and (cursor := said.get("cursor")):
+        house.cursors[call.tenant].append(cursor)
+        shown += base64.urlsafe_b64decode(cursor + "==").decode(errors="replace")
+    _shows_ones_own(house, call, sent, shown, request_id)
+    if answer.status_code in (200, 202) and isinstance(said, dict):
+        _remembered(house, call.tenant, said)
+
+
+def _credentials(house: House) -> dict[str, list[str]]:
+    return {"reader": house.readers, "keeper": house.keepers, "wrong": house.forged}
+
+
+def _as_who_may(house: House, call: Call, sent: Sent, answer: httpx2.Response) -> None:
+    """Who may not call hears just that, and what is the other's is not there."""
+    other = 1 - call.tenant
     if sent.scope is not None and call.key in ("none", "wrong"):
         assert answer.status_code == 401, sent
     elif sent.scope in (Scope.WRITE, Scope.ADMIN) and call.key == "reader":
         assert answer.status_code == 403, sent
+    elif house.of(other, sent.path) or (sent.method == "DELETE" and CANARIES[other] in sent.path):
+        assert answer.status_code == 404, (sent, answer.text)
+        house.foreign += 1
     else:
         assert answer.status_code not in (401, 403, 500), (sent, answer.text)
-    # What comes back is one's own
-    shown = answer.text + str(answer.headers)
-    said = answer.json() if answer.headers.get("content-type") == "application/json" else None
-    if answer.status_code in (200, 202) and isinstance(said, dict):
-        if cursor := said.get("cursor"):
-            house.cursors[call.tenant].append(cursor)
-            shown += base64.urlsafe_b64decode(cursor + "==").decode(errors="replace")
-        if job := said.get("job_id"):
-            house.jobs[call.tenant].append(job)
-        house.points[call.tenant].extend(hit["point_id"] for hit in said.get("results", []) if "point_id" in hit)
-    assert other not in shown, sent
+
+
+def _shows_ones_own(house: House, call: Call, sent: Sent, shown: str, request_id: str) -> None:
+    """What comes back is one's own; but for what one had sent, as the path in a problem."""
+    other = 1 - call.tenant
+    assert CANARIES[other] not in shown, sent
+    assert house.of(other, shown) <= house.of(other, sent.path), sent
     if call.key in ("none", "wrong"):
         assert "zq" not in shown.replace(request_id, ""), sent
+        assert house.of(call.tenant, shown) <= house.of(call.tenant, sent.path), sent
+
+
+def _remembered(house: House, tenant: int, said: dict[str, Any]) -> None:
+    """The ids of an answer, for later calls, whosever they will be."""
+    told = [said, *said.get("results", [])]
+    house.jobs[tenant].extend(one["job_id"] for one in told if "job_id" in one)
+    house.points[tenant].extend(one["point_id"] for one in told if "point_id" in one)

@@ -1,0 +1,35 @@
+"""A job, once it has ended: over HTTP, and from the library."""
+
+from typing import Any
+from uuid import UUID
+
+import httpx2
+
+from likewise.library import Likewise
+from tests.patience import until
+
+OPEN = ("PENDING", "RUNNING")
+
+
+async def ended_over_http(client: httpx2.AsyncClient, job: str, *, seconds: float = 40.0) -> dict[str, Any]:
+    """What GET /jobs/{job_id} answers once the job has ended; `job` is its id."""
+    found: dict[str, Any] = {}
+
+    async def over() -> bool:
+        answer = await client.get(f"/jobs/{job}")
+        assert answer.status_code == 200, answer.text
+        found.update(answer.json())
+        return found["status"] not in OPEN
+
+    await until(over, seconds=seconds)
+    return found
+
+
+async def ended(lw: Likewise, tenant: int, job: UUID, *, seconds: float = 20.0) -> Any:
+    """The tenant's job, once it has ended."""
+
+    async def over() -> bool:
+        return (await lw.jobs.get(tenant, job)).status not in OPEN
+
+    await until(over, seconds=seconds)
+    return await lw.jobs.get(tenant, job)
