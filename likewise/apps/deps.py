@@ -171,9 +171,9 @@ def position_of(listing: str, tenant: int, cursor: str, position: re.Pattern[str
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         after = raw[_SEAL:].decode()
     except (binascii.Error, ValueError):
-        raise _forged() from None
+        raise forged() from None
     if cursor != cursor_for(listing, tenant, after) or not position.fullmatch(after):
-        raise _forged()
+        raise forged()
     return after
 
 
@@ -185,5 +185,6 @@ def _seal(listing: str, tenant: int, after: str) -> bytes:
     return hashlib.blake2b(f"{listing}\0{tenant}\0{after}".encode(), digest_size=_SEAL).digest()
 
 
-def _forged() -> Invalid:
+def forged() -> Invalid:
+    """What a cursor is refused with that is none of ours."""
     return Invalid.at("/cursor", "This is not a cursor of this list; start without one.", "invalid_cursor")

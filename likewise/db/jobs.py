@@ -14,6 +14,8 @@ from likewise.db.transaction import Tx, table
 from likewise.errors import Conflict, NotFound
 
 State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"]
+# Where a job stands in the list of all: when it was made, and its id.
+Place = tuple[datetime, UUID]
 STATES: tuple[State, ...] = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
 # So long a job can be asked for after its end.
 RETENTION = timedelta(days=30)
@@ -68,8 +70,7 @@ ONE = SQL("SELECT {columns} FROM jobs j WHERE j.id = %s").format(columns=COLUMNS
 LIST = SQL("""
     SELECT id, kind, state, total, done, failed, result - 'hits', error, created_at, updated_at FROM (
         SELECT {columns} FROM jobs j
-        WHERE %(after)s::uuid IS NULL
-           OR (j.created_at, j.id) < (SELECT created_at, id FROM jobs WHERE id = %(after)s::uuid)
+        WHERE %(after)s::uuid IS NULL OR (j.created_at, j.id) < (%(at)s::timestamptz, %(after)s::uuid)
     ) AS j (id, kind, state, total, done, failed, result, error, created_at, updated_at)
     WHERE %(state)s::text IS NULL OR state = %(state)s ORDER BY created_at DESC, id DESC LIMIT %(limit)s
 """).format(columns=COLUMNS)
@@ -234,9 +235,10 @@ async def of(tx: Tx, job: UUID) -> Job:
     return replace(Job(*row), failures=failures)
 
 
-async def listed(tx: Tx, *, limit: int, state: State | None = None, after: UUID | None = None) -> list[Job]:
+async def listed(tx: Tx, *, limit: int, state: State | None = None, after: Place | None = None) -> list[Job]:
     """Jobs of this tenant, newest first, without their failures."""
-    return [Job(*row) for row in await tx.rows(LIST, {"after": after, "state": state, "limit": limit})]
+    at, job = after or (None, None)
+    return [Job(*row) for row in await tx.rows(LIST, {"at": at, "after": job, "state": state, "limit": limit})]
 
 
 async def states(tx: Tx, jobs: Sequence[UUID]) -> dict[UUID, str]:

@@ -266,7 +266,7 @@ async def test_jobs_are_listed_newest_first_page_by_page_and_by_state(desk: Desk
     pages, after = [], None
     while page := await desk.do(lambda tx, after=after: jobs.listed(tx, limit=2, after=after)):
         pages.append([job.id for job in page])
-        after = page[-1].id
+        after = (page[-1].created_at, page[-1].id)
     # Then
     assert pages == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
     for state, wanted in (
@@ -276,7 +276,10 @@ async def test_jobs_are_listed_newest_first_page_by_page_and_by_state(desk: Desk
     ):
         found = await desk.do(lambda tx, state=state: jobs.listed(tx, limit=9, state=state))
         assert [job.id for job in found] == wanted
-    assert await desk.do(lambda tx: jobs.listed(tx, limit=9, after=uuid4())) == []
+    # A place whose job has left is a place all the same
+    middle = (await desk.do(lambda tx: jobs.of(tx, made[2]))).created_at
+    found = await desk.do(lambda tx: jobs.listed(tx, limit=9, after=(middle, UUID(int=0))))
+    assert [job.id for job in found] == [made[1], made[0]]
     states = await desk.do(lambda tx: jobs.states(tx, [made[0], made[2], uuid4()]))
     assert states == {made[0]: "PENDING", made[2]: "CANCELLED"}
 
@@ -288,7 +291,8 @@ async def test_another_tenants_job_is_not_there(desk: Desk, database: DatabaseUr
         with pytest.raises(NotFound):
             await other.do(lambda tx, work=work: work(tx, job))
     assert await other.do(lambda tx: jobs.listed(tx, limit=9)) == []
-    assert await other.do(lambda tx: jobs.listed(tx, limit=9, after=job)) == []
+    place = ((await desk.do(lambda tx: jobs.of(tx, job))).created_at + timedelta(days=1), job)
+    assert await other.do(lambda tx: jobs.listed(tx, limit=9, after=place)) == []
     assert await other.do(lambda tx: jobs.states(tx, [job])) == {}
     # Nor does what it says of our contents change anything
     contents = [row[0] for row in await asked(database, "SELECT pk FROM contents")]

@@ -1,30 +1,33 @@
 """The routes of jobs, `/jobs`."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Response
 
-from likewise.apps.deps import Answer, Jobs, Reader, Writer, cursor_for, position_of, refusals
+from likewise.apps.deps import Answer, Jobs, Reader, Writer, cursor_for, forged, position_of, refusals
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
+from likewise.apps.jobs.service import JobView
+from likewise.db.jobs import Place
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[UUID, Path(description="A job's id.")]
-# Where a page of the list begins: after a job.
-PLACE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Where a page of the list begins: after a job that was made then, whether it is still there or not.
+PLACE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,15}\+00:00 [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @router.get("", response_model=JobsAnswer, responses=refusals(422))
 async def list_jobs(tenant: Reader, service: Jobs, page: Annotated[JobsQuery, Query()]) -> Answer:
     """Jobs, newest first, a page at a time; results do not name what failed or was found, as that of one job does."""
     listing = f"jobs\0{page.status or ''}"
-    after = None if page.cursor is None else UUID(position_of(listing, tenant, page.cursor, PLACE))
+    after = None if page.cursor is None else _place(position_of(listing, tenant, page.cursor, PLACE))
     found = await service.list(tenant, page.limit + 1, status=page.status, after=after)
     shown = found[: page.limit]
-    following = cursor_for(listing, tenant, str(shown[-1].job_id)) if len(found) > page.limit else None
+    following = cursor_for(listing, tenant, _written(shown[-1])) if len(found) > page.limit else None
     return Answer({"jobs": shown, "cursor": following})
 
 
@@ -44,3 +47,16 @@ async def cancel_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -
 async def retry_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -> Response:
     """Have what failed of a job tried again; 409 `text_gone` where a text is no longer kept: send it again."""
     return await once.answer(tenant, lambda save: service.retry(tenant, job_id, save=save))
+
+
+def _written(job: JobView) -> str:
+    return f"{job.created_at.astimezone(UTC).isoformat()} {job.job_id}"
+
+
+def _place(written: str) -> Place:
+    at, _, job = written.partition(" ")
+    try:
+        return datetime.fromisoformat(at), UUID(job)
+    except ValueError:
+        # The seal is no secret: a place that no clock shows.
+        raise forged() from None

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from likewise.apps.collections.service import Save
 from likewise.db import jobs
-from likewise.db.jobs import Job, State
+from likewise.db.jobs import Job, Place, State
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
 
@@ -74,9 +74,9 @@ class JobsService:
             return await self._view(tx, job)
 
     async def list(
-        self, tenant: int, limit: int, *, status: State | None = None, after: UUID | None = None
+        self, tenant: int, limit: int, *, status: State | None = None, after: Place | None = None
     ) -> Sequence[JobView]:
-        """Jobs, newest first, those that follow the job `after`; results name neither failures nor hits."""
+        """Jobs, newest first, those that follow the place `after`; results name neither failures nor hits."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
             return [_view(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
