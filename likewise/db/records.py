@@ -111,6 +111,10 @@ EMPTY = SQL("""
 """)
 FIND = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = ANY (%s::text[])")
 FIND_OF_PARENT = SQL("SELECT pk, content FROM records WHERE collection = %s AND parent = %s")
+FIND_BY_FIELD = SQL("""
+    SELECT r.pk, r.content FROM record_fields f JOIN records r ON r.pk = f.record
+    WHERE f.collection = %s AND f.field = %s AND f.value = %s
+""")
 HOLD_THESE = SQL("SELECT 1 FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR UPDATE")
 DROP_RECORDS = SQL("""
     DELETE FROM records r USING unnest(%s::bigint[], %s::bigint[]) AS i (pk, content)
@@ -332,15 +336,39 @@ async def delete_parent(
     return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), keep_terms=keep_terms, alone=alone)
 
 
-async def _delete(
-    tx: Tx, collection: int, find: tuple[Statement, Parameters], *, keep_terms: bool, alone: bool
+async def delete_with(
+    tx: Tx, collection: int, field: str, value: str, *, keep_terms: bool = True, alone: bool = False
 ) -> Deleted:
+    """The same with all records that have this text in an indexed field of their payload."""
+    if not storable(value):
+        return Deleted()
+    find = (FIND_BY_FIELD, [collection, field, value])
+    return await _delete(tx, collection, find, keep_terms=keep_terms, alone=alone, again=True)
+
+
+async def _delete(
+    tx: Tx,
+    collection: int,
+    find: tuple[Statement, Parameters],
+    *,
+    keep_terms: bool,
+    alone: bool,
+    again: bool = False,
+) -> Deleted:
+    """Delete what a statement finds.
+
+    Args:
+        again: whether it asks for what a writer may change of a record without giving it another content.
+    """
     lock = (HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
     _, found = await tx.together(lock, find)
     if not found:
         return Deleted()
     contents = sorted({int(content) for _, content in found})
     await tx.execute(HOLD_THESE, [contents])
+    # Who changes a record holds its content: what is found now stays so.
+    if again and sorted(await tx.rows(*find)) != sorted(found):
+        raise Contended("40001", "records")
     await _leave(tx, [(pk, content) for pk, content in found])
     return Deleted(len(found), await _drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
 

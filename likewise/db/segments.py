@@ -1,4 +1,4 @@
-"""What is asked of the rows of document segments: which texts they hold, and where a point or a part is."""
+"""What is asked of the rows of document segments: which texts they hold, and where a part is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,6 @@ HOLD = SQL("SELECT pg_advisory_xact_lock(7723, place) FROM unnest(%s::int[]) AS 
 STORED = SQL("""
     SELECT r.id, r.content, c.text_hash, c.state = 'failed', r.payload
     FROM records r JOIN contents c ON c.pk = r.content WHERE r.collection = %s AND r.id = ANY (%s::text[])
-""")
-WITH_POINT = SQL("""
-    SELECT r.id FROM record_fields f JOIN records r ON r.pk = f.record
-    WHERE f.collection = %s AND f.field = 'point_id' AND f.value = %s
 """)
 # A client's own segments may have any other names.
 BEYOND = SQL("""
@@ -49,11 +45,6 @@ async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence
     await tx.execute(HOLD, [keys])
     rows = await tx.rows(STORED, [collection, list(records)])
     return {str(id_): Stored(int(content), bytes(key), failed, payload) for id_, content, key, failed, payload in rows}
-
-
-async def with_point(tx: Tx, collection: int, point: str) -> list[str]:
-    """The ids of the records that are this point."""
-    return [str(row[0]) for row in await tx.rows(WITH_POINT, [collection, point])]
 
 
 async def beyond(tx: Tx, collection: int, asset: str, kept: Sequence[str]) -> list[tuple[int, int]]:

@@ -135,6 +135,12 @@ class Writer:
             tenant, collection, lambda tx, **how: records.delete_parent(tx, collection.id, parent, **how)
         )
 
+    async def delete_with(self, tenant: int, collection: Collection, field: str, value: str) -> int:
+        """The same with all records that have this text in an indexed field, at the moment that they go."""
+        return await self._delete(
+            tenant, collection, lambda tx, **how: records.delete_with(tx, collection.id, field, value, **how)
+        )
+
     async def drop(self, tenant: int, collection: Collection) -> bool:
         """Remove a collection with everything in it; False if it was not there."""
         gone: list[bytes] = []

@@ -457,3 +457,14 @@ async def test_nothing_is_made_by_looking(lw: Likewise) -> None:
     with pytest.raises(NotFound):
         await lw.segments.delete_asset(tenant, ASSET)
     assert await lw.collections.list(tenant, 10, None) == []
+
+
+async def test_a_job_that_answers_for_another_request_keeps_its_shape(lw: Likewise) -> None:
+    tenant = await lw.tenant()
+    single = await embed(lw)
+    batch = await lw.segments.embed_batch(tenant, "another", [NewSegment(SEGMENT, WARM, {})])
+    again = await lw.segments.embed_batch(tenant, ASSET, [NewSegment(SEGMENT, COLD, {})])
+    alone = await lw.segments.embed(tenant, "another", SEGMENT, WARM)
+    assert (again.job_id, alone.job_id) == (single.job_id, batch.job_id)
+    assert "point_id" in (await ended(lw, again.job_id)).result
+    assert "total" in (await ended(lw, alone.job_id)).result

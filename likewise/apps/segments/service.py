@@ -145,10 +145,7 @@ class SegmentsService:
         """Remove a segment; NotFound if there is none with this id."""
         gone = 0
         for collection in await self._collections(tenant):
-            async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
-                found = await segments.with_point(tx, collection.id, str(point))
-            for one in found:
-                gone += await self._runtime.writer.delete(tenant, collection, one)
+            gone += await self._runtime.writer.delete_with(tenant, collection, "point_id", str(point))
         if not gone:
             raise NotFound("There is no segment of this id.", code="point_not_found")
 
