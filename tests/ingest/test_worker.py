@@ -45,6 +45,8 @@ pytestmark = pytest.mark.usefixtures("whole")
 
 QUEUE = "SELECT content, claim, attempts, alone, run_after <= now(), error FROM waiting ORDER BY content"
 MODEL = "minilm-l6-v2"
+# As it is where no test shortens it.
+FIRST_PAUSE = waiting.FIRST_PAUSE
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +178,24 @@ async def test_a_poisonous_text_fails_alone_after_three_tries(lw: Likewise, prov
     await notes.delete("bad 0")
     await notes.add([bad[0]])
     assert (await notes.get("bad 0")).vector == "ready"
+
+
+async def test_a_text_that_fails_waits_1_to_60_seconds_for_its_next_try(
+    idle: Likewise, provider: FakeProvider, database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given the pauses as they are
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", FIRST_PAUSE)
+    await idle.embedder.opened()
+    provider.poison = lambda text: text == "poison"
+    await idle.collection("notes").add([{"id": "a", "text": "poison"}], wait=False)
+    for seconds in (1, 4, 16, 60, 60, 60):
+        # When it is tried
+        ((before,),) = await asked(database, "SELECT now()")
+        assert await worker_of(idle, tries=9).step()
+        ((again, after),) = await asked(database, "SELECT run_after, now() FROM waiting WHERE claim IS NULL")
+        # Then it waits for so long, counted from then
+        assert before <= again - timedelta(seconds=seconds) <= after, seconds
+        await asked(database, "UPDATE waiting SET run_after = now() RETURNING 1")
 
 
 async def _vectors(lw: Likewise, count: int) -> bool:
