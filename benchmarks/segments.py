@@ -188,6 +188,8 @@ async def restored(server: LiveServer, texts: list[str], before: list[Any]) -> N
         started = time.perf_counter()
         run(empty.binaries / "pg_dump", "-Fc", "-f", dump, database_url(server, "postgres"))
         dumped = time.perf_counter() - started
+        async with await psycopg.AsyncConnection.connect(empty.superuser_url("likewise"), autocommit=True) as superuser:
+            await superuser.execute("DROP SCHEMA likewise CASCADE")
         started = time.perf_counter()
         run(empty.binaries / "pg_restore", "--exit-on-error", "-d", empty.superuser_url("likewise"), dump)
         seconds = time.perf_counter() - started

@@ -320,9 +320,12 @@ class Worker:
             return taken
 
         taken = set(await self._through_outage(once))
+        lost = [one for one in contents if one not in taken]
         contents_became("embedded", len(taken))
-        contents_became("lost", len(contents) - len(taken))
-        return [one for one in contents if one not in taken]
+        contents_became("lost", len(lost))
+        if lost:
+            log.debug("texts_lost", generation=generation.id, contents=len(lost))
+        return lost
 
     async def _through_outage(self, write: Callable[[], Awaitable[T]]) -> T:
         """Try a write again while the database is away, for as long as the claim can last."""

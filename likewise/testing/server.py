@@ -13,6 +13,8 @@ from typing import Self
 import orjson
 
 START_SECONDS = 60.0
+# Longer than a server takes to drain; what is not over by then never is.
+STOP_SECONDS = 30.0
 
 
 class LiveProcess:
@@ -45,13 +47,21 @@ class LiveProcess:
                 stdout=PIPE,
                 stderr=log,
             )
-        if self._process.stdout is None:
-            raise RuntimeError("The process has no output to tell that it is there by.")
-        line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
-        if not line:
-            raise RuntimeError(f"The process ended with exit code {await self._process.wait()} before it was there.")
-        self._started(orjson.loads(line))
+        try:
+            self._started(orjson.loads(await self._first_line(self._process)))
+        except BaseException:
+            # Nobody will stop what was never started.
+            await self.kill()
+            raise
         return self
+
+    async def _first_line(self, process: Process) -> bytes:
+        if process.stdout is None:
+            raise RuntimeError("The process has no output to tell that it is there by.")
+        line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
+        if not line:
+            raise RuntimeError(f"The process ended with exit code {await process.wait()} before it was there.")
+        return line
 
     def _started(self, told: Mapping[str, str]) -> None:
         """Take note of what its first line tells."""
@@ -65,14 +75,24 @@ class LiveProcess:
 
     async def kill(self) -> None:
         """SIGKILL: nothing of it runs on."""
-        os.kill(self.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         await self._ended()
 
     async def stop(self) -> int:
-        """SIGTERM; returns its exit code."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-        return await self._ended()
+        """SIGTERM, also if it is halted, and SIGKILL if it does not end in half a minute; returns its exit code."""
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)
+        try:
+            return await asyncio.wait_for(self._ended(), STOP_SECONDS)
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+            return await self._ended()
+
+    def _signal(self, what: signal.Signals) -> None:
+        # One that has ended already is what was wanted.
+        if self._process is None or self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, what)
 
     async def _ended(self) -> int:
         if self._process is None:

@@ -29,6 +29,10 @@ from likewise.sealing import about_collection, about_content, about_job, new_key
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider
 from tests.environment import without_settings
+from tests.flows.invariants import broken
+from tests.ingest.rows import asked
+from tests.jobs import ended
+from tests.patience import until
 
 TEXT = "a text that waits \ud800 sealed"
 
@@ -62,13 +66,6 @@ def with_keys(settings: Settings, key: str | None, following: str | None = None)
     return settings.model_copy(update={"text_key": key, "text_key_next": following})
 
 
-async def rows(database: DatabaseUrls, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-    async with await psycopg.AsyncConnection.connect(database.owner, autocommit=True) as connection:
-        await connection.execute("SET search_path = likewise")
-        cursor = await connection.execute(statement, parameters)
-        return await cursor.fetchall() if cursor.description else []
-
-
 async def rotate(settings: Settings, **options: Any) -> Rotated:
     """As the verb does."""
     assert settings.database_url is not None
@@ -97,18 +94,18 @@ class Waiting:
         sealing = lw.runtime.sealing
         hashes = [os.urandom(32) for _ in range(texts)]
         values = [sealing.seal(f"{TEXT} {n}", about_content(1, 1, one)) for n, one in enumerate(hashes)]
-        await rows(
+        await asked(
             self.database,
             """INSERT INTO contents (tenant, collection, text_hash, sealed, chars)
                SELECT 1, 1, h, s, 10 FROM unnest(%s::bytea[], %s::bytea[]) AS i (h, s)""",
             [hashes, values],
         )
-        await rows(
+        await asked(
             self.database,
             "INSERT INTO jobs (id, tenant, kind, input, run_after) VALUES (%s, 1, 'try', %s, now())",
             [self.job, sealing.seal_bytes(b"input", about_job(1, self.job.bytes))],
         )
-        await rows(
+        await asked(
             self.database,
             "UPDATE collections SET terms_key = %s WHERE id = 1",
             [sealing.seal_bytes(b"k" * 32, about_collection(1, "notes"))],
@@ -118,11 +115,11 @@ class Waiting:
         sealing = (lw or self.lw).runtime.sealing
         try:
             for n, (text_hash, sealed) in enumerate(
-                await rows(self.database, "SELECT text_hash, sealed FROM contents ORDER BY pk")
+                await asked(self.database, "SELECT text_hash, sealed FROM contents ORDER BY pk")
             ):
                 assert sealing.unseal(sealed, about_content(1, 1, text_hash)) == f"{TEXT} {n}"
-            ((task,),) = await rows(self.database, "SELECT input FROM jobs")
-            ((key,),) = await rows(self.database, "SELECT terms_key FROM collections")
+            ((task,),) = await asked(self.database, "SELECT input FROM jobs")
+            ((key,),) = await asked(self.database, "SELECT terms_key FROM collections")
             assert sealing.unseal_bytes(task, about_job(1, self.job.bytes)) == b"input"
             assert sealing.unseal_bytes(key, about_collection(1, "notes")) == b"k" * 32
         except TextKeyUnavailable:
@@ -139,7 +136,7 @@ async def test_who_seals_nothing_needs_no_key(settings: Settings, database: Data
         async with idle(settings.model_copy(update={"data_dir": settings.data_dir / folder})) as lw:
             await lw.collection("notes").add([{"id": "a", "text": "kept"}], wait=False)
     # Then
-    assert await rows(database, "SELECT id FROM text_key") == []
+    assert await asked(database, "SELECT id FROM text_key") == []
     assert not list(settings.data_dir.rglob("text.key"))
 
 
@@ -157,7 +154,7 @@ async def test_the_first_that_seals_makes_it_and_the_next_ones_keep_to_it(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [name for name in names_in(settings.data_dir) if "text" in name] == ["text.key"]
     assert first == second
-    assert await rows(database, "SELECT id FROM text_key") == [(first,)]
+    assert await asked(database, "SELECT id FROM text_key") == [(first,)]
     assert file.read_text().strip() not in repr(lw.runtime.text_keys) + repr(lw.runtime.sealing.current)
 
 
@@ -311,7 +308,7 @@ async def test_everything_that_waits_is_sealed_anew(settings: Settings, database
     assert told[-1] == (452, 452)
     assert (settings.data_dir / "text.key").read_text() != written
     assert not (settings.data_dir / "text.key.next").exists()
-    sealed = await rows(
+    sealed = await asked(
         database,
         "SELECT sealed FROM contents UNION ALL SELECT input FROM jobs UNION ALL SELECT terms_key FROM collections",
     )
@@ -334,7 +331,43 @@ async def test_a_server_that_runs_meanwhile_goes_along(settings: Settings, datab
         # And what is written from now on is sealed with the new key
         await begin(lw.runtime.text_keys, lw.runtime.pool)
         assert lw.runtime.sealing.current.id != before
-        assert await rows(database, "SELECT id FROM text_key") == [(lw.runtime.sealing.current.id,)]
+        assert await asked(database, "SELECT id FROM text_key") == [(lw.runtime.sealing.current.id,)]
+
+
+async def test_texts_are_stored_and_embedded_while_it_is_changed(
+    settings: Settings, database: DatabaseUrls, provider: FakeProvider
+) -> None:
+    # Given a worker that embeds slowly, so that something always waits, and writers that do not stop
+    provider.delay = 0.03
+    embedder = Embedder(settings, providers={settings.model: lambda spec: provider})
+    async with likewise.open(settings, embedder=embedder) as lw:
+        tenant, stop = await lw.tenant(), asyncio.Event()
+        accepted: list[UUID] = []
+
+        async def write(who: str) -> None:
+            while not stop.is_set():
+                text = f"a pump of {who}, {len(accepted)}"
+                accepted.append((await lw.segments.embed(tenant, who, str(len(accepted)), text)).job_id)
+
+        writing = [asyncio.create_task(write(who)) for who in ("one", "two", "three")]
+        ids, anew = set(), 0
+        # When the key is changed, time after time
+        for change in range(1, 4):
+            await until(lambda change=change: len(accepted) > change * 30)  # type: ignore[misc]
+            anew += (await rotate(settings)).sealed.texts
+            ((now,),) = await asked(database, "SELECT id FROM text_key")
+            ids.add(now)
+            waits = await asked(database, "SELECT sealed FROM contents WHERE sealed IS NOT NULL")
+            assert all(sealed.startswith(now) for (sealed,) in waits)
+        before = len(accepted)
+        await until(lambda: len(accepted) > before + 30)
+        stop.set()
+        await asyncio.gather(*writing)
+        # Then nobody was refused, and every text has its vector
+        assert {(await ended(lw, tenant, job)).status for job in accepted} == {"SUCCEEDED"}
+    assert (len(ids), anew > 0) == (3, True)
+    assert await asked(database, "SELECT count(*), count(sealed) FROM contents") == [(len(accepted), 0)]
+    assert await broken(database.owner, provider) == {}
 
 
 async def test_nobody_seals_while_it_is_changed_and_it_waits_for_those_who_do(
@@ -397,28 +430,28 @@ async def test_without_the_key_nothing_is_changed(settings: Settings, database: 
     async with opened(settings) as lw:
         waiting = Waiting(lw, database)
         await waiting.store(3)
-        before = await rows(database, "SELECT pk, sealed FROM contents ORDER BY pk")
+        before = await asked(database, "SELECT pk, sealed FROM contents ORDER BY pk")
         # When
         (settings.data_dir / "text.key").unlink()
         with pytest.raises(WrongTextKey, match="--lost"):
             await rotate(settings)
         # Then
         assert list(settings.data_dir.glob("text.key.next")) == []
-        assert await rows(database, "SELECT pk, sealed FROM contents ORDER BY pk") == before
+        assert await asked(database, "SELECT pk, sealed FROM contents ORDER BY pk") == before
 
 
 async def test_a_text_of_an_unknown_key_stops_the_change(settings: Settings, database: DatabaseUrls) -> None:
     async with opened(settings) as lw:
         waiting = Waiting(lw, database)
         await waiting.store(3)
-        await rows(database, "UPDATE contents SET sealed = decode(repeat('00', 60), 'hex') WHERE pk = 2")
+        await asked(database, "UPDATE contents SET sealed = decode(repeat('00', 60), 'hex') WHERE pk = 2")
         with pytest.raises(KeyLost, match="--lost"):
             await rotate(settings)
         assert await opens(settings)
         # When it is given up, then the others are not
         rotated = await rotate(settings, lost=True)
     assert rotated == Rotated(Counts(2, 1, 1), Counts(1, 0, 0))
-    found = await rows(database, "SELECT state, reason, sealed IS NULL FROM contents ORDER BY pk")
+    found = await asked(database, "SELECT state, reason, sealed IS NULL FROM contents ORDER BY pk")
     assert found == [("live", None, False), ("failed", "text_key_lost", True), ("live", None, False)]
 
 
@@ -438,20 +471,22 @@ async def test_a_lost_key_gives_up_what_waits_and_a_new_one_is_known(
     async with opened(settings) as lw:
         waiting = Waiting(lw, database)
         await waiting.store(3)
-        await rows(database, "INSERT INTO waiting (tenant, generation, content, lane) SELECT 1, 1, pk, 0 FROM contents")
+        await asked(
+            database, "INSERT INTO waiting (tenant, generation, content, lane) SELECT 1, 1, pk, 0 FROM contents"
+        )
     spoil(settings.data_dir / "text.key")
     assert not await opens(settings)
     # When
     rotated = await rotate(settings, lost=True)
     # Then
     assert rotated == Rotated(Counts(0, 0, 0), Counts(3, 1, 1))
-    assert await rows(database, "SELECT DISTINCT state, reason, sealed IS NULL FROM contents") == [
+    assert await asked(database, "SELECT DISTINCT state, reason, sealed IS NULL FROM contents") == [
         ("failed", "text_key_lost", True)
     ]
-    assert await rows(database, "SELECT state, error, input FROM jobs") == [("FAILED", "text_key_lost", None)]
-    assert await rows(database, "SELECT count(*) FROM waiting") == [(0,)]
+    assert await asked(database, "SELECT state, error, input FROM jobs") == [("FAILED", "text_key_lost", None)]
+    assert await asked(database, "SELECT count(*) FROM waiting") == [(0,)]
     async with opened(settings) as lw:
-        ((key,),) = await rows(database, "SELECT terms_key FROM collections")
+        ((key,),) = await asked(database, "SELECT terms_key FROM collections")
         fresh = lw.runtime.sealing.unseal_bytes(key, about_collection(1, "notes"))
         assert fresh != b"k" * 32
 
@@ -515,7 +550,12 @@ async def test_a_change_that_is_killed_leaves_a_state_that_starts(
     }
     # When
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", KILLED, step], check=False, env=environment, cwd=settings.data_dir
+        subprocess.run,
+        [sys.executable, "-c", KILLED, step],
+        check=False,
+        env=environment,
+        cwd=settings.data_dir,
+        timeout=60,
     )
     # Then
     assert done.returncode == -9

@@ -1,5 +1,6 @@
 """`likewise db purge`: after it no file of the database has a byte of what was deleted."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -25,6 +26,8 @@ from likewise.library import Likewise
 from likewise.search.analyzer import analyze
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, open_folder
+from tests.files import files_with
+from tests.ingest.rows import asked
 
 ROOT = Path(__file__).parents[2]
 GONE = "quokkazanzibar"
@@ -68,22 +71,6 @@ def canaries() -> dict[str, bytes]:
     }
 
 
-def found_in(folder: Path, wanted: dict[str, bytes]) -> dict[str, list[str]]:
-    """Which files have which of these bytes."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        try:
-            read = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        for name, value in wanted.items():
-            if value in read:
-                found.setdefault(name, []).append(str(path.relative_to(folder)))
-    return found
-
-
 @pytest.fixture
 def settings() -> AsyncIterator[Settings]:
     """An embedded Postgres of the test's own, which flushes as one that serves does."""
@@ -97,13 +84,10 @@ def opened(settings: Settings) -> Any:
     return likewise.open(settings, embedder=embedder)
 
 
-async def as_owner(lw: Likewise, *statements: str) -> list[tuple[Any, ...]]:
-    url = lw.runtime.database.server.superuser_url("likewise")
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        await connection.execute("SET search_path = likewise")
-        for statement in statements:
-            cursor = await connection.execute(statement)
-        return await cursor.fetchall() if cursor.description else []
+async def as_superuser(lw: Likewise, *statements: str) -> list[tuple[Any, ...]]:
+    """What the last of them finds."""
+    found = [await asked(lw.runtime.database.server.superuser_url("likewise"), one) for one in statements]
+    return found[-1]
 
 
 def purged_by_command(settings: Settings) -> subprocess.CompletedProcess[str]:
@@ -131,7 +115,7 @@ async def store_and_delete(lw: Likewise) -> None:
     assert lw.runtime.database.owner_url is not None
     await Maintenance(lw.runtime.database.owner_url, most_scanned=1_000).step()
     assert (await notes.stats())["index"] == "hnsw"
-    await as_owner(
+    await as_superuser(
         lw,
         f"UPDATE contents SET sealed = '\\x{SEALED.hex()}' WHERE text LIKE 'a valve 7 %'",
         f"""INSERT INTO jobs (id, tenant, kind, input, result)
@@ -143,7 +127,7 @@ async def store_and_delete(lw: Likewise) -> None:
     for one in goes:
         await notes.delete(one["id"])
     await gone.drop()
-    await as_owner(lw, "UPDATE contents SET sealed = NULL", "DELETE FROM job_contents", "DELETE FROM jobs")
+    await as_superuser(lw, "UPDATE contents SET sealed = NULL", "DELETE FROM job_contents", "DELETE FROM jobs")
 
 
 STATISTICS = "SELECT count(*) FROM pg_statistic WHERE concat(stavalues1::text, stavalues2::text) LIKE '{}'"
@@ -155,33 +139,33 @@ async def test_no_byte_of_what_was_deleted_is_left_in_a_file(settings: Settings)
     async with opened(settings) as lw:
         # Given: what was deleted is in the files all the same, after a plain vacuum too
         await store_and_delete(lw)
-        await as_owner(lw, "VACUUM", "CHECKPOINT")
-        before = found_in(folder, canaries())
+        await as_superuser(lw, "VACUUM", "CHECKPOINT")
+        before = files_with(folder, canaries())
         assert set(before) == set(canaries())
         assert any(name.startswith("data/pg_wal") for name in before["text"])
-        assert await as_owner(lw, STATISTICS.format("%walrus%")) != [(0,)]
+        assert await as_superuser(lw, STATISTICS.format("%walrus%")) != [(0,)]
         # A table without rows keeps its statistics.
-        assert await as_owner(lw, STATISTICS.format("%an-item-of-a-job%")) != [(0,)]
+        assert await as_superuser(lw, STATISTICS.format("%an-item-of-a-job%")) != [(0,)]
         # When, beside the process that serves
-        done = purged_by_command(settings)
+        done = await asyncio.to_thread(purged_by_command, settings)
         # Then
         assert done.returncode == 0, done.stdout + done.stderr
         said = json.loads(done.stdout)
         assert said["busy"] == said["unreached"] == []
         assert "backups and dumps" in said["elsewhere"]
-        assert found_in(folder, canaries()) == {}
+        assert files_with(folder, canaries()) == {}
         # And what stays is there, and found
         assert (await lw.collection("notes").stats())["records"] == 300
         hits = (await lw.collection("notes").search("valve 7 that stays")).hits
         assert hits[0].id == "s7"
-        (state,) = await as_owner(
+        (state,) = await as_superuser(
             lw, "SELECT bool_and(indisvalid), count(*) FROM pg_index WHERE indrelid::regclass::text LIKE 'vec%'"
         )
         assert state == (True, 2)
     # And when that has stopped, by itself
-    assert found_in(folder, canaries()) == {}
-    assert purged_by_command(settings).returncode == 0
-    assert found_in(folder, {"stays": b"a valve 7 that stays"}) != {}
+    assert files_with(folder, canaries()) == {}
+    assert (await asyncio.to_thread(purged_by_command, settings)).returncode == 0
+    assert files_with(folder, {"stays": b"a valve 7 that stays"}) != {}
 
 
 def left_behind(data: Path) -> Path:
@@ -220,7 +204,7 @@ async def test_a_table_that_others_keep_busy_is_named(settings: Settings) -> Non
         # And when they are done
         again = await purge(owner, superuser, patience=20.0)
         assert again.busy == again.unreached == ()
-    assert found_in(settings.data_dir / "postgres", {"text": TEXT.encode(), "id": b"the-id-of-a-walrus"}) == {}
+    assert files_with(settings.data_dir / "postgres", {"text": TEXT.encode(), "id": b"the-id-of-a-walrus"}) == {}
 
 
 async def test_of_a_database_that_is_not_ours_it_says_what_it_leaves(

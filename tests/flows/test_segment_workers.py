@@ -2,98 +2,58 @@
 
 import asyncio
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import psycopg
 import pytest
 
-from likewise.testing import Asked, LiveServer, LiveWorker, Reply, Upstream, open_folder
+from likewise.testing import Asked, Reply
+from tests.flows.house import House, open_house
 from tests.models_file import models_file
 from tests.patience import until
 
-
-@dataclass
-class House:
-    """A server that embeds nothing itself, its model, and what its workers need."""
-
-    server: LiveServer
-    client: httpx2.AsyncClient
-    upstream: Upstream
-    environment: dict[str, str]
-
-    def worker(self) -> LiveWorker:
-        return LiveWorker(self.server.data_dir, self.environment)
-
-    async def embed(self, asset: str, texts: list[str]) -> str:
-        """Send texts; the id of their job."""
-        segments = [{"segment_id": f"s{place}", "text": text} for place, text in enumerate(texts)]
-        answer = await self.client.post("/vectors/embed/batch", json={"asset_id": asset, "segments": segments})
-        assert answer.status_code in (200, 202), answer.text
-        return str(answer.json()["job_id"])
-
-    async def ended(self, job: str) -> dict[str, Any]:
-        """A job, once it has ended."""
-        found: dict[str, Any] = {}
-
-        async def over() -> bool:
-            found.update((await self.client.get(f"/jobs/{job}")).json())
-            return found["status"] not in ("PENDING", "RUNNING")
-
-        await until(over)
-        return found
-
-    async def asked(self, statement: Any) -> list[tuple[Any, ...]]:
-        """Rows, seen as their owner."""
-        url = f"host={self.server.data_dir / 'postgres' / 'socket'} port=5432 user=likewise_owner dbname=likewise"
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-            await connection.execute("SET search_path = likewise, public")
-            return await (await connection.execute(statement)).fetchall()
+SENDERS, BATCHES, IN_EACH = 8, 10, 6
 
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """The server, its database and a model at an address."""
-    folder = open_folder()
-    try:
-        async with Upstream().running() as upstream:
-            environment = {
-                "LIKEWISE_MODELS_FILE": str(models_file(tmp_path, upstream.url)),
-                "LIKEWISE_MODEL": "ours",
-                "LIKEWISE_LEASE_SECONDS": "2",
-                "LIKEWISE_EMBED_WORKER": "false",
-                "LIKEWISE_CACHE_BYTES": "0",
-            }
-            async with (
-                LiveServer(folder, environment).running() as server,
-                httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
-            ):
-                yield House(server, client, upstream, environment)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Nothing is remembered: what is embedded twice is asked for twice."""
+    async with open_house(tmp_path, LIKEWISE_CACHE_BYTES="0") as house:
+        yield house
 
 
-async def test_two_workers_that_race_embed_each_text_once(house: House) -> None:
-    # Given
-    texts = [f"pump {number} is cold" for number in range(600)]
-    jobs = [await house.embed(f"asset {n}", texts[n * 100 : n * 100 + 100]) for n in range(6)]
-    # When
-    async with house.worker().running(), house.worker().running():
-        ends = [await house.ended(job) for job in jobs]
+async def test_two_workers_that_race_embed_each_text_once(house: House, tmp_path: Path) -> None:
+    # Given two that can be told apart by the key that they show, and a model that takes its time
+    models_file(tmp_path, house.upstream.url, key_variable="OURS_KEY")
+    house.upstream.always = lambda asked: replace(Reply.of(asked.good), delay=0.02)
+    async with house.worker(OURS_KEY="one").running(), house.worker(OURS_KEY="two").running():
+        await house.ended(await house.embed("warm", ["it is warm"]))
+        # When many small batches come at once
+        sent = await asyncio.gather(*(_sent(house, f"sender {number}") for number in range(SENDERS)))
+        ends = [await house.ended(job) for jobs, _ in sent for job in jobs]
     # Then
     assert {end["status"] for end in ends} == {"SUCCEEDED"}
-    sent = [text for asked in house.upstream.asked for text in asked.texts if text in set(texts)]
-    assert sorted(sent) == sorted(texts)
+    wanted = {text for _, texts in sent for text in texts}
+    asked = [(one.headers["authorization"], text) for one in house.upstream.asked for text in one.texts]
+    theirs = [(key, text) for key, text in asked if text in wanted]
+    assert {key for key, _ in theirs} == {"Bearer one", "Bearer two"}
+    assert sorted(text for _, text in theirs) == sorted(wanted)
     assert await house.asked("SELECT count(*) FROM waiting") == [(0,)]
 
 
-async def test_a_worker_that_slept_past_its_lease_writes_nothing(house: House) -> None:
-    sleeper = house.worker()
+async def _sent(house: House, asset: str) -> tuple[list[str], list[str]]:
+    """The jobs of so many batches, one after the other, and their texts."""
+    texts = [[f"{asset} {batch} {place} is cold" for place in range(IN_EACH)] for batch in range(BATCHES)]
+    jobs = [await house.embed(f"{asset}, {place}", one) for place, one in enumerate(texts)]
+    return jobs, [text for batch in texts for text in batch]
+
+
+async def test_a_worker_that_slept_past_its_lease_writes_nothing(house: House, tmp_path: Path) -> None:
+    log = tmp_path / "sleeper"
+    sleeper = house.worker(log)
     async with sleeper.running():
         # Given a worker that is stopped while its text is in the model
         await house.ended(await house.embed("warm", ["warm"]))
@@ -108,10 +68,11 @@ async def test_a_worker_that_slept_past_its_lease_writes_nothing(house: House) -
         async with other.running():
             assert (await house.ended(job))["status"] == "SUCCEEDED"
         before = await _vectors(house)
-        # And the sleeper wakes with its answer
+        # And the sleeper wakes with its answer, and tries to write it
         house.upstream.always = None
         gate.set()
         os.kill(sleeper.pid, signal.SIGCONT)
+        await until(lambda: '"texts_lost"' in log.read_text())
         await house.ended(await house.embed("b", ["it is awake and works"]))
         # Then what the other wrote is there, and nothing else
         after = await _vectors(house)
