@@ -98,6 +98,11 @@ MODELS: tuple[ModelSpec, ...] = (
 )  # fmt: skip
 
 
+RERANKERS: tuple[ModelSpec, ...] = (
+    ModelSpec("ms-marco-MiniLM-L-6-v2", "cross-encoder/ms-marco-MiniLM-L-6-v2", 1, 512, runtime="openvino"),
+)
+
+
 # Deterministic, and no model: nothing but `segments` takes it, and that only where LIKEWISE_ENABLE_MOCK says so.
 MOCK = ModelSpec("mock", "mock", 384, 256, architecture="mock")
 
@@ -195,10 +200,7 @@ def _openai(spec: ModelSpec, settings: Settings) -> Endpoint:
 
 def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
     """A row of the models file; SettingsError if its name is another model's."""
-    if any(spec.answers_to(row.name) for spec in (*MODELS, MOCK)):
-        raise SettingsError(
-            f"{models_file.FILE}: {row.name} is the name of a model that Likewise knows; choose another."
-        )
+    refuse_known_name(row.name)
     if row.folder is not None:
         return as_read(
             ModelSpec(
@@ -212,6 +214,12 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
         document_prefix=row.document_prefix, architecture=REMOTE, own=True,
         endpoint=endpoint_of(row, settings), price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
     )  # fmt: skip
+
+
+def refuse_known_name(name: str) -> None:
+    """SettingsError if a row of the models file has the name of a model of ours, whatever that makes."""
+    if any(spec.answers_to(name) for spec in (*MODELS, *RERANKERS, MOCK)):
+        raise SettingsError(f"{models_file.FILE}: {name} is the name of a model that Likewise knows; choose another.")
 
 
 def endpoint_of(row: models_file.ModelRow, settings: Settings) -> Endpoint:
