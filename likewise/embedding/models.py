@@ -110,10 +110,22 @@ MOCK = ModelSpec("mock", "mock", 384, 256, architecture="mock")
 def refuse_other_size(model: str, dimension: int, expected: int) -> None:
     """SettingsError unless the vectors of a model, named by its id on the hub, have so many numbers."""
     if dimension != expected:
-        raise SettingsError(
-            f"Embedding dimension mismatch: '{model}' makes {dimension}-dimensional vectors but "
-            f"{PREFIX}VECTOR_SIZE={expected}. Set {PREFIX}VECTOR_SIZE={dimension}, or remove it."
-        )
+        raise SettingsError(_other_size(model, dimension, expected))
+
+
+def size_fault(spec: ModelSpec, dimension: int, settings: Settings) -> str | None:
+    """Why vectors of so many numbers may not be the default model's; None if they may, or it is another model."""
+    expected = settings.vector_size
+    if expected is None or dimension in (0, expected) or not spec.answers_to(settings.model):
+        return None
+    return _other_size(spec.hub_id, dimension, expected)
+
+
+def _other_size(model: str, dimension: int, expected: int) -> str:
+    return (
+        f"Embedding dimension mismatch: '{model}' makes {dimension}-dimensional vectors but "
+        f"{PREFIX}VECTOR_SIZE={expected}. Set {PREFIX}VECTOR_SIZE={dimension}, or remove it."
+    )
 
 
 class Catalogue:

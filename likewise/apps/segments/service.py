@@ -245,7 +245,8 @@ class SegmentsService:
             _refuse_unkept(asked, self._policy)
             return none
         except Invalid as error:
-            raise _at_query_text(error) from None
+            _point_at_query_text(error)
+            raise
         org = await self._tenant_name(tenant)
         results = [_hit(one, org) for one in found.hits]
         return replace(none, results=results, total=len(results))
@@ -355,7 +356,7 @@ class SegmentsService:
                 analyzer=ANALYZER,
                 policy=self._policy,
                 model=spec.name,
-                dimension=spec.dimension or (await self._runtime.embedder.opened(spec.name)).dimension,
+                dimension=await self._runtime.embedder.dimension(spec),
                 text_keys=self._runtime.text_keys,
             )
         except Conflict as error:
@@ -448,9 +449,9 @@ def _named(asked: SegmentQuery) -> Filter | None:
     return All(tuple(wanted)) if wanted else None
 
 
-def _at_query_text(error: Invalid) -> Invalid:
+def _point_at_query_text(error: Invalid) -> None:
     faults = [replace(one, pointer="/query_text") if one.pointer == "/query" else one for one in error.faults]
-    return type(error)(error.detail, code=error.code, faults=faults)
+    error.faults = tuple(faults)
 
 
 def _hit(one: Found, org: str) -> SegmentHit:
