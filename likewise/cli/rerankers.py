@@ -8,10 +8,10 @@ from typing import Any
 from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.loading import ONE_USE_SECONDS
-from likewise.embedding.models import ModelSpec
+from likewise.embedding.models import RERANKERS, ModelSpec
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable
-from likewise.search.reranker_models import RERANKERS, RerankerCatalogue
+from likewise.search.reranker_models import RerankerCatalogue
 from likewise.search.reranking import Reranking
 from likewise.settings import Settings
 

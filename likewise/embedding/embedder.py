@@ -19,7 +19,7 @@ from likewise.embedding.forgotten import Forgotten, Since
 from likewise.embedding.in_flight import InFlight
 from likewise.embedding.loading import EMBEDDING, PATIENCE_SECONDS, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
-from likewise.embedding.models import MOCK, Catalogue, ModelSpec
+from likewise.embedding.models import MOCK, Catalogue, ModelSpec, size_fault
 from likewise.embedding.outcomes import all_or_faults, outcomes
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
@@ -29,7 +29,7 @@ from likewise.embedding.shortening import refuse_dimensions, shortened
 from likewise.embedding.splitter import Cut, Splitter
 from likewise.embedding.splitting import Span
 from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Invalid, LikewiseError, NotSupported
+from likewise.errors import Invalid, LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
 
@@ -215,6 +215,17 @@ class Embedder:
             replace(spec, dimension=provider.dimension, max_tokens=provider.max_tokens),
             provider.space, provider.numerics, provider.dimension, provider.max_tokens,
         )  # fmt: skip
+
+    async def dimension(self, spec: ModelSpec) -> int:
+        """How many numbers the vectors of a new collection have.
+
+        ModelUnavailable if nobody knows, or if the settings want another size of the default model: its folder may have
+        come after the start, which looks at that as well.
+        """
+        dimension = spec.dimension or (await self.opened(spec.name)).dimension
+        if fault := size_fault(spec, dimension, self._settings):
+            raise ModelUnavailable(fault, code="vector_size")
+        return dimension
 
     def spec(self, model: str | None = None) -> ModelSpec:
         """What is known of a model without loading it.

@@ -17,7 +17,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
 from likewise.embedding.memory import ModelMemory, needed_by
-from likewise.embedding.models import ModelSpec, as_read
+from likewise.embedding.models import ModelSpec, as_read, size_fault
 from likewise.embedding.provider import Provider
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
@@ -93,6 +93,8 @@ def _remote_provider(spec: ModelSpec) -> Provider:
 
 
 def _local_provider(spec: ModelSpec, folder: Path, settings: Settings) -> Provider:
+    if fault := size_fault(spec, spec.dimension, settings):
+        raise ModelUnavailable(fault, code="vector_size")
     runtime = runtime_of(spec.architecture, spec.runtime, settings.device)
     provider: Provider = importlib.import_module(PROVIDERS[runtime]).load(spec, folder, settings)
     return provider

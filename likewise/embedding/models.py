@@ -98,6 +98,11 @@ MODELS: tuple[ModelSpec, ...] = (
 )  # fmt: skip
 
 
+RERANKERS: tuple[ModelSpec, ...] = (
+    ModelSpec("ms-marco-MiniLM-L-6-v2", "cross-encoder/ms-marco-MiniLM-L-6-v2", 1, 512, runtime="openvino"),
+)
+
+
 # Deterministic, and no model: nothing but `segments` takes it, and that only where LIKEWISE_ENABLE_MOCK says so.
 MOCK = ModelSpec("mock", "mock", 384, 256, architecture="mock")
 
@@ -105,10 +110,22 @@ MOCK = ModelSpec("mock", "mock", 384, 256, architecture="mock")
 def refuse_other_size(model: str, dimension: int, expected: int) -> None:
     """SettingsError unless the vectors of a model, named by its id on the hub, have so many numbers."""
     if dimension != expected:
-        raise SettingsError(
-            f"Embedding dimension mismatch: '{model}' makes {dimension}-dimensional vectors but "
-            f"{PREFIX}VECTOR_SIZE={expected}. Set {PREFIX}VECTOR_SIZE={dimension}, or remove it."
-        )
+        raise SettingsError(_other_size(model, dimension, expected))
+
+
+def size_fault(spec: ModelSpec, dimension: int, settings: Settings) -> str | None:
+    """Why vectors of so many numbers may not be the default model's; None if they may, or it is another model."""
+    expected = settings.vector_size
+    if expected is None or dimension in (0, expected) or not spec.answers_to(settings.model):
+        return None
+    return _other_size(spec.hub_id, dimension, expected)
+
+
+def _other_size(model: str, dimension: int, expected: int) -> str:
+    return (
+        f"Embedding dimension mismatch: '{model}' makes {dimension}-dimensional vectors but "
+        f"{PREFIX}VECTOR_SIZE={expected}. Set {PREFIX}VECTOR_SIZE={dimension}, or remove it."
+    )
 
 
 class Catalogue:
@@ -195,10 +212,7 @@ def _openai(spec: ModelSpec, settings: Settings) -> Endpoint:
 
 def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
     """A row of the models file; SettingsError if its name is another model's."""
-    if any(spec.answers_to(row.name) for spec in (*MODELS, MOCK)):
-        raise SettingsError(
-            f"{models_file.FILE}: {row.name} is the name of a model that Likewise knows; choose another."
-        )
+    refuse_known_name(row.name)
     if row.folder is not None:
         return as_read(
             ModelSpec(
@@ -212,6 +226,12 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
         document_prefix=row.document_prefix, architecture=REMOTE, own=True,
         endpoint=endpoint_of(row, settings), price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
     )  # fmt: skip
+
+
+def refuse_known_name(name: str) -> None:
+    """SettingsError if a row of the models file has the name of a model of ours, whatever that makes."""
+    if any(spec.answers_to(name) for spec in (*MODELS, *RERANKERS, MOCK)):
+        raise SettingsError(f"{models_file.FILE}: {name} is the name of a model that Likewise knows; choose another.")
 
 
 def endpoint_of(row: models_file.ModelRow, settings: Settings) -> Endpoint:

@@ -1,10 +1,12 @@
 """Long texts as parts that a model reads whole, cut between paragraphs, sentences and words as far as that goes."""
 
+import asyncio
 from collections.abc import Iterator
 
 from semantic_text_splitter import TextSplitter
 
 from likewise.cleaning import cleaned
+from likewise.embedding.queue import CHARS_PER_TOKEN
 from likewise.embedding.tokenizing import LONG_RUN, RUN
 
 # Where a part begins and ends in the text, in code points.
@@ -20,6 +22,12 @@ def spans(text: str, splitter: TextSplitter) -> list[Span]:
             if not part.isspace():
                 found.append((start + at, start + at + len(part)))
     return found
+
+
+async def spans_by_characters(text: str, most: int, overlap: int) -> list[Span]:
+    """The parts of a text of at most so many tokens, for models whose tokenizer is not here."""
+    splitter = TextSplitter(most * CHARS_PER_TOKEN, min(overlap, most - 1) * CHARS_PER_TOKEN)
+    return await asyncio.to_thread(spans, text, splitter)
 
 
 def _pieces(text: str) -> Iterator[Span]:

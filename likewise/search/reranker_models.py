@@ -3,15 +3,11 @@
 from pathlib import Path
 
 from likewise.embedding import models_file
-from likewise.embedding.models import MODELS, REMOTE, ModelSpec, endpoint_of
-from likewise.errors import ModelNotAllowed, ModelUnavailable, SettingsError
+from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
+from likewise.errors import ModelNotAllowed, ModelUnavailable
 from likewise.settings import PREFIX, Settings
 
 SETTING = f"{PREFIX}RERANKER"
-
-RERANKERS: tuple[ModelSpec, ...] = (
-    ModelSpec("ms-marco-MiniLM-L-6-v2", "cross-encoder/ms-marco-MiniLM-L-6-v2", 1, 512, runtime="openvino"),
-)
 
 
 class NoReranker(ModelUnavailable):
@@ -41,12 +37,17 @@ class RerankerCatalogue:
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The reranker of that name, or the default; NoReranker or ModelNotAllowed if there is none."""
-        if not self._specs or (name is None and self.default is None):
+        if name is None:
+            if self.default is None:
+                raise NoReranker
+            return self.default
+        for spec in self._specs:
+            if spec.answers_to(name):
+                return spec
+        if not self._specs and any(spec.answers_to(name) for spec in RERANKERS):
+            # It is one, and could be here.
             raise NoReranker
-        found = self.default if name is None else next((one for one in self._specs if one.answers_to(name)), None)
-        if found is None:
-            raise ModelNotAllowed
-        return found
+        raise ModelNotAllowed
 
 
 def _find(name: str, own: list[ModelSpec], settings: Settings) -> ModelSpec:
@@ -62,10 +63,7 @@ def _find(name: str, own: list[ModelSpec], settings: Settings) -> ModelSpec:
 
 def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
     """A row of the models file; SettingsError if its name is another model's."""
-    if any(spec.answers_to(row.name) for spec in (*MODELS, *RERANKERS)):
-        raise SettingsError(
-            f"{models_file.FILE}: {row.name} is the name of a model that Likewise knows; choose another."
-        )
+    refuse_known_name(row.name)
     if row.folder is not None:
         return ModelSpec(row.name, row.name, 1, 0, own=True, folder=row.folder, runtime="openvino")
     return ModelSpec(

@@ -107,7 +107,7 @@ def test_nothing_is_said_to_be_nothing(likewise_command: Run) -> None:
         (["--since", "last week"], 2, "--since"),
         (["--until", "2026-03-01T00:00:00"], 2, "--until"),
         (["--since", "2026-03-02", "--until", "2026-03-01"], 2, "before"),
-        (["--tenant", "nobody"], 1, "keys list"),
+        (["--tenant", "nobody"], 1, "tenants list"),
     ],
 )
 def test_what_cannot_be_shown_is_said(likewise_command: Run, arguments: list[str], code: int, words: str) -> None:

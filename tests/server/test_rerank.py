@@ -308,3 +308,9 @@ async def leaving(client: httpx2.AsyncClient, url: str, body: dict[str, Any], wh
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
     }  # fmt: skip
     await transport.app(scope, receive, send)  # type: ignore[arg-type]
+
+
+async def test_a_name_that_is_none_is_not_found_where_there_is_no_reranker(opened: Any) -> None:
+    _, client = await opened()
+    error = await refused(client, 404, model="rerank-v3.5")
+    assert (error["code"], error["param"]) == ("model_not_found", "model")

@@ -138,7 +138,7 @@ class CollectionsService:
             analyzer=ANALYZER,
             policy=policy or KIND.policy,
             model=spec.name,
-            dimension=spec.dimension or (await self._runtime.embedder.opened(model)).dimension,
+            dimension=await self._runtime.embedder.dimension(spec),
             text_keys=self._runtime.text_keys,
             before_commit=_saving(save, _collection_view),
         )

@@ -198,7 +198,7 @@ class SegmentsService:
                 analyzer=ANALYZER,
                 policy=policy_of(self._settings),
                 model=spec.name,
-                dimension=spec.dimension or (await self._runtime.embedder.opened(spec.name)).dimension,
+                dimension=await self._runtime.embedder.dimension(spec),
                 text_keys=self._runtime.text_keys,
             )
         except Conflict as error:

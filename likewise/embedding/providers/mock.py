@@ -1,17 +1,15 @@
 """A model that is none: vectors follow from the SHA-256 of texts, so that programs can be tried without a model."""
 
-import asyncio
 import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from semantic_text_splitter import TextSplitter
 
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, ProviderResult, Role, Vector
 from likewise.embedding.queue import CHARS_PER_TOKEN
-from likewise.embedding.splitting import Span, spans
+from likewise.embedding.splitting import Span, spans_by_characters
 
 _ABOUT = b"likewise-mock-1"
 
@@ -47,9 +45,7 @@ class MockProvider:
 
     async def split(self, text: str, most: int, overlap: int) -> list[Span]:
         """The parts of a text by its characters."""
-        room = min(most, self.max_tokens)
-        splitter = TextSplitter(room * CHARS_PER_TOKEN, min(overlap, room - 1) * CHARS_PER_TOKEN)
-        return await asyncio.to_thread(spans, text, splitter)
+        return await spans_by_characters(text, min(most, self.max_tokens), overlap)
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -1,10 +1,8 @@
 """Models behind an OpenAI-compatible `/embeddings`: OpenAI, Azure, vLLM, TEI, Ollama, another Likewise."""
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
-from semantic_text_splitter import TextSplitter
 
 from likewise.cleaning import cleaned
 from likewise.embedding.backoff import Backoff
@@ -16,7 +14,7 @@ from likewise.embedding.providers.openai_answers import Answer, OtherDimension, 
 from likewise.embedding.queue import CHARS_PER_TOKEN, estimated_tokens
 from likewise.embedding.remote_calls import RemoteCalls
 from likewise.embedding.space import space_of_address
-from likewise.embedding.splitting import Span, spans
+from likewise.embedding.splitting import Span, spans_by_characters
 from likewise.embedding.trouble import RequestRefused, Trouble
 
 # At 4 characters each: OpenAI takes 300,000 tokens in a request, and some scripts have one for each character.
@@ -68,8 +66,7 @@ class RemoteProvider:
     async def split(self, text: str, most: int, overlap: int) -> list[Span]:
         """The parts of a text by its characters, 4 a token."""
         room = max(1, min(most, self.max_tokens) - len(self._prefixes["document"]) // CHARS_PER_TOKEN)
-        splitter = TextSplitter(room * CHARS_PER_TOKEN, min(overlap, room - 1) * CHARS_PER_TOKEN)
-        return await asyncio.to_thread(spans, text, splitter)
+        return await spans_by_characters(text, room, overlap)
 
     async def close(self) -> None:
         """End its connections."""
