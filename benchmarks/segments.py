@@ -134,10 +134,16 @@ async def with_workers(texts: list[str], count: int, threads: int) -> None:
 
 async def ask_everybody(url: str, texts: list[str]) -> list[Any]:
     """What each of very many tenants is answered to a question."""
-    answers = []
-    for tenant in range(MANY_TENANTS):
-        query = " ".join(texts[tenant % len(texts)].split()[:8]) or "anything"
-        answers.append(await send(Caller(url, token(tenant)), "/vectors/search", {"query_text": query, "limit": 5}))
+    answers: list[Any] = [None] * MANY_TENANTS
+    left = iter(range(MANY_TENANTS))
+
+    async def client() -> None:
+        for tenant in left:
+            query = " ".join(texts[tenant % len(texts)].split()[:8]) or "anything"
+            body = {"query_text": query, "limit": 5}
+            answers[tenant] = await send(Caller(url, token(tenant)), "/vectors/search", body)
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
     return answers
 
 
@@ -163,7 +169,7 @@ async def many_tenants(texts: list[str]) -> None:
         )
         started = time.perf_counter()
         before = await ask_everybody(server.url, texts)
-        print(f"              a search of each: {(time.perf_counter() - started) / MANY_TENANTS * 1000:.1f} ms")
+        print(f"              a search of each, {CLIENTS} at once: {time.perf_counter() - started:.0f} s")
         await restored(server, texts, before)
 
 
@@ -219,7 +225,7 @@ async def main() -> None:
         sys.exit(f"There is no file {file}: name one of packed JSON lines with a text.")
     texts = list(dict.fromkeys(passage["text"] for passage in lines(file)))
     print(machine())
-    for count, threads in ((1, 0), (1, 1), (2, 1)):
+    for count, threads in ((1, 0), (2, 1)):
         await with_workers(texts, count, threads)
     await many_tenants(texts)
 
