@@ -385,6 +385,7 @@ async def test_a_segment_deleted_while_in_the_model_ends_its_job_and_does_not_co
     assert await _ended(lw, job) == "CANCELLED"
     found = await lw.segments.search(tenant, SegmentQuery("alpha one"))
     assert [hit.payload["asset_id"] for hit in found.results] == ["warm"]
+    assert (await lw.collections.stats(tenant, "segments:minilm-l6-v2"))["vectors"] == 1
 
 
 async def test_an_older_job_that_ends_late_overwrites_nothing(lw: Likewise, provider: FakeProvider) -> None:
@@ -399,6 +400,7 @@ async def test_an_older_job_that_ends_late_overwrites_nothing(lw: Likewise, prov
     (hit,) = (await lw.segments.search(tenant, SegmentQuery("beta two", asset_id="a"))).results
     assert hit.score > 0.999
     assert hit.payload["job_id"] == str(newer)
+    assert (await lw.collections.stats(tenant, "segments:minilm-l6-v2"))["vectors"] == 2
 
 
 async def _in_the_model(lw: Likewise, provider: FakeProvider, text: str) -> tuple[UUID, asyncio.Event]:
