@@ -351,16 +351,12 @@ def _not_renewed(*_: object) -> object:
 
 async def test_a_job_on_a_text_that_another_job_waits_for_ends_with_it(lw: Likewise, provider: FakeProvider) -> None:
     # Given a text in the model, for a first job
-    tenant = await lw.tenant()
-    await _ended(lw, (await lw.segments.embed(tenant, "warm", "s", "something else")).job_id)
-    provider.gate = asyncio.Event()
-    first = await lw.segments.embed(tenant, "a", "s", "alpha one")
-    await until(lambda: "alpha one" in provider.texts)
+    first, gate = await _in_the_model(lw, provider, "alpha one")
     # When a second one is about the same text
-    second = await lw.segments.embed(tenant, "b", "s", "alpha one")
-    provider.gate.set()
+    second = (await lw.segments.embed(await lw.tenant(), "b", "s", "alpha one")).job_id
+    gate.set()
     # Then both end
-    assert [await _ended(lw, one.job_id) for one in (first, second)] == ["SUCCEEDED", "SUCCEEDED"]
+    assert [await _ended(lw, job) for job in (first, second)] == ["SUCCEEDED", "SUCCEEDED"]
     assert provider.texts.count("alpha one") == 1
 
 
@@ -374,6 +370,48 @@ async def test_a_segment_set_to_a_then_b_then_a_is_found_as_a(lw: Likewise) -> N
     found = await lw.segments.search(tenant, SegmentQuery("alpha one"))
     assert [hit.point_id for hit in found.results] == list(points)
     assert found.results[0].score > 0.999
+
+
+async def test_a_segment_deleted_while_in_the_model_ends_its_job_and_does_not_come_back(
+    lw: Likewise, provider: FakeProvider
+) -> None:
+    # Given
+    tenant = await lw.tenant()
+    job, gate = await _in_the_model(lw, provider, "alpha one")
+    # When
+    await lw.segments.delete_asset(tenant, "a")
+    gate.set()
+    # Then
+    assert await _ended(lw, job) == "CANCELLED"
+    found = await lw.segments.search(tenant, SegmentQuery("alpha one"))
+    assert [hit.payload["asset_id"] for hit in found.results] == ["warm"]
+    assert (await lw.collections.stats(tenant, "segments:minilm-l6-v2"))["vectors"] == 1
+
+
+async def test_an_older_job_that_ends_late_overwrites_nothing(lw: Likewise, provider: FakeProvider) -> None:
+    # Given a text in the model, for a first job
+    tenant = await lw.tenant()
+    older, gate = await _in_the_model(lw, provider, "alpha one")
+    # When a second one replaces it before the model answers
+    newer = (await lw.segments.embed(tenant, "a", "s", "beta two")).job_id
+    gate.set()
+    # Then the segment has the newer one's vector, and is the newer one's
+    assert [await _ended(lw, job) for job in (older, newer)] == ["CANCELLED", "SUCCEEDED"]
+    (hit,) = (await lw.segments.search(tenant, SegmentQuery("beta two", asset_id="a"))).results
+    assert hit.score > 0.999
+    assert hit.payload["job_id"] == str(newer)
+    assert (await lw.collections.stats(tenant, "segments:minilm-l6-v2"))["vectors"] == 2
+
+
+async def _in_the_model(lw: Likewise, provider: FakeProvider, text: str) -> tuple[UUID, asyncio.Event]:
+    """The job on a text that the model holds until an event."""
+    tenant = await lw.tenant()
+    # The first one has the model tried on its probe, which should not wait for the gate.
+    await _ended(lw, (await lw.segments.embed(tenant, "warm", "s", "something else")).job_id)
+    provider.gate = asyncio.Event()
+    job = (await lw.segments.embed(tenant, "a", "s", text)).job_id
+    await until(lambda: text in provider.texts)
+    return job, provider.gate
 
 
 async def test_one_nul_in_one_segment_costs_its_batch_nothing(lw: Likewise) -> None:
