@@ -13,6 +13,7 @@ from likewise.apps.body import MAX_FAULTS, fault_of, invalid
 from likewise.apps.collections.schemas import FaultOut
 from likewise.apps.deps import PROBLEM_JSON, Answer
 from likewise.errors import (
+    Fault,
     Internal,
     Invalid,
     LikewiseError,
@@ -61,12 +62,20 @@ def as_likewise_error(error: Exception) -> LikewiseError:
     if isinstance(error, LikewiseError):
         return Internal() if error.status == Internal.status else error
     if isinstance(error, RequestValidationError):
-        # `loc` begins with the part of the request, as in ("query", "limit").
-        return invalid([fault_of(details, details["loc"][1:]) for details in error.errors()])
+        return invalid(_of_parameters(error))
     if isinstance(error, HTTPException):
         known = {404: NotFound, 405: MethodNotAllowed, 400: Malformed}.get(error.status_code)
         return known() if known else Refused(HTTPStatus(error.status_code), HTTPStatus(error.status_code).phrase)
     return Internal()
+
+
+def _of_parameters(error: RequestValidationError) -> list[Fault]:
+    """One fault for each parameter; `loc` is as in ("query", "limit", ...), and goes on where it may be absent."""
+    faults: dict[Any, Fault] = {}
+    for details in error.errors():
+        place = details["loc"][1:2]
+        faults.setdefault(place, fault_of(details, place))
+    return list(faults.values())
 
 
 def answer(error: LikewiseError, scope: Scope, headers: dict[str, str] | None = None, **members: Any) -> Answer:

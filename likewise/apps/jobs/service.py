@@ -26,6 +26,7 @@ REASONS: Mapping[str, str] = {
     "text_expired": "The text waited for its model for as long as it may be kept, and has left. Send it again.",
     "text_failed": "The model cannot read this text.",
     "text_unreadable": "The text could not be read again. Send it again.",
+    "text_key_lost": "The key that the text waited encrypted with was lost. Send it again.",
     "lease_lost": "Each worker that had it stopped before it was done. Send it again, or without this text.",
     "blank": "The text is blank.",
     "too_long": "The text is longer than may be embedded.",
@@ -35,7 +36,7 @@ REASONS: Mapping[str, str] = {
     "model_failed": "The model failed each time that it was tried; the server's log has the reason.",
     "internal": "The server failed each time that it was tried; its log has the reason.",
 }
-WITHOUT_WORDS = "It could not be done; the server's log has the reason."
+WITHOUT_WORDS = "It could not be done; the log of the process that tried has the reason."
 
 
 @dataclass(frozen=True)

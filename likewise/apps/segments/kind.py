@@ -16,7 +16,7 @@ KIND = Kind(
     within=METADATA,
 )
 # What is kept of a segment beside its metadata, and answered.
-OWN = ("segment_id", "modality", "model", "model_ver", "job_id")
+OWN = ("point_id", "segment_id", "modality", "model", "model_ver", "job_id")
 # Names that a collection's may end with; those of models may be folders.
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

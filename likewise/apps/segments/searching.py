@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import orjson
 
 from likewise import filters
+from likewise.apps.collections.schemas import MAX_LIMIT
 from likewise.apps.collections.service import Save
 from likewise.apps.segments.found import Looked, SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
@@ -16,7 +17,7 @@ from likewise.cleaning import cleaned
 from likewise.db.pool import retried
 from likewise.embedding.models import MOCK, ModelSpec
 from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Invalid, NotFound
+from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable, NotFound
 from likewise.filters import All, Compare, Field, Filter
 from likewise.ingest.tasks import Progress
 from likewise.kind import Policy
@@ -89,10 +90,12 @@ class SegmentSearches:
         if asked.rerank:
             self._runtime.reranking.known()
         answer = SearchJob(uuid4(), "PENDING")
+        # By its name: who does it may have another default.
+        waiting = orjson.dumps(asdict(replace(asked, model=spec.name)))
 
         async def once() -> None:
             async with self._runtime.pool.tenant(tenant) as tx:
-                await self._runtime.tasks.add(tx, answer.job_id, SEARCH, orjson.dumps(asdict(asked)))
+                await self._runtime.tasks.add(tx, answer.job_id, SEARCH, waiting)
                 if save is not None:
                     await save(tx, answer)
 
@@ -101,7 +104,12 @@ class SegmentSearches:
 
     async def task(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
         """Do a search that `later` put off; a Handler of tasks. `told_again` tells what it found."""
-        looked = await self._look(tenant, SegmentQuery(**orjson.loads(input or b"{}")))
+        asked = SegmentQuery(**orjson.loads(input or b"{}"))
+        try:
+            looked = await self._look(tenant, asked)
+        except ModelNotAllowed:
+            # It was where the search was asked for: another process may have it.
+            raise ModelUnavailable("This process does not have the model.", code="model_not_here") from None
         return looked.kept()
 
     async def _look(self, tenant: int, asked: SegmentQuery) -> Looked:
@@ -131,6 +139,10 @@ class SegmentSearches:
             refuse_unreadable([asked.query_text])
         except Invalid as error:
             raise Invalid.at("/query_text", error.detail, error.faults[0].code) from None
+        if not 1 <= asked.limit <= MAX_LIMIT:
+            raise Invalid.at("/limit", f"This is 1 to {MAX_LIMIT}.", "out_of_range")
+        if asked.threshold is not None and not -1 <= asked.threshold <= 1:
+            raise Invalid.at("/threshold", "A threshold is a cosine, -1 to 1.", "out_of_range")
         filters.parse(asked.filters, KIND.aliases, KIND.within)
         group_field(asked.group_by, KIND.aliases, KIND.within)
         return self.known(asked.model)
