@@ -483,7 +483,7 @@ async def test_a_lost_key_gives_up_what_waits_and_a_new_one_is_known(
     assert await asked(database, "SELECT DISTINCT state, reason, sealed IS NULL FROM contents") == [
         ("failed", "text_key_lost", True)
     ]
-    assert await asked(database, "SELECT state, error, input FROM jobs") == [("FAILED", "text_key_lost", None)]
+    assert await asked(database, "SELECT state, error, input FROM jobs") == [("FAILED", "text_key_lost", b"")]
     assert await asked(database, "SELECT count(*) FROM waiting") == [(0,)]
     async with opened(settings) as lw:
         ((key,),) = await asked(database, "SELECT terms_key FROM collections")

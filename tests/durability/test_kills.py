@@ -35,7 +35,7 @@ class Writer:
                 batch = [self._record(number + n) for n in range(BATCH)]
                 await self._until_stored(client, batch)
                 number += BATCH
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
 
     async def _until_stored(self, client: httpx2.AsyncClient, batch: list[dict[str, str]]) -> None:
         while True:
