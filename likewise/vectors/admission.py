@@ -1,6 +1,7 @@
 """No vector is compared with one of another space: what a generation was made with, against what this process has."""
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ LEAST_PROBE_COSINE = 0.995
 
 # A worker with waiting entries asks again within this time, so a refusal stays known for as long as it matters.
 REFUSED_SECONDS = 30.0
+
+# A remote model may become another one; until then one answer will do for all generations that come at once.
+PROBE_SECONDS = 30.0
 
 log = get_logger(__name__)
 
@@ -56,6 +60,7 @@ class Admission:
         self._embedder = embedder
         self._admitted: set[tuple[int, str]] = set()
         self._refused: dict[int, _Refusal] = {}
+        self._probes: dict[tuple[str, str, str], tuple[float, Matrix]] = {}
         self._asking = asyncio.Lock()
 
     @property
@@ -98,7 +103,7 @@ class Admission:
                 "weights, tokenizer or configuration are others. Bring the old files back, or set LIKEWISE_MODEL."
             )
         for one in same:
-            least = _least_cosine(await self._embedder.probe(), one.probe)
+            least = _least_cosine(await self._probe(model), one.probe)
             if least < LEAST_PROBE_COSINE:
                 raise WrongModel(
                     f"The default model, {model.spec.name}, reads the probe texts otherwise than when the stored "
@@ -115,6 +120,7 @@ class Admission:
             generation = await self._adopt(tenant, generation, model)
         reason = await self._difference(generation, model)
         if reason is not None:
+            self._probes.clear()
             if generation.id not in self._refused:
                 log.error("generation_refused", generation=generation.id, reason=reason)
             self._refused[generation.id] = _Refusal.now(model.space, reason)
@@ -125,13 +131,22 @@ class Admission:
 
     async def _adopt(self, tenant: int, generation: Generation, model: OpenModel) -> Generation:
         """The first process that makes vectors here says what they are made with."""
-        probe = await self._embedder.probe(generation.model)
+        probe = await self._probe(model)
         async with self._pool.tenant(tenant) as tx:
             await collections.adopt(tx, generation.id, space=model.space, numerics=model.numerics, probe=probe)
             found = await collections.generation(tx, generation.id)
         if found is None:
             raise CollectionGone
         return found[0]
+
+    async def _probe(self, model: OpenModel) -> Matrix:
+        """What the model makes of the probe's texts; of thousands of generations it is asked once in a while."""
+        key, now = (model.spec.name, model.space, model.numerics), time.monotonic()
+        made_at, probe = self._probes.get(key, (-math.inf, None))
+        if probe is None or now - made_at > PROBE_SECONDS:
+            probe = await self._embedder.probe(model.spec.name)
+            self._probes[key] = now, probe
+        return probe
 
     async def _difference(self, generation: Generation, model: OpenModel) -> str | None:
         if model.dimension != generation.dimension:
@@ -146,7 +161,7 @@ class Admission:
             )
         if generation.probe is None:
             return None
-        probe = await self._embedder.probe(generation.model)
+        probe = await self._probe(model)
         least = _least_cosine(probe, generation.probe)
         if least < LEAST_PROBE_COSINE:
             return f"The model reads the probe texts otherwise than when this collection was made (cosine {least:.4f})."
