@@ -77,6 +77,7 @@ async def test_what_was_embedded_is_found(lw: Likewise) -> None:
     assert hit.score == hit.similarity > 0.99
     assert hit.point_id == accepted.point_id
     assert hit.payload == {
+        "point_id": accepted.point_id,
         "org_id": "default",
         "asset_id": ASSET,
         "segment_id": SEGMENT,
