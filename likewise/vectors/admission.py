@@ -13,7 +13,7 @@ from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder, OpenModel
 from likewise.embedding.provider import Matrix
-from likewise.errors import ModelUnavailable, WrongModel
+from likewise.errors import ModelUnavailable, Unavailable, WrongModel
 from likewise.observe.logs import get_logger
 
 # Between bf16 and f32 of the same weights the least cosine is 0.9998, between other poolings 0.9 and less.
@@ -24,6 +24,8 @@ REFUSED_SECONDS = 30.0
 
 # A remote model may become another one; until then one answer will do for all generations that come at once.
 PROBE_SECONDS = 30.0
+# A start waits no longer for a model that is at an address, or loads for long.
+START_SECONDS = 10.0
 
 log = get_logger(__name__)
 
@@ -90,11 +92,17 @@ class Admission:
             WrongModel: its files have been changed, or none of the vectors that are stored of it are its own.
         """
         try:
-            model = await self._embedder.opened()
+            async with asyncio.timeout(START_SECONDS):
+                await self._check_default_model()
         except ModelUnavailable as error:
             if error.code == "weights_checksum":
                 raise WrongModel(error.detail) from None
+        except (TimeoutError, Unavailable):
+            # It is looked at again with each generation that wants it.
             return
+
+    async def _check_default_model(self) -> None:
+        model = await self._embedder.opened()
         stored = await collections.spaces(self._pool, model.spec.name)
         same = [one for one in stored if one.space == model.space and one.dimension == model.dimension]
         if stored and not same:
@@ -140,7 +148,7 @@ class Admission:
         return found[0]
 
     async def _probe(self, model: OpenModel) -> Matrix:
-        """What the model makes of the probe's texts; of thousands of generations it is asked once in a while."""
+        """The vectors of PROBE_TEXTS, float32 (8, d); for thousands of generations they are made once in a while."""
         key, now = (model.spec.name, model.space, model.numerics), time.monotonic()
         made_at, probe = self._probes.get(key, (-math.inf, None))
         if probe is None or now - made_at > PROBE_SECONDS:

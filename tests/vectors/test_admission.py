@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,22 @@ async def test_a_default_model_that_made_nothing_that_is_stored_is_no_default(
     async with rows.process(provider()) as admission:
         with pytest.raises(WrongModel, match=reason):
             await admission.check_default_model()
+
+
+@pytest.mark.parametrize(
+    "trouble", [{"fail": ModelUnavailable("away")}, {"gate": asyncio.Event()}], ids=["away", "hangs"]
+)
+async def test_a_default_model_that_does_not_answer_stops_no_start(
+    own_rows: Rows, monkeypatch: pytest.MonkeyPatch, trouble: dict[str, Any]
+) -> None:
+    # Given a model, as one at an address, with vectors that are stored
+    monkeypatch.setattr("likewise.vectors.admission.START_SECONDS", 0.5)
+    generation = await own_rows.generation()
+    async with own_rows.process(FakeProvider()) as admission:
+        await admission.admit(own_rows.tenant, generation)
+    # Then nothing is said of it while it is away
+    async with own_rows.process(FakeProvider(**trouble)) as admission:
+        await admission.check_default_model()
 
 
 async def test_one_generation_of_another_space_closes_itself_only(own_rows: Rows) -> None:
