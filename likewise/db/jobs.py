@@ -30,10 +30,10 @@ ADD = SQL("""
 ADD_TASK = SQL("""
     INSERT INTO jobs (id, tenant, kind, input, result, request_id, run_after) VALUES (%s, %s, %s, %s, %s, %s, now())
 """)
-# Whoever writes a vector holds its content against this lock: afterwards either the vector is there or the row is seen.
 READY = SQL("""
     SELECT v.content, v.tokens, v.truncated, v.chars_read FROM {vectors} v WHERE v.content = ANY (%s::bigint[])
 """)
+# Whoever writes a vector holds its content against this lock: afterwards either the vector is there or the row is seen.
 SHARE = SQL("SELECT pk FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR SHARE")
 WAIT_FOR = SQL("""
     INSERT INTO job_contents (tenant, job, item, content)

@@ -59,8 +59,14 @@ class Splitter:
         await self._turn.acquire()
         running = asyncio.ensure_future(_split(provider, text, cut))
         # A thread cannot be stopped: the next one's turn is when it has ended, whoever has left meanwhile.
-        running.add_done_callback(lambda _: self._turn.release())
+        running.add_done_callback(self._ended)
         return await asyncio.shield(running)
+
+    def _ended(self, split: asyncio.Future[list[Span]]) -> None:
+        self._turn.release()
+        if not split.cancelled():
+            # Of one whose caller has left nobody else would hear.
+            split.exception()
 
 
 def _too_many(parts: int) -> Invalid:

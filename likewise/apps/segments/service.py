@@ -64,7 +64,8 @@ class SegmentsService:
             Overloaded, TooManyRequests: as many texts wait as may.
         """
         segment = NewSegment(segment_id, text, metadata or {})
-        labels, spec = await self._labels(tenant, asset_id, model, model_ver), self.known(model)
+        spec = self.known(model)
+        labels = await self._labels(tenant, asset_id, spec, model_ver)
         point = point_id(labels.tenant, asset_id, segment_id, labels.model, labels.model_ver)
 
         def told(job: UUID, state: str) -> Accepted:
@@ -87,7 +88,8 @@ class SegmentsService:
         """Store segments of an asset, all or none, with one job for all of them; errors as `embed`."""
         message = "An earlier segment of this batch has the same id."
         refuse_repeats([one.segment_id for one in batch], "/segments/{}/segment_id", message)
-        labels, spec = await self._labels(tenant, asset_id, model, model_ver), self.known(model)
+        spec = self.known(model)
+        labels = await self._labels(tenant, asset_id, spec, model_ver)
 
         def told(job: UUID, state: str) -> AcceptedBatch:
             return AcceptedBatch(job, asset_id, len(batch), state)
@@ -121,7 +123,8 @@ class SegmentsService:
             ModelUnavailable: nobody can say what the model reads at a time.
         """
         refuse_unreadable([text])
-        labels, spec = await self._labels(tenant, asset_id, model, model_ver), self.known(model)
+        spec = self.known(model)
+        labels = await self._labels(tenant, asset_id, spec, model_ver)
         finding = parts_of(self._runtime.embedder, text, spec.name, max_tokens=max_tokens, overlap=overlap)
         parts = await (finding if splitting is None else splitting(finding))
 
@@ -157,9 +160,8 @@ class SegmentsService:
         if not gone:
             raise NotFound("There is no asset of this id.", code="asset_not_found")
 
-    async def _labels(self, tenant: int, asset_id: str, model: str | None, model_ver: str | None) -> Labels:
-        hub_id = self.known(model).hub_id
-        return Labels(await self._names.of(tenant), asset_id, hub_id, model_ver or self._settings.model_ver)
+    async def _labels(self, tenant: int, asset_id: str, spec: ModelSpec, model_ver: str | None) -> Labels:
+        return Labels(await self._names.of(tenant), asset_id, spec.hub_id, model_ver or self._settings.model_ver)
 
     async def _store(self, tenant: int, spec: ModelSpec, storing: Storing, *, whole: bool = False) -> None:
         _refuse_unfit(storing.labels.asset_id, storing.segments)
