@@ -34,6 +34,9 @@ TENANT_NAMED = SQL("SELECT tenant_named(%s)")
 MAKE = SQL("SELECT make_collection(%s, %s, %s, %s, %s, %s, %s)")
 SET_TERMS_KEY = SQL("UPDATE collections SET terms_key = %s WHERE id = %s")
 DROP = SQL("SELECT drop_collection(%s)")
+# Writers share a collection; making, switching and retiring a generation, and dropping, exclude them. So does a writer
+# that others were in the way of: alone it cannot fail again.
+SHARE = SQL("SELECT pg_advisory_xact_lock_shared(7719, %s)")
 LOCK = SQL("SELECT lock_collection(%s)")
 TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s")
 # Of a collection that is dropped so many texts are told one by one: some 6 MB.

@@ -1,4 +1,4 @@
-"""Records and the contents they point at, as they are written and deleted.
+"""Records and the contents they point at, as they are written; `deletions` has how they go.
 
 Locks are taken in one order everywhere: the collection's advisory lock, contents, new records, changed records; rows of
 a batch by their keys. What hangs on a content (waiting, vec_, terms_) is written by who holds its lock, or skipped
@@ -15,8 +15,7 @@ from typing import Any, Literal
 import orjson
 from psycopg.sql import SQL
 
-from likewise.cleaning import storable
-from likewise.db import collections, fields, jobs, terms
+from likewise.db import collections, deletions, fields, jobs
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.transaction import Parameters, Statement, Tx, table
 from likewise.kind import Payload
@@ -29,11 +28,6 @@ INTERACTIVE: Lane = 0
 BULK: Lane = 1
 # An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
 CHARS_A_TOKEN = 4
-
-# Writers share a collection; making, switching and retiring a generation, and dropping, exclude them. So does a writer
-# that others were in the way of: alone it cannot fail again.
-SHARE_COLLECTION = SQL("SELECT pg_advisory_xact_lock_shared(7719, %s)")
-HAVE_COLLECTION = SQL("SELECT lock_collection(%s)")
 
 # The records as they stand, beside those that come: what is there, whether its text has failed, and whether it is the
 # same in everything. OFFSET 0 has each looked up by the index, whatever the planner thinks of the table's size.
@@ -105,26 +99,6 @@ ADD_WAITING = SQL("""
     ORDER BY g, c.pk
     ON CONFLICT (generation, content) DO NOTHING
 """)
-EMPTY = SQL("""
-    SELECT left_one FROM unnest(%s::bigint[]) AS left_one
-    WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.content = left_one)
-""")
-FIND = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = ANY (%s::text[])")
-FIND_OF_PARENT = SQL("SELECT pk, content FROM records WHERE collection = %s AND parent = %s")
-FIND_BY_FIELD = SQL("""
-    SELECT r.pk, r.content FROM record_fields f JOIN records r ON r.pk = f.record
-    WHERE f.collection = %s AND f.field = %s AND f.value = %s
-""")
-HOLD_THESE = SQL("SELECT 1 FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR UPDATE")
-DROP_RECORDS = SQL("""
-    DELETE FROM records r USING unnest(%s::bigint[], %s::bigint[]) AS i (pk, content)
-    WHERE r.pk = i.pk AND r.content = i.content
-""")
-DROP_WAITING = SQL("DELETE FROM waiting WHERE content = ANY (%s::bigint[]) AND generation = ANY (%s::int[])")
-DROP_VECTORS = SQL("DELETE FROM {vectors} WHERE content = ANY (%s::bigint[])")
-DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[]) RETURNING text_hash")
-# Retired ones included: they keep their vectors until they are dropped.
-ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
 
 @dataclass(frozen=True)
@@ -229,7 +203,7 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
         [record.occurred_at for record in records],
     ]
     _, live, found = await tx.together(
-        (HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection]),
+        (collections.LOCK if alone else collections.SHARE, [collection]),
         (collections.LIVE_GENERATIONS, [collection]),
         (COMPARE, [*columns, collection]),
     )
@@ -247,33 +221,41 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
     )
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """How a collection keeps what is written.
+
+    `indexed` are the payload fields that an index knows of each record, `facts` those that the text itself determines,
+    which one knows of each content. `seal` encrypts a text for the time that it waits, where texts are not kept;
+    `terms` says whether the collection has a table of words.
+    """
+
+    indexed: Sequence[str] = ()
+    facts: Sequence[str] = ()
+    seal: Seal | None = None
+    terms: bool = True
+
+
 async def write(
     tx: Tx,
     collection: int,
     compared: Compared,
+    keeping: Keeping,
     *,
-    indexed: Sequence[str],
     lane: Lane,
-    seal: Seal | None = None,
-    facts: Sequence[str] = (),
-    keep_terms: bool = True,
     hold_unchanged: bool = False,
     leaving: Sequence[tuple[int, int]] = (),
 ) -> Written:
     """Store what `compare` found to be new or different, in the order of the locks.
 
     Args:
-        indexed: the payload fields that an index knows of each record.
-        seal: encrypts a text for the time that it waits, where texts are not kept.
-        facts: those that the text itself determines, which an index knows of each content.
-        keep_terms: whether the collection has a table of words.
         hold_unchanged: whether contents of unchanged records are locked as well, for what comes after this.
         leaving: (record, content) of records that are deleted beside it.
 
     Raises:
         Contended: another writer stored, or deleted, one of these ids meanwhile; try the whole transaction again.
     """
-    fresh, old = compared.fresh, compared.old
+    fresh, old, seal = compared.fresh, compared.old, keeping.seal
     outcome_of: dict[str, Outcome] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed and not leaving:
         return Written(outcome_of, compared.unchanged)
@@ -281,96 +263,21 @@ async def write(
     if hold_unchanged:
         held.update(compared.unchanged.values())
     contents = await _get_or_make_contents(tx, collection, fresh, held, seal)
-    by_hash, added = contents.by_hash, contents.added
     if seal is not None and contents.there:
         await tx.execute(WAIT_LONGER, [contents.there, list(compared.generations)])
     revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane, seal)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
-    left = await _change(tx, [record for record in fresh if record.id in old], old, by_hash)
-    left |= await _leave(tx, leaving)
-    pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
-    if indexed:
-        rows = [(pks[record.id], by_hash[record.text_hash], record.payload) for record in fresh]
-        await fields.write(tx, collection, indexed, rows, changed=[pk for pk, _ in old.values()])
-    if facts and added:
-        one_of_each = {record.text_hash: record.payload for record in fresh if record.text_hash in added}
-        await fields.write_facts(tx, collection, facts, [(added[key], one) for key, one in one_of_each.items()])
+    left = await _change(tx, [record for record in fresh if record.id in old], old, contents.by_hash)
+    left |= await deletions.leave(tx, leaving)
+    await _index(tx, collection, compared, contents, made, keeping)
     return Written(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
-        content_of={**compared.unchanged, **{record.id: by_hash[record.text_hash] for record in fresh}},
-        new_contents=added,
-        gone=await _drop_empty(tx, collection, sorted(left), jobs.REPLACED, keep_terms=keep_terms),
-        waiting=bool(added or revived),
+        content_of={**compared.unchanged, **{record.id: contents.by_hash[record.text_hash] for record in fresh}},
+        new_contents=contents.added,
+        gone=await deletions.drop_empty(tx, collection, sorted(left), jobs.REPLACED, keep_terms=keeping.terms),
+        waiting=bool(contents.added or revived),
     )
-
-
-@dataclass(frozen=True)
-class Deleted:
-    """How many records were deleted, and the hashes of the texts that went with their last."""
-
-    records: int = 0
-    gone: Sequence[bytes] = ()
-
-
-async def delete(
-    tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: bool = True, alone: bool = False
-) -> Deleted:
-    """Take away those of the records that are there, and with the last of a content everything of it.
-
-    Raises:
-        Contended: another writer was at them meanwhile; try the whole transaction again.
-    """
-    stored = [one for one in ids if storable(one)]
-    if not stored:
-        return Deleted()
-    return await _delete(tx, collection, (FIND, [collection, stored]), keep_terms=keep_terms, alone=alone)
-
-
-async def delete_parent(
-    tx: Tx, collection: int, parent: str, *, keep_terms: bool = True, alone: bool = False
-) -> Deleted:
-    """The same with all records of a parent."""
-    if not storable(parent):
-        return Deleted()
-    return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), keep_terms=keep_terms, alone=alone)
-
-
-async def delete_with(
-    tx: Tx, collection: int, field: str, value: str, *, keep_terms: bool = True, alone: bool = False
-) -> Deleted:
-    """The same with all records that have this text in an indexed field of their payload."""
-    if not storable(value):
-        return Deleted()
-    find = (FIND_BY_FIELD, [collection, field, value])
-    return await _delete(tx, collection, find, keep_terms=keep_terms, alone=alone, again=True)
-
-
-async def _delete(
-    tx: Tx,
-    collection: int,
-    find: tuple[Statement, Parameters],
-    *,
-    keep_terms: bool,
-    alone: bool,
-    again: bool = False,
-) -> Deleted:
-    """Delete what a statement finds.
-
-    Args:
-        again: whether it asks for what a writer may change of a record without giving it another content.
-    """
-    lock = (HAVE_COLLECTION if alone else SHARE_COLLECTION, [collection])
-    _, found = await tx.together(lock, find)
-    if not found:
-        return Deleted()
-    contents = sorted({int(content) for _, content in found})
-    await tx.execute(HOLD_THESE, [contents])
-    # Who changes a record holds its content: what is found now stays so.
-    if again and sorted(await tx.rows(*find)) != sorted(found):
-        raise Contended("40001", "records")
-    await _leave(tx, [(pk, content) for pk, content in found])
-    return Deleted(len(found), await _drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
 
 
 @dataclass(frozen=True)
@@ -442,18 +349,6 @@ async def _change(
     return {old[record.id][1] for record in changed if by_hash[record.text_hash] != old[record.id][1]}
 
 
-async def _leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:
-    """Delete records, given with their contents; returns these."""
-    if not leaving:
-        return set()
-    pks, contents = (list(column) for column in zip(*leaving, strict=True))
-    dropped = await tx.execute(DROP_RECORDS, [pks, contents])
-    if dropped.rowcount < len(leaving):
-        # Some were deleted or pointed elsewhere while we waited for the locks: look again.
-        raise Contended("40001", "records")
-    return set(contents)
-
-
 async def _add(
     tx: Tx,
     collection: int,
@@ -479,6 +374,21 @@ async def _add(
     return made
 
 
+async def _index(
+    tx: Tx, collection: int, compared: Compared, contents: _Contents, made: Mapping[str, int], keeping: Keeping
+) -> None:
+    """Keep the fields by which records, and contents that were made, are found."""
+    fresh, old, added = compared.fresh, compared.old, contents.added
+    if keeping.indexed:
+        pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
+        rows = [(pks[record.id], contents.by_hash[record.text_hash], record.payload) for record in fresh]
+        await fields.write(tx, collection, keeping.indexed, rows, changed=[pk for pk, _ in old.values()])
+    if keeping.facts and added:
+        one_of_each = {record.text_hash: record.payload for record in fresh if record.text_hash in added}
+        facts = [(added[key], one) for key, one in one_of_each.items()]
+        await fields.write_facts(tx, collection, keeping.facts, facts)
+
+
 def _columns(records: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) -> list[list[Any]]:
     return [
         [by_hash[record.text_hash] for record in records],
@@ -487,28 +397,6 @@ def _columns(records: Sequence[PreparedRecord], by_hash: Mapping[bytes, int]) ->
         [record.occurred_at for record in records],
         [record.payload_json for record in records],
     ]
-
-
-async def _drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str, *, keep_terms: bool) -> list[bytes]:
-    """Take away contents that no record points at, and return their hashes; the caller holds their update locks.
-
-    Jobs that wait for them are told why. A job whose own record is gone goes on waiting for a content that others still
-    point at: it is embedded for them, and the job succeeds.
-    """
-    if not contents:
-        return []
-    empty = [int(row[0]) for row in await tx.rows(EMPTY, [list(contents)])]
-    if not empty:
-        return []
-    generations = [int(row[0]) for row in await tx.rows(ALL_GENERATIONS, [collection])]
-    *_, dropped = await tx.together(
-        (DROP_WAITING, [empty, generations]),
-        *((DROP_VECTORS.format(vectors=table("vec", generation)), [empty]) for generation in generations),
-        *([terms.deletion(collection, empty)] if keep_terms else ()),
-        (DROP_CONTENTS, [empty]),
-    )
-    await jobs.withdraw(tx, empty, why)
-    return [bytes(row[0]) for row in dropped]
 
 
 def payload_json(payload: Payload) -> str:

@@ -8,10 +8,11 @@ from itertools import count
 from typing import Any, TypeVar
 
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
-from likewise.db import collections, records, terms
+from likewise.db import collections, deletions, records, terms
 from likewise.db.collections import Collection
+from likewise.db.deletions import Deleted
 from likewise.db.pool import Pool, retried
-from likewise.db.records import Deleted, PreparedRecord, Written
+from likewise.db.records import Keeping, PreparedRecord, Written
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid
@@ -127,18 +128,18 @@ class Writer:
 
     async def delete_many(self, tenant: int, collection: Collection, ids: Sequence[str]) -> int:
         """The same with those of the records that are there, in one transaction; returns how many were."""
-        return await self._delete(tenant, collection, lambda tx, **how: records.delete(tx, collection.id, ids, **how))
+        return await self._delete(tenant, collection, lambda tx, **how: deletions.delete(tx, collection.id, ids, **how))
 
     async def delete_parent(self, tenant: int, collection: Collection, parent: str) -> int:
         """The same with all records of a parent."""
         return await self._delete(
-            tenant, collection, lambda tx, **how: records.delete_parent(tx, collection.id, parent, **how)
+            tenant, collection, lambda tx, **how: deletions.delete_parent(tx, collection.id, parent, **how)
         )
 
     async def delete_with(self, tenant: int, collection: Collection, field: str, value: str) -> int:
         """The same with all records that have this text in an indexed field, at the moment that they go."""
         return await self._delete(
-            tenant, collection, lambda tx, **how: records.delete_with(tx, collection.id, field, value, **how)
+            tenant, collection, lambda tx, **how: deletions.delete_with(tx, collection.id, field, value, **how)
         )
 
     async def drop(self, tenant: int, collection: Collection) -> bool:
@@ -180,11 +181,8 @@ class Writer:
                     tx,
                     collection.id,
                     compared,
-                    indexed=work.indexed,
+                    self._keeping(work),
                     lane=work.lane,
-                    seal=None if collection.policy.keep_text else self._seal(tenant, collection.id),
-                    facts=work.kind.in_text,
-                    keep_terms=collection.policy.keep_terms,
                     hold_unchanged=work.resolve is not None,
                     leaving=[] if work.leaving is None else await work.leaving(tx),
                 )
@@ -197,8 +195,13 @@ class Writer:
                 await work.before_commit(tx, written)
         return written
 
-    def _seal(self, tenant: int, collection: int) -> records.Seal:
-        return lambda key, text: self._text_keys.sealing.seal(text, about_content(tenant, collection, key))
+    def _keeping(self, work: "_Work") -> Keeping:
+        tenant, collection, policy = work.tenant, work.collection.id, work.collection.policy
+
+        def seal(key: bytes, text: str) -> bytes:
+            return self._text_keys.sealing.seal(text, about_content(tenant, collection, key))
+
+        return Keeping(work.indexed, work.kind.in_text, None if policy.keep_text else seal, policy.keep_terms)
 
     async def _went(self, collection: Collection, gone: Sequence[bytes]) -> None:
         """Texts have gone, by their hashes: nothing of this process knows them when the caller is answered."""
