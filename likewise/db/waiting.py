@@ -119,10 +119,11 @@ async def sweep(pool: Pool, tries: int) -> int:
     return int(row[0]) if row else 0
 
 
-async def give_back(pool: Pool, claims: Sequence[UUID]) -> None:
-    """Give back at once all that is still held under these claims."""
+async def give_back(pool: Pool, claims: Sequence[UUID]) -> int:
+    """Give back at once what is held under these claims; returns how many a transaction that was cut off still has."""
     async with pool.nobody() as tx:
-        await tx.execute(GIVE_BACK, [list(claims)])
+        row = await tx.row(GIVE_BACK, [list(claims)])
+    return int(row[0]) if row else 0
 
 
 async def models(pool: Pool) -> dict[str, float]:

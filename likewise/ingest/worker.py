@@ -46,6 +46,9 @@ SWEEP_SECONDS = 1.0
 ALONE_A_STEP = 16
 # A database that is away is tried again this often.
 AWAY_SECONDS = 1.0
+# A statement that was cut off may hold its rows until the server has ended it; after this the lease has to run out.
+GIVE_BACK_SECONDS = 5.0
+HELD_SECONDS = 0.05
 RETRY_AFTER = timedelta(seconds=2)
 WAIT_SECONDS = 30.0
 
@@ -339,8 +342,12 @@ class Worker:
                 await asyncio.sleep(AWAY_SECONDS)
 
     async def _give_back(self, claim: UUID) -> None:
+        deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
         with contextlib.suppress(LikewiseError):
-            await waiting.give_back(self._pool, [claim])
+            while await waiting.give_back(self._pool, [claim]):
+                if asyncio.get_running_loop().time() > deadline:
+                    return
+                await asyncio.sleep(HELD_SECONDS)
 
     async def _release(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> None:
         async with self._pool.tenant(tenant) as tx:

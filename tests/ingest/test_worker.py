@@ -400,6 +400,29 @@ async def test_a_caller_that_leaves_gives_its_claim_back_at_once(
     assert await worker_of(idle).step()
 
 
+async def test_claims_whose_rows_the_server_still_holds_are_given_back_when_it_lets_go(
+    idle: Likewise, provider: FakeProvider, database: DatabaseUrls
+) -> None:
+    """As after a statement that was cut off on a server that is slow to end it."""
+    # Given
+    await idle.collection("notes").add([{"id": "warm", "text": "warm"}], wait=False)
+    assert await worker_of(idle).step()
+    await add(idle, await idle.tenant(), "notes", [f"text {n}" for n in range(5)])
+    provider.gate = asyncio.Event()
+    step = asyncio.create_task(worker_of(idle, lease=timedelta(seconds=60)).step())
+    await until(lambda: "text 0" in provider.texts)
+    # When
+    async with await AsyncConnection.connect(database.owner) as holder:
+        await holder.execute("SELECT FROM likewise.waiting FOR UPDATE")
+        step.cancel()
+        await asyncio.sleep(0.2)
+        assert {row[1] is None for row in await queue(database)} == {False}
+        await holder.rollback()
+    await asyncio.gather(step, return_exceptions=True)
+    # Then
+    assert [row[1:] for row in await queue(database)] == [(None, 0, False, True, None)] * 5
+
+
 async def test_a_worker_cancelled_at_any_moment_leaves_no_claim(idle: Likewise, database: DatabaseUrls) -> None:
     await add(idle, await idle.tenant(), "notes", [f"text {n}" for n in range(200)])
     step = 0

@@ -264,6 +264,19 @@ END $$;
 
 -- A worker from before this knows neither sealed texts nor jobs, and would fail the ones and leave the others open. So
 -- the function that it claims with is gone: it fails, loudly, until its program is the present one.
+-- Gives back what a worker still holds under these claims. No attempt is counted: it lives to say so. Returns how many
+-- it could not have, since a transaction that was cut off has not ended on the server yet.
+DROP FUNCTION give_back_waiting(uuid[]);
+CREATE FUNCTION give_back_waiting(claims uuid[]) RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = likewise, pg_temp AS $$
+BEGIN
+    UPDATE waiting w
+    SET claim = NULL, run_after = now(), attempts = greatest(0, w.attempts - CASE WHEN w.alone THEN 1 ELSE 0 END)
+    FROM (SELECT generation, content FROM waiting WHERE claim = ANY (claims) FOR UPDATE SKIP LOCKED) ours
+    WHERE w.generation = ours.generation AND w.content = ours.content;
+    RETURN (SELECT count(*) FROM waiting WHERE claim = ANY (claims));
+END $$;
+
 DROP FUNCTION claim_waiting(text[], uuid, interval, int, int, boolean, int[]);
 
 -- Claims up to `most` free entries that wait for one of `models`, but for those of the `resting` generations. Tenants
@@ -334,8 +347,8 @@ $$;
 REVOKE EXECUTE ON FUNCTION
     claim_entries(text[], uuid, interval, int, int, boolean, int[]), spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
-    claim_task(text[], uuid, interval, int) FROM PUBLIC;
+    claim_task(text[], uuid, interval, int), give_back_waiting(uuid[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     claim_entries(text[], uuid, interval, int, int, boolean, int[]), spaces_of_model(text), count_in_jobs(uuid[], int[], int[], int[], text, jsonb[]), fail_in_jobs(bigint[], text, boolean),
     fail_contents(bigint[], text, boolean), expire_sealed(interval, int), forget_jobs(interval, int),
-    claim_task(text[], uuid, interval, int) TO {server};
+    claim_task(text[], uuid, interval, int), give_back_waiting(uuid[]) TO {server};
