@@ -15,6 +15,8 @@ from likewise.db import migrate, roles
 from likewise.db.server import EmbeddedServer, create_database
 
 _TEMPLATE = "template_likewise"
+# Making a database copies hundreds of small files: milliseconds in memory, up to a quarter of a second on a disk.
+_MEMORY, _ENOUGH_BYTES = Path("/dev/shm"), 4 << 30  # noqa: S108 - the file's name in it is made by mkdtemp
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,25 @@ class ThrowawayPostgres:
             await connection.execute(statement.format(*map(Identifier, names)))
 
 
-def open_folder() -> Path:
+def open_folder(*, within: Path | None = None) -> Path:
     """A temporary folder that others may enter: as root the server runs as another user."""
-    folder = Path(tempfile.mkdtemp(prefix="likewise-"))
+    folder = Path(tempfile.mkdtemp(prefix="likewise-", dir=within))
     folder.chmod(0o755)
     return folder
 
 
+def _roomy_memory() -> Path | None:
+    """A folder that is kept in memory, where there is one with room."""
+    try:
+        return _MEMORY if shutil.disk_usage(_MEMORY).free >= _ENOUGH_BYTES else None
+    except OSError:
+        return None
+
+
 @contextlib.asynccontextmanager
 async def throwaway_postgres() -> AsyncIterator[ThrowawayPostgres]:
-    """A Postgres for one run of tests: started in a moment, nothing flushed to disk, gone at the end."""
-    folder = open_folder()
+    """A Postgres for one run of tests: started in a moment, in memory if there is room, gone at the end."""
+    folder = open_folder(within=_roomy_memory())
     server = await EmbeddedServer.start(folder, durable=False)
     try:
         postgres = ThrowawayPostgres(server)

@@ -117,11 +117,15 @@ def test_a_database_that_is_away_is_so_before_it_lacks_a_role(likewise_command: 
     assert "hidden" not in done.stderr
 
 
+NAMES = ("LIKEWISE_DATABASE_URL", "LIKEWISE_DATABASE_SERVING_URL", "LIKEWISE_DATABASE_DIRECT_URL")
+NO_URLS = ("secret", "postgresql://x:secret@[::1/x", "host=x password=secret port")
+VERBS = (["search", "x", "-c", "notes"], ["db", "upgrade"], ["db", "status"])
+
+
+# Each verb meets each name and each url, and each name each url.
 @pytest.mark.parametrize(
-    "name", ["LIKEWISE_DATABASE_URL", "LIKEWISE_DATABASE_SERVING_URL", "LIKEWISE_DATABASE_DIRECT_URL"]
+    ("verb", "name", "url"), [(VERBS[v], NAMES[n], NO_URLS[(v + n) % 3]) for v in range(3) for n in range(3)]
 )
-@pytest.mark.parametrize("url", ["secret", "postgresql://x:secret@[::1/x", "host=x password=secret port"])
-@pytest.mark.parametrize("verb", [["search", "x", "-c", "notes"], ["db", "upgrade"], ["db", "status"]])
 def test_an_url_that_is_none_stops_the_start_and_is_named(
     likewise_command: Run, verb: list[str], name: str, url: str
 ) -> None:

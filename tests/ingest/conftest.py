@@ -1,6 +1,7 @@
-"""Rows that are looked at from outside."""
+"""Rows that are looked at from outside, and workers that do not rest for long."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -13,3 +14,15 @@ async def whole(database: DatabaseUrls, provider: FakeProvider) -> AsyncIterator
     """After the test, and after its Likewise has closed, the rows are whole."""
     yield
     assert await broken(database.owner, provider) == {}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried again soon."""
+    monkeypatch.setattr("likewise.ingest.worker.RETRY_AFTER", timedelta(seconds=0.05))
+    monkeypatch.setattr("likewise.db.waiting.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("likewise.ingest.worker.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("likewise.ingest.worker.SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr("likewise.ingest.worker.AWAY_SECONDS", 0.1)
+    monkeypatch.setattr("likewise.ingest.worker.LEAST_REST", 0.02)
+    monkeypatch.setattr("likewise.ingest.worker.MOST_REST", 0.1)

@@ -48,6 +48,7 @@ async def test_a_refused_generation_is_probed_once_in_a_while(
         assert "not those" in str((await lw.health()).model)
 
 
+@pytest.mark.usefixtures("soon")
 async def test_who_waits_for_vectors_hears_which_texts_can_have_none(lw: Likewise, provider: FakeProvider) -> None:
     # Given a text that the model cannot embed
     provider.poison = lambda text: "poison" in text

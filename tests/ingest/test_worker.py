@@ -41,24 +41,12 @@ from tests.ingest.rows import asked
 from tests.ingest.workers import LEASE, worker_of
 from tests.patience import until
 
-pytestmark = pytest.mark.usefixtures("whole")
+pytestmark = pytest.mark.usefixtures("whole", "soon")
 
 QUEUE = "SELECT content, claim, attempts, alone, run_after <= now(), error FROM waiting ORDER BY content"
 MODEL = "minilm-l6-v2"
 # As it is where no test shortens it.
 FIRST_PAUSE = waiting.FIRST_PAUSE
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tried again is tried again soon."""
-    monkeypatch.setattr("likewise.ingest.worker.RETRY_AFTER", timedelta(seconds=0.05))
-    monkeypatch.setattr("likewise.db.waiting.FIRST_PAUSE", 0.02)
-    monkeypatch.setattr("likewise.ingest.worker.POLL_SECONDS", 0.05)
-    monkeypatch.setattr("likewise.ingest.worker.SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr("likewise.ingest.worker.AWAY_SECONDS", 0.1)
-    monkeypatch.setattr("likewise.ingest.worker.LEAST_REST", 0.02)
-    monkeypatch.setattr("likewise.ingest.worker.MOST_REST", 0.1)
 
 
 async def add(lw: Likewise, tenant: int, name: str, texts: Sequence[str]) -> None:

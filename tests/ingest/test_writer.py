@@ -131,6 +131,7 @@ async def test_the_average_length_follows_what_comes_and_stays_when_something_go
     assert await counted() == (0, 0)
 
 
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("how", ["same", "payload", "other record", "moved away"])
 async def test_a_failed_text_is_tried_again_when_it_is_sent_again(
     lw: Likewise, provider: FakeProvider, how: str

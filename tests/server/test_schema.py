@@ -326,7 +326,8 @@ def test_there_is_a_test_for_every_operation(running: Running) -> None:
 
 def modes(label: str, running: Running) -> list[GenerationMode]:
     """A search's filter has a thousand ways to be wrong, which are tried once: who calls is known before a body is."""
-    return [GenerationMode.POSITIVE] if running.key and label.endswith("/search") else list(GenerationMode)
+    searches = label.endswith(("/search", "/search/async"))
+    return [GenerationMode.POSITIVE] if running.key and searches else list(GenerationMode)
 
 
 def ask(case: schemathesis.Case, running: Running) -> None:
