@@ -1,22 +1,19 @@
 """Authentication: decides who calls, by the ways that `LIKEWISE_AUTH` names."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from likewise.auth.caller import EVERY_SCOPE, Caller, Scope
-from likewise.auth.claims import Rules
-from likewise.auth.development import ALGORITHM, Secret
-from likewise.auth.jwks import Issuer
+from likewise.auth.caller import EVERY_SCOPE, Caller
 from likewise.auth.keyring import KeyRing
-from likewise.auth.tenants import Tenants
 from likewise.auth.tokens import prefix_of, token_of
-from likewise.auth.verifier import Verifier
 from likewise.db import collections, keys
 from likewise.db.pool import Pool
 from likewise.errors import Unauthorized
 from likewise.observe.logs import get_logger
 from likewise.settings import Settings
 
-ISSUER_ALGORITHMS = frozenset({"RS256", "ES256"})
+if TYPE_CHECKING:
+    from likewise.auth.signed_tokens import SignedTokens
 
 # What each way asks for.
 _CREDENTIALS = {
@@ -42,15 +39,14 @@ class Authentication:
         self._only_tenant = only_tenant
         self._anybody: Caller | None = None
         self._keys = KeyRing(pool)
-        self._issuer = Issuer(settings.jwks_url or "") if "jwks" in self._ways else None
-        self._tokens = self._verifier(settings)
+        self._tokens = _signed_tokens(pool, settings)
         # One sentence for every reason: which keys there are, and what is wrong with a token, is nobody's business.
         self._refusal = " Or: ".join(words for way, words in _CREDENTIALS.items() if way in self._ways)
 
     @property
     def issuer_fault(self) -> str | None:
         """Why no token of the issuer can be checked."""
-        return self._issuer.fault if self._issuer else None
+        return self._tokens.issuer_fault if self._tokens else None
 
     async def caller(self, authorization: Sequence[str], api_key: Sequence[str]) -> Caller:
         """Who sent these headers; Unauthorized if that is not clear."""
@@ -69,8 +65,8 @@ class Authentication:
 
     def fetch_ahead(self) -> None:
         """Ask the issuer for its keys before the first caller needs them, and wait for nothing."""
-        if self._issuer is not None:
-            self._issuer.fetch()
+        if self._tokens is not None:
+            self._tokens.fetch_ahead()
 
     async def flush(self) -> None:
         """Keep what was counted in memory."""
@@ -78,8 +74,8 @@ class Authentication:
 
     async def close(self) -> None:
         """End what is under way."""
-        if self._issuer is not None:
-            await self._issuer.close()
+        if self._tokens is not None:
+            await self._tokens.close()
 
     async def _holder(self, token: str, *, as_key: bool) -> Caller | None:
         """Whose credential this is. `X-API-Key` is for keys: what it is logged as elsewhere, a token is not."""
@@ -93,17 +89,11 @@ class Authentication:
             self._anybody = Caller(tenant, EVERY_SCOPE)
         return self._anybody
 
-    def _verifier(self, settings: Settings) -> Verifier | None:
-        """The one way of JWT that is set; None if there is none."""
-        if self._issuer is None and "dev" not in self._ways:
-            return None
-        rules = Rules(
-            algorithms=ISSUER_ALGORITHMS if self._issuer else frozenset({ALGORITHM}),
-            audience=settings.jwt_audience if self._issuer else None,
-            issuer=settings.jwt_issuer if self._issuer else None,
-            needs_end=self._issuer is not None,
-            tenant_claim=settings.jwt_tenant_claim,
-            default_scopes=frozenset(scope for scope in Scope if scope in settings.jwt_default_scopes),
-        )
-        tenants = Tenants(self._pool, declared=settings.tenants == "declared")
-        return Verifier(rules, self._issuer or Secret(settings.dev_jwt_secret or ""), tenants)
+
+def _signed_tokens(pool: Pool, settings: Settings) -> "SignedTokens | None":
+    """Tokens are checked where they are asked for: to import what checks them takes a fifth of a second."""
+    if not {"dev", "jwks"} & set(settings.auth):
+        return None
+    from likewise.auth.signed_tokens import SignedTokens  # noqa: PLC0415
+
+    return SignedTokens(pool, settings)
