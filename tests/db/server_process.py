@@ -20,11 +20,13 @@ from typing import Any
 IS_ROOT = os.geteuid() == 0
 # Everything is imported before the user changes: a plain user may not be able to read this Python's own files.
 PROGRAM = """
-import asyncio, concurrent.futures.thread, json, os, pathlib, stringprep, encodings.idna, sys
+import asyncio, concurrent.futures.thread, json, os, pathlib, signal, stringprep, encodings.idna, sys
 import psycopg
 from likewise.db.server import EmbeddedServer
 from likewise.errors import ServerStartError
 
+# A run of the tests in the background hands down that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, uid, gid, durable = sys.argv[1:]
 if uid:
     os.setgroups([]); os.setgid(int(gid)); os.setuid(int(uid))
