@@ -68,6 +68,26 @@ CONFIG: dict[str, Any] = {
     # Or the request could not be repeated from what is printed.
     "output": {"sanitization": {"enabled": False}, "truncation": {"enabled": False}},
     "cache": {"enabled": False},
+    # What it takes for a refusal, and 413: a text that is too long may make a body that is.
+    "checks": {
+        "negative_data_rejection": {
+            "expected-statuses": [
+                "400",
+                "401",
+                "403",
+                "404",
+                "405",
+                "406",
+                "409",
+                "413",
+                "415",
+                "422",
+                "428",
+                "429",
+                "5xx",
+            ]
+        }
+    },
 }
 GENERATED = hypothesis_settings(
     max_examples=15,
