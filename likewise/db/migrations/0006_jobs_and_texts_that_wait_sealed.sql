@@ -262,8 +262,6 @@ BEGIN
     RETURN true;
 END $$;
 
--- A worker from before this knows neither sealed texts nor jobs, and would fail the ones and leave the others open. So
--- the function that it claims with is gone: it fails, loudly, until its program is the present one.
 -- Gives back what a worker still holds under these claims. No attempt is counted: it lives to say so. Returns how many
 -- it could not have, since a transaction that was cut off has not ended on the server yet.
 DROP FUNCTION give_back_waiting(uuid[]);
@@ -277,6 +275,8 @@ BEGIN
     RETURN (SELECT count(*) FROM waiting WHERE claim = ANY (claims));
 END $$;
 
+-- A worker from before this knows neither sealed texts nor jobs, and would fail the ones and leave the others open. So
+-- the function that it claims with is gone: it fails, loudly, until its program is the present one.
 DROP FUNCTION claim_waiting(text[], uuid, interval, int, int, boolean, int[]);
 
 -- Claims up to `most` free entries that wait for one of `models`, but for those of the `resting` generations. Tenants
