@@ -166,7 +166,7 @@ def disk_full(place: Path) -> StorageFault:
     """The error for a disk without space."""
     return StorageFault(
         f"The disk of {place} is full. Free some space or set LIKEWISE_DATA_DIR to another disk.",
-        in_short="The disk of the database is full. Free some space on it.",
+        public_detail="The disk of the database is full. Free some space on it.",
     )
 
 

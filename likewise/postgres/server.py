@@ -113,7 +113,7 @@ class EmbeddedServer:
     @property
     def storage_fault(self) -> str | None:
         """The same, if it is the storage's fault."""
-        return self._away.in_short if isinstance(self._away, StorageFault) else None
+        return self._away.public_detail if isinstance(self._away, StorageFault) else None
 
     async def close(self) -> None:
         """Stop using the server; the last one out stops it. More than once does nothing more."""
