@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.postgres.server_process import IS_ROOT, scratch_folder
 
-from likewise.db import binaries
+from likewise.postgres import binaries
 from likewise.postgres.binaries import PACKAGE, find_binaries, keep_copy
 from likewise.postgres.server import EmbeddedServer
+from tests.postgres.server_process import IS_ROOT, scratch_folder
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import psycopg
 import pytest
-from tests.postgres.server_process import scratch_folder
 
 from likewise.postgres.databases import create_database
 from likewise.postgres.server import EmbeddedServer
+from tests.postgres.server_process import scratch_folder
 
 CANARY = "canary-7f3a"
 

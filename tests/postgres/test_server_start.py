@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.postgres.server_process import IS_ROOT, LikewiseProcess, scratch_folder
 
-from likewise.db import account, binaries
 from likewise.errors import ServerStartError
+from likewise.postgres import account, binaries
 from likewise.postgres.cluster import Cluster
 from likewise.postgres.server import EmbeddedServer
 from likewise.postgres.tuning import MIB, shared_memory_type, sizes
+from tests.postgres.server_process import IS_ROOT, LikewiseProcess, scratch_folder
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 PLAIN = "nobody" if IS_ROOT else None
