@@ -54,8 +54,8 @@ class LikewiseError(Exception):
     status = 500
     code = "internal"
     retryable = False
-    # For callers over the network, who learn no path and no address that only those who run this have to know.
-    in_short: str | None = None
+    # The detail for callers over the network, where it differs: without paths and addresses that only operators need.
+    public_detail: str | None = None
 
     def __init__(
         self,
@@ -220,15 +220,17 @@ class ModelUnavailable(Unavailable):
         *,
         code: str | None = None,
         retry_after: int = 1,
-        in_short: str | None = None,
+        public_detail: str | None = None,
     ) -> None:
         super().__init__(detail, code=code, retry_after=retry_after)
-        self.in_short = in_short
+        self.public_detail = public_detail
 
     @classmethod
     def because(cls, error: LikewiseError, retry_after: int) -> "ModelUnavailable":
         """To one more caller: whatever the error is, to a caller the model is away."""
-        return ModelUnavailable(error.detail, code=error.code, retry_after=retry_after, in_short=error.in_short)
+        return ModelUnavailable(
+            error.detail, code=error.code, retry_after=retry_after, public_detail=error.public_detail
+        )
 
 
 class ModelFails(ModelUnavailable):
@@ -285,9 +287,9 @@ class ServerStartError(StartError):
 class StorageFault(ServerStartError):
     """The storage of the database cannot be used."""
 
-    def __init__(self, detail: str, *, in_short: str | None = None) -> None:
+    def __init__(self, detail: str, *, public_detail: str | None = None) -> None:
         super().__init__(detail)
-        self.in_short = in_short or type(self).__doc__ or ""
+        self.public_detail = public_detail or type(self).__doc__ or ""
 
 
 class SchemaError(StartError):

@@ -206,7 +206,7 @@ class House:
     @property
     def mosts(self) -> list[str]:
         """Constants of limits that are named otherwise than `MAX_` and `MIN_`."""
-        found = set()
+        found: set[str] = set()
         for room in self.rooms:
             names = (node for node in ast.walk(room.tree) if isinstance(node, ast.Name))
             stored = (node.id for node in names if isinstance(node.ctx, ast.Store))
