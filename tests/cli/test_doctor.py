@@ -22,9 +22,9 @@ from psycopg.sql import SQL
 from likewise.cli import database_checks, machine_checks
 from likewise.cli.doctor import Finding, findings
 from likewise.db import checkup
-from likewise.db.filelock import open_lock
-from likewise.db.processes import postgres_processes
-from likewise.db.server import EmbeddedServer
+from likewise.postgres.filelock import open_lock
+from likewise.postgres.processes import postgres_processes
+from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import new_key
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeIssuer, Reply, ThrowawayPostgres, Upstream, open_folder
