@@ -15,7 +15,7 @@ from likewise.settings import Settings
 
 if TYPE_CHECKING:
     from likewise.apps.collections.service import SearchResult
-    from likewise.cli.indexing import Indexed
+    from likewise.cli.index import Indexed
     from likewise.embedding.embedder import Embedded
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -106,7 +106,7 @@ async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model
 async def _index(
     _: Interruption, *, settings: Settings, path: str, collection: str, model: str | None, as_json: bool
 ) -> int:
-    from likewise.cli.indexing import index as index_files  # noqa: PLC0415
+    from likewise.cli.index import index as index_files  # noqa: PLC0415
 
     async with opened(settings, worker=True) as likewise:
         with progress("Reading", quiet=as_json) as report:
