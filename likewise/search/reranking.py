@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from likewise.embedding import weights
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.files import weights
 from likewise.embedding.loading import Making, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import ModelSpec
