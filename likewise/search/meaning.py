@@ -2,7 +2,7 @@
 
 from likewise.db.collections import Collection
 from likewise.db.transaction import Tx
-from likewise.search.scope import Scope
+from likewise.search.candidates import Scope
 from likewise.vectors.store import Fitting, Ranking, Vector, VectorStore
 
 # What visiting a vector costs, in microseconds, on the way through an index with a question to its record, by its id,

@@ -10,7 +10,7 @@ from likewise.db.collections import Collection
 from likewise.db.where import Indexed
 from likewise.filters import Field, Filter
 from likewise.kind import Kind
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.vectors.store import Vector
 
 T = TypeVar("T")
