@@ -20,7 +20,6 @@ from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
 from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
-from likewise.db.server import EmbeddedServer
 from likewise.db.text_key import TextKeys
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
@@ -33,6 +32,7 @@ from likewise.ingest.wakeups import TASKS, Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
+from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import Sealing
 from likewise.search.reranking import Reranking
 from likewise.search.searcher import Searcher

@@ -22,8 +22,8 @@ def purge(as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON."
 
 async def _purge(_: Interruption, *, settings: Settings, as_json: bool) -> int:
     from likewise.db.purge import purge as purged_by  # noqa: PLC0415
-    from likewise.db.server import DATABASE  # noqa: PLC0415
     from likewise.errors import SettingsError  # noqa: PLC0415
+    from likewise.postgres.server import DATABASE  # noqa: PLC0415
     from likewise.runtime import open_database  # noqa: PLC0415
 
     async with open_database(settings) as database:

@@ -111,13 +111,13 @@ EMBEDDING: Making[Provider, Batcher] = Making(_remote_provider, _local_provider,
 class ModelState:
     """How it stands with one model. `present`: its files are here, and nobody has asked for it yet.
 
-    `in_short` is the reason for callers over the network, where it is another.
+    `public_detail` is the reason for callers over the network, where it is another.
     """
 
     name: str
     state: State
     reason: str | None = None
-    in_short: str | None = None
+    public_detail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Slot(Generic[P, S]):
         if self._error is None:
             return ModelState(self.spec.name, "loading" if self._task else "present")
         error = self._error
-        return ModelState(self.spec.name, _STATES.get(error.code, "failed"), error.detail, error.in_short)
+        return ModelState(self.spec.name, _STATES.get(error.code, "failed"), error.detail, error.public_detail)
 
     def begin(self, *, fetch: bool = False) -> None:
         """Start loading in the background, and go on until it works; `fetch` allows the network."""

@@ -41,7 +41,7 @@ class RemoteCalls:
     def fault(self) -> str | None:
         """Why the provider is left alone, without its address."""
         trouble = self._breaker.trouble or (self._held() if self._pace.left > self._backoff.asked else None)
-        return trouble.in_short if trouble else None
+        return trouble.public_detail if trouble else None
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]], texts: int) -> T:
         """Try until it works, or cannot, or has failed too often. `attempt` posts so many texts.

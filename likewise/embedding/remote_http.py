@@ -120,8 +120,8 @@ def _url(spec: ModelSpec, endpoint: Endpoint, path: str) -> httpx2.URL:
         return httpx2.URL(f"{endpoint.base_url}{path}{query}")
     except httpx2.InvalidURL:
         message = f"The base URL of {spec.name} is none: {endpoint.base_url}. Mend it in the settings."
-        in_short = f"The base URL of {spec.name} is none."
-        raise ModelUnavailable(message, code="provider_address", in_short=in_short) from None
+        public_detail = f"The base URL of {spec.name} is none."
+        raise ModelUnavailable(message, code="provider_address", public_detail=public_detail) from None
 
 
 def _client(spec: ModelSpec, endpoint: Endpoint) -> httpx2.AsyncClient:

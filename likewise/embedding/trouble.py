@@ -34,9 +34,12 @@ class Trouble(ModelUnavailable):
     ) -> None:
         place = f" at {spec.endpoint.base_url}" if spec.endpoint else ""
         retry_after = max(1, math.ceil(asked or 0))
-        in_short = f"The provider of {spec.name} {words}."
+        public_detail = f"The provider of {spec.name} {words}."
         super().__init__(
-            f"The provider of {spec.name}{place} {words}.", code=code, retry_after=retry_after, in_short=in_short
+            f"The provider of {spec.name}{place} {words}.",
+            code=code,
+            retry_after=retry_after,
+            public_detail=public_detail,
         )
         self.heals = heals
         self.asked = asked

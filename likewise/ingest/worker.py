@@ -390,8 +390,8 @@ class Worker:
 def _stored(error: LikewiseError) -> ModelUnavailable:
     """What a writer hears who waits for vectors that do not come."""
     stored = "The records are stored and wait for their vectors."
-    in_short = error.in_short and f"{stored} {error.in_short}"
-    return ModelUnavailable(f"{stored} {error.detail}", in_short=in_short)
+    public_detail = error.public_detail and f"{stored} {error.public_detail}"
+    return ModelUnavailable(f"{stored} {error.detail}", public_detail=public_detail)
 
 
 def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from likewise.db import binaries
-from likewise.db.binaries import PACKAGE, find_binaries, keep_copy
-from likewise.db.server import EmbeddedServer
-from tests.db.server_process import IS_ROOT, scratch_folder
+from likewise.postgres import binaries
+from likewise.postgres.binaries import PACKAGE, find_binaries, keep_copy
+from likewise.postgres.server import EmbeddedServer
+from tests.postgres.server_process import IS_ROOT, scratch_folder
 
 
 @pytest.fixture

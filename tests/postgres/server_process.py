@@ -22,7 +22,7 @@ IS_ROOT = os.geteuid() == 0
 PROGRAM = """
 import asyncio, concurrent.futures.thread, json, os, pathlib, signal, stringprep, encodings.idna, sys
 import psycopg
-from likewise.db.server import EmbeddedServer
+from likewise.postgres.server import EmbeddedServer
 from likewise.errors import ServerStartError
 
 # A run of the tests in the background hands down that Ctrl-C is ignored.

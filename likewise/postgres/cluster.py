@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-from likewise.db.account import Account, account_for, names_let_in
-from likewise.db.binaries import Binaries
-from likewise.db.tuning import configuration, host_based_authentication, identity_map, server_settings
 from likewise.errors import ServerStartError, StorageFault
+from likewise.postgres.account import Account, account_for, names_let_in
+from likewise.postgres.binaries import Binaries
+from likewise.postgres.tuning import configuration, host_based_authentication, identity_map, server_settings
 
 SOCKET_NAME = ".s.PGSQL.5432"
 LONGEST_SOCKET_PATH = 103  # macOS; Linux takes 107
@@ -166,7 +166,7 @@ def disk_full(place: Path) -> StorageFault:
     """The error for a disk without space."""
     return StorageFault(
         f"The disk of {place} is full. Free some space or set LIKEWISE_DATA_DIR to another disk.",
-        in_short="The disk of the database is full. Free some space on it.",
+        public_detail="The disk of the database is full. Free some space on it.",
     )
 
 

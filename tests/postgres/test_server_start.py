@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from likewise.db import account, binaries
-from likewise.db.cluster import Cluster
-from likewise.db.server import EmbeddedServer
-from likewise.db.tuning import MIB, shared_memory_type, sizes
 from likewise.errors import ServerStartError
-from tests.db.server_process import IS_ROOT, LikewiseProcess, scratch_folder
+from likewise.postgres import account, binaries
+from likewise.postgres.cluster import Cluster
+from likewise.postgres.server import EmbeddedServer
+from likewise.postgres.tuning import MIB, shared_memory_type, sizes
+from tests.postgres.server_process import IS_ROOT, LikewiseProcess, scratch_folder
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 PLAIN = "nobody" if IS_ROOT else None
@@ -161,7 +161,7 @@ async def test_a_socket_folder_in_tmp_that_someone_else_prepared(folder: Path, t
 
 
 async def test_a_postgres_that_stops_while_starting_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likewise.db.cluster.server_settings", lambda *_, **__: {"shared_buffers": "a lot"})
+    monkeypatch.setattr("likewise.postgres.cluster.server_settings", lambda *_, **__: {"shared_buffers": "a lot"})
     assert "stopped while it started" in await refusal(folder)
 
 

@@ -12,14 +12,14 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 
-from likewise.db.account import Account
-from likewise.db.binaries import Binaries, find_binaries, keep_copy
-from likewise.db.cluster import Cluster, explained
-from likewise.db.databases import OWNER, create_database
-from likewise.db.filelock import FileLock, open_lock
-from likewise.db.postmaster import Launched, Postmaster, State
 from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
+from likewise.postgres.account import Account
+from likewise.postgres.binaries import Binaries, find_binaries, keep_copy
+from likewise.postgres.cluster import Cluster, explained
+from likewise.postgres.databases import OWNER, create_database
+from likewise.postgres.filelock import FileLock, open_lock
+from likewise.postgres.postmaster import Launched, Postmaster, State
 
 __all__ = ["EmbeddedServer", "create_database"]
 
@@ -113,7 +113,7 @@ class EmbeddedServer:
     @property
     def storage_fault(self) -> str | None:
         """The same, if it is the storage's fault."""
-        return self._away.in_short if isinstance(self._away, StorageFault) else None
+        return self._away.public_detail if isinstance(self._away, StorageFault) else None
 
     async def close(self) -> None:
         """Stop using the server; the last one out stops it. More than once does nothing more."""

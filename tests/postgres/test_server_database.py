@@ -9,9 +9,9 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from likewise.db.databases import create_database
-from likewise.db.server import EmbeddedServer
-from tests.db.server_process import scratch_folder
+from likewise.postgres.databases import create_database
+from likewise.postgres.server import EmbeddedServer
+from tests.postgres.server_process import scratch_folder
 
 CANARY = "canary-7f3a"
 

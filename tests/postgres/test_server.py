@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.db.server_process import IS_ROOT, LikewiseProcess, eventually, lives, made_folder, scratch_folder
+from tests.postgres.server_process import IS_ROOT, LikewiseProcess, eventually, lives, made_folder, scratch_folder
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
 # As root, most tests run as a plain user; those where root goes another way run as both.

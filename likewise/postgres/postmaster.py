@@ -15,13 +15,13 @@ from typing import BinaryIO
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
-from likewise.db.account import Account
-from likewise.db.binaries import Binaries
-from likewise.db.cluster import SOCKET_NAME, Cluster, disk_full, server_environment
-from likewise.db.filelock import FileLock
-from likewise.db.processes import is_postgres_on, postgres_processes
 from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
+from likewise.postgres.account import Account
+from likewise.postgres.binaries import Binaries
+from likewise.postgres.cluster import SOCKET_NAME, Cluster, disk_full, server_environment
+from likewise.postgres.filelock import FileLock
+from likewise.postgres.processes import is_postgres_on, postgres_processes
 
 log = get_logger(__name__)
 
