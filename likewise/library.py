@@ -198,7 +198,7 @@ class Collection:
                 total.created + part.created,
                 total.changed + part.changed,
                 total.unchanged + part.unchanged,
-                total.failed + [_moved(fault, start) for fault in part.failed],
+                total.failed + _moved_by(start, part.failed),
             )
         return total
 
@@ -288,10 +288,8 @@ def _fault_of(sort: str, state: ModelState) -> tuple[str, str | None]:
     return f"{what} {state.reason or ''}".strip(), state.public_detail and f"{what} {state.public_detail}"
 
 
-def _moved(fault: Fault, start: int) -> Fault:
-    """A fault of a batch, at its place in the whole list."""
-    _, place, rest = fault.pointer.split("/", 2)
-    return replace(fault, pointer=f"/{start + int(place)}/{rest}")
+def _moved_by(start: int, faults: Sequence[Fault]) -> list[Fault]:
+    return [fault.moved("", lambda place: f"/{start + place}") for fault in faults]
 
 
 def _checked_list(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
@@ -317,8 +315,7 @@ def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
     try:
         return checked(RecordIn, mended).to_record()
     except Invalid as error:
-        faults = [replace(fault, pointer=f"/{place}{fault.pointer}") for fault in error.faults]
-        raise Invalid(error.detail, code=error.code, faults=faults) from None
+        raise error.moved("", f"/{place}") from None
 
 
 @contextlib.asynccontextmanager

@@ -42,7 +42,7 @@ def _ask() -> None:
 
 
 async def _rotate(_: Interruption, *, settings: Settings, lost: bool, as_json: bool) -> int:
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db.text_key import source_of  # noqa: PLC0415
     from likewise.db.text_key_rotation import rotate  # noqa: PLC0415
 

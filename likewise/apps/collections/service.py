@@ -257,7 +257,7 @@ class CollectionsService:
         try:
             return await self._runtime.embedder.lengths(texts, model)
         except Invalid as error:
-            raise Invalid(error.detail, code=error.code, faults=[_at_text(fault) for fault in error.faults]) from None
+            raise error.moved("/texts", "/{}/text".format) from None
 
     async def _refuse_long(self, collection: CollectionRow, batch: Sequence[NewRecord]) -> None:
         embedder = self._runtime.embedder
@@ -288,11 +288,6 @@ def _saving(save: Save | None, result: Callable[[T], Any]) -> Callable[[Tx, T], 
 
 def _write_result(written: WriteOutcome) -> WriteResult:
     return WriteResult(written.created, written.changed, written.unchanged)
-
-
-def _at_text(fault: Fault) -> Fault:
-    """A fault of the embedder's, `/texts/3`, at its place in a batch of records, `/3/text`."""
-    return replace(fault, pointer=f"{fault.pointer.removeprefix('/texts')}/text")
 
 
 def refuse_repeats(batch: Sequence[NewRecord]) -> None:

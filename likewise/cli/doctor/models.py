@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 
 from likewise.cli import rerankers
-from likewise.cli.finding import Finding
+from likewise.cli.doctor.finding import Finding
 from likewise.cli.models import require_runnable, tried
 from likewise.embedding import weights
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
