@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
-from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
+from likewise.embedding.files import weights
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read, size_fault
 from likewise.embedding.provider import Provider
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.logs import get_logger
 from likewise.settings import Settings

@@ -4,8 +4,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-from likewise.embedding.backoff import Backoff
-from likewise.embedding.trouble import Trouble
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.errors import Trouble
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import PROVIDER_OPEN
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from likewise.embedding import hub, wheel
-from likewise.embedding.folder import has_weights
+from likewise.embedding.files import hub, wheel
+from likewise.embedding.files.folder import has_weights
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
 from likewise.observe.logs import get_logger

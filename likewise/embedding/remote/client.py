@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from likewise.embedding.backoff import Backoff
-from likewise.embedding.breaker import Breaker, Trial
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.pacing import Pace
-from likewise.embedding.remote_http import RemoteApi, refuse
-from likewise.embedding.trouble import LIMITED, RequestFails, RequestRefused, Trouble, WrongAnswer
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.breaker import Breaker, Trial
+from likewise.embedding.remote.errors import LIMITED, RequestFails, RequestRefused, Trouble, WrongAnswer
+from likewise.embedding.remote.http import RemoteApi, refuse
+from likewise.embedding.remote.limits import Pace
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import ProviderRequest
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from likewise.embedding.queue import QueueBudget, estimated_tokens
-from likewise.embedding.trouble import RequestFails, RequestRefused
+from likewise.embedding.remote.errors import RequestFails, RequestRefused
 from likewise.errors import Invalid, ModelFails, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import RerankerCall
