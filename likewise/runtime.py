@@ -21,6 +21,7 @@ from likewise.db.maintenance import Maintenance
 from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
+from likewise.db.transaction import ProgressReport
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
@@ -150,7 +151,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
         ) from None
 
 
-async def upgrade_database(settings: Settings, report: migrate.Report | None = None) -> list[str]:
+async def upgrade_database(settings: Settings, report: ProgressReport | None = None) -> list[str]:
     """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:

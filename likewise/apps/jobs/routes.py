@@ -11,7 +11,7 @@ from likewise.apps.deps import Answer, Reader, ServiceOf, Writer, cursor_for, fo
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
 from likewise.apps.jobs.service import JobsService, JobView
-from likewise.db.jobs import Place
+from likewise.db.jobs import JobCursor
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -55,7 +55,7 @@ def _written(job: JobView) -> str:
     return f"{job.created_at.astimezone(UTC).isoformat()} {job.job_id}"
 
 
-def _place(written: str) -> Place:
+def _place(written: str) -> JobCursor:
     at, _, job = written.partition(" ")
     try:
         return datetime.fromisoformat(at), UUID(job)
