@@ -72,7 +72,7 @@ class Likewise:
         self.collections = CollectionsService(runtime)
         self.segments = SegmentsService(runtime)
         runtime.tasks.register(SEARCH, self.segments.searches.task)
-        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark, {SEARCH: told_again})
+        self.jobs = JobsService(runtime.pool, runtime.wake_signal.send, {SEARCH: told_again})
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
         self._asked: Health | None = None
