@@ -23,7 +23,7 @@ import psycopg
 
 from benchmarks.overload import percentile
 from benchmarks.surroundings import DATA, MODELS_FOLDER, Caller, database_url, fresh_server, lines, machine
-from likewise.db.server import EmbeddedServer
+from likewise.postgres.server import EmbeddedServer
 from likewise.testing import LiveServer, LiveWorker, open_folder
 from likewise.testing.tokens import Signer, claims_of
 

@@ -35,8 +35,9 @@ LikewiseError
 A message says what is wrong and how to mend it. It never repeats a value that a caller sent: that may be private.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,26 @@ class Fault:
     code: str
     message: str
 
+    @property
+    def index(self) -> int | None:
+        """The index that the pointer begins with, as 3 of `/3/text`."""
+        first = self.pointer.removeprefix("/").partition("/")[0]
+        return int(first) if first.isdecimal() else None
+
+    def moved(self, old: str, new: str | Callable[[int], str]) -> "Fault":
+        """Return the fault as the caller knows the place: at `new` in place of `old`, or unchanged outside `old`.
+
+        Args:
+            new: where it is a function, it maps the index that follows `old`.
+        """
+        rest = self.pointer.removeprefix(old)
+        if not self.pointer.startswith(old) or rest[:1] not in ("", "/"):
+            return self
+        if isinstance(new, str):
+            return replace(self, pointer=new + rest)
+        index, slash, below = rest.removeprefix("/").partition("/")
+        return replace(self, pointer=new(int(index)) + slash + below) if index.isdecimal() else self
+
 
 class LikewiseError(Exception):
     """Something went wrong in Likewise."""
@@ -54,8 +75,8 @@ class LikewiseError(Exception):
     status = 500
     code = "internal"
     retryable = False
-    # For callers over the network, who learn no path and no address that only those who run this have to know.
-    in_short: str | None = None
+    # The detail for callers over the network, where it differs: without paths and addresses that only operators need.
+    public_detail: str | None = None
 
     def __init__(
         self,
@@ -153,8 +174,15 @@ class Invalid(LikewiseError):
 
     @classmethod
     def at(cls, pointer: str, message: str, code: str = "invalid_value") -> "Invalid":
-        """The error for one wrong place."""
+        """Return the error for one wrong place."""
         return cls(message, faults=[Fault(pointer, code, message)])
+
+    def moved(self, old: str, new: str | Callable[[int], str]) -> Self:
+        """Return the same error, its class included, with each fault moved from `old` to `new`."""
+        # Not by the constructor: those of subclasses take other arguments.
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__, faults=tuple(fault.moved(old, new) for fault in self.faults))
+        return error
 
 
 class ModelNotAllowed(Invalid):
@@ -220,15 +248,17 @@ class ModelUnavailable(Unavailable):
         *,
         code: str | None = None,
         retry_after: int = 1,
-        in_short: str | None = None,
+        public_detail: str | None = None,
     ) -> None:
         super().__init__(detail, code=code, retry_after=retry_after)
-        self.in_short = in_short
+        self.public_detail = public_detail
 
     @classmethod
     def because(cls, error: LikewiseError, retry_after: int) -> "ModelUnavailable":
         """To one more caller: whatever the error is, to a caller the model is away."""
-        return ModelUnavailable(error.detail, code=error.code, retry_after=retry_after, in_short=error.in_short)
+        return ModelUnavailable(
+            error.detail, code=error.code, retry_after=retry_after, public_detail=error.public_detail
+        )
 
 
 class ModelFails(ModelUnavailable):
@@ -285,9 +315,9 @@ class ServerStartError(StartError):
 class StorageFault(ServerStartError):
     """The storage of the database cannot be used."""
 
-    def __init__(self, detail: str, *, in_short: str | None = None) -> None:
+    def __init__(self, detail: str, *, public_detail: str | None = None) -> None:
         super().__init__(detail)
-        self.in_short = in_short or type(self).__doc__ or ""
+        self.public_detail = public_detail or type(self).__doc__ or ""
 
 
 class SchemaError(StartError):

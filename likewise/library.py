@@ -20,8 +20,8 @@ from likewise.apps.collections.service import (
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
-from likewise.apps.segments.found import told_again
-from likewise.apps.segments.searching import SEARCH
+from likewise.apps.segments.hits import told_again
+from likewise.apps.segments.search import SEARCH
 from likewise.apps.segments.service import SegmentsService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
@@ -31,7 +31,7 @@ from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, S
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
-from likewise.search.request import Mode
+from likewise.search.options import Mode
 from likewise.settings import Settings, load_settings
 
 # A few texts are done in an instant; many need not be counted more often than each second.
@@ -47,7 +47,7 @@ Progress = Callable[[int, int], None]
 class Health:
     """What is wrong with each part, None where nothing is. `oldest_waiting` is in seconds.
 
-    `model_in_short` is the model's fault for callers over the network, where it is another, and so is that of the
+    `model_public_detail` is the model's fault for callers over the network, where it is another, and so is that of the
     reranker, which has none where the settings name none.
     """
 
@@ -56,10 +56,10 @@ class Health:
     model: str | None
     oldest_waiting: float
     cache: str | None = None
-    model_in_short: str | None = None
+    model_public_detail: str | None = None
     issuer: str | None = None
     reranker: str | None = None
-    reranker_in_short: str | None = None
+    reranker_public_detail: str | None = None
 
 
 class Likewise:
@@ -110,12 +110,14 @@ class Likewise:
             asked = self._asked
         # An answer is believed, whatever is said of the server; what a write met is not seen by asking.
         fault = (asked.database and self.runtime.server_away) or asked.database or self.runtime.pool.storage_fault
-        model, in_short = self._model_fault()
+        model, public_detail = self._model_fault()
         cache = self.embedder.cache_fault
         issuer = self.runtime.authentication.issuer_fault
-        faults = replace(asked, database=fault, model=model, model_in_short=in_short, cache=cache, issuer=issuer)
-        reranker, in_short = self._reranker_fault()
-        return replace(faults, reranker=reranker, reranker_in_short=in_short)
+        faults = replace(
+            asked, database=fault, model=model, model_public_detail=public_detail, cache=cache, issuer=issuer
+        )
+        reranker, public_detail = self._reranker_fault()
+        return replace(faults, reranker=reranker, reranker_public_detail=public_detail)
 
     async def _ask_database(self) -> Health:
         """What can be told of the database and its schema."""
@@ -196,7 +198,7 @@ class Collection:
                 total.created + part.created,
                 total.changed + part.changed,
                 total.unchanged + part.unchanged,
-                total.failed + [_moved(fault, start) for fault in part.failed],
+                total.failed + _moved_by(start, part.failed),
             )
         return total
 
@@ -283,13 +285,11 @@ class Collection:
 def _fault_of(sort: str, state: ModelState) -> tuple[str, str | None]:
     """What is wrong with a model that is not ready, and the same for callers over the network, where it is another."""
     what = f"The {sort} {state.name} is {state.state}."
-    return f"{what} {state.reason or ''}".strip(), state.in_short and f"{what} {state.in_short}"
+    return f"{what} {state.reason or ''}".strip(), state.public_detail and f"{what} {state.public_detail}"
 
 
-def _moved(fault: Fault, start: int) -> Fault:
-    """A fault of a batch, at its place in the whole list."""
-    _, place, rest = fault.pointer.split("/", 2)
-    return replace(fault, pointer=f"/{start + int(place)}/{rest}")
+def _moved_by(start: int, faults: Sequence[Fault]) -> list[Fault]:
+    return [fault.moved("", lambda place: f"/{start + place}") for fault in faults]
 
 
 def _checked_list(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
@@ -315,8 +315,7 @@ def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
     try:
         return checked(RecordIn, mended).to_record()
     except Invalid as error:
-        faults = [replace(fault, pointer=f"/{place}{fault.pointer}") for fault in error.faults]
-        raise Invalid(error.detail, code=error.code, faults=faults) from None
+        raise error.moved("", f"/{place}") from None
 
 
 @contextlib.asynccontextmanager

@@ -20,8 +20,8 @@ from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
 from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
-from likewise.db.server import EmbeddedServer
 from likewise.db.text_key import TextKeys
+from likewise.db.transaction import ProgressReport
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
@@ -32,6 +32,7 @@ from likewise.ingest.tasks import Tasks
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
+from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import Sealing
 from likewise.search.reranking import Reranking
 from likewise.search.searcher import Searcher
@@ -147,7 +148,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
         ) from None
 
 
-async def upgrade_database(settings: Settings, report: migrate.Report | None = None) -> list[str]:
+async def upgrade_database(settings: Settings, report: ProgressReport | None = None) -> list[str]:
     """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:

@@ -18,12 +18,12 @@ from psycopg import AsyncConnection
 import likewise
 from likewise.apps.segments import NewSegment, SegmentQuery
 from likewise.db.maintenance import Maintenance
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.cache import cache_key
 from likewise.embedding.caches.redis.packed import unpacked
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.providers import openai
+from likewise.embedding.remote.backoff import Backoff
 from likewise.errors import Invalid, ModelUnavailable, NotFound, SettingsError
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise

@@ -10,7 +10,7 @@ from likewise.cli.terminal import counted, note, progress, say, say_json
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
-    from likewise.db.purge import Purged
+    from likewise.db.purge import PurgeOutcome
 
 MIB = 2**20
 
@@ -22,8 +22,8 @@ def purge(as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON."
 
 async def _purge(_: Interruption, *, settings: Settings, as_json: bool) -> int:
     from likewise.db.purge import purge as purged_by  # noqa: PLC0415
-    from likewise.db.server import DATABASE  # noqa: PLC0415
     from likewise.errors import SettingsError  # noqa: PLC0415
+    from likewise.postgres.server import DATABASE  # noqa: PLC0415
     from likewise.runtime import open_database  # noqa: PLC0415
 
     async with open_database(settings) as database:
@@ -42,7 +42,7 @@ async def _purge(_: Interruption, *, settings: Settings, as_json: bool) -> int:
     return OK if is_whole else PARTLY
 
 
-def _tell(purged: "Purged") -> None:
+def _tell(purged: "PurgeOutcome") -> None:
     say(
         f"{counted(purged.tables, 'table')} written anew: "
         f"{purged.bytes_before / MIB:.1f} MiB before, {purged.bytes_after / MIB:.1f} MiB now."

@@ -11,8 +11,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from likewise.db.filelock import open_lock
 from likewise.errors import WrongTextKey
+from likewise.postgres.filelock import open_lock
 from likewise.sealing import TextKey, key_from_base64, new_key
 
 NAME = "text.key"

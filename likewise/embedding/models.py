@@ -7,9 +7,9 @@ from pathlib import Path
 from likewise.embedding import models_file
 from likewise.embedding.costs import PRICES
 from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.folder import ModelFolder, Pooling
+from likewise.embedding.files.folder import ModelFolder, Pooling
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.runtimes import Runtime, runtime_of
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import Fault, LikewiseError, ModelNotAllowed, NotSupported, SettingsError
 from likewise.settings import PREFIX, Settings
 
@@ -170,9 +170,9 @@ class Catalogue:
         except NotSupported as error:
             why = f"{_no_graph(spec)}{error.detail}"
             # Folders of this machine are for those who run it.
-            in_short = f"This server cannot run {spec.name}; `likewise doctor` says why." if spec.folder else why
-            known = NotSupported(why, faults=[Fault("/model", NotSupported.code, in_short)])
-            known.in_short = in_short
+            public_detail = f"This server cannot run {spec.name}; `likewise doctor` says why." if spec.folder else why
+            known = NotSupported(why, faults=[Fault("/model", NotSupported.code, public_detail)])
+            known.public_detail = public_detail
             raise known from None
 
     def _allowed_by(self, name: str) -> ModelSpec:

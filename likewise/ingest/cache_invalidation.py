@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from psycopg.sql import SQL
 
-from likewise.db.collections import MOST_HASHES, Collection
+from likewise.db.collections import MOST_HASHES, CollectionRow
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder, Maker
@@ -56,7 +56,7 @@ class CacheInvalidation:
             said = [self._said(tx.tenant, text_hashes[start : start + DIGESTS_A_NOTICE]) for start in parts]
             tx.at_the_end(TELL, [CHANNEL, said])
 
-    async def forget(self, collection: Collection, text_hashes: Sequence[bytes]) -> None:
+    async def forget(self, collection: CollectionRow, text_hashes: Sequence[bytes]) -> None:
         """Forget them here, and in Redis, before anybody is answered."""
         if len(text_hashes) > MOST_HASHES:
             await self._embedder.forget_all()
@@ -101,7 +101,7 @@ async def notice_sealing(pool: Pool) -> Sealing:
     return Sealing([TextKey(row[0])])
 
 
-def _maker(collection: Collection) -> Maker | None:
+def _maker(collection: CollectionRow) -> Maker | None:
     active = collection.active
     if active.space is None or active.numerics is None:
         return None

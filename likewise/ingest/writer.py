@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
 from likewise.db import collections, deletions, records, terms
-from likewise.db.collections import Collection
-from likewise.db.deletions import Deleted
+from likewise.db.collections import CollectionRow
+from likewise.db.deletions import Deletion
 from likewise.db.pool import Pool, retried
-from likewise.db.records import Keeping, PreparedRecord, Written
+from likewise.db.records import PreparedRecord, StoragePolicy, WriteOutcome
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid
@@ -29,11 +29,11 @@ from likewise.sealing import about_content
 from likewise.stopping import stop
 
 T = TypeVar("T")
-BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
+BeforeCommit = Callable[[Tx, WriteOutcome], Awaitable[None]]
 Resolve = Callable[[Tx, Sequence[PreparedRecord]], Awaitable[Sequence[PreparedRecord]]]
 Leaving = Callable[[Tx], Awaitable[Sequence[tuple[int, int]]]]
 
-NOTHING = Written({}, {})
+NOTHING = WriteOutcome({}, {})
 
 NOT_JSON = (
     "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts that "
@@ -77,7 +77,7 @@ class Writer:
     async def write(
         self,
         tenant: int,
-        collection: Collection,
+        collection: CollectionRow,
         kind: Kind,
         batch: Sequence[NewRecord],
         *,
@@ -85,7 +85,7 @@ class Writer:
         before_commit: BeforeCommit | None = None,
         resolve: Resolve | None = None,
         leaving: Leaving | None = None,
-    ) -> Written:
+    ) -> WriteOutcome:
         """Commit a batch of records with distinct ids; findable by their words from then on.
 
         Args:
@@ -112,7 +112,7 @@ class Writer:
             return await self._store(work, prepared)
         return await self._groups.write((tenant, collection.id, lane), prepared, lambda group: self._store(work, group))
 
-    async def _store(self, work: "_Work", prepared: Sequence[PreparedRecord]) -> Written:
+    async def _store(self, work: "_Work", prepared: Sequence[PreparedRecord]) -> WriteOutcome:
         """Commit records, in spite of others who write the same, and count what came and went."""
         tenant, collection = work.tenant, work.collection
         terms_of = BatchTerms(self.averages, collection) if collection.policy.keep_terms else None
@@ -127,27 +127,27 @@ class Writer:
             self._wake_signal.send()
         return written
 
-    async def delete(self, tenant: int, collection: Collection, record: str) -> bool:
+    async def delete(self, tenant: int, collection: CollectionRow, record: str) -> bool:
         """Take a record away with everything that hangs on it alone; False if it was not there."""
         return await self.delete_many(tenant, collection, [record]) > 0
 
-    async def delete_many(self, tenant: int, collection: Collection, ids: Sequence[str]) -> int:
+    async def delete_many(self, tenant: int, collection: CollectionRow, ids: Sequence[str]) -> int:
         """The same with those of the records that are there, in one transaction; returns how many were."""
         return await self._delete(tenant, collection, lambda tx, **how: deletions.delete(tx, collection.id, ids, **how))
 
-    async def delete_parent(self, tenant: int, collection: Collection, parent: str) -> int:
+    async def delete_parent(self, tenant: int, collection: CollectionRow, parent: str) -> int:
         """The same with all records of a parent."""
         return await self._delete(
             tenant, collection, lambda tx, **how: deletions.delete_parent(tx, collection.id, parent, **how)
         )
 
-    async def delete_with(self, tenant: int, collection: Collection, field: str, value: str) -> int:
+    async def delete_with(self, tenant: int, collection: CollectionRow, field: str, value: str) -> int:
         """The same with all records that have this text in an indexed field, at the moment that they go."""
         return await self._delete(
             tenant, collection, lambda tx, **how: deletions.delete_with(tx, collection.id, field, value, **how)
         )
 
-    async def drop(self, tenant: int, collection: Collection) -> bool:
+    async def drop(self, tenant: int, collection: CollectionRow) -> bool:
         """Remove a collection with everything in it; False if it was not there."""
         gone: list[bytes] = []
 
@@ -159,8 +159,8 @@ class Writer:
         await self._cache_invalidation.forget(collection, gone)
         return dropped
 
-    async def _delete(self, tenant: int, collection: Collection, delete: Callable[..., Awaitable[Deleted]]) -> int:
-        async def once(alone: bool) -> Deleted:
+    async def _delete(self, tenant: int, collection: CollectionRow, delete: Callable[..., Awaitable[Deletion]]) -> int:
+        async def once(alone: bool) -> Deletion:
             async with self._pool.tenant(tenant) as tx:
                 deleted = await delete(tx, keep_terms=collection.policy.keep_terms, alone=alone)
                 self._cache_invalidation.tell(tx, deleted.gone)
@@ -172,7 +172,7 @@ class Writer:
 
     async def _write(
         self, work: "_Work", prepared: Sequence[PreparedRecord], terms_of: BatchTerms | None, *, alone: bool
-    ) -> Written:
+    ) -> WriteOutcome:
         tenant, collection = work.tenant, work.collection
         async with self._pool.in_time(self._connections.permit(tenant)), self._pool.tenant(tenant) as tx:
             if not collection.policy.keep_text:
@@ -200,15 +200,15 @@ class Writer:
                 await work.before_commit(tx, written)
         return written
 
-    def _keeping(self, work: "_Work") -> Keeping:
+    def _keeping(self, work: "_Work") -> StoragePolicy:
         tenant, collection, policy = work.tenant, work.collection.id, work.collection.policy
 
         def seal(key: bytes, text: str) -> bytes:
             return self._text_keys.sealing.seal(text, about_content(tenant, collection, key))
 
-        return Keeping(work.indexed, work.kind.in_text, None if policy.keep_text else seal, policy.keep_terms)
+        return StoragePolicy(work.indexed, work.kind.in_text, None if policy.keep_text else seal, policy.keep_terms)
 
-    async def _went(self, collection: Collection, gone: Sequence[bytes]) -> None:
+    async def _went(self, collection: CollectionRow, gone: Sequence[bytes]) -> None:
         """Texts have gone, by their hashes: nothing of this process knows them when the caller is answered."""
         if collection.policy.keep_terms:
             self.averages.take_away(collection, len(gone))
@@ -220,7 +220,7 @@ class _Work:
     """What is written where, and what else belongs to it."""
 
     tenant: int
-    collection: Collection
+    collection: CollectionRow
     kind: Kind
     lane: int
     before_commit: BeforeCommit | None

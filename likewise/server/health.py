@@ -70,14 +70,14 @@ async def _parts(request: Request) -> dict[str, Any]:
             health = await request.app.state.likewise.health()
     except TimeoutError:
         return {"database": "It does not answer.", "schema": None, "model": None, "cache": None, "issuer": None}
-    model = _told(health.model, health.model_in_short, request)
+    model = _told(health.model, health.model_public_detail, request)
     parts = {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}
     parts["issuer"] = health.issuer
     if request.app.state.likewise.settings.reranker:
-        parts["reranker"] = _told(health.reranker, health.reranker_in_short, request)
+        parts["reranker"] = _told(health.reranker, health.reranker_public_detail, request)
     return parts
 
 
-def _told(fault: str | None, in_short: str | None, request: Request) -> str | None:
+def _told(fault: str | None, public_detail: str | None, request: Request) -> str | None:
     """What is wrong with a model, as this caller may know it."""
-    return told(ModelUnavailable(fault, in_short=in_short), request.scope) if fault else None
+    return told(ModelUnavailable(fault, public_detail=public_detail), request.scope) if fault else None

@@ -95,8 +95,8 @@ def told(error: LikewiseError, scope: Scope) -> str:
     Why a model is away names folders of the machine and addresses, which only those who run it can mend and should know
     of: without authentication that is whoever is on it.
     """
-    if error.in_short is not None and not _is_for_this_machine_only(scope):
-        return error.in_short
+    if error.public_detail is not None and not _is_for_this_machine_only(scope):
+        return error.public_detail
     if isinstance(error, ModelUnavailable) and _PATH.search(error.detail) and not _is_for_this_machine_only(scope):
         return "The model is not in service; the server's log and `likewise doctor` say why."
     return error.detail

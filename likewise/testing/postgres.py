@@ -12,7 +12,7 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from likewise.db import migrate, roles
-from likewise.db.server import EmbeddedServer, create_database
+from likewise.postgres.server import EmbeddedServer, create_database
 
 _TEMPLATE = "template_likewise"
 # Making a database copies hundreds of small files: milliseconds in memory, up to a quarter of a second on a disk.

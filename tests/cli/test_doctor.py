@@ -19,12 +19,14 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL
 
-from likewise.cli import database_checks, machine_checks
-from likewise.cli.doctor import Finding, findings
+from likewise.cli.doctor import database as database_checks
+from likewise.cli.doctor import machine as machine_checks
+from likewise.cli.doctor.doctor import findings
+from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup
-from likewise.db.filelock import open_lock
-from likewise.db.processes import postgres_processes
-from likewise.db.server import EmbeddedServer
+from likewise.postgres.filelock import open_lock
+from likewise.postgres.processes import postgres_processes
+from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import new_key
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeIssuer, Reply, ThrowawayPostgres, Upstream, open_folder

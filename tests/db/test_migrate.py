@@ -13,8 +13,8 @@ import likewise
 from likewise.db import migrate, roles
 from likewise.db.failures import DatabaseFailure
 from likewise.db.migrate import Migration
-from likewise.db.server import create_database
 from likewise.errors import DatabaseUnavailable, SchemaError
+from likewise.postgres.server import create_database
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
 

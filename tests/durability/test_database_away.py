@@ -16,12 +16,12 @@ import pytest
 
 import likewise
 from likewise.db import outage
-from likewise.db.cluster import Cluster
-from likewise.db.filelock import open_lock
-from likewise.db.processes import postgres_processes
-from likewise.db.server import EmbeddedServer
 from likewise.embedding.embedder import Embedder
 from likewise.library import Likewise
+from likewise.postgres.cluster import Cluster
+from likewise.postgres.filelock import open_lock
+from likewise.postgres.processes import postgres_processes
+from likewise.postgres.server import EmbeddedServer
 from likewise.server.app import create_app
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, LiveServer, open_folder

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding import breaker
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.pacing import asked_for, duration, used_up
 from likewise.embedding.providers.openai import RemoteProvider, load
-from likewise.embedding.trouble import RequestRefused, WrongAnswer
+from likewise.embedding.remote import breaker
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import asked_for, duration, used_up
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import Asked, Reply, Upstream
@@ -313,8 +313,8 @@ async def test_what_heals_is_tried_three_times(upstream: Upstream, remote: MakeP
     assert len(upstream.asked) == 6
     # Then it is said where, and to callers over the network not
     assert upstream.url in away.value.detail
-    assert upstream.url not in str(away.value.in_short)
-    assert "ours" in str(away.value.in_short)
+    assert upstream.url not in str(away.value.public_detail)
+    assert "ours" in str(away.value.public_detail)
 
 
 async def test_a_server_that_hangs_has_so_much_time(upstream: Upstream, remote: MakeProvider) -> None:
@@ -352,7 +352,7 @@ async def test_what_does_not_heal_is_asked_once(
         assert KEY not in away.value.detail
     # Neither again, nor where a redirect leads to
     assert len(upstream.asked) == 1
-    assert provider.fault == away.value.in_short
+    assert provider.fault == away.value.public_detail
 
 
 async def test_a_refused_key_is_named_by_its_variable(upstream: Upstream, remote: MakeProvider) -> None:
@@ -640,7 +640,7 @@ async def test_neither_key_nor_text_is_told(
         with pytest.raises((ModelUnavailable, Invalid)) as failed:
             await ours.embed(1, [TEXT, f"{TEXT} too"])
         error = failed.value
-        said += [repr(error), str(error), repr(error.faults), str(error.in_short), repr(error.__context__)]
+        said += [repr(error), str(error), repr(error.faults), str(error.public_detail), repr(error.__context__)]
         said += [repr(state) for state in ours.states()]
     # Then it was asked for the text, with the key, and nothing repeats either
     assert TEXT in upstream.asked[0].texts

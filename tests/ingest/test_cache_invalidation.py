@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 import likewise
 from likewise.apps.collections.service import KIND
 from likewise.db import collections
-from likewise.db.records import Written
+from likewise.db.records import WriteOutcome
 from likewise.db.transaction import Tx
 from likewise.embedding import forgotten
 from likewise.embedding.embedder import Embedder
@@ -110,7 +110,7 @@ async def test_what_was_not_committed_is_not_forgotten(open_likewise: Opener) ->
             await known(one, "alpha")
         held = there.embedder.cache_bytes
 
-        async def fail(tx: Tx, written: Written) -> None:
+        async def fail(tx: Tx, written: WriteOutcome) -> None:
             assert written.gone
             raise Invalid("No.")
 

@@ -24,7 +24,7 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.probe import PROBE_TEXTS
-from likewise.embedding.provider import Provider, ProviderResult, Role
+from likewise.embedding.provider import Matrix, Provider, ProviderResult, Role
 from likewise.errors import Conflict, Invalid, ModelUnavailable, Unavailable
 from likewise.ingest.notifications import Notifications, WakeSignal
 from likewise.ingest.worker import Worker
@@ -33,7 +33,7 @@ from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 from likewise.vectors.admission import Admission
-from likewise.vectors.store import Matrix, Reading
+from likewise.vectors.store import TextReading
 from likewise.vectors.stores.pgvector import PgvectorStore
 from tests.conftest import Opener
 from tests.ingest.rows import asked
@@ -558,7 +558,7 @@ class Refusing(PgvectorStore):
         self.refused = refused
 
     async def upsert(
-        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[Reading]
+        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
     ) -> None:
         """See VectorStore.upsert."""
         if generation.id == self.refused:
@@ -590,7 +590,7 @@ class Interrupted(PgvectorStore):
         self.happened = False
 
     async def upsert(
-        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[Reading]
+        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
     ) -> None:
         """See VectorStore.upsert."""
         if not self.happened:

@@ -1,0 +1,197 @@
+"""The work of `likewise index`: files into a collection, only what changed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from likewise.cli import standard_input
+from likewise.cli.files import Source, count_files, of_lines, owner_of, sources
+from likewise.cli.models import named
+from likewise.cli.terminal import Report, in_a_line
+from likewise.db import collections, lookups
+from likewise.errors import Invalid, NotFound
+from likewise.kind import BATCH, NewRecord
+from likewise.library import Likewise
+from likewise.settings import Settings
+
+
+@dataclass
+class Indexed:
+    """What became of the files."""
+
+    collection: str
+    files: int = 0
+    created: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def stored(self) -> int:
+        """Records that are in the collection now, changed or not."""
+        return self.created + self.changed + self.unchanged
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a program."""
+        return asdict(self)
+
+
+async def index(likewise: Likewise, path: str, collection: str, model: str | None, report: Report) -> Indexed:
+    """Read what there is, store it in batches, and remove what the same path held before and holds no more."""
+    done = Indexed(collection)
+    tenant = await likewise.tenant()
+    there = await _is_there(likewise, tenant, collection, model)
+    here = _Here(None if path == "-" else owner_of(Path(path)))
+    files = None if path == "-" else await asyncio.to_thread(count_files, Path(path))
+    async for batch in _of_standard_input() if path == "-" else _of_path(path):
+        if there:
+            await _leave_out_others(likewise, tenant, collection, batch, here)
+        here.saw(batch)
+        done.files += sum(not file.continued for file in batch)
+        done.faults += [fault for file in batch for fault in file.faults]
+        records = [record for file in batch for record in file.records]
+        if records and not there:
+            await likewise.collections.create(tenant, collection, model, None)
+            there = True
+        for start in range(0, len(records), BATCH):
+            await _write(likewise, tenant, records[start : start + BATCH], done)
+            report(done.stored, _expected(done, len(records) - start - BATCH, files))
+    if there and here.owner is not None:
+        done.removed = await _remove_gone(likewise, tenant, collection, here, here.owner)
+    return done
+
+
+def _expected(done: Indexed, left: int, files: int | None) -> int | None:
+    """About how many records there will be: those that are left of what was read, and as many in files to come."""
+    if files is None:
+        return None
+    read = done.stored + max(left, 0)
+    return round(read * max(1.0, files / max(done.files, 1)))
+
+
+class _Here:
+    """What a path holds now: the ids that were read, and the names of what could not be read to its end."""
+
+    def __init__(self, owner: str | None) -> None:
+        self.owner = owner
+        self._ids: set[str] = set()
+        self._unread: set[str] = set()
+
+    def saw(self, batch: Sequence[Source]) -> None:
+        self._ids |= {record.id for file in batch for record in file.records}
+        self._unread |= {file.name for file in batch if file.faults}
+
+    def may_have(self, id: str) -> bool:
+        """Whether a record's file is there, or nobody could look."""
+        name = id if id in self._unread else id.rpartition("#")[0] or id
+        above = (str(folder) for folder in PurePosixPath(id).parents)
+        return id in self._ids or name in self._unread or not self._unread.isdisjoint(above)
+
+
+async def _of_standard_input() -> AsyncIterator[list[Source]]:
+    first = 1
+    async for lines in standard_input.batches(BATCH):
+        yield [of_lines(lines, "stdin", first=first)]
+        first += len(lines)
+
+
+async def _of_path(path: str) -> AsyncIterator[list[Source]]:
+    files = sources(Path(path))
+    while batch := await asyncio.to_thread(_next_batch, files):
+        yield batch
+
+
+def _next_batch(files: Iterator[Source]) -> list[Source]:
+    """Files with about 500 records together."""
+    batch: list[Source] = []
+    size = 0
+    for file in files:
+        batch.append(file)
+        size += len(file.records)
+        if size >= BATCH:
+            break
+    return batch
+
+
+async def _is_there(likewise: Likewise, tenant: int, collection: str, model: str | None) -> bool:
+    """Whether the collection exists; Invalid if it does with another model than the one that is asked for."""
+    try:
+        kept = (await likewise.collections.get(tenant, collection)).model
+    except NotFound:
+        return False
+    if model is not None and (asked := _name_of(likewise.settings, model)) != kept:
+        raise Invalid(
+            f"The collection {collection} has the model {kept} and keeps it; {asked} needs a collection of its own."
+        )
+    return True
+
+
+def _name_of(settings: Settings, model: str) -> str:
+    try:
+        return named(settings, model).name
+    except NotFound:
+        return model
+
+
+async def _leave_out_others(
+    likewise: Likewise, tenant: int, collection: str, batch: Sequence[Source], here: _Here
+) -> None:
+    """Take the records out of files of which the collection has an id already that came from elsewhere."""
+    ids = [record.id for file in batch for record in file.records if record.parent == here.owner is not None]
+    if not ids:
+        return
+    async with likewise.runtime.pool.tenant(tenant) as tx:
+        number = (await collections.named(tx, collection)).id
+        others = await lookups.of_others(tx, number, ids, here.owner)
+    for file in batch:
+        taken = next((record.id for record in file.records if record.id in others), None)
+        if taken is not None:
+            file.records.clear()
+            file.faults.append(f"{file.name}: the collection has {taken} {_origin(others[taken])}")
+
+
+def _origin(parent: str | None) -> str:
+    return "from elsewhere" if parent is None else f"from {in_a_line(parent)}"
+
+
+async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done: Indexed) -> None:
+    """Store a batch; records that the collection refuses are told and left out."""
+    # JSON lines may name a record twice; what was written later is what they say.
+    batch = list({record.id: record for record in records}.values())
+    while batch:
+        try:
+            result = await likewise.collections.write(tenant, done.collection, batch)
+        except Invalid as error:
+            refused = {fault.index for fault in error.faults if fault.index is not None}
+            if not refused:
+                raise
+            done.faults += [f"{batch[place].id}: {error.detail}" for place in sorted(refused)]
+            batch = [record for place, record in enumerate(batch) if place not in refused]
+            continue
+        done.created += result.created
+        done.changed += result.changed
+        done.unchanged += result.unchanged
+        return
+
+
+async def _remove_gone(likewise: Likewise, tenant: int, collection: str, here: _Here, owner: str) -> int:
+    """Remove the records of this path whose file, or part of it, is gone; returns how many."""
+    async with likewise.runtime.pool.tenant(tenant) as tx:
+        number = (await collections.named(tx, collection)).id
+        kept = await lookups.of_parent(tx, number, owner)
+    removed = 0
+    for id_ in kept:
+        if not here.may_have(id_):
+            removed += await _remove(likewise, tenant, collection, id_)
+    return removed
+
+
+async def _remove(likewise: Likewise, tenant: int, collection: str, id: str) -> bool:
+    try:
+        await likewise.collections.delete(tenant, collection, id)
+    except NotFound:
+        return False
+    return True

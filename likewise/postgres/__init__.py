@@ -1,0 +1,1 @@
+"""The Postgres that Likewise runs itself: its programs, its folder, its process and its settings; no rows."""
