@@ -71,7 +71,7 @@ class Likewise:
         self.settings = runtime.settings
         self.embedder: Embedder = runtime.embedder
         self._services = {app.name: self._started(app) for app in self.apps if app.service is not None}
-        self._services["jobs"] = JobsService(runtime.pool, runtime.wakeups.mark, loaded(self.apps, "job_results"))
+        self._services["jobs"] = JobsService(runtime.pool, runtime.wake_signal.send, loaded(self.apps, "job_results"))
         self.collections = self.service(CollectionsService)
         self.jobs = self.service(JobsService)
         self._tenant: int | None = None
