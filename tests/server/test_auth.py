@@ -22,7 +22,7 @@ from likewise.library import Likewise
 from likewise.observe import logs
 from likewise.server import app as application
 from likewise.server.app import create_app
-from likewise.server.scopes import all_routes, scope_of
+from likewise.server.endpoints import all_routes, scope_of
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
 from tests.auth.keys import make_key
