@@ -58,7 +58,7 @@ class Writer:
         self._pool = pool
         self._text_keys = text_keys
         # The other connections are for those who search meanwhile.
-        self._turns = Turns(max(1, pool.most // 2))
+        self._turns = Turns(max(1, pool.max_size // 2))
         self.backlog = backlog
         self._wakeups = wakeups
         self._forgetting = forgetting

@@ -71,7 +71,7 @@ async def runner(
     running: bool = True,
 ) -> AsyncIterator[Tasks]:
     """One process's part: its own connections and bell."""
-    pool = await Pool(database.serving, most=6).open()
+    pool = await Pool(database.serving, max_size=6).open()
     notices = Notices(database.serving)
     tasks = Tasks(pool, Wakeups(notices, TASKS), keys, lease=lease)
     for kind, handler in handlers.items():
@@ -487,7 +487,7 @@ async def hang(tenant, input, progress):
     await asyncio.sleep(600)
 
 async def main():
-    pool = await Pool(sys.argv[1], most=3).open()
+    pool = await Pool(sys.argv[1], max_size=3).open()
     notices = Notices(sys.argv[1])
     tasks = Tasks(pool, Wakeups(notices, TASKS), KEYS, lease=timedelta(seconds=0.6))
     tasks.register("echo", hang)
