@@ -20,8 +20,8 @@ from likewise.apps.collections.service import (
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
-from likewise.apps.segments.found import told_again
-from likewise.apps.segments.searching import SEARCH
+from likewise.apps.segments.hits import told_again
+from likewise.apps.segments.search import SEARCH
 from likewise.apps.segments.service import SegmentsService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
@@ -31,7 +31,7 @@ from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, S
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
-from likewise.search.request import Mode
+from likewise.search.options import Mode
 from likewise.settings import Settings, load_settings
 
 # A few texts are done in an instant; many need not be counted more often than each second.
@@ -72,7 +72,7 @@ class Likewise:
         self.collections = CollectionsService(runtime)
         self.segments = SegmentsService(runtime)
         runtime.tasks.register(SEARCH, self.segments.searches.task)
-        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark, {SEARCH: told_again})
+        self.jobs = JobsService(runtime.pool, runtime.wake_signal.send, {SEARCH: told_again})
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
         self._asked: Health | None = None

@@ -128,7 +128,7 @@ async def _search(
     limit: int,
     rerank: bool,
 ) -> int:
-    from likewise.search.request import SearchRequest  # noqa: PLC0415
+    from likewise.search.options import SearchRequest  # noqa: PLC0415
 
     async with opened(settings_of_verb(), worker=False) as likewise:
         request = SearchRequest(query=query, like=like, limit=limit, rerank=rerank)

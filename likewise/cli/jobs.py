@@ -103,8 +103,8 @@ async def _list(
 async def _service(settings: Settings, tenant: str | None) -> AsyncIterator[tuple["JobsService", int]]:
     """The service of jobs, and the tenant whose jobs are meant."""
     from likewise.apps.jobs.service import JobsService  # noqa: PLC0415
-    from likewise.apps.segments.found import told_again  # noqa: PLC0415
-    from likewise.apps.segments.searching import SEARCH  # noqa: PLC0415
+    from likewise.apps.segments.hits import told_again  # noqa: PLC0415
+    from likewise.apps.segments.search import SEARCH  # noqa: PLC0415
     from likewise.cli.opening import opened_to_serve  # noqa: PLC0415
     from likewise.db.collections import tenant_named  # noqa: PLC0415
     from likewise.runtime import ONLY_TENANT  # noqa: PLC0415

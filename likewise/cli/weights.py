@@ -2,7 +2,7 @@
 
 from likewise.cli.models import require_runnable
 from likewise.cli.terminal import progress
-from likewise.embedding import weights
+from likewise.embedding.files import weights
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.errors import ModelUnavailable, StartError
 from likewise.settings import Settings

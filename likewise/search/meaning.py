@@ -3,7 +3,7 @@
 from likewise.db.collections import CollectionRow
 from likewise.db.transaction import Tx
 from likewise.embedding.provider import Vector
-from likewise.search.scope import Scope
+from likewise.search.candidates import Scope
 from likewise.vectors.store import FilterSubset, Ranking, VectorStore
 
 # What visiting a vector costs, in microseconds, on the way through an index with a question to its record, by its id,

@@ -21,11 +21,11 @@ from likewise.kind import Kind
 from likewise.observe.steps import Searching
 from likewise.sealing import Sealing
 from likewise.search.analyzer import analyze
+from likewise.search.candidates import Scope, Scopes
 from likewise.search.grouping import Groups, group_field, without_groups
+from likewise.search.options import MOST_HITS, Found, SearchRequest, SearchResult
 from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
-from likewise.search.request import MOST_HITS, Found, SearchRequest, SearchResult
 from likewise.search.reranking import Reranked, Reranking
-from likewise.search.scope import Scope, Scopes
 from likewise.search.state import Question, Search
 from likewise.stopping import stop
 from likewise.vectors.admission import Admission

@@ -11,7 +11,7 @@ from likewise.db.where import IndexedFields
 from likewise.embedding.provider import Vector
 from likewise.filters import Field, Filter
 from likewise.kind import Kind
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 
 T = TypeVar("T")
 

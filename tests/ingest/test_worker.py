@@ -26,8 +26,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Matrix, Provider, ProviderResult, Role
 from likewise.errors import Conflict, Invalid, ModelUnavailable, Unavailable
-from likewise.ingest.notices import Notices
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.notifications import Notifications, WakeSignal
 from likewise.ingest.worker import Worker
 from likewise.kind import NewRecord
 from likewise.library import Likewise
@@ -300,7 +299,12 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
     async def work() -> bool:
         pool = await Pool(database.serving, max_size=2).open()
         embedder = Embedder(settings, providers={settings.model: lambda spec: stopped})
-        parts = Admission(pool, embedder), PgvectorStore(), Wakeups(Notices(database.serving)), idle.runtime.sealing
+        parts = (
+            Admission(pool, embedder),
+            PgvectorStore(),
+            WakeSignal(Notifications(database.serving)),
+            idle.runtime.sealing,
+        )
         worker = Worker(pool, embedder, *parts, lease=LEASE)
         try:
             return await worker.step()

@@ -13,7 +13,7 @@ from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.search import analyzer
 from likewise.search.analyzer import analyze, terms_of
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.testing import DatabaseUrls
 from tests.conftest import Opener
 

@@ -20,7 +20,7 @@ from likewise.ingest.writer import BeforeCommit
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
-from likewise.search.request import Found, SearchRequest
+from likewise.search.options import Found, SearchRequest
 
 T = TypeVar("T")
 

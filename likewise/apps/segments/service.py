@@ -9,11 +9,11 @@ from likewise.apps.collections.service import Save
 from likewise.apps.repeats import refuse_repeats
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
 from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
-from likewise.apps.segments.found import SegmentsFound
+from likewise.apps.segments.hits import SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.apps.segments.points import point_id
-from likewise.apps.segments.searching import SearchJob, SegmentQuery, SegmentSearches
+from likewise.apps.segments.search import SearchJob, SegmentQuery, SegmentSearches
 from likewise.apps.segments.writing import Labels, Storing
 from likewise.cleaning import fit_for_id
 from likewise.db import collections, segments

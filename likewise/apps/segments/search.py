@@ -10,7 +10,7 @@ import orjson
 from likewise import filters
 from likewise.apps.collections.schemas import MAX_LIMIT
 from likewise.apps.collections.service import Save
-from likewise.apps.segments.found import Looked, SegmentsFound
+from likewise.apps.segments.hits import Looked, SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.cleaning import cleaned
@@ -23,7 +23,7 @@ from likewise.ingest.tasks import Progress
 from likewise.kind import Policy
 from likewise.runtime import Runtime
 from likewise.search.grouping import group_field
-from likewise.search.request import Mode, SearchRequest
+from likewise.search.options import Mode, SearchRequest
 
 # The kind of task that is a search.
 SEARCH = "segments_search"
