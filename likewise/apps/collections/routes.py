@@ -26,12 +26,13 @@ from likewise.apps.collections.schemas import (
     StatsAnswer,
     WriteAnswer,
 )
+from likewise.apps.collections.service import CollectionsService
 from likewise.apps.deps import (
     BODY_REFUSALS,
     Admin,
     Answer,
-    Collections,
     Reader,
+    ServiceOf,
     Spending,
     Writer,
     cursor_for,
@@ -46,6 +47,8 @@ from likewise.errors import NotFound
 NOT_YET = "This version does not have this route yet."
 
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
+
+Collections = Annotated[CollectionsService, Depends(ServiceOf(CollectionsService))]
 
 
 async def existing_name(

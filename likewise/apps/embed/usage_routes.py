@@ -4,11 +4,11 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from likewise.apps.collections.schemas import Moment
-from likewise.apps.deps import Answer, Reader, Writer, refusals, services
+from likewise.apps.deps import Answer, Reader, ServiceOf, Writer, refusals
 from likewise.apps.embed.usage import LONGEST_BY_HOUR, USUAL, GroupBy, UsageService
 from likewise.apps.filter_schema import TIME
 from likewise.apps.idempotency import Once
@@ -89,12 +89,7 @@ class ResetAnswer(BaseModel):
     message: str
 
 
-async def usage_service(request: Request) -> UsageService:
-    """The service over the open parts."""
-    return UsageService(services(request).runtime)
-
-
-Used = Annotated[UsageService, Depends(usage_service)]
+Used = Annotated[UsageService, Depends(ServiceOf(UsageService))]
 
 
 @router.get("/embed/metrics", response_model=MetricsAnswer, responses=refusals())

@@ -5,15 +5,17 @@ from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
-from likewise.apps.deps import Answer, Jobs, Reader, Writer, cursor_for, forged, position_of, refusals
+from likewise.apps.deps import Answer, Reader, ServiceOf, Writer, cursor_for, forged, position_of, refusals
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
-from likewise.apps.jobs.service import JobView
+from likewise.apps.jobs.service import JobsService, JobView
 from likewise.db.jobs import JobCursor
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+Jobs = Annotated[JobsService, Depends(ServiceOf(JobsService))]
 
 JobId = Annotated[UUID, Path(description="A job's id.")]
 # Where a page of the list begins: after a job that was made then, whether it is still there or not.

@@ -16,7 +16,7 @@ from likewise.apps.deps import (
     BODY_REFUSALS,
     Answer,
     Reader,
-    Segments,
+    ServiceOf,
     Spending,
     Writer,
     documented_body,
@@ -38,12 +38,15 @@ from likewise.apps.segments.schemas import (
     SegmentSearchAnswer,
     SegmentSearchIn,
 )
+from likewise.apps.segments.service import SegmentsService
 from likewise.embedding.models import MOCK
 from likewise.errors import NotFound
 
 T = TypeVar("T")
 
 router = APIRouter(prefix="/vectors", tags=["segments"])
+
+Segments = Annotated[SegmentsService, Depends(ServiceOf(SegmentsService))]
 
 PointId = Annotated[UUID, Path(description="A segment's point_id.")]
 AssetId = Annotated[
