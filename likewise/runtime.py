@@ -205,7 +205,7 @@ async def open_runtime(
         refuse_other_size(default.hub_id, default.dimension, settings.vector_size)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
+        pool = await _reached(Pool(database.serving_url, max_size=settings.database_connections).open)
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
         text_keys = await _reached(lambda: TextKeys.open(settings, pool))

@@ -277,7 +277,7 @@ async def test_a_revoked_key_is_refused_once_it_is_asked_for_again(
     token = await make_key(shared_settings, "acme", Scope.READ)
     assert (await client.get(URL, headers=bearer(token))).status_code == 200
     # When
-    owner = await Pool(shared_settings.database_url or "", most=1).open()
+    owner = await Pool(shared_settings.database_url or "", max_size=1).open()
     await keys.revoke(owner, prefix_of(token) or "")
     await owner.close()
     shared.runtime.authentication._keys = KeyRing(shared.runtime.pool)
