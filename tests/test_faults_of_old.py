@@ -212,7 +212,7 @@ async def test_a_threshold_keeps_the_index_in_use(lw: Likewise, database: Databa
     await lw.collection("notes").add([{"id": str(n), "text": f"pump {n}"} for n in range(300)])
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         await owner.execute("ANALYZE")
-    await Maintenance(database.owner, most_scanned=0).step()
+    await Maintenance(database.owner, max_scanned=0).step()
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         before = await _index_scans(owner)
 
@@ -244,7 +244,7 @@ async def test_a_filter_loses_no_rows_to_the_index(lw: Likewise, database: Datab
     await lw.collection("notes").add(records)
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         await owner.execute("ANALYZE")
-    await Maintenance(database.owner, most_scanned=0).step()
+    await Maintenance(database.owner, max_scanned=0).step()
     # When they are asked for, then all ten come
     for mode in ("hybrid", "dense"):
         found = await lw.collection("notes").search("pump number 5", filters={"rare": True}, mode=mode)
@@ -327,7 +327,7 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(
         workers = []
         for model in (stale_model, fresh_model):
             embedder = Embedder(settings, providers={settings.model: lambda spec, model=model: model})
-            others = parts.admission, parts.store, parts.wakeups, parts.sealing
+            others = parts.admission, parts.store, parts.wake_signal, parts.sealing
             workers.append(Worker(parts.pool, embedder, *others, lease=timedelta(seconds=1)))
         stale, fresh = workers
         # Given a worker that holds a text in its model and cannot renew its lease

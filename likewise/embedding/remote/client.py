@@ -113,7 +113,7 @@ class ProviderClient:
             trial.succeeded()
             raise
         except WrongAnswer as wrong:
-            log.warning("provider_wrong", model=self._spec.name, reason=str(wrong))
+            log.warning("provider_answers_wrongly", model=self._spec.name, reason=str(wrong))
             if texts == 1:
                 trial.failed(ProviderError(self._spec, "provider_wrong", f"answers wrongly: {wrong}", opens="in_a_row"))
             raise
