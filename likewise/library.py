@@ -323,14 +323,22 @@ def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
 
 @contextlib.asynccontextmanager
 async def open(  # noqa: A001 - `likewise.open()` is how it reads where it is used
-    settings: Settings | None = None, *, worker: bool = True, embedder: Embedder | None = None
+    settings: Settings | None = None,
+    *,
+    worker: bool = True,
+    embedder: Embedder | None = None,
+    wait_for_models: bool = True,
 ) -> AsyncIterator[Likewise]:
     """Open Likewise: embedded Postgres unless the settings name a database.
 
     Args:
         settings: read from the environment if absent.
         worker: whether this process embeds what waits.
-        embedder: one to use in place of the settings' own.
+        embedder: one to use in place of the settings' own, which has its own `wait_for_models`.
+        wait_for_models: whether `embed`, `add` and `search` wait for a model that is being fetched or loaded, and show
+            on stderr how far it is; without it they are refused until it is there, as a server's callers are.
     """
-    async with open_runtime(settings or load_settings(), worker=worker, embedder=embedder) as runtime:
+    settings = settings or load_settings()
+    embedder = embedder or Embedder(settings, wait_for_models=wait_for_models)
+    async with open_runtime(settings, worker=worker, embedder=embedder) as runtime:
         yield Likewise(runtime)

@@ -234,7 +234,9 @@ def _assemble(
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
-    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
+    reranking = Reranking(
+        settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
+    )
     notices = Notices(settings.database_direct_url or database.serving_url)
     wakeups = Wakeups(notices)
     forgetting = Forgetting(notices, embedder, notice_keys)
