@@ -35,8 +35,9 @@ LikewiseError
 A message says what is wrong and how to mend it. It never repeats a value that a caller sent: that may be private.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,26 @@ class Fault:
     pointer: str
     code: str
     message: str
+
+    @property
+    def index(self) -> int | None:
+        """The index that the pointer begins with, as 3 of `/3/text`."""
+        first = self.pointer.removeprefix("/").partition("/")[0]
+        return int(first) if first.isdecimal() else None
+
+    def moved(self, old: str, new: str | Callable[[int], str]) -> "Fault":
+        """Return the fault as the caller knows the place: at `new` in place of `old`, or unchanged outside `old`.
+
+        Args:
+            new: where it is a function, it maps the index that follows `old`.
+        """
+        rest = self.pointer.removeprefix(old)
+        if not self.pointer.startswith(old) or rest[:1] not in ("", "/"):
+            return self
+        if isinstance(new, str):
+            return replace(self, pointer=new + rest)
+        index, slash, below = rest.removeprefix("/").partition("/")
+        return replace(self, pointer=new(int(index)) + slash + below) if index.isdecimal() else self
 
 
 class LikewiseError(Exception):
@@ -153,8 +174,15 @@ class Invalid(LikewiseError):
 
     @classmethod
     def at(cls, pointer: str, message: str, code: str = "invalid_value") -> "Invalid":
-        """The error for one wrong place."""
+        """Return the error for one wrong place."""
         return cls(message, faults=[Fault(pointer, code, message)])
+
+    def moved(self, old: str, new: str | Callable[[int], str]) -> Self:
+        """Return the same error, its class included, with each fault moved from `old` to `new`."""
+        # Not by the constructor: those of subclasses take other arguments.
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__, faults=tuple(fault.moved(old, new) for fault in self.faults))
+        return error
 
 
 class ModelNotAllowed(Invalid):

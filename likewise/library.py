@@ -20,8 +20,8 @@ from likewise.apps.collections.service import (
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
-from likewise.apps.segments.found import told_again
-from likewise.apps.segments.searching import SEARCH
+from likewise.apps.segments.hits import told_again
+from likewise.apps.segments.search import SEARCH
 from likewise.apps.segments.service import SegmentsService
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
@@ -31,7 +31,7 @@ from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, S
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
-from likewise.search.request import Mode
+from likewise.search.options import Mode
 from likewise.settings import Settings, load_settings
 
 # A few texts are done in an instant; many need not be counted more often than each second.
@@ -72,7 +72,7 @@ class Likewise:
         self.collections = CollectionsService(runtime)
         self.segments = SegmentsService(runtime)
         runtime.tasks.register(SEARCH, self.segments.searches.task)
-        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark, {SEARCH: told_again})
+        self.jobs = JobsService(runtime.pool, runtime.wake_signal.send, {SEARCH: told_again})
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
         self._asked: Health | None = None
@@ -198,7 +198,7 @@ class Collection:
                 total.created + part.created,
                 total.changed + part.changed,
                 total.unchanged + part.unchanged,
-                total.failed + [_moved(fault, start) for fault in part.failed],
+                total.failed + _moved_by(start, part.failed),
             )
         return total
 
@@ -288,10 +288,8 @@ def _fault_of(sort: str, state: ModelState) -> tuple[str, str | None]:
     return f"{what} {state.reason or ''}".strip(), state.public_detail and f"{what} {state.public_detail}"
 
 
-def _moved(fault: Fault, start: int) -> Fault:
-    """A fault of a batch, at its place in the whole list."""
-    _, place, rest = fault.pointer.split("/", 2)
-    return replace(fault, pointer=f"/{start + int(place)}/{rest}")
+def _moved_by(start: int, faults: Sequence[Fault]) -> list[Fault]:
+    return [fault.moved("", lambda place: f"/{start + place}") for fault in faults]
 
 
 def _checked_list(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
@@ -317,8 +315,7 @@ def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
     try:
         return checked(RecordIn, mended).to_record()
     except Invalid as error:
-        faults = [replace(fault, pointer=f"/{place}{fault.pointer}") for fault in error.faults]
-        raise Invalid(error.detail, code=error.code, faults=faults) from None
+        raise error.moved("", f"/{place}") from None
 
 
 @contextlib.asynccontextmanager

@@ -21,14 +21,14 @@ from likewise.db.maintenance import Maintenance
 from likewise.db.no_connection import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
+from likewise.db.transaction import ProgressReport
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
-from likewise.ingest.forgetting import Forgetting, notice_sealing
-from likewise.ingest.notices import Notices
+from likewise.ingest.cache_invalidation import CacheInvalidation, notice_sealing
+from likewise.ingest.notifications import TASKS, Notifications, WakeSignal
 from likewise.ingest.tasks import Tasks
-from likewise.ingest.wakeups import TASKS, Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
 from likewise.observe.logs import get_logger
@@ -74,11 +74,11 @@ class Runtime:
     embedder: Embedder
     admission: Admission
     store: VectorStore
-    notices: Notices
-    wakeups: Wakeups
+    notifications: Notifications
+    wake_signal: WakeSignal
     sealing: Sealing
     tasks: Tasks
-    forgetting: Forgetting
+    cache_invalidation: CacheInvalidation
     recent: RecentCollections
     writer: Writer
     searcher: Searcher
@@ -148,7 +148,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
         ) from None
 
 
-async def upgrade_database(settings: Settings, report: migrate.Report | None = None) -> list[str]:
+async def upgrade_database(settings: Settings, report: ProgressReport | None = None) -> list[str]:
     """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:
@@ -213,8 +213,8 @@ async def open_runtime(
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
-        stack.push_async_callback(runtime.notices.close)
-        await runtime.notices.start()
+        stack.push_async_callback(runtime.notifications.close)
+        await runtime.notifications.start()
         await runtime.reranking.start()
         stack.push_async_callback(runtime.reranking.close)
         stack.push_async_callback(_flush_once, runtime)
@@ -237,9 +237,9 @@ def _assemble(
     reranking = Reranking(
         settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
     )
-    notices = Notices(settings.database_direct_url or database.serving_url)
-    wakeups = Wakeups(notices)
-    forgetting = Forgetting(notices, embedder, notice_keys)
+    notifications = Notifications(settings.database_direct_url or database.serving_url)
+    wake_signal = WakeSignal(notifications)
+    cache_invalidation = CacheInvalidation(notifications, embedder, notice_keys)
     lease = timedelta(seconds=settings.lease_seconds)
     return Runtime(
         settings=settings,
@@ -249,16 +249,16 @@ def _assemble(
         embedder=embedder,
         admission=admission,
         store=store,
-        notices=notices,
-        wakeups=wakeups,
+        notifications=notifications,
+        wake_signal=wake_signal,
         sealing=text_keys.sealing,
-        tasks=Tasks(pool, Wakeups(notices, TASKS), text_keys, lease=lease),
-        forgetting=forgetting,
+        tasks=Tasks(pool, WakeSignal(notifications, TASKS), text_keys, lease=lease),
+        cache_invalidation=cache_invalidation,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), text_keys, forgetting),
+        writer=Writer(pool, wake_signal, Backlog(pool, settings.waiting_tokens), text_keys, cache_invalidation),
         searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing),
         worker=Worker(
-            pool, embedder, admission, store, wakeups, text_keys.sealing, lease=lease, tries=settings.text_tries
+            pool, embedder, admission, store, wake_signal, text_keys.sealing, lease=lease, tries=settings.text_tries
         ),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
@@ -272,7 +272,7 @@ def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[Non
         lambda: _flush(runtime),
         lambda: _forget(runtime),
         runtime.writer.backlog.run,
-        runtime.forgetting.run,
+        runtime.cache_invalidation.run,
     ]
     if worker:
         tasks.extend([runtime.worker.run, runtime.tasks.run])

@@ -18,12 +18,12 @@ from psycopg import AsyncConnection
 import likewise
 from likewise.apps.segments import NewSegment, SegmentQuery
 from likewise.db.maintenance import Maintenance
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.cache import cache_key
 from likewise.embedding.caches.redis.packed import unpacked
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.providers import openai
+from likewise.embedding.remote.backoff import Backoff
 from likewise.errors import Invalid, ModelUnavailable, NotFound, SettingsError
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
@@ -326,7 +326,7 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(
         workers = []
         for model in (stale_model, fresh_model):
             embedder = Embedder(settings, providers={settings.model: lambda spec, model=model: model})
-            others = parts.admission, parts.store, parts.wakeups, parts.sealing
+            others = parts.admission, parts.store, parts.wake_signal, parts.sealing
             workers.append(Worker(parts.pool, embedder, *others, lease=timedelta(seconds=1)))
         stale, fresh = workers
         # Given a worker that holds a text in its model and cannot renew its lease

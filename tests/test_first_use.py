@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 import likewise
-from likewise.embedding import hub, weights, wheel
+from likewise.embedding.files import hub, weights, wheel
 from likewise.embedding.models import MODELS, ModelSpec
 from likewise.errors import ModelUnavailable
 from likewise.library import Likewise

@@ -121,7 +121,7 @@ async def _upgrade(_: Interruption, *, settings: Settings, as_json: bool) -> int
 
 
 async def _status(_: Interruption, *, settings: Settings, as_json: bool) -> int:
-    from likewise.cli.database import state_of  # noqa: PLC0415
+    from likewise.cli.opening import state_of  # noqa: PLC0415
 
     state = await state_of(settings)
     if as_json:
@@ -135,7 +135,7 @@ async def _status(_: Interruption, *, settings: Settings, as_json: bool) -> int:
 
 
 async def _examine(_: Interruption, *, as_json: bool) -> int:
-    from likewise.cli.doctor import findings  # noqa: PLC0415
+    from likewise.cli.doctor.doctor import findings  # noqa: PLC0415
 
     faults = 0
     async for finding in findings():
@@ -152,7 +152,7 @@ async def _examine(_: Interruption, *, as_json: bool) -> int:
 
 
 def _list_settings(*, as_json: bool) -> None:
-    from likewise.cli.doctor import setting_rows  # noqa: PLC0415
+    from likewise.cli.doctor.doctor import setting_rows  # noqa: PLC0415
 
     found = setting_rows()
     if as_json:

@@ -1,7 +1,6 @@
 """Verbs that put data in and find it again: embed, index, search, similar."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +10,13 @@ from likewise.cli import standard_input
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, opened, run, settings_of_verb
 from likewise.cli.terminal import counted, in_a_line, note, say, say_json, scores
 from likewise.cli.waiting import tell_waiting, until_embedded
-from likewise.errors import Fault, Invalid, ModelUnavailable, StartError
+from likewise.errors import Invalid, ModelUnavailable, StartError
 from likewise.progress import progress
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
     from likewise.apps.collections.service import SearchResult
-    from likewise.cli.indexing import Indexed
+    from likewise.cli.index import Indexed
     from likewise.embedding.embedder import Embedded
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -108,7 +107,7 @@ async def _embed(_: Interruption, *, settings: Settings, texts: list[str], model
 async def _index(
     _: Interruption, *, settings: Settings, path: str, collection: str, model: str | None, as_json: bool
 ) -> int:
-    from likewise.cli.indexing import index as index_files  # noqa: PLC0415
+    from likewise.cli.index import index as index_files  # noqa: PLC0415
 
     async with opened(settings, worker=True) as likewise:
         with progress("Reading", quiet=as_json) as report:
@@ -130,7 +129,7 @@ async def _search(
     limit: int,
     rerank: bool,
 ) -> int:
-    from likewise.search.request import SearchRequest  # noqa: PLC0415
+    from likewise.search.options import SearchRequest  # noqa: PLC0415
 
     async with opened(settings_of_verb(), worker=False) as likewise:
         request = SearchRequest(query=query, like=like, limit=limit, rerank=rerank)
@@ -161,16 +160,11 @@ def _decoded(line: bytes, number: int) -> str:
 
 def _named(error: Invalid, start: int, what: str) -> Invalid:
     """The error with its texts named as who gave them counts: from 1."""
-    faults = [replace(fault, pointer=_counted(fault, start, what)) for fault in error.faults]
+    faults = error.moved("/texts", lambda place: f"{what} {start + place + 1}").faults
     if not faults:
         return error
     first = f"{faults[0].pointer}: {faults[0].message}"
     return Invalid(first if len(faults) == 1 else f"{len(faults)} {what}s cannot be embedded.", faults=faults)
-
-
-def _counted(fault: Fault, start: int, what: str) -> str:
-    place = fault.pointer.rpartition("/")[2]
-    return f"{what} {start + int(place) + 1}" if place.isdecimal() else fault.pointer
 
 
 def _tell_vectors(made: "Embedded", *, as_json: bool) -> None:

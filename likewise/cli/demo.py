@@ -85,7 +85,7 @@ async def store(likewise: "Likewise", records: Sequence["NewRecord"], *, quiet: 
 
 async def ask(likewise: "Likewise", *, as_json: bool) -> None:
     """Print the answers to the three questions."""
-    from likewise.search.request import SearchRequest  # noqa: PLC0415
+    from likewise.search.options import SearchRequest  # noqa: PLC0415
 
     tenant = await likewise.tenant()
     for question in QUESTIONS:

@@ -103,9 +103,9 @@ async def _list(
 async def _service(settings: Settings, tenant: str | None) -> AsyncIterator[tuple["JobsService", int]]:
     """The service of jobs, and the tenant whose jobs are meant."""
     from likewise.apps.jobs.service import JobsService  # noqa: PLC0415
-    from likewise.apps.segments.found import told_again  # noqa: PLC0415
-    from likewise.apps.segments.searching import SEARCH  # noqa: PLC0415
-    from likewise.cli.database import opened_to_serve  # noqa: PLC0415
+    from likewise.apps.segments.hits import told_again  # noqa: PLC0415
+    from likewise.apps.segments.search import SEARCH  # noqa: PLC0415
+    from likewise.cli.opening import opened_to_serve  # noqa: PLC0415
     from likewise.db.collections import tenant_named  # noqa: PLC0415
     from likewise.runtime import ONLY_TENANT  # noqa: PLC0415
 
@@ -116,7 +116,7 @@ async def _service(settings: Settings, tenant: str | None) -> AsyncIterator[tupl
 
 
 async def _named(settings: Settings, tenant: str) -> int:
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db.usage import tenant_of  # noqa: PLC0415
 
     async with opened_as_owner(settings, OWNER_ONLY) as owner:

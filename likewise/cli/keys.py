@@ -68,7 +68,7 @@ async def _create(
     as_json: bool,
 ) -> int:
     from likewise.auth.tokens import digest_of, new_key  # noqa: PLC0415
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 
     key = new_key()
@@ -85,7 +85,7 @@ async def _create(
 
 
 async def _list(_: Interruption, *, settings: Settings, tenant: str | None, as_json: bool) -> int:
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 
     async with opened_as_owner(settings, MADE_BY) as owner:
@@ -105,7 +105,7 @@ async def _list(_: Interruption, *, settings: Settings, tenant: str | None, as_j
 async def _revoke(_: Interruption, *, settings: Settings, prefix: str, as_json: bool) -> int:
     from likewise.auth.keyring import REMEMBERED_SECONDS  # noqa: PLC0415
     from likewise.auth.tokens import prefix_of  # noqa: PLC0415
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 
     # Somebody may give the whole key, or the part that looks like its beginning.

@@ -11,7 +11,7 @@ from likewise.progress import progress
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
-    from likewise.db.purge import Purged
+    from likewise.db.purge import PurgeOutcome
 
 MIB = 2**20
 
@@ -43,7 +43,7 @@ async def _purge(_: Interruption, *, settings: Settings, as_json: bool) -> int:
     return OK if is_whole else PARTLY
 
 
-def _tell(purged: "Purged") -> None:
+def _tell(purged: "PurgeOutcome") -> None:
     say(
         f"{counted(purged.tables, 'table')} written anew: "
         f"{purged.bytes_before / MIB:.1f} MiB before, {purged.bytes_after / MIB:.1f} MiB now."

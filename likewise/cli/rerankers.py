@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.files import weights
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import RERANKERS, ModelSpec
 from likewise.embedding.probe import PROBE_TEXTS

@@ -12,7 +12,7 @@ from likewise.progress import progress
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
-    from likewise.db.text_key_rotation import Counts, Rotated
+    from likewise.db.text_key_rotation import RotationOutcome, SealedCounts
 
 BY_OWNER = "The text key is changed by the owner of the database."
 WHAT_IS_LOST = (
@@ -43,7 +43,7 @@ def _ask() -> None:
 
 
 async def _rotate(_: Interruption, *, settings: Settings, lost: bool, as_json: bool) -> int:
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db.text_key import source_of  # noqa: PLC0415
     from likewise.db.text_key_rotation import rotate  # noqa: PLC0415
 
@@ -62,7 +62,7 @@ async def _rotate(_: Interruption, *, settings: Settings, lost: bool, as_json: b
     return OK
 
 
-def _tell(rotated: "Rotated") -> None:
+def _tell(rotated: "RotationOutcome") -> None:
     say(f"The text key is a new one; encrypted anew: {_in_words(rotated.sealed)}.")
     lost = rotated.lost
     if lost.texts or lost.tasks:
@@ -74,7 +74,7 @@ def _tell(rotated: "Rotated") -> None:
         )
 
 
-def _in_words(counts: "Counts") -> str:
+def _in_words(counts: "SealedCounts") -> str:
     return (
         f"{counted(counts.texts, 'text')}, {counted(counts.tasks, 'task')}, "
         f"{counted(counts.collections, 'key of words', 'keys of words')}"

@@ -34,7 +34,7 @@ def list_tenants(as_json: AsJson = False) -> None:
 
 
 async def _add(_: Interruption, *, settings: Settings, name: str, as_json: bool) -> int:
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import tenants  # noqa: PLC0415
 
     async with opened_as_owner(settings, MADE_BY) as owner:
@@ -47,7 +47,7 @@ async def _add(_: Interruption, *, settings: Settings, name: str, as_json: bool)
 
 
 async def _list(_: Interruption, *, settings: Settings, as_json: bool) -> int:
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import tenants  # noqa: PLC0415
 
     async with opened_as_owner(settings, MADE_BY) as owner:

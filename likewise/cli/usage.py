@@ -82,7 +82,7 @@ async def _usage(
 
 async def _read(settings: Settings, times: tuple[datetime, datetime], by: By, tenant: str | None) -> "UsageReport":
     from likewise.apps.embed.usage import reported  # noqa: PLC0415
-    from likewise.cli.database import opened_as_owner  # noqa: PLC0415
+    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import usage  # noqa: PLC0415
 
     async with opened_as_owner(settings, "What all tenants used is read by the owner of the database.") as owner:

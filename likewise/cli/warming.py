@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from likewise.apps.body import parse_json
 from likewise.cleaning import cleaned
 from likewise.cli import standard_input
-from likewise.cli.database import opened_to_serve
+from likewise.cli.opening import opened_to_serve
 from likewise.db import collections
 from likewise.db.bookkeeping import Bookkeeping
 from likewise.embedding.caches.opening import open_redis

@@ -1,7 +1,7 @@
 """A model's files, fetched with a progress bar before anything starts that needs them."""
 
 from likewise.cli.models import require_runnable
-from likewise.embedding import weights
+from likewise.embedding.files import weights
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.errors import ModelUnavailable, StartError
 from likewise.progress import in_mebibytes, progress

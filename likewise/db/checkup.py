@@ -19,7 +19,7 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Row
 from likewise.postgres.cluster import Cluster
 from likewise.postgres.filelock import open_lock
-from likewise.postgres.postmaster import Postmaster, State
+from likewise.postgres.postmaster import Postmaster, ServerState
 
 CONNECT_SECONDS = 5
 # Sets the connection of whoever looks apart from those that serve and work.
@@ -159,7 +159,7 @@ async def server_is_silent(data_dir: Path, seconds: float) -> bool:
     except OSError:
         return False
     try:
-        if await asyncio.to_thread(postmaster.look) is not State.READY:
+        if await asyncio.to_thread(postmaster.look) is not ServerState.READY:
             return False
         async with asyncio.timeout(seconds), await AsyncConnection.connect(postmaster.address, connect_timeout=60):
             return False

@@ -101,7 +101,7 @@ class StoredSpace:
 
 
 @dataclass(frozen=True)
-class Collection:
+class CollectionRow:
     """One collection, with the generation that answers for it.
 
     `sealed_terms_key` is what its words are hashed with, where it keeps them and no texts.
@@ -144,8 +144,8 @@ async def make(
     model: str,
     dimension: int,
     text_keys: TextKeys | None = None,
-    before_commit: Callable[[Tx, Collection], Awaitable[None]] | None = None,
-) -> Collection:
+    before_commit: Callable[[Tx, CollectionRow], Awaitable[None]] | None = None,
+) -> CollectionRow:
     """Make a collection with its tables and its first generation.
 
     Args:
@@ -157,7 +157,7 @@ async def make(
     """
     values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MOST_COLLECTIONS]
 
-    async def once() -> Collection:
+    async def once() -> CollectionRow:
         async with pool.tenant(tenant) as tx:
             number = await _made(tx, values)
             if policy.keep_terms and not policy.keep_text:
@@ -217,7 +217,7 @@ async def drop(
     return await retried(once)
 
 
-async def named(tx: Tx, name: str) -> Collection:
+async def named(tx: Tx, name: str) -> CollectionRow:
     """The collection of this name; NotFound if this tenant has none."""
     row = await tx.row(BY_NAME, [name]) if storable(name) else None
     if row is None:
@@ -234,9 +234,9 @@ class RecentCollections:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._seen: dict[tuple[int, str], tuple[float, Collection]] = {}
+        self._seen: dict[tuple[int, str], tuple[float, CollectionRow]] = {}
 
-    async def get(self, tenant: int, name: str) -> Collection:
+    async def get(self, tenant: int, name: str) -> CollectionRow:
         """The collection of this name; NotFound if this tenant has none."""
         if self.knows(tenant, name):
             return self._seen[tenant, name][1]
@@ -258,7 +258,7 @@ class RecentCollections:
         self._seen.pop((tenant, name), None)
 
 
-async def listed(tx: Tx, *, after: str, limit: int) -> list[Collection]:
+async def listed(tx: Tx, *, after: str, limit: int) -> list[CollectionRow]:
     """Collections by name, from the first after `after`."""
     return [_collection(row) for row in await tx.rows(LIST, [after, limit])]
 
@@ -289,9 +289,9 @@ async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int, gone:
     await tx.execute(ADD_TERMS, [terms, contents, gone, collection, collection])
 
 
-def _collection(row: Sequence[Any]) -> Collection:
+def _collection(row: Sequence[Any]) -> CollectionRow:
     number, tenant, name, kind, analyzer, policy, terms_total, contents_total, created_at = row[:9]
-    return Collection(
+    return CollectionRow(
         number,
         tenant,
         name,

@@ -33,14 +33,14 @@ ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
 
 @dataclass(frozen=True)
-class Deleted:
+class Deletion:
     """How many records were deleted, and the hashes of the texts that went with their last."""
 
     records: int = 0
     gone: Sequence[bytes] = ()
 
 
-async def delete(tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: bool, alone: bool = False) -> Deleted:
+async def delete(tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: bool, alone: bool = False) -> Deletion:
     """Take away those of the records that are there, and with the last of a content everything of it.
 
     Raises:
@@ -48,23 +48,23 @@ async def delete(tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: boo
     """
     stored = [one for one in ids if storable(one)]
     if not stored:
-        return Deleted()
+        return Deletion()
     return await _delete(tx, collection, (FIND, [collection, stored]), keep_terms=keep_terms, alone=alone)
 
 
-async def delete_parent(tx: Tx, collection: int, parent: str, *, keep_terms: bool, alone: bool = False) -> Deleted:
+async def delete_parent(tx: Tx, collection: int, parent: str, *, keep_terms: bool, alone: bool = False) -> Deletion:
     """The same with all records of a parent."""
     if not storable(parent):
-        return Deleted()
+        return Deletion()
     return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), keep_terms=keep_terms, alone=alone)
 
 
 async def delete_with(
     tx: Tx, collection: int, field: str, value: str, *, keep_terms: bool, alone: bool = False
-) -> Deleted:
+) -> Deletion:
     """The same with all records that have this text in an indexed field of their payload."""
     if not storable(value):
-        return Deleted()
+        return Deletion()
     find = (FIND_BY_FIELD, [collection, field, value])
     return await _delete(tx, collection, find, keep_terms=keep_terms, alone=alone, again=True)
 
@@ -77,7 +77,7 @@ async def _delete(
     keep_terms: bool,
     alone: bool,
     again: bool = False,
-) -> Deleted:
+) -> Deletion:
     """Delete what a statement finds.
 
     Args:
@@ -86,14 +86,14 @@ async def _delete(
     lock = (collections.LOCK if alone else collections.SHARE, [collection])
     _, found = await tx.together(lock, find)
     if not found:
-        return Deleted()
+        return Deletion()
     contents = sorted({int(content) for _, content in found})
     await tx.execute(HOLD_THESE, [contents])
     # Who changes a record holds its content: what is found now stays so.
     if again and sorted(await tx.rows(*find)) != sorted(found):
         raise Contended("40001", "records")
     await leave(tx, [(pk, content) for pk, content in found])
-    return Deleted(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
+    return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
 
 
 async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:

@@ -61,14 +61,14 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Done:
+class StoredAnswer:
     """What a request was answered before, as JSON."""
 
     status: int
     answer: str
 
 
-async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> Done | None:
+async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> StoredAnswer | None:
     """Take a request to run it, or what it was answered before.
 
     Args:
@@ -123,7 +123,7 @@ async def forget_expired(pool: Pool, most: int) -> int:
     return int(row[0]) if row else 0
 
 
-def _earlier(attempt: Attempt, digest: bytes, state: str, status: int | None, answer: str | None) -> Done:
+def _earlier(attempt: Attempt, digest: bytes, state: str, status: int | None, answer: str | None) -> StoredAnswer:
     if digest != attempt.digest:
         raise Invalid(
             "This Idempotency-Key came with another request before. Use a new one for each request.",
@@ -131,4 +131,4 @@ def _earlier(attempt: Attempt, digest: bytes, state: str, status: int | None, an
         )
     if state != "done" or status is None or answer is None:
         raise InProgress
-    return Done(status, answer)
+    return StoredAnswer(status, answer)

@@ -13,10 +13,10 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Tx, table
 from likewise.errors import Conflict, NotFound
 
-State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"]
+JobState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"]
 # Where a job stands in the list of all: when it was made, and its id.
-Place = tuple[datetime, UUID]
-STATES: tuple[State, ...] = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
+JobCursor = tuple[datetime, UUID]
+STATES: tuple[JobState, ...] = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
 # So long a job can be asked for after its end.
 RETENTION = timedelta(days=30)
 # So long a text that is not kept waits for its vector, and a task's input for its worker.
@@ -150,7 +150,7 @@ class Job:
 
     id: UUID
     kind: str
-    state: State
+    state: JobState
     total: int
     done: int
     failed: int
@@ -235,7 +235,7 @@ async def of(tx: Tx, job: UUID) -> Job:
     return replace(Job(*row), failures=failures)
 
 
-async def listed(tx: Tx, *, limit: int, state: State | None = None, after: Place | None = None) -> list[Job]:
+async def listed(tx: Tx, *, limit: int, state: JobState | None = None, after: JobCursor | None = None) -> list[Job]:
     """Jobs of this tenant, newest first, without their failures."""
     at, job = after or (None, None)
     return [Job(*row) for row in await tx.rows(LIST, {"at": at, "after": job, "state": state, "limit": limit})]

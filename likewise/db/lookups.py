@@ -110,7 +110,7 @@ class StoredRecord:
 
 
 @dataclass(frozen=True)
-class Counts:
+class CollectionCounts:
     """How much a collection holds, and how many of its contents have a vector in a generation."""
 
     records: int
@@ -135,7 +135,7 @@ async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | Non
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RecordQuery:
     """Which records of some contents are answered: `most` (None for all) after the first `skip`.
 
     Those that are at least `least` similar to the vector `similar_to`, float32 (d,), if there is a bound; not the
@@ -151,7 +151,7 @@ class Wanted:
 
 
 async def of_contents(
-    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: Wanted, *, commit: bool = False
+    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
 ) -> list[tuple[StoredRecord, float | None]]:
     """The records of these contents that fit a condition, in the contents' order, each with its similarity.
 
@@ -230,7 +230,7 @@ async def failed(tx: Tx, collection: int, ids: Sequence[str]) -> dict[str, str]:
     return {str(id_): str(reason) for id_, reason in await tx.rows(FAILED, [collection, list(ids)])}
 
 
-async def count(tx: Tx, collection: int, generation: int) -> Counts:
+async def count(tx: Tx, collection: int, generation: int) -> CollectionCounts:
     """How much a collection holds."""
     row = await tx.row(COUNT.format(vectors=table("vec", generation)), {"collection": collection})
-    return Counts(*row) if row else Counts(0, 0, 0, 0)
+    return CollectionCounts(*row) if row else CollectionCounts(0, 0, 0, 0)

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -11,6 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL, Identifier
 
 from likewise.db.failures import scrubbed
+from likewise.db.transaction import ProgressReport
 from likewise.errors import SchemaError
 
 MIGRATIONS_TABLE = SQL("""
@@ -32,8 +32,6 @@ VECTOR_SCHEMA = SQL(
     "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'vector'"
 )
 
-
-Report = Callable[[int, int], None]
 
 LEAST_POSTGRES = 15
 LEAST_PGVECTOR = (0, 8)
@@ -108,7 +106,7 @@ async def check(serving_url: str) -> None:
         raise SchemaError("The database's schema is older than this program. Run `likewise db upgrade`.")
 
 
-async def upgrade(owner_url: str, *, server_role: str, report: Report | None = None) -> list[str]:
+async def upgrade(owner_url: str, *, server_role: str, report: ProgressReport | None = None) -> list[str]:
     """Apply what is missing, each step in a transaction of its own; returns the names of the steps applied.
 
     `report` is told how many steps are done of how many, before the first and after each.

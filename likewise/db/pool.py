@@ -20,7 +20,7 @@ from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from likewise.db import ids, outage
 from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
 from likewise.db.outage import Outage
-from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, Encoded, EncodedDumper, Row, Tx
+from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, BinaryValue, BinaryValueDumper, Row, Tx
 from likewise.errors import DatabaseUnavailable, SettingsError
 from likewise.stopping import stop
 
@@ -237,7 +237,7 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
     ids.register(connection)
-    connection.adapters.register_dumper(Encoded, EncodedDumper)
+    connection.adapters.register_dumper(BinaryValue, BinaryValueDumper)
 
 
 async def _settle_in_time(connection: AsyncConnection[Row]) -> None:

@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Identifier
 from likewise.db import maintenance
 from likewise.db.failures import scrubbed
 from likewise.db.pool import settle
-from likewise.db.transaction import Row
+from likewise.db.transaction import ProgressReport, Row
 
 # Whoever waits for a table's lock holds up all who come after, so that is given up soon and tried again: longer than
 # an automatic vacuum takes to make way (1 s).
@@ -75,12 +75,9 @@ OF_A_NAMED_ONE = ("replicas", "an archive of the log of writes (WAL), and what r
 
 _NUMBER = re.compile(r"\d+")
 
-Connection = AsyncConnection[Row]
-Report = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
-class Purged:
+class PurgeOutcome:
     """What was done: how many tables were written anew, which were not because others were at them, and bytes.
 
     `unreached` is what should be, in this database; `elsewhere` is what never is.
@@ -115,9 +112,9 @@ async def purge(
     owner_url: str,
     superuser_url: str | None = None,
     *,
-    report: Report | None = None,
+    report: ProgressReport | None = None,
     patience: float = PATIENCE_SECONDS,
-) -> Purged:
+) -> PurgeOutcome:
     """Write all tables anew, one after the other, each locked for as long as that takes; then let the log go.
 
     Args:
@@ -135,7 +132,9 @@ async def purge(
 
 
 class _Purge:
-    def __init__(self, connection: Connection, report: Report | None, patience: float, *, is_ours: bool) -> None:
+    def __init__(
+        self, connection: AsyncConnection[Row], report: ProgressReport | None, patience: float, *, is_ours: bool
+    ) -> None:
         self._connection = connection
         self._report = report
         self._patience = patience
@@ -143,7 +142,7 @@ class _Purge:
         self._kept = self._refused = 0
         connection.add_notice_handler(self._heard)
 
-    async def run(self) -> Purged:
+    async def run(self) -> PurgeOutcome:
         tables = await self._tables()
         busy = []
         for done, one in enumerate(tables):
@@ -155,7 +154,7 @@ class _Purge:
         after = sum(one.size for one in await self._tables())
         elsewhere = ELSEWHERE if self._is_ours else (*ELSEWHERE, *OF_A_NAMED_ONE)
         before = sum(one.size for one in tables)
-        return Purged(len(tables) - len(busy), tuple(busy), tuple(unreached), elsewhere, before, after)
+        return PurgeOutcome(len(tables) - len(busy), tuple(busy), tuple(unreached), elsewhere, before, after)
 
     async def _parts(self, tables: list[_Table]) -> AsyncIterator[str]:
         """What cannot be reached of the statistics, the log and the files."""

@@ -20,12 +20,11 @@ from likewise.db.failures import CollectionGone, Contended
 from likewise.db.transaction import Parameters, Statement, Tx, table
 from likewise.kind import Payload
 
-Lane = int
 Outcome = Literal["created", "changed", "unchanged"]
 # From a text and its hash, what is stored of it while it waits.
 Seal = Callable[[bytes, str], bytes]
-INTERACTIVE: Lane = 0
-BULK: Lane = 1
+INTERACTIVE = 0
+BULK = 1
 # An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
 CHARS_A_TOKEN = 4
 
@@ -122,7 +121,7 @@ class PreparedRecord:
 
 
 @dataclass(frozen=True)
-class Compared:
+class BatchDiff:
     """A batch beside what is stored, under the collection's lock.
 
     `old` has (record, content) of those that are there and not the same, `unchanged` the content of those that are;
@@ -137,7 +136,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Written:
+class WriteOutcome:
     """What a batch did: what became of each record and the content that it points at now, by its id.
 
     `gone` has the hashes of texts that went with their last record; `waiting` says whether vectors are to be made.
@@ -169,10 +168,10 @@ class Written:
         """The contents that the records point at."""
         return tuple(sorted(set(self.content_of.values())))
 
-    def part(self, ids: Iterable[str]) -> "Written":
+    def part(self, ids: Iterable[str]) -> "WriteOutcome":
         """What became of these records among others."""
         kept = list(ids)
-        return Written({one: self.outcome_of[one] for one in kept}, {one: self.content_of[one] for one in kept})
+        return WriteOutcome({one: self.outcome_of[one] for one in kept}, {one: self.content_of[one] for one in kept})
 
     def _count(self, outcome: Outcome) -> int:
         return sum(one == outcome for one in self.outcome_of.values())
@@ -183,7 +182,7 @@ def text_hash(text: str) -> bytes:
     return sha256(text.encode()).digest()
 
 
-async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *, alone: bool = False) -> Compared:
+async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *, alone: bool = False) -> BatchDiff:
     """Take the collection's lock and see what of a batch is there already. Nothing is written.
 
     Args:
@@ -212,7 +211,7 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
         raise CollectionGone
     unchanged = {records[place].id: int(content) for place, _, content, _, same in found if same}
     failed = {int(content): records[place] for place, _, content, failed, same in found if failed and same}
-    return Compared(
+    return BatchDiff(
         generations=generations,
         fresh=[record for record in records if record.id not in unchanged],
         old={records[place].id: (int(pk), int(content)) for place, pk, content, _, same in found if not same},
@@ -222,7 +221,7 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
 
 
 @dataclass(frozen=True)
-class Keeping:
+class StoragePolicy:
     """How a collection keeps what is written.
 
     `indexed` are the payload fields that an index knows of each record, `facts` those that the text itself determines,
@@ -239,13 +238,13 @@ class Keeping:
 async def write(
     tx: Tx,
     collection: int,
-    compared: Compared,
-    keeping: Keeping,
+    compared: BatchDiff,
+    keeping: StoragePolicy,
     *,
-    lane: Lane,
+    lane: int,
     hold_unchanged: bool = False,
     leaving: Sequence[tuple[int, int]] = (),
-) -> Written:
+) -> WriteOutcome:
     """Store what `compare` found to be new or different, in the order of the locks.
 
     Args:
@@ -258,7 +257,7 @@ async def write(
     fresh, old, seal = compared.fresh, compared.old, keeping.seal
     outcome_of: dict[str, Outcome] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed and not leaving:
-        return Written(outcome_of, compared.unchanged)
+        return WriteOutcome(outcome_of, compared.unchanged)
     held = {content for _, content in (*old.values(), *leaving)} | compared.failed.keys()
     if hold_unchanged:
         held.update(compared.unchanged.values())
@@ -271,7 +270,7 @@ async def write(
     left = await _change(tx, [record for record in fresh if record.id in old], old, contents.by_hash)
     left |= await deletions.leave(tx, leaving)
     await _index(tx, collection, compared, contents, made, keeping)
-    return Written(
+    return WriteOutcome(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: contents.by_hash[record.text_hash] for record in fresh}},
         new_contents=contents.added,
@@ -320,7 +319,7 @@ async def _get_or_make_contents(
 
 
 async def _revive(
-    tx: Tx, generations: Sequence[int], failed: Mapping[int, PreparedRecord], lane: Lane, seal: Seal | None
+    tx: Tx, generations: Sequence[int], failed: Mapping[int, PreparedRecord], lane: int, seal: Seal | None
 ) -> list[int]:
     """Have failed contents tried again; returns those that have not been revived by another meanwhile."""
     if not failed:
@@ -354,8 +353,8 @@ async def _add(
     collection: int,
     new: Sequence[PreparedRecord],
     contents: _Contents,
-    compared: Compared,
-    lane: Lane,
+    compared: BatchDiff,
+    lane: int,
 ) -> dict[str, int]:
     """Add records, and the queue's entries of all contents that were made."""
     statements: list[tuple[Statement, Parameters]] = []
@@ -375,7 +374,7 @@ async def _add(
 
 
 async def _index(
-    tx: Tx, collection: int, compared: Compared, contents: _Contents, made: Mapping[str, int], keeping: Keeping
+    tx: Tx, collection: int, compared: BatchDiff, contents: _Contents, made: Mapping[str, int], keeping: StoragePolicy
 ) -> None:
     """Keep the fields by which records, and contents that were made, are found."""
     fresh, old, added = compared.fresh, compared.old, contents.added

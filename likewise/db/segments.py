@@ -26,7 +26,7 @@ TENANT_NAME = SQL("SELECT name FROM tenants WHERE id = %s")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPart:
     """A segment as it stands: its content, the digest of its text and whether that has failed, and its payload."""
 
     content: int
@@ -35,7 +35,7 @@ class Stored:
     payload: dict[str, Any]
 
 
-async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence[int]) -> dict[str, Stored]:
+async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence[int]) -> dict[str, StoredPart]:
     """Those of the records that are there, and nobody else's to write until the transaction ends.
 
     Args:
@@ -44,7 +44,9 @@ async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence
     keys = sorted({(collection * PLACES + place % PLACES) % 2**31 for place in places})
     await tx.execute(HOLD, [keys])
     rows = await tx.rows(STORED, [collection, list(records)])
-    return {str(id_): Stored(int(content), bytes(key), failed, payload) for id_, content, key, failed, payload in rows}
+    return {
+        str(id_): StoredPart(int(content), bytes(key), failed, payload) for id_, content, key, failed, payload in rows
+    }
 
 
 async def beyond(tx: Tx, collection: int, asset: str, kept: Sequence[str]) -> list[tuple[int, int]]:

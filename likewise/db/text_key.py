@@ -22,7 +22,7 @@ RECORD = SQL("SELECT record_text_key(%s)")
 SHARE = SQL("SELECT pg_try_advisory_xact_lock_shared(7722, 0)")
 
 
-class KeySource(Protocol):
+class TextKeySource(Protocol):
     """Where a process has its text keys from: the settings, or a file."""
 
     name: str
@@ -88,7 +88,7 @@ class SettingKeys:
         return contextlib.nullcontext(True)
 
 
-def source_of(settings: Settings) -> KeySource:
+def source_of(settings: Settings) -> TextKeySource:
     """Where these settings have the text key from."""
     if settings.text_key is not None:
         return SettingKeys(settings.text_key, settings.text_key_next)
@@ -100,7 +100,7 @@ def source_of(settings: Settings) -> KeySource:
     return TextKeyFile(settings.data_dir)
 
 
-def chosen(source: KeySource, keys: Sequence[TextKey], recorded: bytes) -> TextKey:
+def chosen(source: TextKeySource, keys: Sequence[TextKey], recorded: bytes) -> TextKey:
     """The key that the database knows; WrongTextKey with the mend if it is not at hand."""
     for key in keys:
         if key.id == recorded:
@@ -119,7 +119,7 @@ def chosen(source: KeySource, keys: Sequence[TextKey], recorded: bytes) -> TextK
 class TextKeys:
     """The text key of this process, which goes along when it is changed."""
 
-    def __init__(self, source: KeySource, sealing: Sealing) -> None:
+    def __init__(self, source: TextKeySource, sealing: Sealing) -> None:
         self.sealing = sealing
         self._source = source
 
@@ -167,7 +167,7 @@ class TextKeys:
         return row[0] if row else key.id
 
 
-async def _agreed(source: KeySource, tx: Tx) -> tuple[TextKey | None, Sequence[TextKey]]:
+async def _agreed(source: TextKeySource, tx: Tx) -> tuple[TextKey | None, Sequence[TextKey]]:
     """The key that the database knows by now, if any, and those at hand."""
     # In this order: a key is there before the database knows it.
     known = await tx.row(RECORDED)
@@ -177,13 +177,13 @@ async def _agreed(source: KeySource, tx: Tx) -> tuple[TextKey | None, Sequence[T
     return chosen(source, keys, known[0]) if known else None, keys
 
 
-def _at_hand(source: KeySource) -> tuple[TextKey, ...]:
+def _at_hand(source: TextKeySource) -> tuple[TextKey, ...]:
     with contextlib.suppress(WrongTextKey):
         return source.keys()
     return ()
 
 
-def _settle(source: KeySource, recorded: bytes) -> None:
+def _settle(source: TextKeySource, recorded: bytes) -> None:
     """End a change of the key that was cut off, unless somebody is at it."""
     with contextlib.suppress(WrongTextKey), source.alone() as alone:
         if alone:

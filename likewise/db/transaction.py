@@ -15,6 +15,8 @@ from likewise.db.planning import PLAN_SETTINGS, SET_PLAN, Plan
 Statement = SQL | Composed
 Row = tuple[Any, ...]
 Parameters = Sequence[Any] | Mapping[str, Any]
+# Told how many of how many are done.
+ProgressReport = Callable[[int, int], None]
 
 BEGIN = SQL("BEGIN")
 COMMIT = SQL("COMMIT")
@@ -29,19 +31,19 @@ SET_READER_AND_PLAN = SQL("SELECT {}, {}").format(READER_SETTINGS, PLAN_SETTINGS
 
 
 @dataclass(frozen=True)
-class Encoded:
+class BinaryValue:
     """A value in Postgres's own binary form, of whatever type the statement wants in its place."""
 
     value: bytes
 
 
-class EncodedDumper(Dumper):
+class BinaryValueDumper(Dumper):
     """Sends it as it is."""
 
     format = Format.BINARY
     oid = 0
 
-    def dump(self, obj: Encoded) -> bytes:
+    def dump(self, obj: BinaryValue) -> bytes:
         """See psycopg."""
         return obj.value
 

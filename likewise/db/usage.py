@@ -11,8 +11,8 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.costs import COUNTED, Account, Usage
 
-By = Literal["model", "hour", "day", "tenant"]
-Ending = Literal["committed", "aborted", "in progress"]
+UsageGroup = Literal["model", "hour", "day", "tenant"]
+TransactionEnd = Literal["committed", "aborted", "in progress"]
 
 ADD = SQL("SELECT add_usage(%s::jsonb)::text")
 # The asking transaction's number is above all that were given: one that is not below it was lost with a server that
@@ -47,7 +47,7 @@ GROUPED_BY = SQL("""
     WHERE (%(tenant)s::int IS NULL OR tenant = %(tenant)s) AND hour >= %(since)s AND hour < %(until)s
     GROUP BY 1 ORDER BY 1
 """)
-GROUPED: Mapping[By, Composed] = {
+GROUPED: Mapping[UsageGroup, Composed] = {
     "model": GROUPED_BY.format(key=SQL("model"), sums=SUMS),
     "hour": GROUPED_BY.format(key=SQL("hour"), sums=SUMS),
     "day": GROUPED_BY.format(key=SQL("date_trunc('day', hour, 'UTC')"), sums=SUMS),
@@ -55,7 +55,7 @@ GROUPED: Mapping[By, Composed] = {
 }
 TENANT = SQL("SELECT id FROM tenants WHERE name = %s")
 
-Key = str | datetime
+UsageKey = str | datetime
 
 
 async def add(tx: Tx, used: Mapping[Account, Usage]) -> str:
@@ -65,10 +65,10 @@ async def add(tx: Tx, used: Mapping[Account, Usage]) -> str:
     return "" if row is None else str(row[0])
 
 
-async def ending(tx: Tx, number: str) -> Ending:
+async def ending(tx: Tx, number: str) -> TransactionEnd:
     """How a transaction ended that was cut off at its commit; one that nobody remembers counts as committed."""
     row = await tx.row(ENDING, {"number": number})
-    ended: Ending | None = None if row is None else row[0]
+    ended: TransactionEnd | None = None if row is None else row[0]
     return ended or "committed"
 
 
@@ -91,13 +91,13 @@ async def reset(tx: Tx, tenant: int, others: Sequence[str] = ()) -> None:
     await tx.execute(RESET, {"tenant": tenant, "others": list(others)})
 
 
-async def grouped(pool: Pool, tenant: int, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
+async def grouped(pool: Pool, tenant: int, since: datetime, until: datetime, by: UsageGroup) -> dict[UsageKey, Usage]:
     """What a tenant used in the hours that begin from `since` until before `until`, in the order of the keys."""
     async with pool.tenant(tenant, snapshot=True) as tx:
         return await _grouped(tx, tenant, since, until, by)
 
 
-async def grouped_of_all(owner: Pool, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
+async def grouped_of_all(owner: Pool, since: datetime, until: datetime, by: UsageGroup) -> dict[UsageKey, Usage]:
     """The same of all tenants together, for the owner of the rows."""
     async with owner.nobody() as tx:
         return await _grouped(tx, None, since, until, by)
@@ -110,6 +110,8 @@ async def tenant_of(owner: Pool, name: str) -> int | None:
     return None if row is None else int(row[0])
 
 
-async def _grouped(tx: Tx, tenant: int | None, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
+async def _grouped(
+    tx: Tx, tenant: int | None, since: datetime, until: datetime, by: UsageGroup
+) -> dict[UsageKey, Usage]:
     rows = await tx.rows(GROUPED[by], {"tenant": tenant, "since": since, "until": until})
     return {key: Usage(*sums) for key, *sums in rows}

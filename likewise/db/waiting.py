@@ -69,7 +69,7 @@ COUNT = SQL("SELECT count(*) FROM waiting WHERE generation = %s")
 
 
 @dataclass(frozen=True)
-class Entry:
+class QueueEntry:
     """One claimed entry of the queue."""
 
     tenant: int
@@ -91,7 +91,7 @@ async def claim(
     after_tenant: int,
     alone: bool,
     resting: Sequence[int] = (),
-) -> list[Entry]:
+) -> list[QueueEntry]:
     """Lease up to `most` free entries, tenants in turn; with `alone` one that must be tried by itself.
 
     Args:
@@ -99,7 +99,7 @@ async def claim(
     """
     async with pool.nobody() as tx:
         rows = await tx.rows(CLAIM, [list(models), claim_id, lease, most, after_tenant, alone, list(resting)])
-    return [Entry(*row) for row in rows]
+    return [QueueEntry(*row) for row in rows]
 
 
 async def claim_these(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, lease: timedelta) -> list[int]:
@@ -142,7 +142,7 @@ async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingText:
     """A content's text as it waits: kept, or sealed; neither where it has left already."""
 
     content: int
@@ -152,9 +152,9 @@ class Waiting:
     collection: int
 
 
-async def texts(tx: Tx, contents: Sequence[int]) -> list[Waiting]:
+async def texts(tx: Tx, contents: Sequence[int]) -> list[WaitingText]:
     """The texts of those contents that are still there."""
-    return [Waiting(*row) for row in await tx.rows(TEXTS, [list(contents)])]
+    return [WaitingText(*row) for row in await tx.rows(TEXTS, [list(contents)])]
 
 
 async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:

@@ -34,11 +34,11 @@ _INDEXED_COLUMNS = {"id": _EQUALITY, "parent": _EQUALITY, "status": _EQUALITY, "
 
 # What told which records fit: facts that the text determines, the indexed fields, an index on a column of the records,
 # or a look at every record of the collection.
-Source = Literal["contents", "record_fields", "columns", "scan"]
+FilterSource = Literal["contents", "record_fields", "columns", "scan"]
 
 
 @dataclass(frozen=True)
-class Indexed:
+class IndexedFields:
     """The payload fields that indexes know: those of each record, and those that the text alone determines."""
 
     of_records: Collection[str] = ()
@@ -51,7 +51,7 @@ class Where:
 
     sql: Composable = field(default_factory=lambda: TRUE)
     parameters: dict[str, Any] = field(default_factory=dict)
-    source: Source = "scan"
+    source: FilterSource = "scan"
     prefix: str = "where"
 
     def bind(self, value: Any) -> Placeholder:
@@ -61,7 +61,7 @@ class Where:
         return Placeholder(name)
 
 
-def condition(tree: Filter | None, collection: int, indexed: Indexed) -> Where:
+def condition(tree: Filter | None, collection: int, indexed: IndexedFields) -> Where:
     """The condition for rows `r` of records: the whole filter, narrowed by what the indexes know."""
     where = Where()
     parts: list[Composable] = [SQL("r.collection = {}").format(where.bind(collection))]
@@ -76,7 +76,7 @@ def condition(tree: Filter | None, collection: int, indexed: Indexed) -> Where:
 
 def exactly(tree: Filter | None, collection: int) -> Where:
     """The whole filter for a few rows `r` that are known otherwise; no index helps."""
-    return condition(tree, collection, Indexed())
+    return condition(tree, collection, IndexedFields())
 
 
 def json_value(of: Field, where: Where) -> Composable:
@@ -85,7 +85,7 @@ def json_value(of: Field, where: Where) -> Composable:
     return SQL("coalesce({}, 'null')").format(value)
 
 
-def matching_contents(tree: Filter, collection: int, indexed: Indexed) -> Where:
+def matching_contents(tree: Filter, collection: int, indexed: IndexedFields) -> Where:
     """A SELECT of the contents of all records that fit; a content comes once for each of its records.
 
     Answered from indexes alone where they know everything that the filter asks, else from the records.
@@ -99,7 +99,7 @@ def matching_contents(tree: Filter, collection: int, indexed: Indexed) -> Where:
     return where
 
 
-def _by_index(tree: Filter, collection: int, indexed: Indexed, where: Where) -> Where | None:
+def _by_index(tree: Filter, collection: int, indexed: IndexedFields, where: Where) -> Where | None:
     """The contents by indexes alone; None if they cannot tell."""
     leaves = tree.parts if isinstance(tree, All) else (tree,)
     columns: list[Composable] = []
@@ -180,7 +180,9 @@ def _exact_index_test(leaf: Compare, where: Where) -> Composable | None:
     return None if test is None else SQL("{} AND NOT f.element").format(test)
 
 
-def _narrowed(tree: Filter, collection: int, indexed: Indexed, where: Where) -> Iterator[tuple[Source, Composable]]:
+def _narrowed(
+    tree: Filter, collection: int, indexed: IndexedFields, where: Where
+) -> Iterator[tuple[FilterSource, Composable]]:
     for leaf in _must_hold(tree):
         if leaf.field.column:
             # What must hold anyway, in the form that an index on the column can answer.

@@ -10,11 +10,11 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
 from likewise.embedding.cache import Cache, Cached, cache_keys, text_digest
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.files import weights
 from likewise.embedding.forgotten import Forgotten, Since
 from likewise.embedding.in_flight import InFlight
 from likewise.embedding.loading import EMBEDDING, ModelState, Slot

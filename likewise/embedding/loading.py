@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import importlib
 import itertools
-import logging
 import math
 import threading
 import time
@@ -14,19 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
-from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
+from likewise.embedding.files import weights
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read, size_fault
 from likewise.embedding.provider import Provider
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
+from likewise.observe.logs import get_logger
 from likewise.progress import in_mebibytes, progress
 from likewise.settings import Settings
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LOCAL_RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 60.0  # to load files again that are as they were; from the wait above it doubles
@@ -232,7 +232,7 @@ class Slot(Generic[P, S]):
         """Let an idle model go; for who asks for it next it is loaded again."""
         provider, batcher = self.provider, self.batcher
         self.provider = self.batcher = self._task = None
-        log.info("%s is let go, to make room for another model", self.spec.name)
+        log.info("model_unloaded", model=self.spec.name)
         if batcher is not None:
             await batcher.close()
         if provider is not None:
@@ -351,12 +351,12 @@ class Slot(Generic[P, S]):
     def _named(self, error: Exception) -> LikewiseError:
         if isinstance(error, LikewiseError):
             return error
-        log.error("loading %s failed", self.spec.name, exc_info=error)
+        log.error("model_load_failed", model=self.spec.name, error=error)
         return ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
 
     def _note(self, error: LikewiseError) -> None:
         if self._error is None or error.detail != self._error.detail:
-            log.warning("%s is not in service: %s", self.spec.name, error.detail)
+            log.warning("model_unavailable", model=self.spec.name, reason=error.detail)
         self._error = error
 
 

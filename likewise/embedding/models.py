@@ -7,9 +7,9 @@ from pathlib import Path
 from likewise.embedding import models_file
 from likewise.embedding.costs import PRICES
 from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.folder import ModelFolder, Pooling
+from likewise.embedding.files.folder import ModelFolder, Pooling
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.runtimes import Runtime, runtime_of
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import Fault, LikewiseError, ModelNotAllowed, NotSupported, SettingsError
 from likewise.settings import PREFIX, Settings
 

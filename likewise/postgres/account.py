@@ -25,7 +25,7 @@ class SpawnOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Account:
+class SystemUser:
     """A user of the operating system by number and name."""
 
     uid: int
@@ -61,7 +61,7 @@ class Account:
             ) from None
 
 
-def account_for(*places: Path) -> Account:
+def system_user_for(*places: Path) -> SystemUser:
     """Who runs Postgres on these folders: this user; for root their owner, or the first user made for such work."""
     if os.geteuid() != 0:
         return _account_of(os.geteuid())
@@ -70,7 +70,7 @@ def account_for(*places: Path) -> Account:
     return _unprivileged() if owner is None else _account_of(owner)
 
 
-def names_let_in(account: Account) -> list[str]:
+def names_let_in(account: SystemUser) -> list[str]:
     """The users whose Likewise processes may log in: the one that runs Postgres, and root, who can become it."""
     try:
         root = pwd.getpwuid(0).pw_name
@@ -79,7 +79,7 @@ def names_let_in(account: Account) -> list[str]:
     return list(dict.fromkeys([account.name, root]))
 
 
-def _account_of(uid: int) -> Account:
+def _account_of(uid: int) -> SystemUser:
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
@@ -87,17 +87,17 @@ def _account_of(uid: int) -> Account:
             f"The user id {uid} has no name on this system, and Postgres runs only as a user with a name. "
             "Run Likewise as a named user, or set LIKEWISE_DATABASE_URL to a Postgres that runs elsewhere."
         ) from None
-    return Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
+    return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_name)
 
 
-def _unprivileged() -> Account:
+def _unprivileged() -> SystemUser:
     for name in UNPRIVILEGED:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
         if entry.pw_uid != 0:
-            return Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
+            return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_name)
     raise ServerStartError(
         f"Postgres refuses to run as root, and none of the users {', '.join(UNPRIVILEGED)} exists. "
         "Add one (useradd --system likewise), run Likewise as another user, or set LIKEWISE_DATABASE_URL."

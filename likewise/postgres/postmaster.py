@@ -17,7 +17,7 @@ from psycopg.pq import PGconn, Ping
 
 from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
-from likewise.postgres.account import Account
+from likewise.postgres.account import SystemUser
 from likewise.postgres.binaries import Binaries
 from likewise.postgres.cluster import SOCKET_NAME, Cluster, disk_full, server_environment
 from likewise.postgres.filelock import FileLock
@@ -39,7 +39,7 @@ WITHOUT_CORE_FILES = ("/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh")
 _children: list[subprocess.Popen[bytes]] = []
 
 
-class State(enum.Enum):
+class ServerState(enum.Enum):
     """What there is of a server."""
 
     ABSENT = enum.auto()
@@ -51,7 +51,7 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Launched:
+class RunningServer:
     """What the starter of a server leaves in the `running` file for those who attach."""
 
     binaries: Path
@@ -78,25 +78,25 @@ class Postmaster:
         self._given_up = given_up or threading.Event()
         self._running = FileLock(cluster.running)
 
-    def look(self) -> State:
+    def look(self) -> ServerState:
         """What there is now; a few system calls."""
         _reap()
         if not self._running.held_by_another():
-            return State.ABSENT
+            return ServerState.ABSENT
         noted = self._pid_file()
         if noted is None:
-            return State.STARTING
+            return ServerState.STARTING
         if not is_postgres_on(noted.pid, self._cluster.data):
             # Another container's processes have numbers that mean nothing here.
-            return State.READY if self._answers() else State.ORPHANED
+            return ServerState.READY if self._answers() else ServerState.ORPHANED
         if noted.status in ("ready", "standby"):
-            return State.READY if (self.launched().socket_folder / SOCKET_NAME).exists() else State.DEAF
-        return State.STOPPING if noted.status == "stopping" else State.STARTING
+            return ServerState.READY if (self.launched().socket_folder / SOCKET_NAME).exists() else ServerState.DEAF
+        return ServerState.STOPPING if noted.status == "stopping" else ServerState.STARTING
 
-    def launched(self) -> Launched:
+    def launched(self) -> RunningServer:
         """What its starter noted."""
         noted = json.loads(self._cluster.running.read_text())
-        return Launched(Path(noted["binaries"]), noted["version"], Path(noted["socket_folder"]))
+        return RunningServer(Path(noted["binaries"]), noted["version"], Path(noted["socket_folder"]))
 
     @property
     def address(self) -> str:
@@ -104,15 +104,15 @@ class Postmaster:
         folder = self.launched().socket_folder
         return make_conninfo(host=str(folder), port=5432, user="postgres", dbname="postgres", connect_timeout=5)
 
-    def launch(self, binaries: Binaries, account: Account, socket_folder: Path) -> None:
+    def launch(self, binaries: Binaries, account: SystemUser, socket_folder: Path) -> None:
         """Start the process, in a session of its own so that no Ctrl-C for Likewise reaches it, and wait for it."""
         self._remove_stale_files(socket_folder)
         if (written := self._cluster.log.stat().st_size) > LONGEST_LOG:
             os.truncate(self._cluster.log, written := 0)
         child = self._spawn(binaries, account, socket_folder)
         end = time.monotonic() + START_SECONDS
-        while (state := self.look()) is not State.READY or not self._answers():
-            if state is State.ABSENT or child.poll() is not None:
+        while (state := self.look()) is not ServerState.READY or not self._answers():
+            if state is ServerState.ABSENT or child.poll() is not None:
                 raise self._start_error(written)
             if time.monotonic() > end:
                 raise ServerStartError(
@@ -120,21 +120,21 @@ class Postmaster:
                 )
             time.sleep(POLL_SECONDS)
 
-    def settle(self) -> State:
+    def settle(self) -> ServerState:
         """Wait out a start or a stop that someone else began and end what a killed postmaster left; READY or ABSENT."""
         end = time.monotonic() + START_SECONDS
-        while (state := self.look()) is not State.ABSENT:
-            if state is State.READY and self._answers_within(START_SECONDS):
+        while (state := self.look()) is not ServerState.ABSENT:
+            if state is ServerState.READY and self._answers_within(START_SECONDS):
                 break
             if time.monotonic() > end or self._given_up.is_set():
                 raise ServerStartError(
                     f"The Postgres on {self._cluster.data} is stuck. End its processes and try again."
                 )
-            if state is State.ORPHANED:
+            if state is ServerState.ORPHANED:
                 self._end_orphans()
-            elif state is State.DEAF:
+            elif state is ServerState.DEAF:
                 self.stop()
-            elif state is State.STOPPING and not self._gone_within(STOP_SECONDS):
+            elif state is ServerState.STOPPING and not self._gone_within(STOP_SECONDS):
                 self._stop_at_once()
             else:
                 time.sleep(POLL_SECONDS)
@@ -143,10 +143,10 @@ class Postmaster:
     def stop(self) -> None:
         """End every session and shut down with a checkpoint; if that hangs, without one, which the next start mends."""
         state = self.look()
-        if state is State.ORPHANED:
+        if state is ServerState.ORPHANED:
             self._end_orphans()
         # Postgres 18 never ends if it is asked to shut down fast while it recovers; there is nothing to write then.
-        asked = (state is State.DEAF or self._answers_within(KILL_SECONDS)) and self._signal(signal.SIGINT)
+        asked = (state is ServerState.DEAF or self._answers_within(KILL_SECONDS)) and self._signal(signal.SIGINT)
         if not self._gone_within(STOP_SECONDS if asked else 0):
             self._stop_at_once()
 
@@ -159,12 +159,12 @@ class Postmaster:
         """Forget the process without touching it."""
         self._running.close()
 
-    def _spawn(self, binaries: Binaries, account: Account, socket_folder: Path) -> subprocess.Popen[bytes]:
+    def _spawn(self, binaries: Binaries, account: SystemUser, socket_folder: Path) -> subprocess.Popen[bytes]:
         lock = FileLock(self._cluster.running)
         try:
             if not lock.exclusive_within(KILL_SECONDS):
                 raise ServerStartError(f"Another process holds {self._cluster.running}. Stop it and try again.")
-            _note(lock, Launched(binaries.folder, binaries.version, socket_folder))
+            _note(lock, RunningServer(binaries.folder, binaries.version, socket_folder))
             program, settings = binaries.folder / "postgres", f"config_file={self._cluster.configuration}"
             with _open_log(self._cluster.log) as output:
                 child = subprocess.Popen(  # noqa: S603
@@ -234,7 +234,7 @@ class Postmaster:
 
     def _answers_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not (answers := self._answers()) and self.look() is not State.ABSENT and time.monotonic() < end:
+        while not (answers := self._answers()) and self.look() is not ServerState.ABSENT and time.monotonic() < end:
             if self._given_up.is_set():
                 break
             time.sleep(PING_SECONDS)
@@ -262,7 +262,7 @@ class Postmaster:
         return kind(f"Postgres stopped while it started: {reason} (log: {self._cluster.log})")
 
 
-def _note(lock: FileLock, launched: Launched) -> None:
+def _note(lock: FileLock, launched: RunningServer) -> None:
     text = json.dumps({name: str(value) for name, value in vars(launched).items()})
     os.ftruncate(lock.descriptor, 0)
     os.pwrite(lock.descriptor, text.encode(), 0)

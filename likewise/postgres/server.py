@@ -14,12 +14,12 @@ import psycopg
 
 from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
-from likewise.postgres.account import Account
+from likewise.postgres.account import SystemUser
 from likewise.postgres.binaries import Binaries, find_binaries, keep_copy
 from likewise.postgres.cluster import Cluster, explained
 from likewise.postgres.databases import OWNER, create_database
 from likewise.postgres.filelock import FileLock, open_lock
-from likewise.postgres.postmaster import Launched, Postmaster, State
+from likewise.postgres.postmaster import Postmaster, RunningServer, ServerState
 
 __all__ = ["EmbeddedServer", "create_database"]
 
@@ -48,7 +48,7 @@ class EmbeddedServer:
         self._process = os.getpid()
         self._users: FileLock | None = None
         self._postmaster: Postmaster | None = None
-        self._launched: Launched | None = None
+        self._launched: RunningServer | None = None
         self._watching: asyncio.Task[None] | None = None
         self._away: Exception | None = None
         self._given_up = threading.Event()
@@ -124,7 +124,7 @@ class EmbeddedServer:
         await _in_thread(self._leave)
 
     @property
-    def _noted(self) -> Launched:
+    def _noted(self) -> RunningServer:
         if self._launched is None:
             raise RuntimeError("this server is not started")
         return self._launched
@@ -144,7 +144,7 @@ class EmbeddedServer:
                 self._ensure_running(self._postmaster)
 
     def _ensure_running(self, postmaster: Postmaster) -> None:
-        if postmaster.settle() is State.ABSENT:
+        if postmaster.settle() is ServerState.ABSENT:
             account = self._cluster.account()
             self._cluster.make_home(account)
             self._cluster.refuse_foreign_data(account)
@@ -156,7 +156,7 @@ class EmbeddedServer:
             postmaster.launch(binaries, account, socket_folder)
         self._launched = postmaster.launched()
 
-    def _choose_binaries(self, account: Account) -> Binaries:
+    def _choose_binaries(self, account: SystemUser) -> Binaries:
         home = self._cluster.home
         found = find_binaries(self._postgres_bin, home, self._cluster.major)
         binaries = keep_copy(found, home, for_another_user=not account.is_ours)
@@ -193,7 +193,7 @@ class EmbeddedServer:
 
     def _restart_if_gone(self) -> None:
         # Without /proc a look is a program to run, which takes its time.
-        if self._postmaster is not None and (self._postmaster.look() is State.READY or self._restart()):
+        if self._postmaster is not None and (self._postmaster.look() is ServerState.READY or self._restart()):
             self._away = None
 
     def _restart(self) -> bool:

@@ -8,10 +8,10 @@ from likewise.db import matches
 from likewise.db.matches import NO_MATCHES, Matches
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
+from likewise.search.candidates import Scope
 from likewise.search.frequencies import TermFrequencies
 from likewise.search.fusion import fuse
 from likewise.search.meaning import nearest
-from likewise.search.scope import Scope
 from likewise.search.state import Question, Search
 from likewise.stopping import stop
 from likewise.vectors.store import Ranking, VectorStore

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from likewise.embedding import weights
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.files import weights
 from likewise.embedding.loading import Making, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import ModelSpec
@@ -17,9 +17,9 @@ from likewise.errors import Invalid
 from likewise.observe import steps
 from likewise.search.reranker import Reranker, Scored
 from likewise.search.reranker_models import RerankerCatalogue
-from likewise.search.reranker_queue import RerankerQueue
 from likewise.search.rerankers import openvino, remote
 from likewise.search.rerankers.folder import WEIGHTS
+from likewise.search.rerankers.queue import RerankerQueue
 from likewise.settings import Settings
 
 

@@ -92,7 +92,7 @@ class Errors:
             known = as_likewise_error(error)
             # A refusal is nothing to look into, and there may be thousands; the request's own line has its status.
             if known.status >= Internal.status and not isinstance(known, Overloaded):
-                (log.error if known.status == Internal.status else log.warning)("request failed", error=error)
+                (log.error if known.status == Internal.status else log.warning)("request_failed", error=error)
             await answer(known, scope)(scope, receive, send)
 
 

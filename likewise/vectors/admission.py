@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Admitted:
+class AdmittedGeneration:
     """A generation that this process may write to and search with its model."""
 
     generation: Generation
@@ -71,7 +71,7 @@ class Admission:
         now = time.monotonic()
         return {generation: one.reason for generation, one in self._refused.items() if one.forgotten > now}
 
-    async def admit(self, tenant: int, generation: Generation) -> Admitted:
+    async def admit(self, tenant: int, generation: Generation) -> AdmittedGeneration:
         """The generation with its opened model.
 
         Raises:
@@ -83,7 +83,7 @@ class Admission:
             # Several that come at once, as workers and searches do at a start, are one question to the model.
             async with self._asking:
                 generation = await self._check(tenant, generation, model)
-        return Admitted(generation, model)
+        return AdmittedGeneration(generation, model)
 
     async def check_default_model(self) -> None:
         """Whether the default model is what it should be; one that is away, or loads for long, is not looked at.

@@ -4,16 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from likewise.db.collections import Generation
 from likewise.db.ids import ContentIds
 from likewise.db.transaction import Tx
 from likewise.db.where import Where
-
-Vector = NDArray[np.float32]
-Matrix = NDArray[np.float32]
+from likewise.embedding.provider import Matrix, Vector
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Among:
+class IdSubset:
     """The only contents to search: these ids, which are about `share` of all."""
 
     ids: ContentIds
@@ -45,7 +40,7 @@ class Among:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FilterSubset:
     """The only contents to search: those with a record that fits, which are about `share` of all.
 
     `most_visited` are asked, nearest first.
@@ -57,7 +52,7 @@ class Fitting:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextReading:
     """How a text was read into its vector: tokens read, tokens cut off, characters read."""
 
     tokens: int
@@ -69,15 +64,22 @@ class VectorStore(Protocol):
     """Vectors of unit length by content id. `tx` carries the tenant and the transaction of the rows."""
 
     async def upsert(
-        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[Reading]
+        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
     ) -> None:
         """Store vectors, float32 (n, d) of unit length; one that is there already stays as it is."""
         ...
 
     async def search(
-        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None, *, total: int
+        self,
+        tx: Tx,
+        generation: Generation,
+        query: Vector,
+        k: int,
+        among: IdSubset | FilterSubset | None = None,
+        *,
+        total: int,
     ) -> Ranking:
-        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within Among.
+        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within an IdSubset.
 
         `total` is about how many vectors there are: the more, the further an approximate search has to look.
         """

@@ -19,8 +19,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL
 
-from likewise.cli import database_checks, machine_checks
-from likewise.cli.doctor import Finding, findings
+from likewise.cli.doctor import database as database_checks
+from likewise.cli.doctor import machine as machine_checks
+from likewise.cli.doctor.doctor import findings
+from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup
 from likewise.postgres.filelock import open_lock
 from likewise.postgres.processes import postgres_processes

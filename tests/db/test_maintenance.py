@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from likewise.db import collections
 from likewise.db.maintenance import Maintenance
 from likewise.library import Likewise
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
 from tests.patience import until
 

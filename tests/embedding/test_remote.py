@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding import breaker
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.pacing import asked_for, duration, used_up
 from likewise.embedding.providers.openai import RemoteProvider, load
-from likewise.embedding.trouble import RequestRefused, WrongAnswer
+from likewise.embedding.remote import breaker
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import asked_for, duration, used_up
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import Asked, Reply, Upstream

@@ -18,7 +18,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, Unavailable
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.request import Mode
+from likewise.search.options import Mode
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
 from tests.conftest import Opener

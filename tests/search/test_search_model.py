@@ -35,7 +35,7 @@ from likewise.library import Collection, Likewise
 from likewise.search import frequencies
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.flows.opening import likewise_on
 from tests.flows.test_filter_language import holds

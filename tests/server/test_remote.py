@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import likewise
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.providers.openai import RemoteProvider, load
-from likewise.embedding.trouble import RequestRefused
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.errors import RequestRefused
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeProvider, Reply, Upstream

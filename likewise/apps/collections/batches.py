@@ -46,7 +46,7 @@ def checked_array(body: Any) -> Array:
     try:
         records = checked(RecordsIn, {"records": body} if bare else body).records
     except Invalid as error:
-        raise (_moved_to(error, "/records", "") if bare else error) from None
+        raise (error.moved("/records", "") if bare else error) from None
     return Array([record.to_record() for record in records], "" if bare else "/records")
 
 
@@ -58,8 +58,8 @@ async def write_array(
     try:
         result = await service.write(tenant, name, array.records, save=save)
     except Invalid as error:
-        raise _moved_to(error, "", array.within) from None
-    return replace(result, failed=_moved(result.failed, "", array.within))
+        raise error.moved("", array.within) from None
+    return replace(result, failed=[fault.moved("", array.within) for fault in result.failed])
 
 
 async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines, spend: Spend) -> WriteResult:
@@ -118,7 +118,7 @@ class _Taken:
         self.fail(result.failed)
 
     def fail(self, faults: list[Fault]) -> None:
-        bad = len({fault.pointer.removeprefix("/").partition("/")[0] for fault in faults})
+        bad = len({fault.index for fault in faults})
         refused(bad)
         self.bad += bad
         self.done.failed.extend(faults)
@@ -135,7 +135,7 @@ async def _store(service: CollectionsService, tenant: int, name: str, lines: _Ta
         over_quota = isinstance(error, TooManyRequests | LargerThanQuota)
         if not lines.any_stored or not (over_quota or error.retryable or error.status >= Internal.status):
             raise
-        log.warning("lines not stored", error=error)
+        log.warning("lines_not_stored", error=error)
         why = error.detail if over_quota else "The server could not store this line."
         lines.fail([_not_stored(min(number for number, _ in lines.batch.values()), why)])
         return False
@@ -151,14 +151,6 @@ def _texts(records: Iterable[NewRecord]) -> Iterator[str]:
     return (record.text or "" for record in records)
 
 
-def _moved_to(error: Invalid, old: str, new: str) -> Invalid:
-    return type(error)(error.detail, code=error.code, faults=_moved(error.faults, old, new))
-
-
-def _moved(faults: Iterable[Fault], old: str, new: str) -> list[Fault]:
-    return [replace(fault, pointer=new + fault.pointer.removeprefix(old)) for fault in faults]
-
-
 async def _write(service: CollectionsService, tenant: int, name: str, batch: Batch) -> WriteResult:
     """Store a batch; records that the service refuses are named by line, and the others stored without them."""
     lines = [number for number, _ in batch.values()]
@@ -166,13 +158,13 @@ async def _write(service: CollectionsService, tenant: int, name: str, batch: Bat
     try:
         result = await service.write(tenant, name, records)
     except Invalid as error:
-        refused = {index for fault in error.faults if (index := _index(fault, len(lines))) is not None}
+        refused = {fault.index for fault in error.faults} - {None}
         if not refused:
             raise
-        named = [_on_its_line(fault, lines) for fault in error.faults]
+        named = [fault.moved("", lambda place: f"/{lines[place]}") for fault in error.faults]
         rest = {key: entry for index, (key, entry) in enumerate(batch.items()) if index not in refused}
         return _sum(WriteResult(0, 0, 0, named), await _write(service, tenant, name, rest) if rest else _NOTHING)
-    return replace(result, failed=[_on_its_line(fault, lines) for fault in result.failed])
+    return replace(result, failed=[fault.moved("", lambda place: f"/{lines[place]}") for fault in result.failed])
 
 
 _NOTHING = WriteResult(0, 0, 0, [])
@@ -190,7 +182,7 @@ def _record(line: bytes) -> NewRecord:
 
 def _on_line(number: int, error: LikewiseError) -> list[Fault]:
     faults = error.faults or (Fault("", error.code, _line_words(error)),)
-    return [replace(fault, pointer=f"/{number}{fault.pointer}") for fault in faults]
+    return [fault.moved("", f"/{number}") for fault in faults]
 
 
 def _line_words(error: LikewiseError) -> str:
@@ -206,20 +198,6 @@ def _stopped(number: int) -> Fault:
 
 def _not_stored(number: int, why: str) -> Fault:
     return Fault(f"/{number}", NOT_STORED, f"{why} Neither this line nor any after it is stored; send them again.")
-
-
-def _index(fault: Fault, count: int) -> int | None:
-    first = fault.pointer.removeprefix("/").partition("/")[0]
-    return int(first) if first.isdecimal() and int(first) < count else None
-
-
-def _on_its_line(fault: Fault, lines: list[int]) -> Fault:
-    """A fault at a place in a batch, as one on the line that this came from."""
-    index = _index(fault, len(lines))
-    if index is None:
-        return fault
-    _, _, rest = fault.pointer.removeprefix("/").partition("/")
-    return replace(fault, pointer=f"/{lines[index]}" + (f"/{rest}" if rest else ""))
 
 
 def _sum(one: WriteResult, other: WriteResult) -> WriteResult:

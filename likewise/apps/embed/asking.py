@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -11,7 +11,7 @@ from likewise.apps.deps import Spending, services
 from likewise.apps.leaving import while_connected
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedded, Embedder
-from likewise.errors import Fault, Invalid
+from likewise.errors import Invalid
 
 # Where a text stands in the request, by its place among the texts.
 Pointer = Callable[[int], str]
@@ -57,11 +57,4 @@ def pointed(pointer: Pointer) -> Iterator[None]:
     try:
         yield
     except Invalid as error:
-        faults = [_moved(fault, pointer) for fault in error.faults]
-        error.faults = tuple(faults)
-        raise
-
-
-def _moved(fault: Fault, pointer: Pointer) -> Fault:
-    _, _, place = fault.pointer.rpartition("/texts/")
-    return replace(fault, pointer=pointer(int(place))) if place.isdecimal() else fault
+        raise error.moved("/texts", pointer) from None

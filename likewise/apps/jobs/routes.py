@@ -11,7 +11,7 @@ from likewise.apps.deps import Answer, Jobs, Reader, Writer, cursor_for, forged,
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
 from likewise.apps.jobs.service import JobView
-from likewise.db.jobs import Place
+from likewise.db.jobs import JobCursor
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -53,7 +53,7 @@ def _written(job: JobView) -> str:
     return f"{job.created_at.astimezone(UTC).isoformat()} {job.job_id}"
 
 
-def _place(written: str) -> Place:
+def _place(written: str) -> JobCursor:
     at, _, job = written.partition(" ")
     try:
         return datetime.fromisoformat(at), UUID(job)

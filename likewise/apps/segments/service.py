@@ -9,15 +9,15 @@ from likewise.apps.collections.service import Save
 from likewise.apps.repeats import refuse_repeats
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
 from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
-from likewise.apps.segments.found import SegmentsFound
+from likewise.apps.segments.hits import SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.apps.segments.points import point_id
-from likewise.apps.segments.searching import SearchJob, SegmentQuery, SegmentSearches
+from likewise.apps.segments.search import SearchJob, SegmentQuery, SegmentSearches
 from likewise.apps.segments.writing import Labels, Storing
 from likewise.cleaning import fit_for_id
 from likewise.db import collections, segments
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.failures import CollectionGone
 from likewise.db.transaction import Tx
 from likewise.embedding.models import ModelSpec
@@ -186,7 +186,7 @@ class SegmentsService:
             leaving=storing.leaving if whole else None,
         )
 
-    async def _made(self, tenant: int, name: str, spec: ModelSpec) -> Collection:
+    async def _made(self, tenant: int, name: str, spec: ModelSpec) -> CollectionRow:
         """The collection of a model; it is made by the first write."""
         recent = self._runtime.recent
         with suppress(NotFound):
@@ -209,7 +209,7 @@ class SegmentsService:
                 raise
         return await recent.get(tenant, name)
 
-    async def _collections(self, tenant: int) -> list[Collection]:
+    async def _collections(self, tenant: int) -> list[CollectionRow]:
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             return [await collections.named(tx, name) for name in await segments.collections_of_kind(tx, KIND.name)]
 

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from likewise.cleaning import cleaned
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.facts import prefixes
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Counts, ProviderResult, Role
 from likewise.embedding.providers.openai_answers import Answer, OtherDimension, most_bytes, read
 from likewise.embedding.queue import CHARS_PER_TOKEN, estimated_tokens
-from likewise.embedding.remote_calls import RemoteCalls
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.client import RemoteCalls
+from likewise.embedding.remote.errors import RequestRefused, Trouble
 from likewise.embedding.space import space_of_address
 from likewise.embedding.splitting import Span, spans_by_characters
-from likewise.embedding.trouble import RequestRefused, Trouble
 
 # At 4 characters each: OpenAI takes 300,000 tokens in a request, and some scripts have one for each character.
 REQUEST_TOKENS = 60_000

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import orjson
 
 from likewise.embedding.provider import Counts, Matrix
-from likewise.embedding.trouble import WrongAnswer
+from likewise.embedding.remote.errors import WrongAnswer
 
 # More tokens than this are no count of anybody's texts.
 MOST_TOKENS = 2**31 - 1

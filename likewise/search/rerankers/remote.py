@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from likewise.cleaning import cleaned
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity
 from likewise.embedding.queue import estimated_tokens
-from likewise.embedding.remote_calls import RemoteCalls
-from likewise.embedding.trouble import RequestFails, RequestRefused, WrongAnswer
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.client import RemoteCalls
+from likewise.embedding.remote.errors import RequestFails, RequestRefused, WrongAnswer
 from likewise.search.reranker import Scored
 from likewise.search.rerankers.answers import Answer, most_bytes, read
 

@@ -1,15 +1,15 @@
 """Leaves a provider that fails alone, and asks it again with a single request."""
 
-import logging
 import time
 from types import TracebackType
 from typing import Self
 
-from likewise.embedding.backoff import Backoff
-from likewise.embedding.trouble import Trouble
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.errors import Trouble
+from likewise.observe.logs import get_logger
 from likewise.observe.metrics import PROVIDER_OPEN
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Breaker:
@@ -48,7 +48,7 @@ class Breaker:
         """The provider has answered."""
         self._in_a_row, self._rest = 0, self._first
         if self._open is not None:
-            log.warning("the provider of %s is back", self._model)
+            log.warning("provider_back", model=self._model)
             self._open = None
             PROVIDER_OPEN.labels(self._model).set(0)
 
@@ -66,7 +66,7 @@ class Breaker:
 
     def _leave_alone(self, trouble: Trouble) -> None:
         if self._open is None or self._open.code != trouble.code:
-            log.warning("%s Nobody asks it for %.0f s.", trouble.detail, self._rest)
+            log.warning("provider_away", model=self._model, reason=trouble.detail, seconds=self._rest)
         self._open, self._until = trouble, time.monotonic() + self._rest
         self._rest = min(2 * self._rest, self._longest)
         PROVIDER_OPEN.labels(self._model).set(1)

@@ -11,7 +11,7 @@ from likewise.cli.files import Source, count_files, of_lines, owner_of, sources
 from likewise.cli.models import named
 from likewise.cli.terminal import in_a_line
 from likewise.db import collections, lookups
-from likewise.errors import Fault, Invalid, NotFound
+from likewise.errors import Invalid, NotFound
 from likewise.kind import BATCH, NewRecord
 from likewise.library import Likewise
 from likewise.progress import Report
@@ -166,7 +166,7 @@ async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done
         try:
             result = await likewise.collections.write(tenant, done.collection, batch)
         except Invalid as error:
-            refused = {place for fault in error.faults if (place := _place(fault)) is not None and place < len(batch)}
+            refused = {fault.index for fault in error.faults if fault.index is not None}
             if not refused:
                 raise
             done.faults += [f"{batch[place].id}: {error.detail}" for place in sorted(refused)]
@@ -176,11 +176,6 @@ async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done
         done.changed += result.changed
         done.unchanged += result.unchanged
         return
-
-
-def _place(fault: Fault) -> int | None:
-    first = fault.pointer.removeprefix("/").partition("/")[0]
-    return int(first) if first.isdecimal() else None
 
 
 async def _remove_gone(likewise: Likewise, tenant: int, collection: str, here: _Here, owner: str) -> int:

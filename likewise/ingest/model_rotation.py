@@ -14,7 +14,7 @@ TURN_SECONDS = 20.0
 QUICK_SECONDS = 0.5
 
 
-class ModelTurns:
+class ModelRotation:
     """Opens one model at a time for the texts that wait.
 
     Where models do not fit in memory together, each stays for a turn, or until nothing waits for it. They follow each

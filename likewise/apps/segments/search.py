@@ -10,7 +10,7 @@ import orjson
 from likewise import filters
 from likewise.apps.collections.schemas import MAX_LIMIT
 from likewise.apps.collections.service import Save
-from likewise.apps.segments.found import Looked, SegmentsFound
+from likewise.apps.segments.hits import Looked, SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.cleaning import cleaned
@@ -23,7 +23,7 @@ from likewise.ingest.tasks import Progress
 from likewise.kind import Policy
 from likewise.runtime import Runtime
 from likewise.search.grouping import group_field
-from likewise.search.request import Mode, SearchRequest
+from likewise.search.options import Mode, SearchRequest
 
 # The kind of task that is a search.
 SEARCH = "segments_search"
@@ -123,7 +123,7 @@ class SegmentSearches:
             # A search makes no collection.
             return none
         except Invalid as error:
-            raise _at_query_text(error) from None
+            raise error.moved("/query", "/query_text") from None
         return replace(none, hits=found.hits)
 
     async def _policy(self, tenant: int, name: str) -> Policy:
@@ -175,11 +175,3 @@ def _named(asked: SegmentQuery) -> Filter | None:
     fields = {Field("parent", column=True): asked.asset_id, Field("segment_id", column=False): asked.segment_id}
     wanted = [Compare(of, "$eq", cleaned(value)) for of, value in fields.items() if value is not None]
     return All(tuple(wanted)) if wanted else None
-
-
-def _at_query_text(error: Invalid) -> Invalid:
-    """The same error, whatever class it is of, at the place that the caller knows."""
-    error.faults = tuple(
-        replace(one, pointer="/query_text") if one.pointer == "/query" else one for one in error.faults
-    )
-    return error

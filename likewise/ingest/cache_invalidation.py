@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from psycopg.sql import SQL
 
-from likewise.db.collections import MOST_HASHES, Collection
+from likewise.db.collections import MOST_HASHES, CollectionRow
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder, Maker
 from likewise.errors import SealBroken, TextKeyUnavailable
-from likewise.ingest.notices import Notices
+from likewise.ingest.notifications import Notifications
 from likewise.sealing import Sealing, TextKey
 
 CHANNEL = "likewise_forget"
@@ -36,16 +36,16 @@ TELL = SQL("SELECT count(pg_notify(%s, said)) FROM unnest(%s::text[]) AS said")
 _Heard = tuple[int, list[bytes]] | None
 
 
-class Forgetting:
+class CacheInvalidation:
     """One process's part in it. Without a cache it has nothing to forget, and tells the others."""
 
-    def __init__(self, notices: Notices, embedder: Embedder, sealing: Sealing) -> None:
-        """Before `notices` are started; `sealing` is with the key of notices."""
+    def __init__(self, notifications: Notifications, embedder: Embedder, sealing: Sealing) -> None:
+        """Listen, before `notifications` are started; `sealing` is with the key of notices."""
         self._embedder = embedder
         self._sealing = sealing
         self._heard: asyncio.Queue[_Heard] = asyncio.Queue()
         if embedder.caches:
-            notices.hear(CHANNEL, self._hear, self._missed)
+            notifications.listen(CHANNEL, self._hear, self._missed)
 
     def tell(self, tx: Tx, text_hashes: Sequence[bytes]) -> None:
         """Have all processes forget texts of this tenant once the transaction has been committed."""
@@ -56,7 +56,7 @@ class Forgetting:
             said = [self._said(tx.tenant, text_hashes[start : start + DIGESTS_A_NOTICE]) for start in parts]
             tx.at_the_end(TELL, [CHANNEL, said])
 
-    async def forget(self, collection: Collection, text_hashes: Sequence[bytes]) -> None:
+    async def forget(self, collection: CollectionRow, text_hashes: Sequence[bytes]) -> None:
         """Forget them here, and in Redis, before anybody is answered."""
         if len(text_hashes) > MOST_HASHES:
             await self._embedder.forget_all()
@@ -101,7 +101,7 @@ async def notice_sealing(pool: Pool) -> Sealing:
     return Sealing([TextKey(row[0])])
 
 
-def _maker(collection: Collection) -> Maker | None:
+def _maker(collection: CollectionRow) -> Maker | None:
     active = collection.active
     if active.space is None or active.numerics is None:
         return None

@@ -11,8 +11,8 @@ import orjson
 
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.pacing import asked_for, used_up
-from likewise.embedding.trouble import LIMITED, RequestRefused, Trouble, WrongAnswer
+from likewise.embedding.remote.errors import LIMITED, RequestRefused, Trouble, WrongAnswer
+from likewise.embedding.remote.limits import asked_for, used_up
 from likewise.errors import ModelUnavailable
 from likewise.observe.version import program_version
 

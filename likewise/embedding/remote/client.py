@@ -1,20 +1,20 @@
 """All requests to one remote model: their places, its rate, its breaker, and the patience with it."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from likewise.embedding.backoff import Backoff
-from likewise.embedding.breaker import Breaker, Trial
 from likewise.embedding.endpoint import Endpoint
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.pacing import Pace
-from likewise.embedding.remote_http import RemoteApi, refuse
-from likewise.embedding.trouble import LIMITED, RequestFails, RequestRefused, Trouble, WrongAnswer
+from likewise.embedding.remote.backoff import Backoff
+from likewise.embedding.remote.breaker import Breaker, Trial
+from likewise.embedding.remote.errors import LIMITED, RequestFails, RequestRefused, Trouble, WrongAnswer
+from likewise.embedding.remote.http import RemoteApi, refuse
+from likewise.embedding.remote.limits import Pace
+from likewise.observe.logs import get_logger
 from likewise.observe.steps import ProviderRequest
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 # Reading 1 MB of base64 takes 4 ms, of numbers 8 ms (100 vectors of 3,072 numbers are 1.6 and 6 MB): not in the loop.
 LARGE_ANSWER = 500_000
@@ -115,7 +115,7 @@ class RemoteCalls:
             trial.answered()
             raise
         except WrongAnswer as wrong:
-            log.warning("the provider of %s answers wrongly: %s", self._spec.name, wrong)
+            log.warning("provider_answers_wrongly", model=self._spec.name, reason=str(wrong))
             if texts == 1:
                 trial.failed(Trouble(self._spec, "provider_wrong", f"answers wrongly: {wrong}", rests="in_a_row"))
             raise

@@ -9,7 +9,7 @@ from likewise.db import collections, lookups, segments
 from likewise.db.lookups import StoredRecord
 from likewise.db.transaction import Tx
 from likewise.errors import NotFound
-from likewise.search.request import Found
+from likewise.search.options import Found
 
 
 @dataclass(frozen=True)

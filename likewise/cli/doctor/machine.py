@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from likewise.cli.finding import Finding, reason
+from likewise.cli.doctor.finding import Finding, reason
 from likewise.settings import Settings
 
 # The model, its compiled form and an empty database take about 400 MB.

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from likewise.cli.finding import Finding
+from likewise.cli.doctor.finding import Finding
 from likewise.embedding.caches.opening import open_redis
 from likewise.errors import SettingsError
 from likewise.settings import Settings

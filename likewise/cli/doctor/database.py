@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import psycopg
 from psycopg import AsyncConnection
 
-from likewise.cli.finding import Finding
+from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup, migrate, roles, text_key
 from likewise.db.failures import scrubbed
 from likewise.db.no_connection import why_no_connection

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from likewise.db import lookups
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.ids import ContentIds
 from likewise.db.transaction import Tx
-from likewise.db.where import Indexed, Source, Where, exactly, matching_contents
+from likewise.db.where import FilterSource, IndexedFields, Where, exactly, matching_contents
 from likewise.filters import Filter
-from likewise.vectors.store import Among
+from likewise.vectors.store import IdSubset
 
 # Of so many contents at most the ids are taken and all are compared (1.1 us each); of more, only once it is known that
 # this is cheaper than to ask those that an index gives.
@@ -33,9 +33,9 @@ class Scope:
     """
 
     where: Where
-    among: Among | None = None
+    among: IdSubset | None = None
     share: float = 1.0
-    source: Source | None = None
+    source: FilterSource | None = None
     matching: Where | None = None
 
     @property
@@ -48,12 +48,12 @@ class Scope:
         """Whether nothing fits."""
         return self.among is not None and not len(self.among.ids)
 
-    async def all_ids(self, tx: Tx) -> Among:
+    async def all_ids(self, tx: Tx) -> IdSubset:
         """All contents that fit, however many."""
         assert self.matching is not None
         ids = await lookups.matching_contents(tx, self.matching)
         assert ids is not None
-        return Among(ids, self.share)
+        return IdSubset(ids, self.share)
 
 
 class Scopes:
@@ -64,7 +64,7 @@ class Scopes:
         self._samples: dict[int, tuple[float, ContentIds]] = {}
         self._shares: dict[tuple[int, bytes], tuple[float, float]] = {}
 
-    async def of(self, tx: Tx, collection: Collection, tree: Filter | None, indexed: Indexed) -> Scope:
+    async def of(self, tx: Tx, collection: CollectionRow, tree: Filter | None, indexed: IndexedFields) -> Scope:
         """The scope of a filter in a collection."""
         where = exactly(tree, collection.id)
         if tree is None:
@@ -81,12 +81,12 @@ class Scopes:
         ids = await lookups.matching_contents(tx, matching, most=most)
         if ids is not None:
             share = len(ids) / max(total, len(ids), 1)
-            return Scope(where, Among(ids, share), share, matching.source, matching)
+            return Scope(where, IdSubset(ids, share), share, matching.source, matching)
         # Of records that share their texts many fit while few contents do.
         share = max(await self._share(tx, collection, tree, where), 1 / total)
         return Scope(where, None, share, matching.source, matching)
 
-    async def _share(self, tx: Tx, collection: Collection, tree: Filter, where: Where) -> float:
+    async def _share(self, tx: Tx, collection: CollectionRow, tree: Filter, where: Where) -> float:
         """About which share of the contents has a record that fits, by a sample."""
         # By a digest: a filter may hold as much as a request's body.
         now, key = self._clock(), (collection.active.id, sha256(repr(tree).encode()).digest())
@@ -100,7 +100,7 @@ class Scopes:
         self._shares[key] = now, share
         return share
 
-    async def _sample(self, tx: Tx, collection: Collection, now: float) -> ContentIds:
+    async def _sample(self, tx: Tx, collection: CollectionRow, now: float) -> ContentIds:
         known = self._samples.get(collection.active.id)
         if known is not None and now - known[0] < REMEMBERED_SECONDS:
             return known[1]

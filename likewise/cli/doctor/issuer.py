@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from likewise.auth.jwk import keys_of
 from likewise.auth.jwks_http import FetchFailed, KeysAddress
-from likewise.cli.finding import Finding
+from likewise.cli.doctor.finding import Finding
 from likewise.cli.terminal import counted
 from likewise.settings import Settings
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from likewise.cli import cache_checks, database_checks, issuer_checks, machine_checks, model_checks
-from likewise.cli.finding import Finding, reason
+from likewise.cli.doctor import cache, database, issuer, machine, models
+from likewise.cli.doctor.finding import Finding, reason
 from likewise.errors import LikewiseError
 from likewise.settings import ENV_FILE, PREFIX, Settings, load_settings
 
@@ -16,10 +16,10 @@ __all__ = ["Finding", "findings", "setting_rows"]
 
 async def findings() -> AsyncIterator[Finding]:
     """Look at one part after the other; those that build on a broken one are left out."""
-    yield machine_checks.python()
-    yield machine_checks.terminal()
-    yield machine_checks.processor()
-    yield machine_checks.clock()
+    yield machine.python()
+    yield machine.terminal()
+    yield machine.processor()
+    yield machine.clock()
     try:
         settings = load_settings()
         settings.require_safe_address()
@@ -27,15 +27,15 @@ async def findings() -> AsyncIterator[Finding]:
         yield Finding("settings", error.detail, "Set it right; `likewise doctor --settings` lists every setting.")
         return
     yield Finding("settings", "every LIKEWISE_ variable is known and has a fitting value")
-    yield machine_checks.folder(settings)
-    yield machine_checks.disk(settings)
-    async for finding in _attempted("model", model_checks.models(settings), settings):
+    yield machine.folder(settings)
+    yield machine.disk(settings)
+    async for finding in _attempted("model", models.models(settings), settings):
         yield finding
-    async for finding in _attempted("cache", cache_checks.cache(settings), settings):
+    async for finding in _attempted("cache", cache.cache(settings), settings):
         yield finding
-    async for finding in _attempted("issuer", issuer_checks.issuer(settings), settings):
+    async for finding in _attempted("issuer", issuer.issuer(settings), settings):
         yield finding
-    async for finding in _attempted("database", database_checks.database(settings), settings):
+    async for finding in _attempted("database", database.database(settings), settings):
         yield finding
 
 
