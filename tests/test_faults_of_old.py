@@ -211,7 +211,7 @@ async def test_a_threshold_keeps_the_index_in_use(lw: Likewise, database: Databa
     await lw.collection("notes").add([{"id": str(n), "text": f"pump {n}"} for n in range(300)])
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         await owner.execute("ANALYZE")
-    await Maintenance(database.owner, most_scanned=0).step()
+    await Maintenance(database.owner, max_scanned=0).step()
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         before = await _index_scans(owner)
 
@@ -243,7 +243,7 @@ async def test_a_filter_loses_no_rows_to_the_index(lw: Likewise, database: Datab
     await lw.collection("notes").add(records)
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         await owner.execute("ANALYZE")
-    await Maintenance(database.owner, most_scanned=0).step()
+    await Maintenance(database.owner, max_scanned=0).step()
     # When they are asked for, then all ten come
     for mode in ("hybrid", "dense"):
         found = await lw.collection("notes").search("pump number 5", filters={"rare": True}, mode=mode)

@@ -6,7 +6,7 @@ from psycopg.sql import SQL
 
 # What most searches want, so that their statements need no other.
 USUAL_EF_SEARCH = 200
-USUAL_MOST_SCANNED = 20_000
+USUAL_MAX_SCANNED = 20_000
 
 PLAN_SETTINGS = SQL("""
     set_config('enable_seqscan', %s, true), set_config('enable_indexscan', %s, true),
@@ -27,7 +27,7 @@ class Plan:
         bitmaps: whether indexes may be combined before rows are fetched.
         once: whether the plan is made without a look at the parameters: an array of 10,000 ids takes 2 ms to plan with.
         ef_search: vectors that a search of HNSW keeps in view (see pgvector); None if it was set or does not matter.
-        most_scanned: vectors that it visits at most when a filter turns many away; None likewise.
+        max_scanned: vectors that it visits at most when a filter turns many away; None likewise.
     """
 
     sequential: bool = False
@@ -35,22 +35,22 @@ class Plan:
     bitmaps: bool = True
     once: bool = True
     ef_search: int | None = None
-    most_scanned: int | None = None
+    max_scanned: int | None = None
 
     def after(self, other: "Plan | None") -> "Plan":
         """The plan with what it leaves open as it was before, or as is usual."""
-        before = other or Plan(ef_search=USUAL_EF_SEARCH, most_scanned=USUAL_MOST_SCANNED)
+        before = other or Plan(ef_search=USUAL_EF_SEARCH, max_scanned=USUAL_MAX_SCANNED)
         return replace(
             self,
             ef_search=before.ef_search if self.ef_search is None else self.ef_search,
-            most_scanned=before.most_scanned if self.most_scanned is None else self.most_scanned,
+            max_scanned=before.max_scanned if self.max_scanned is None else self.max_scanned,
         )
 
     def parameters(self) -> list[str]:
         """For PLAN_SETTINGS."""
         switches = ["on" if one else "off" for one in (self.sequential, self.indexed, self.bitmaps)]
         mode = "force_generic_plan" if self.once else "force_custom_plan"
-        return [*switches, mode, str(self.ef_search), str(self.most_scanned)]
+        return [*switches, mode, str(self.ef_search), str(self.max_scanned)]
 
 
 # For statements whose best plan depends on what is asked for.

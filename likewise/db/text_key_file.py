@@ -17,7 +17,7 @@ from likewise.sealing import TextKey, key_from_base64, new_key
 
 NAME = "text.key"
 # A key takes 45 bytes.
-LONGEST = 1_024
+MAX_FILE_BYTES = 1_024
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 OR_SETTING = "or set LIKEWISE_TEXT_KEY."
 IF_LOST = "If the key is lost for good, run `likewise keys rotate-text --lost`."
@@ -107,7 +107,7 @@ def _read(path: Path, *, even_broken: bool) -> TextKey | None:
             raise _not_plain(path)
         if mode & OTHERS:
             raise WrongTextKey(f"{path} may be read by others than its owner.", f"Run: chmod 600 {path}")
-        written = os.read(descriptor, LONGEST)
+        written = os.read(descriptor, MAX_FILE_BYTES)
     finally:
         os.close(descriptor)
     try:

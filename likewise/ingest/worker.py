@@ -188,7 +188,7 @@ class Worker:
                     models,
                     claim,
                     lease=self._lease,
-                    most=self._claim_size,
+                    max_entries=self._claim_size,
                     after_tenant=self._last_tenant,
                     alone=alone,
                     resting=self._at_rest(),

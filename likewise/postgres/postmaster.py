@@ -30,7 +30,7 @@ PING_SECONDS = 0.05  # each that is refused is a line in the log
 START_SECONDS = 600.0  # recovery after a crash replays up to max_wal_size
 STOP_SECONDS = 60.0  # a fast shutdown writes all of shared_buffers
 KILL_SECONDS = 5.0
-LONGEST_LOG = 2**20
+MAX_LOG_BYTES = 2**20
 FAULTS_OF_STORAGE = ("Input/output error", "Read-only file system")
 # The folder of a core file is the data directory, and it would hold rows.
 WITHOUT_CORE_FILES = ("/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh")
@@ -107,7 +107,7 @@ class Postmaster:
     def launch(self, binaries: Binaries, account: SystemUser, socket_folder: Path) -> None:
         """Start the process, in a session of its own so that no Ctrl-C for Likewise reaches it, and wait for it."""
         self._remove_stale_files(socket_folder)
-        if (written := self._cluster.log.stat().st_size) > LONGEST_LOG:
+        if (written := self._cluster.log.stat().st_size) > MAX_LOG_BYTES:
             os.truncate(self._cluster.log, written := 0)
         child = self._spawn(binaries, account, socket_folder)
         end = time.monotonic() + START_SECONDS
@@ -253,7 +253,7 @@ class Postmaster:
         """The last fatal line that the server wrote since; such lines carry no rows (see tuning.PRIVATE)."""
         with self._cluster.log.open(errors="replace") as file:
             file.seek(written)
-            lines = file.read(LONGEST_LOG).splitlines()
+            lines = file.read(MAX_LOG_BYTES).splitlines()
         said = [line for line in lines if "FATAL:" in line or "PANIC:" in line] or lines or ["nothing was said"]
         if "No space left on device" in said[-1]:
             return disk_full(self._cluster.data)

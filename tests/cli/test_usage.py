@@ -21,7 +21,7 @@ FIRST = datetime(2026, 3, 1, 23, tzinfo=UTC)
 @pytest.fixture(scope="module")
 async def used(environment: dict[str, str]) -> AsyncIterator[None]:
     """Two tenants' usage of two models, about a midnight."""
-    pool = await Pool(environment["LIKEWISE_DATABASE_SERVING_URL"], most=1).open()
+    pool = await Pool(environment["LIKEWISE_DATABASE_SERVING_URL"], max_size=1).open()
     try:
         acme, other = [await collections.tenant_named(pool, name) for name in ("acme", "other")]
         ledger, next_hour = Ledger(), FIRST + timedelta(hours=1)

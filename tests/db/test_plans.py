@@ -218,7 +218,7 @@ async def test_once_built_hnsw_answers_and_nothing_else_changes(full: Full, plan
     async def built() -> bool:
         # The counts of a table's rows appear when the connection that wrote them is used again.
         await full.notes.get("id 1")
-        await Maintenance(full.urls.owner, most_scanned=1).step()
+        await Maintenance(full.urls.owner, max_scanned=1).step()
         return (await full.notes.stats())["index"] == "hnsw"
 
     await until(built)

@@ -55,7 +55,7 @@ async def database(settings: Settings, now: Callable[[], float] = time.time) -> 
         assert serving is not None
         schema = await _schema(settings, serving, where)
         yield schema
-        if serving.info.server_version < migrate.LEAST_POSTGRES * 10_000:
+        if serving.info.server_version < migrate.MIN_POSTGRES * 10_000:
             return
         asked = owner or serving
         yield await _looked("locale of the database", asked, _locale)
