@@ -238,7 +238,9 @@ def _assemble(
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
-    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
+    reranking = Reranking(
+        settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
+    )
     notifications = Notifications(settings.database_direct_url or database.serving_url)
     wake_signal = WakeSignal(notifications)
     cache_invalidation = CacheInvalidation(notifications, embedder, notice_keys)

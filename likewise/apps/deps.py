@@ -81,9 +81,9 @@ class ServiceOf(Generic[S]):
 
 
 # One of these is first in every route's signature: the tenant of a caller with that scope, or a route for everybody.
-Reader = Annotated[int, Depends(Requires(Scope.READ))]
-Writer = Annotated[int, Depends(Requires(Scope.WRITE))]
-Admin = Annotated[int, Depends(Requires(Scope.ADMIN))]
+CanRead = Annotated[int, Depends(Requires(Scope.READ))]
+CanWrite = Annotated[int, Depends(Requires(Scope.WRITE))]
+CanAdminister = Annotated[int, Depends(Requires(Scope.ADMIN))]
 Anyone = Annotated[None, Depends(nobody_is_asked)]
 
 Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]

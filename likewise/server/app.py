@@ -16,11 +16,11 @@ from likewise.library import Likewise
 from likewise.observe.version import program_version
 from likewise.server import health, metrics, reference
 from likewise.server.bodies import BodyLimit
+from likewise.server.concurrency import RequestLimit
+from likewise.server.endpoints import refuse_undeclared
 from likewise.server.middleware import AddressGuard, Errors, RequestLog
 from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error
-from likewise.server.room import RequestLimit
-from likewise.server.scopes import refuse_undeclared
 from likewise.settings import Settings
 
 ROUTERS = (health.router, metrics.router, reference.router)
