@@ -6,7 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request, Response
 
 from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, Reader, Spending, documented_body, services
+from likewise.apps.deps import BODY_REFUSALS, CanRead, Spending, documented_body, services
 from likewise.apps.embed.answers import json_answer, written
 from likewise.apps.embed.asking import pointed
 from likewise.apps.embed.openai_routes import ModelNotFound, refusals
@@ -37,7 +37,7 @@ async def reranking(request: Request) -> Reranking:
     openapi_extra=documented_body(RerankIn),
 )
 async def rerank(
-    tenant: Reader,
+    tenant: CanRead,
     request: Request,
     rerankers: Annotated[Reranking, Depends(reranking)],
     spend: Spending,
