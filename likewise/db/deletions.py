@@ -96,16 +96,18 @@ async def _delete(
     return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
 
 
-async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:
-    """Delete records, given with their contents; return these."""
+async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> None:
+    """Delete records, given with their contents, whose update locks the caller holds.
+
+    Raises:
+        Contended: another deleted one, or pointed it elsewhere, meanwhile; try the whole transaction again.
+    """
     if not leaving:
-        return set()
+        return
     pks, contents = (list(column) for column in zip(*leaving, strict=True))
     dropped = await tx.execute(DROP_RECORDS, [pks, contents])
     if dropped.rowcount < len(leaving):
-        # Some were deleted or pointed elsewhere while we waited for the locks: look again.
         raise Contended("40001", "records")
-    return set(contents)
 
 
 async def drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str, *, keep_terms: bool) -> list[bytes]:
