@@ -344,6 +344,7 @@ async def open(  # noqa: A001 - `likewise.open()` is how it reads where it is us
     *,
     worker: bool = True,
     embedder: Embedder | None = None,
+    wait_for_models: bool = True,
     apps: Sequence[App] = (),
 ) -> AsyncIterator[Likewise]:
     """Open Likewise: embedded Postgres unless the settings name a database.
@@ -351,9 +352,12 @@ async def open(  # noqa: A001 - `likewise.open()` is how it reads where it is us
     Args:
         settings: read from the environment if absent.
         worker: whether this process embeds what waits.
-        embedder: one to use in place of the settings' own.
+        embedder: one to use in place of the settings' own, which has its own `wait_for_models`.
+        wait_for_models: whether `embed`, `add` and `search` wait for a model that is being fetched or loaded, and show
+            on stderr how far it is; without it they are refused until it is there, as a server's callers are.
         apps: further ones, beside those of Likewise.
     """
-    rows = (*APPS, *apps)
-    async with open_runtime(settings or load_settings(), kinds_of(rows), worker=worker, embedder=embedder) as runtime:
+    settings, rows = settings or load_settings(), (*APPS, *apps)
+    embedder = embedder or Embedder(settings, wait_for_models=wait_for_models)
+    async with open_runtime(settings, kinds_of(rows), worker=worker, embedder=embedder) as runtime:
         yield Likewise(runtime, rows)

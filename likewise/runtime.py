@@ -15,13 +15,13 @@ from psycopg.conninfo import conninfo_to_dict
 from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
 from likewise.db import checkup, collections, idempotency, jobs, migrate, roles
-from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
-from likewise.db.no_connection import why_no_connection
+from likewise.db.outage import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import ProgressReport
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
@@ -146,7 +146,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
     except psycopg.Error as error:
         why, name = why_no_connection(error), f"{PREFIX}DATABASE_URL"
         raise ServerStartError(
-            f"The database of {name} cannot be reached: {why.what}. {why.mend.format(name=name)}"
+            f"The database of {name} cannot be reached: {why.what}. {why.fix.format(name=name)}"
         ) from None
 
 
@@ -238,7 +238,9 @@ def _assemble(
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
-    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
+    reranking = Reranking(
+        settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
+    )
     notifications = Notifications(settings.database_direct_url or database.serving_url)
     wake_signal = WakeSignal(notifications)
     cache_invalidation = CacheInvalidation(notifications, embedder, notice_keys)

@@ -9,8 +9,7 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
-from likewise.db.planning import EVERY_ROW, USUAL_EF_SEARCH, Plan
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import EVERY_ROW, USUAL_EF_SEARCH, Plan, Tx, table
 from likewise.embedding.provider import Matrix, Vector
 from likewise.observe.steps import search_plan
 from likewise.vectors.store import FilterSubset, IdSubset, Ranking, TextReading
@@ -135,7 +134,7 @@ class PgvectorStore:
 
 
 def ef_search(k: int, total: int) -> int:
-    """How many vectors a search of the index for the k nearest of about `total` keeps in view."""
+    """Return how many vectors a search of the index for the k nearest of about `total` keeps in view."""
     tenfolds = max(0.0, math.log10(max(1, total) / USUAL_TOTAL))
     return min(MAX_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
 
