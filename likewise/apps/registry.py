@@ -15,6 +15,7 @@ APPS = (
         package="likewise.apps.embed",
         routers=("routes:router", "openai_routes:router", "rerank_routes:router", "usage_routes:router"),
         service="usage:UsageService",
+        errors={"/v1/": "openai_routes:openai_error"},
     ),
     App(
         name="segments",

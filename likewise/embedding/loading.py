@@ -108,6 +108,10 @@ def _weights(folder: Path) -> Iterable[Path]:
 EMBEDDING: Making[Provider, Batcher] = Making(_remote_provider, _local_provider, _weights, Batcher)
 
 
+# For callers over the network, where the reason is one of files.
+NOT_IN_SERVICE = "The model is not in service; the server's log and `likewise doctor` say why."
+
+
 @dataclass(frozen=True)
 class ModelState:
     """How it stands with one model. `present`: its files are here, and nobody has asked for it yet.
@@ -355,6 +359,9 @@ class Slot(Generic[P, S]):
         return ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
 
     def _note(self, error: LikewiseError) -> None:
+        if error.public_detail is None and (isinstance(error, NotSupported) or error.code.startswith("weights_")):
+            # It names folders of this machine.
+            error.public_detail = NOT_IN_SERVICE
         if self._error is None or error.detail != self._error.detail:
             log.warning("model_unavailable", model=self.spec.name, reason=error.detail)
         self._error = error
