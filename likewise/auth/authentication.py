@@ -61,7 +61,7 @@ class Authentication:
     async def warn_if_nobody_can_call(self) -> None:
         """Log it if there is no key; that is no reason not to start, for the first may be made while it runs."""
         if self._ways == ("keys",) and not await keys.any_live(self._pool):
-            log.warning("no_api_key", mend="likewise keys create --tenant NAME")
+            log.warning("no_api_key", fix="likewise keys create --tenant NAME")
 
     def fetch_ahead(self) -> None:
         """Ask the issuer for its keys before the first caller needs them, and wait for nothing."""

@@ -134,6 +134,6 @@ class Issuer:
             self.version += 1
             log.info("issuer_keys", usable=len(keys.keys))
             if not keys.keys:
-                log.warning("issuer_has_no_keys", mend="See that LIKEWISE_JWKS_URL has RSA or P-256 keys for signing.")
+                log.warning("issuer_has_no_keys", fix="See that LIKEWISE_JWKS_URL has RSA or P-256 keys for signing.")
         self._keys, self._fetched_at = keys, self._clock()
         self._failures, self._trouble = 0, None

@@ -6,16 +6,16 @@ from typing import Any
 
 from likewise.cli import rerankers
 from likewise.cli.rerankers import named_by
-from likewise.embedding import weights
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.files import weights
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.providers import openai
-from likewise.embedding.trouble import RequestRefused, WrongAnswer
+from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import RetryPolicy
 from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError
-from likewise.search.reranker_models import RerankerCatalogue
+from likewise.search.reranking import RerankerCatalogue
 from likewise.settings import Settings
 
 TRIED_TEXTS = 64
@@ -83,7 +83,7 @@ async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
 
 async def _asked(spec: ModelSpec) -> dict[str, Any]:
     """One request to a remote model."""
-    provider = openai.load(spec, Backoff(tries=1))
+    provider = openai.load(spec, RetryPolicy(tries=1))
     started = time.perf_counter()
     try:
         made = await provider.embed(PROBE_TEXTS, "document")

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from likewise.db.maintenance import MOST_SCANNED
+from likewise.db.maintenance import MAX_SCANNED
 from likewise.db.pool import Pool
 from likewise.db.transaction import Row
 from likewise.postgres.cluster import Cluster
@@ -118,7 +118,7 @@ class VectorTable:
             return "is marked as being indexed, and nobody builds the index"
         if self.state == "ready" and self.valid is None:
             return "is marked as indexed, and has no index"
-        if self.valid is None and self.vectors * self.dimension > MOST_SCANNED:
+        if self.valid is None and self.vectors * self.dimension > MAX_SCANNED:
             return f"has about {self.vectors} vectors and no index"
         return None
 

@@ -23,10 +23,10 @@ from likewise.kind import Policy
 from likewise.sealing import KEY_BYTES, Sealing, about_collection
 
 # Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
-MOST_COLLECTIONS = 100
+MAX_COLLECTIONS = 100
 # A collection's row is looked up anew for writing after so long; its totals of terms may be older by that.
 RECENT_SECONDS = 1.0
-MOST_RECENT = 10_000
+MAX_RECENT = 10_000
 
 GenerationState = Literal["building", "active", "retired"]
 
@@ -40,7 +40,7 @@ SHARE = SQL("SELECT pg_advisory_xact_lock_shared(7719, %s)")
 LOCK = SQL("SELECT lock_collection(%s)")
 TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s")
 # Of a collection that is dropped so many texts are told one by one: some 6 MB.
-MOST_HASHES = 100_000
+MAX_HASHES = 100_000
 MAKE_GENERATION = SQL("SELECT make_generation(%s, %s, %s, %s)")
 
 COLUMNS = SQL("""
@@ -155,7 +155,7 @@ async def make(
     Raises:
         Conflict: it exists, or the tenant has as many as it may have.
     """
-    values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MOST_COLLECTIONS]
+    values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MAX_COLLECTIONS]
 
     async def once() -> CollectionRow:
         async with pool.tenant(tenant) as tx:
@@ -186,7 +186,7 @@ async def _made(tx: Tx, values: Sequence[Any]) -> int:
             raise Conflict("There is a collection of this name already.", code="collection_exists") from None
         if error.sqlstate == TOO_MANY:
             raise Conflict(
-                f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
+                f"A tenant has at most {MAX_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
             ) from None
         raise
     assert row is not None
@@ -199,7 +199,7 @@ async def drop(
     """Remove a collection with everything in it; False if it was not there.
 
     Args:
-        before_commit: gets the hashes of its texts, up to MOST_HASHES and one more. It is run again when the
+        before_commit: gets the hashes of its texts, up to MAX_HASHES and one more. It is run again when the
             transaction is.
     """
 
@@ -207,7 +207,7 @@ async def drop(
         async with pool.tenant(tenant) as tx:
             await tx.execute(PATIENCE)
             await tx.execute(LOCK, [collection])
-            rows = await tx.rows(TEXT_HASHES, [collection, MOST_HASHES + 1]) if before_commit else []
+            rows = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1]) if before_commit else []
             row = await tx.row(DROP, [collection])
             if before_commit is not None:
                 before_commit(tx, [bytes(key) for (key,) in rows])
@@ -243,7 +243,7 @@ class RecentCollections:
         asked_at = time.monotonic()
         async with self._pool.tenant(tenant) as tx:
             collection = await named(tx, name)
-        if len(self._seen) >= MOST_RECENT:
+        if len(self._seen) >= MAX_RECENT:
             self._seen.clear()
         self._seen[tenant, name] = (asked_at, collection)
         return collection

@@ -116,10 +116,10 @@ async def release(pool: Pool, tenant: int, attempt: Attempt) -> None:
         await tx.execute(RELEASE, attempt.place)
 
 
-async def forget_expired(pool: Pool, most: int) -> int:
-    """Remove up to `most` rows, of all tenants, whose time is over; returns how many there were."""
+async def forget_expired(pool: Pool, max_rows: int) -> int:
+    """Remove up to `max_rows` rows, of all tenants, whose time is over; returns how many there were."""
     async with pool.nobody() as tx:
-        row = await tx.row(FORGET, [most])
+        row = await tx.row(FORGET, [max_rows])
     return int(row[0]) if row else 0
 
 

@@ -20,7 +20,7 @@ STATES: tuple[JobState, ...] = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CA
 # So long a job can be asked for after its end.
 RETENTION = timedelta(days=30)
 # So long a text that is not kept waits for its vector, and a task's input for its worker.
-LONGEST_SEALED = timedelta(hours=24)
+MAX_SEALED_AGE = timedelta(hours=24)
 # Why items came to nothing through no fault of anybody's.
 DELETED, REPLACED, CANCELLED = "deleted", "replaced", "cancelled"
 
@@ -336,19 +336,19 @@ async def release_task(tx: Tx, task: Task, claim: UUID, *, after: timedelta, fai
     await tx.execute(RELEASE_TASK, [after, int(failed), task.id, claim])
 
 
-async def expire(pool: Pool, most: int) -> int:
+async def expire(pool: Pool, max_rows: int) -> int:
     """Give up what has waited sealed for too long, at most so many; returns how many."""
-    return await _in_all(pool, EXPIRE, LONGEST_SEALED, most)
+    return await _in_all(pool, EXPIRE, MAX_SEALED_AGE, max_rows)
 
 
-async def forget_ended(pool: Pool, most: int) -> int:
+async def forget_ended(pool: Pool, max_rows: int) -> int:
     """Remove jobs that ended long ago, at most so many; returns how many."""
-    return await _in_all(pool, FORGET, RETENTION, most)
+    return await _in_all(pool, FORGET, RETENTION, max_rows)
 
 
-async def _in_all(pool: Pool, statement: SQL, after: timedelta, most: int) -> int:
+async def _in_all(pool: Pool, statement: SQL, after: timedelta, max_rows: int) -> int:
     async with pool.nobody() as tx:
-        row = await tx.row(statement, [after, most])
+        row = await tx.row(statement, [after, max_rows])
     return int(row[0]) if row else 0
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Composable
 
 from likewise.cleaning import storable
 from likewise.db.ids import ContentIds
-from likewise.db.planning import BY_VALUES, EVERY_ROW, Plan
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import BY_VALUES, EVERY_ROW, Plan, Tx, table
 from likewise.db.where import Where, json_value
 from likewise.filters import Field
 
@@ -36,14 +35,35 @@ OF_CONTENTS = SQL("""
         CROSS JOIN LATERAL (
             SELECT {of_each} FROM records r
             WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
-            ORDER BY {by} LIMIT %(skip)s + %(most)s
+            ORDER BY {by} LIMIT %(offset)s + %(limit)s
         ) r
         LEFT JOIN {vectors} v ON v.content = wanted.content
         WHERE {near}
-        ORDER BY wanted.place, r.pk LIMIT %(most)s OFFSET %(skip)s
+        ORDER BY wanted.place, r.pk LIMIT %(limit)s OFFSET %(offset)s
     ) best
     JOIN records r ON r.pk = best.pk JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     ORDER BY best.place, best.pk
+""")
+# The contents of a ranking that have a record which fits, each with how many do and when. Only those that are answered
+# are counted: a text may have a million records.
+OCCURRENCES = SQL("""
+    SELECT best.content, c.text, seen.records, seen.first_seen, seen.last_seen, best.similarity FROM (
+        SELECT wanted.content, wanted.place, {similarity} AS similarity
+        FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
+        LEFT JOIN {vectors} v ON v.content = wanted.content
+        WHERE {near} AND EXISTS (
+            SELECT FROM records r
+            WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition} OFFSET 0
+        )
+        ORDER BY wanted.place LIMIT %(limit)s OFFSET %(offset)s
+    ) best
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS records, min(coalesce(r.occurred_at, r.created_at)) AS first_seen,
+               max(coalesce(r.occurred_at, r.created_at)) AS last_seen
+        FROM records r WHERE r.content = best.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
+    ) seen
+    JOIN contents c ON c.pk = best.content
+    ORDER BY best.place
 """)
 # Records that were found some time ago, those of them that are there and have the same text.
 STILL = SQL("""
@@ -53,7 +73,7 @@ STILL = SQL("""
     ) r
     JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
 """)
-NEAR = SQL("1 - (v.embedding <=> %(query)b) >= %(least)s")
+NEAR = SQL("1 - (v.embedding <=> %(query)b) >= %(min_similarity)s")
 SIMILARITY = SQL("1 - (v.embedding <=> %(query)b)")
 NO_SIMILARITY = SQL("NULL::float8")
 FAILED = SQL("""
@@ -69,7 +89,7 @@ COUNT = SQL("""
 SHARED = SQL("SELECT 1 FROM records WHERE content = %s AND pk <> %s LIMIT 1")
 MATCHING = SQL("""
     SELECT array_send(coalesce(array_agg(content), ARRAY[]::bigint[]))
-    FROM (SELECT content FROM ({matching}) AS m (content) LIMIT %(most)s) AS few
+    FROM (SELECT content FROM ({matching}) AS m (content) LIMIT %(max_rows)s) AS few
 """)
 # A few pages of the table, wherever they are.
 SAMPLE = SQL("SELECT content FROM {vectors} TABLESAMPLE SYSTEM (%s) LIMIT %s")
@@ -110,6 +130,20 @@ class StoredRecord:
 
 
 @dataclass(frozen=True)
+class ContentOccurrences:
+    """A content with its text, if that is kept, and the records that have it: how many, and from when until when.
+
+    The time of a record is when it occurred, or else when it was stored.
+    """
+
+    content: int
+    text: str | None
+    records: int
+    first_seen: datetime
+    last_seen: datetime
+
+
+@dataclass(frozen=True)
 class CollectionCounts:
     """How much a collection holds, and how many of its contents have a vector in a generation."""
 
@@ -136,17 +170,17 @@ async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | Non
 
 @dataclass(frozen=True)
 class RecordQuery:
-    """Which records of some contents are answered: `most` (None for all) after the first `skip`.
+    """A choice of records among those of some contents: `limit` (None for all) after the first `offset`.
 
-    Those that are at least `least` similar to the vector `similar_to`, float32 (d,), if there is a bound; not the
-    record `without`; and of each content one for every value of the field `one_of_each`, if that is given.
+    Those that are at least `min_similarity` similar to the vector `similar_to`, float32 (d,), if there is a bound; not
+    the record `without`; and of each content one for every value of the field `one_of_each`, if that is given.
     """
 
-    most: int | None
-    skip: int = 0
+    limit: int | None
+    offset: int = 0
     without: int | None = None
     similar_to: NDArray[np.float32] | None = None
-    least: float | None = None
+    min_similarity: float | None = None
     one_of_each: Field | None = None
 
 
@@ -157,29 +191,51 @@ async def of_contents(
 
     With `commit` the transaction ends in the same round trip.
     """
-    asked = Where(parameters={**where.parameters}, prefix="group")
+    asked = Where(parameters=_parameters(contents, where, wanted), prefix="group")
     grouped = None if wanted.one_of_each is None else json_value(wanted.one_of_each, asked)
     statement = OF_CONTENTS.format(
         view=VIEW,
         vectors=table("vec", generation),
-        condition=where.sql,
-        similarity=NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
-        near=SQL("true") if wanted.least is None else NEAR,
         of_each=SQL("r.pk") if grouped is None else SQL("DISTINCT ON ({}) r.pk").format(grouped),
         by=SQL("r.pk") if grouped is None else SQL("{}, r.pk").format(grouped),
+        **_conditions(where, wanted),
     )
+    rows = await tx.rows(statement, asked.parameters, plan=Plan(), commit=commit)
+    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+
+
+async def occurrences(
+    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
+) -> list[tuple[ContentOccurrences, float | None]]:
+    """Return those of the contents that have a record that fits, in their order, each with its similarity.
+
+    With `commit` the transaction ends in the same round trip.
+    """
+    statement = OCCURRENCES.format(vectors=table("vec", generation), **_conditions(where, wanted))
+    rows = await tx.rows(statement, _parameters(contents, where, wanted), plan=Plan(), commit=commit)
+    return [(ContentOccurrences(*row[:-1]), row[-1]) for row in rows]
+
+
+def _conditions(where: Where, wanted: RecordQuery) -> dict[str, Composable]:
+    return {
+        "condition": where.sql,
+        "similarity": NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
+        "near": SQL("true") if wanted.min_similarity is None else NEAR,
+    }
+
+
+def _parameters(contents: Sequence[int], where: Where, wanted: RecordQuery) -> dict[str, Any]:
     parameters = {
-        **asked.parameters,
+        **where.parameters,
         "contents": ContentIds.of(contents),
-        "most": wanted.most,
-        "skip": wanted.skip,
+        "limit": wanted.limit,
+        "offset": wanted.offset,
         "without": wanted.without,
-        "least": wanted.least,
+        "min_similarity": wanted.min_similarity,
     }
     if wanted.similar_to is not None:
         parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
-    rows = await tx.rows(statement, parameters, plan=Plan(), commit=commit)
-    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+    return parameters
 
 
 async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[int, int]]) -> dict[int, StoredRecord]:
@@ -195,17 +251,17 @@ async def shared(tx: Tx, content: int, record: int) -> bool:
     return await tx.row(SHARED, [content, record]) is not None
 
 
-async def matching_contents(tx: Tx, matching: Where, *, most: int | None = None) -> ContentIds | None:
-    """The contents that a SELECT of them gives, each once; None if it gives more than `most`, repetitions included."""
-    parameters = {**matching.parameters, "most": None if most is None else most + 1}
+async def matching_contents(tx: Tx, matching: Where, *, max_rows: int | None = None) -> ContentIds | None:
+    """Return the contents that a SELECT gives, each once; None for more than `max_rows`, repetitions included."""
+    parameters = {**matching.parameters, "max_rows": None if max_rows is None else max_rows + 1}
     row = await tx.row(MATCHING.format(matching=matching.sql), parameters, plan=BY_VALUES)
     found = ContentIds.of([]) if row is None else ContentIds(row[0])
-    return None if most is not None and len(found) > most else ContentIds.of(np.unique(found.numbers()))
+    return None if max_rows is not None and len(found) > max_rows else ContentIds.of(np.unique(found.numbers()))
 
 
-async def sample_of(tx: Tx, generation: int, percent: float, most: int) -> ContentIds:
+async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> ContentIds:
     """Some contents that have a vector, from about that share of the table."""
-    rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, most], plan=EVERY_ROW)
+    rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, max_rows], plan=EVERY_ROW)
     return ContentIds.of(row[0] for row in rows)
 
 

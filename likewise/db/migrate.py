@@ -33,8 +33,8 @@ VECTOR_SCHEMA = SQL(
 )
 
 
-LEAST_POSTGRES = 15
-LEAST_PGVECTOR = (0, 8)
+MIN_POSTGRES = 15
+MIN_PGVECTOR = (0, 8)
 PGVECTOR = SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
 
 
@@ -136,12 +136,12 @@ async def versions(connection: AsyncConnection[tuple[object, ...]]) -> tuple[str
 
 async def _refuse_old(connection: AsyncConnection[tuple[object, ...]]) -> None:
     postgres, pgvector = await versions(connection)
-    if connection.info.server_version < LEAST_POSTGRES * 10_000:
-        raise SchemaError(f"This is Postgres {postgres}, and Likewise needs {LEAST_POSTGRES} or newer. Upgrade it.")
-    if pgvector is not None and tuple(int(part) for part in re.findall(r"\d+", pgvector)[:2]) < LEAST_PGVECTOR:
-        least = ".".join(map(str, LEAST_PGVECTOR))
+    if connection.info.server_version < MIN_POSTGRES * 10_000:
+        raise SchemaError(f"This is Postgres {postgres}, and Likewise needs {MIN_POSTGRES} or newer. Upgrade it.")
+    if pgvector is not None and tuple(int(part) for part in re.findall(r"\d+", pgvector)[:2]) < MIN_PGVECTOR:
+        minimum = ".".join(map(str, MIN_PGVECTOR))
         raise SchemaError(
-            f"The database has pgvector {pgvector}, and Likewise needs {least} or newer. "
+            f"The database has pgvector {pgvector}, and Likewise needs {minimum} or newer. "
             "Install it, then run as a superuser: ALTER EXTENSION vector UPDATE;"
         )
 

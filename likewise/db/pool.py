@@ -56,11 +56,11 @@ FAULT_SECONDS = 30.0
 class Pool:
     """The connections of one role."""
 
-    def __init__(self, url: str, *, most: int, name: str = "likewise") -> None:
+    def __init__(self, url: str, *, max_size: int, name: str = "likewise") -> None:
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
             url,
             min_size=1,
-            max_size=most,
+            max_size=max_size,
             open=False,
             timeout=outage.POOL_TIMEOUT_SECONDS,
             configure=_settle_in_time,
@@ -72,9 +72,9 @@ class Pool:
             name=name,
         )
         self.url = url
-        self.most = most
+        self.max_size = max_size
         # Readers that wait for a connection must not be in the way of writers, who need theirs for less.
-        self._readers = asyncio.Semaphore(most - most // 4)
+        self._readers = asyncio.Semaphore(max_size - max_size // 4)
         self._returning: set[asyncio.Task[None]] = set()
         self._storage_fault: str | None = None
         self._fault_at = 0.0

@@ -27,7 +27,7 @@ from likewise.db.transaction import ProgressReport, Row
 LOCK_TIMEOUT = "2s"
 # So long others may be at a table, or go on to see what was deleted while they looked.
 PATIENCE_SECONDS = 60.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 
 TABLES = SQL("""
     SELECT c.relname, pg_total_relation_size(c.oid), substring(c.relname FROM '^vec_([0-9]+)$')::int,
@@ -176,7 +176,7 @@ class _Purge:
             if not mine:
                 return False
             await self._drop_unfinished(one.generation)
-            memory = max(maintenance.LEAST_MEMORY, one.graph_bytes)
+            memory = max(maintenance.MIN_MEMORY, one.graph_bytes)
             await self._connection.execute(maintenance.BUILD_MEMORY, [memory // 2**10])
             deletes = await self._value(DELETES, f"likewise.{one.name}")
             done = await self._vacuum(one.identifier)
@@ -250,7 +250,7 @@ class _Purge:
             if time.monotonic() >= end:
                 return False
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, MAX_PAUSE)
 
     @staticmethod
     async def _allowed(work: Callable[[], Awaitable[bool]]) -> bool:

@@ -11,7 +11,7 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 
 # A text that failed by itself waits so long for its next try: 1, 4, 16 and from then on 60 seconds.
-FIRST_PAUSE, MOST_PAUSE = 1.0, 60.0
+FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0
 PAUSE = SQL("make_interval(secs => least(%s, %s * 4.0 ^ (attempts - CASE WHEN alone THEN 1 ELSE 0 END)))")
 
 CLAIM = SQL("SELECT * FROM claim_entries(%s, %s, %s, %s, %s, %s, %s)")
@@ -87,18 +87,18 @@ async def claim(
     claim_id: UUID,
     *,
     lease: timedelta,
-    most: int,
+    max_entries: int,
     after_tenant: int,
     alone: bool,
     resting: Sequence[int] = (),
 ) -> list[QueueEntry]:
-    """Lease up to `most` free entries, tenants in turn; with `alone` one that must be tried by itself.
+    """Lease up to `max_entries` free entries, tenants in turn; with `alone` one that must be tried by itself.
 
     Args:
         resting: generations that are to be left alone for now.
     """
     async with pool.nobody() as tx:
-        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, most, after_tenant, alone, list(resting)])
+        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, max_entries, after_tenant, alone, list(resting)])
     return [QueueEntry(*row) for row in rows]
 
 
@@ -192,7 +192,7 @@ async def set_aside(
     Those that have failed so many `tries` are given up.
     """
     await tx.execute(HOLD, [list(contents)])
-    await tx.execute(SET_ASIDE, [error, MOST_PAUSE, FIRST_PAUSE, generation, list(contents), claim_id])
+    await tx.execute(SET_ASIDE, [error, MAX_PAUSE, FIRST_PAUSE, generation, list(contents), claim_id])
     await tx.execute(FAIL, [generation, list(contents), tries])
 
 

@@ -20,8 +20,8 @@ from likewise.embedding.cache import text_digest
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, SealBroken, Unavailable
-from likewise.ingest.model_turns import ModelTurns
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.model_rotation import ModelRotation
+from likewise.ingest.notifications import WakeSignal
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import WORKER_LEASES_LOST
 from likewise.observe.steps import WorkerStep, contents_became
@@ -80,7 +80,7 @@ class Worker:
         embedder: Embedder,
         admission: Admission,
         store: VectorStore,
-        wakeups: Wakeups,
+        wake_signal: WakeSignal,
         sealing: Sealing,
         *,
         lease: timedelta = LEASE,
@@ -91,14 +91,14 @@ class Worker:
         self._embedder = embedder
         self._admission = admission
         self._store = store
-        self._wakeups = wakeups
+        self._wake_signal = wake_signal
         self._sealing = sealing
         self._lease = lease
         self._tries = tries
         self._claim_size = claim_size
         self._last_tenant = 0
         self._resting: dict[int, _Rest] = {}
-        self._models = ModelTurns(embedder)
+        self._models = ModelRotation(embedder)
         self._turns = asyncio.Semaphore(CLAIMS_AT_ONCE)
         self._one_alone = asyncio.Lock()
 
@@ -121,7 +121,7 @@ class Worker:
                 log.error("worker_failed", code=error.code, reason=error.detail)
                 busy = False
             if not busy:
-                await self._wakeups.wait(POLL_SECONDS)
+                await self._wake_signal.wait(POLL_SECONDS)
 
     async def step(self) -> bool:
         """Claim once from the queue, and try some entries by themselves; False if nothing could be done."""
@@ -141,7 +141,7 @@ class Worker:
         Raises:
             ModelUnavailable: they are stored, and the model did not come in time.
         """
-        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        deadline: float | None = None
         pause = 0.01
         while True:
             claim = uuid4()
@@ -154,11 +154,14 @@ class Worker:
                     return
                 if ours:
                     await self._embed_ours(tenant, generation, ours, claim)
-            if asyncio.get_running_loop().time() > deadline:
+            await self._check_model(found[0].model)
+            # From when the model is there: a program may have waited for minutes while it was fetched.
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + WAIT_SECONDS
+            if now > deadline:
                 raise ModelUnavailable(
                     "The records are stored; their vectors did not come in time.", code="vectors_late"
                 )
-            await self._check_model(found[0].model)
             await asyncio.sleep(pause)
             pause = min(0.2, pause * 2)
 
@@ -185,7 +188,7 @@ class Worker:
                     models,
                     claim,
                     lease=self._lease,
-                    most=self._claim_size,
+                    max_entries=self._claim_size,
                     after_tenant=self._last_tenant,
                     alone=alone,
                     resting=self._at_rest(),

@@ -18,10 +18,10 @@ from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
-from likewise.ingest.forgetting import Forgetting
+from likewise.ingest.cache_invalidation import CacheInvalidation
+from likewise.ingest.fair_semaphore import FairSemaphore
 from likewise.ingest.grouping import Grouping
-from likewise.ingest.turns import Turns
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.notifications import WakeSignal
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import stored
@@ -53,15 +53,20 @@ class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
     def __init__(
-        self, pool: Pool, wakeups: Wakeups, backlog: Backlog, text_keys: TextKeys, forgetting: Forgetting
+        self,
+        pool: Pool,
+        wake_signal: WakeSignal,
+        backlog: Backlog,
+        text_keys: TextKeys,
+        cache_invalidation: CacheInvalidation,
     ) -> None:
         self._pool = pool
         self._text_keys = text_keys
         # The other connections are for those who search meanwhile.
-        self._turns = Turns(max(1, pool.most // 2))
+        self._connections = FairSemaphore(max(1, pool.max_size // 2))
         self.backlog = backlog
-        self._wakeups = wakeups
-        self._forgetting = forgetting
+        self._wake_signal = wake_signal
+        self._cache_invalidation = cache_invalidation
         self._groups: Grouping[tuple[int, int, int]] = Grouping()
         self.averages = TermAverages(text_keys.sealing)
 
@@ -119,7 +124,7 @@ class Writer:
         if written.waiting:
             entered = sum(one.tokens for one in prepared if one.text_hash in written.new_contents)
             self.backlog.entered(tenant, collection.active.model, entered)
-            self._wakeups.mark()
+            self._wake_signal.send()
         return written
 
     async def delete(self, tenant: int, collection: CollectionRow, record: str) -> bool:
@@ -148,17 +153,17 @@ class Writer:
 
         def tell(tx: Tx, text_hashes: list[bytes]) -> None:
             gone[:] = text_hashes
-            self._forgetting.tell(tx, gone)
+            self._cache_invalidation.tell(tx, gone)
 
         dropped = await collections.drop(self._pool, tenant, collection.id, tell)
-        await self._forgetting.forget(collection, gone)
+        await self._cache_invalidation.forget(collection, gone)
         return dropped
 
     async def _delete(self, tenant: int, collection: CollectionRow, delete: Callable[..., Awaitable[Deletion]]) -> int:
         async def once(alone: bool) -> Deletion:
             async with self._pool.tenant(tenant) as tx:
                 deleted = await delete(tx, keep_terms=collection.policy.keep_terms, alone=alone)
-                self._forgetting.tell(tx, deleted.gone)
+                self._cache_invalidation.tell(tx, deleted.gone)
             return deleted
 
         deleted = await _at_last_alone(once)
@@ -169,7 +174,7 @@ class Writer:
         self, work: "_Work", prepared: Sequence[PreparedRecord], terms_of: BatchTerms | None, *, alone: bool
     ) -> WriteOutcome:
         tenant, collection = work.tenant, work.collection
-        async with self._pool.in_time(self._turns.turn(tenant)), self._pool.tenant(tenant) as tx:
+        async with self._pool.in_time(self._connections.permit(tenant)), self._pool.tenant(tenant) as tx:
             if not collection.policy.keep_text:
                 await self._text_keys.hold(tx)
             if work.resolve is not None:
@@ -190,7 +195,7 @@ class Writer:
             if terms_of is not None and written.new_contents:
                 rows = {content: terms_of.row(key) for key, content in written.new_contents.items()}
                 await terms.write(tx, collection.id, rows)
-            self._forgetting.tell(tx, written.gone)
+            self._cache_invalidation.tell(tx, written.gone)
             if work.before_commit is not None:
                 await work.before_commit(tx, written)
         return written
@@ -207,7 +212,7 @@ class Writer:
         """Texts have gone, by their hashes: nothing of this process knows them when the caller is answered."""
         if collection.policy.keep_terms:
             self.averages.take_away(collection, len(gone))
-        await self._forgetting.forget(collection, gone)
+        await self._cache_invalidation.forget(collection, gone)
 
 
 @dataclass(frozen=True)

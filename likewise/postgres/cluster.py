@@ -18,7 +18,7 @@ from likewise.postgres.binaries import Binaries
 from likewise.postgres.tuning import configuration, host_based_authentication, identity_map, server_settings
 
 SOCKET_NAME = ".s.PGSQL.5432"
-LONGEST_SOCKET_PATH = 103  # macOS; Linux takes 107
+MAX_SOCKET_PATH = 103  # macOS; Linux takes 107
 # Folders that root makes open to the group of the user that runs Postgres; the data itself is that user's alone.
 PRIVATE, GROUP_ENTERS = 0o700, 0o750
 INITDB_OPTIONS = ("-E", "UTF8", "--data-checksums", "-U", "postgres", "--auth=peer", "--no-instructions")
@@ -128,7 +128,7 @@ class Cluster:
     def socket_folder(self, account: SystemUser) -> Path:
         """A private folder for the socket: beside the data, or in /tmp if that path is too long or takes no sockets."""
         beside = self.home / "socket"
-        if len(os.fsencode(beside / SOCKET_NAME)) <= LONGEST_SOCKET_PATH:
+        if len(os.fsencode(beside / SOCKET_NAME)) <= MAX_SOCKET_PATH:
             _make_private(beside, account)
             if _takes_sockets(beside):
                 return beside

@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 DATABASE = "likewise"
 WATCH_SECONDS = 0.5
-LONGEST_PAUSE = 5.0
+MAX_PAUSE = 5.0
 # Longer than a start may take: one process starts the server while others wait to attach.
 TURN_SECONDS = 660.0
 # Who starts or stops the server for longer than this is a user of it, and will be the last one out.
@@ -186,7 +186,7 @@ class EmbeddedServer:
                 pause = WATCH_SECONDS
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the watch goes on
                 self._away = error
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, MAX_PAUSE)
                 log.error(
                     "postgres_away", error=error, reason=error.detail if isinstance(error, ServerStartError) else None
                 )

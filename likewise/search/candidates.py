@@ -96,7 +96,7 @@ class CandidateSets:
             share = await self._share(tx, collection, tree, where)
             if share * total > MAX_IDS:
                 return None, share
-        ids = await lookups.matching_contents(tx, matching, most=MAX_IDS if by_index else None)
+        ids = await lookups.matching_contents(tx, matching, max_rows=MAX_IDS if by_index else None)
         if ids is not None:
             share = len(ids) / max(total, len(ids), 1)
             return IdSubset(ids, share), share

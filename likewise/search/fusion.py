@@ -11,7 +11,9 @@ from collections.abc import Sequence
 ScoredContent = tuple[int, float]
 
 
-def fuse(dense: Sequence[ScoredContent], lexical: Sequence[ScoredContent], *, depth: int, background: float) -> list[ScoredContent]:
+def fuse(
+    dense: Sequence[ScoredContent], lexical: Sequence[ScoredContent], *, depth: int, background: float
+) -> list[ScoredContent]:
     """Return (id, score in 0..1) of everything in either list, best first; ties by id.
 
     Args:

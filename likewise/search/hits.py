@@ -1,7 +1,7 @@
 """The hits of a search: records, contents or groups, read in the order of a ranking until a page is full."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class SearchOutcome:
     took_ms: float
     degraded: tuple[str, ...] = ()
     more: bool = False
-    explanation: Mapping[str, Any] | None = None
+    explanation: dict[str, Any] | None = None
 
     @property
     def records(self) -> Sequence[RecordHit]:
@@ -127,7 +127,7 @@ class HitPage:
             if missing == 0:
                 break
             chunk = ranking.order[at : at + CHUNK]
-            hits += await _read(tx, self.plan, ranking, chunk, replace(query, skip=0, most=missing))
+            hits += await _read(tx, self.plan, ranking, chunk, replace(query, offset=0, limit=missing))
         return hits
 
 
@@ -154,7 +154,7 @@ class GroupPage(HitPage):
         groups, records = dict(self.groups), 0
         started, by = time.perf_counter(), self.plan.group_by
         assert by is not None
-        query = replace(await _query_of(self.plan, self.question), skip=0, most=None)
+        query = replace(await _query_of(self.plan, self.question), offset=0, limit=None)
         for at in range(self.looked_at, len(ranking.order), GROUP_CHUNK):
             chunk = ranking.order[at : at + GROUP_CHUNK]
             for hit in await _read(tx, self.plan, ranking, chunk, query):
@@ -169,10 +169,10 @@ class GroupPage(HitPage):
         page = replace(self, hits=hits, groups=groups, looked_at=len(ranking.order), timings=timings)
         if len(groups) > self.plan.total:
             return replace(page, done=True)
-        return page._beyond(ranking) if ranking.is_last else page
+        return page.beyond(ranking) if ranking.is_last else page
 
-    def _beyond(self, ranking: ContentRanking) -> "GroupPage":
-        """The page under a filter without the groups met so far: what is nearest may belong to few groups."""
+    def beyond(self, ranking: ContentRanking) -> "GroupPage":
+        """Return the page under a filter without the groups met so far: what is nearest may belong to few groups."""
         if ranking.exhausted or not ranking.order or len(self.groups) == self.known:
             return replace(self, done=True)
         if time.monotonic() - self.began > GROUPS_SECONDS:
@@ -211,11 +211,11 @@ def _key(value: Any) -> object:
 async def _query_of(plan: SearchPlan, question: Question) -> RecordQuery:
     """The page's records and one more, which tells of the next."""
     return RecordQuery(
-        most=plan.page_size + 1,
-        skip=plan.request.offset,
+        limit=plan.page_size + 1,
+        offset=plan.request.offset,
         without=question.without,
         similar_to=await question.vector(),
-        least=plan.options.threshold,
+        min_similarity=plan.options.threshold,
         one_of_each=plan.group_by,
     )
 

@@ -1,7 +1,8 @@
 """A search as it is asked for: a question, and options that every app's searches share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 from likewise.embedding.provider import Vector
 from likewise.filters import Filter
@@ -35,13 +36,25 @@ class SearchOptions:
     """
 
     limit: int = 10
-    filters: object | None = None
+    filters: Mapping[str, Any] | None = None
     mode: Mode = "hybrid"
     threshold: float | None = None
     group_by: str | None = None
     rerank: bool = False
     explain: bool = False
     view: str = TEXT_VIEW
+
+
+class SearchKeywords(TypedDict, total=False):
+    """The options of a search that programs name one by one; see SearchOptions."""
+
+    limit: int
+    filters: Mapping[str, Any] | None
+    mode: Mode
+    threshold: float | None
+    group_by: str | None
+    rerank: bool
+    explain: bool
 
 
 @dataclass(frozen=True)

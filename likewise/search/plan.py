@@ -10,6 +10,7 @@ import numpy as np
 from likewise import filters
 from likewise.db.collections import CollectionRow
 from likewise.db.where import IndexedFields
+from likewise.embedding.provider import Vector
 from likewise.errors import Invalid
 from likewise.filters import KEY, Field, Filter, both, field_named
 from likewise.kind import Kind
@@ -189,7 +190,9 @@ def _refuse_unkept(request: SearchRequest, collection: CollectionRow) -> None:
         raise Invalid.at("/cursor", "What is reranked has one page; ask for a larger limit.", "rerank_one_page")
     if options.rerank and not policy.keep_text:
         raise needs_text()
-    if options.rerank and (request.unit != "records" or isinstance(request.question, ContentsQuestion | VectorQuestion)):
+    if options.rerank and (
+        request.unit != "records" or isinstance(request.question, ContentsQuestion | VectorQuestion)
+    ):
         raise Invalid.at("/rerank", "A reranker compares records with the text of a question.", "rerank_needs_text")
     if options.group_by is not None and request.unit != "records":
         raise Invalid.at("/group_by", "Contents have no fields to group by; ask for records.", "invalid_value")
@@ -202,17 +205,20 @@ def _refuse_unkept(request: SearchRequest, collection: CollectionRow) -> None:
 
 
 def _fitting(question: SearchQuestion, collection: CollectionRow) -> SearchQuestion:
-    """The question, if this collection can be asked it: a vector of its dimension and of unit length, and made exact."""
-    parts = question.texts if isinstance(question, TextsQuestion) else ()
-    parts = question.contents if isinstance(question, ContentsQuestion) else parts
-    if isinstance(question, TextsQuestion | ContentsQuestion) and not 1 <= len(parts) <= MAX_PARTS:
-        raise Invalid.at("/question", f"A question has 1 to {MAX_PARTS} texts or contents.", "out_of_range")
-    if not isinstance(question, VectorQuestion):
-        return question
-    vector, dimension = np.asarray(question.vector, np.float32), collection.active.dimension
+    """The question, if this collection can be asked it; a vector is made exactly of unit length."""
+    match question:
+        case TextsQuestion(parts) | ContentsQuestion(parts) if not 1 <= len(parts) <= MAX_PARTS:
+            raise Invalid.at("/question", f"A question has 1 to {MAX_PARTS} texts or contents.", "out_of_range")
+        case VectorQuestion(vector):
+            return VectorQuestion(_unit_vector(np.asarray(vector, np.float32), collection.active.dimension))
+    return question
+
+
+def _unit_vector(vector: Vector, dimension: int) -> Vector:
     if vector.shape != (dimension,):
         raise Invalid.at("/vector", f"A vector of this collection has {dimension} numbers.", "wrong_dimension")
     length = float(np.linalg.norm(vector.astype(np.float64)))
     if not math.isfinite(length) or abs(length - 1) > UNIT_TOLERANCE:
         raise Invalid.at("/vector", "A vector has unit length; divide it by its norm.", "not_unit_length")
-    return VectorQuestion(vector / np.float32(length))
+    unit: Vector = vector / np.float32(length)
+    return unit

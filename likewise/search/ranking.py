@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
@@ -77,7 +77,7 @@ class Rankings:
             timings += (words.timing,)
         words, near = (None if leg is None else leg.without(question.own) for leg in (words, near))
         exhausted = _exhausted(plan, words, near, depth - (question.own is not None))
-        ranked = ContentRanking(
+        return ContentRanking(
             _merged(before.order if before else (), _order(plan, words, near, depth)),
             None if near is None else dict(near.scored),
             None if words is None else dict(words.scored),
@@ -86,7 +86,6 @@ class Rankings:
             exhausted or (depth > MAX_HITS and not plan.passes_over),
             timings,
         )
-        return ranked
 
     async def _both(
         self, tx: Tx, plan: SearchPlan, question: Question, candidates: CandidateSet, depth: int

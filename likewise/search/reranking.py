@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from likewise.embedding import models_file, weights
+from likewise.embedding import models_file
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.files import weights
 from likewise.embedding.loading import Making, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
@@ -99,12 +100,21 @@ class Reranking:
     Belongs to one event loop.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, budget: QueueBudget, memory: ModelMemory) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        budget: QueueBudget,
+        memory: ModelMemory,
+        *,
+        wait_for_models: bool = False,
+    ) -> None:
         self._settings = settings
         self._catalogue = RerankerCatalogue(settings)
         self._ledger = ledger
         self._budget = budget
         self._memory = memory
+        self._wait_for_models = wait_for_models
         self._slots: dict[str, Slot[Reranker, RerankerQueue]] = {}
 
     async def start(self) -> None:
@@ -159,7 +169,9 @@ class Reranking:
 
     def _slot(self, spec: ModelSpec) -> Slot[Reranker, RerankerQueue]:
         if spec.name not in self._slots:
-            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._memory, MAKING)
+            self._slots[spec.name] = Slot(
+                spec, self._settings, self._budget, self._memory, MAKING, wait_for_models=self._wait_for_models
+            )
         return self._slots[spec.name]
 
     def _state(self, spec: ModelSpec) -> ModelState:

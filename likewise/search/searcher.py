@@ -8,7 +8,7 @@ from likewise.db.collections import CollectionRow, RecentCollections
 from likewise.db.pool import Pool, retried
 from likewise.embedding.embedder import Embedder
 from likewise.errors import NotFound
-from likewise.kind import Kind
+from likewise.kind import Kinds
 from likewise.observe.steps import Searching
 from likewise.sealing import Sealing
 from likewise.search.candidates import CandidateSets
@@ -21,8 +21,6 @@ from likewise.search.ranking import Rankings
 from likewise.search.reranking import Reranking, rerank_hits
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore
-
-KindOf = Callable[[str], Kind]
 
 
 class Searcher:
@@ -37,22 +35,22 @@ class Searcher:
         recent: RecentCollections,
         reranking: Reranking,
         sealing: Sealing,
+        kinds: Kinds,
     ) -> None:
         self._pool = pool
         self._recent = recent
+        self._kinds = kinds
         self._questions = Questions(embedder, admission, store, sealing)
         self._candidates = CandidateSets()
         self._rankings = Rankings(pool, store)
         self._reranking = reranking
 
-    async def search(self, tenant: int, name: str, kind_of: KindOf, request: SearchRequest) -> SearchOutcome:
+    async def search(self, tenant: int, name: str, request: SearchRequest) -> SearchOutcome:
         """Return the best hits for a request. If as many match as were asked for, that many come back.
-
-        Args:
-            kind_of: gives the kind of a collection by the kind's name.
 
         Raises:
             NotFound: the collection, or the record in question.
+            UnknownKind: the app of the collection is not there.
             Invalid: a wrong filter, or words or texts asked for where none are kept.
             ModelUnavailable: meaning was asked for (mode `dense`, or a threshold) and the model is away; or `rerank`
                 was, and the reranker is.
@@ -60,7 +58,7 @@ class Searcher:
         started = time.perf_counter()
 
         async def answer(collection: CollectionRow) -> SearchOutcome:
-            return await self._answer(plan_search(tenant, collection, kind_of(collection.kind), request))
+            return await self._answer(plan_search(tenant, collection, self._kinds.of(collection.kind), request))
 
         with Searching(request.options.mode) as step:
             outcome = await self._as_it_is(tenant, name, answer)

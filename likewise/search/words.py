@@ -48,7 +48,7 @@ class WordRanker:
             rare,
             collection.contents_total,
             depth,
-            least=min_found,
+            min_found=min_found,
             among=among,
             share=candidates.share,
         )

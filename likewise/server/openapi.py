@@ -8,8 +8,8 @@ from fastapi.openapi.utils import get_openapi
 
 from likewise.apps.deps import refusals
 from likewise.apps.filter_schema import SCHEMAS as FILTERS
+from likewise.server.endpoints import all_routes, scope_of
 from likewise.server.problems import Problem
-from likewise.server.scopes import all_routes, scope_of
 
 _REFERENCE = "#/components/schemas/{model}"
 _WORDS = "An API key. `LIKEWISE_AUTH=none` asks for none."

@@ -17,7 +17,7 @@ from likewise.errors import ModelUnavailable, Unavailable, WrongModel
 from likewise.observe.logs import get_logger
 
 # Between bf16 and f32 of the same weights the least cosine is 0.9998, between other poolings 0.9 and less.
-LEAST_PROBE_COSINE = 0.995
+MIN_PROBE_COSINE = 0.995
 
 # A worker with waiting entries asks again within this time, so a refusal stays known for as long as it matters.
 REFUSED_SECONDS = 30.0
@@ -112,7 +112,7 @@ class Admission:
             )
         for one in same:
             least = _least_cosine(await self._probe(model), one.probe)
-            if least < LEAST_PROBE_COSINE:
+            if least < MIN_PROBE_COSINE:
                 raise WrongModel(
                     f"The default model, {model.spec.name}, reads the probe texts otherwise than when the stored "
                     f"vectors were made (cosine {least:.4f}). Bring back its files and LIKEWISE_PRECISION as they were."
@@ -171,7 +171,7 @@ class Admission:
             return None
         probe = await self._probe(model)
         least = _least_cosine(probe, generation.probe)
-        if least < LEAST_PROBE_COSINE:
+        if least < MIN_PROBE_COSINE:
             return f"The model reads the probe texts otherwise than when this collection was made (cosine {least:.4f})."
         return None
 

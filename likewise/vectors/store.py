@@ -43,12 +43,12 @@ class IdSubset:
 class FilterSubset:
     """The only contents to search: those with a record that fits, which are about `share` of all.
 
-    `most_visited` are asked, nearest first.
+    `max_visited` are asked, nearest first.
     """
 
     where: Where
     share: float
-    most_visited: int
+    max_visited: int
 
 
 @dataclass(frozen=True)

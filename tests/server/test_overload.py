@@ -16,11 +16,11 @@ from benchmarks import overload
 from likewise.apps.deps import TENANT
 from likewise.errors import Overloaded
 from likewise.library import Likewise
-from likewise.server import bodies, room
+from likewise.server import bodies, concurrency
 from likewise.server.bodies import BodyLimit
+from likewise.server.concurrency import RequestLimit
+from likewise.server.endpoints import all_routes
 from likewise.server.middleware import Errors
-from likewise.server.room import RequestLimit
-from likewise.server.scopes import all_routes
 from tests.patience import until
 from tests.server.conftest import BASE
 
@@ -194,8 +194,8 @@ async def _after(event: asyncio.Event) -> AsyncIterator[bytes]:
 
 async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an application that does one thing at a time, and takes longer than anybody waits when there are many
-    monkeypatch.setattr(room, "LEARN_SECONDS", 0.0)
-    monkeypatch.setattr(room, "LEAST_REQUESTS", 2)
+    monkeypatch.setattr(concurrency, "LEARN_SECONDS", 0.0)
+    monkeypatch.setattr(concurrency, "LEAST_REQUESTS", 2)
     one, seconds = asyncio.Lock(), 0.02
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

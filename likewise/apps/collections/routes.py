@@ -26,14 +26,15 @@ from likewise.apps.collections.schemas import (
     StatsAnswer,
     WriteAnswer,
 )
+from likewise.apps.collections.service import CollectionsService
 from likewise.apps.deps import (
     BODY_REFUSALS,
-    Admin,
     Answer,
-    Collections,
-    Reader,
+    CanAdminister,
+    CanRead,
+    CanWrite,
+    ServiceOf,
     Spending,
-    Writer,
     cursor_for,
     documented_body,
     position_of,
@@ -46,6 +47,8 @@ from likewise.errors import NotFound
 NOT_YET = "This version does not have this route yet."
 
 router = APIRouter(prefix="/api/v1/collections", tags=["collections"])
+
+Collections = Annotated[CollectionsService, Depends(ServiceOf(CollectionsService))]
 
 
 async def existing_name(
@@ -70,7 +73,7 @@ PLACE = re.compile(r"[1-9][0-9]{0,2}")
 
 
 @router.get("", response_model=CollectionsAnswer, responses=refusals(422))
-async def list_collections(tenant: Reader, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
+async def list_collections(tenant: CanRead, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
     """The collections by name, a page at a time."""
     after = None if page.cursor is None else position_of("collections", tenant, page.cursor, NAME_IN_PATH)
     # One more than asked tells whether another page follows.
@@ -88,7 +91,7 @@ async def list_collections(tenant: Reader, service: Collections, page: Annotated
     openapi_extra=documented_body(CollectionIn),
 )
 async def create_collection(
-    tenant: Writer, service: Collections, once: Once, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
+    tenant: CanWrite, service: Collections, once: Once, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
 ) -> Response:
     """Make a collection; its model and policy are fixed from here on."""
     policy = body.policy.to_policy() if body.policy else None
@@ -97,13 +100,13 @@ async def create_collection(
 
 
 @router.get("/{name}", response_model=CollectionAnswer, responses=refusals(400, 404))
-async def get_collection(tenant: Reader, service: Collections, name: Name) -> Answer:
+async def get_collection(tenant: CanRead, service: Collections, name: Name) -> Answer:
     """One collection."""
     return Answer(await service.get(tenant, name))
 
 
 @router.delete("/{name}", status_code=204, responses=refusals(400, 404, 409))
-async def drop_collection(tenant: Admin, service: Collections, name: Name) -> Response:
+async def drop_collection(tenant: CanAdminister, service: Collections, name: Name) -> Response:
     """Drop a collection with all it holds."""
     await service.drop(tenant, name)
     return Response(status_code=204)
@@ -116,7 +119,7 @@ async def drop_collection(tenant: Admin, service: Collections, name: Name) -> Re
     openapi_extra=documented_body(RecordsBody, **{NDJSON: RecordIn.model_json_schema()}),
 )
 async def write_records(
-    tenant: Writer, service: Collections, once: Once, spend: Spending, name: Name, request: Request
+    tenant: CanWrite, service: Collections, once: Once, spend: Spending, name: Name, request: Request
 ) -> Response:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     spending = partial(spend, tenant)
@@ -129,13 +132,13 @@ async def write_records(
 
 
 @router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(400, 404))
-async def get_record(tenant: Reader, service: Collections, name: Name, record_id: RecordId) -> Answer:
+async def get_record(tenant: CanRead, service: Collections, name: Name, record_id: RecordId) -> Answer:
     """One record. Its id reaches to the end of the path and may hold `/`."""
     return Answer(await service.record(tenant, name, record_id))
 
 
 @router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(400, 404, 409))
-async def delete_record(tenant: Writer, service: Collections, name: Name, record_id: RecordId) -> Response:
+async def delete_record(tenant: CanWrite, service: Collections, name: Name, record_id: RecordId) -> Response:
     """Delete a record; it is gone from every table before the answer."""
     await service.delete(tenant, name, record_id)
     return Response(status_code=204)
@@ -148,7 +151,7 @@ async def delete_record(tenant: Writer, service: Collections, name: Name, record
     openapi_extra=documented_body(SearchIn, references={"filters": "Filter"}),
 )
 async def search_collection(
-    tenant: Reader,
+    tenant: CanRead,
     service: Collections,
     spend: Spending,
     name: Name,
@@ -182,14 +185,14 @@ def search_listing(name: str, body: SearchIn) -> str:
 
 
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
-async def collection_stats(tenant: Reader, service: Collections, name: Name) -> Answer:
+async def collection_stats(tenant: CanRead, service: Collections, name: Name) -> Answer:
     """What the collection holds."""
     return Answer(await service.stats(tenant, name))
 
 
 @router.api_route("/{name}/clusters", methods=["GET", "POST"], include_in_schema=False)
 @router.get("/{name}/clusters/{cluster}", include_in_schema=False)
-async def clusters_come_later(_: Reader) -> Response:
+async def clusters_come_later(_: CanRead) -> Response:
     """Routes of the full API that this version knows by name only."""
     raise NotFound(NOT_YET, code="not_supported")
 
@@ -197,6 +200,6 @@ async def clusters_come_later(_: Reader) -> Response:
 @router.post("/{name}/reembed", include_in_schema=False)
 @router.post("/{name}/switch", include_in_schema=False)
 @router.post("/{name}/rollback", include_in_schema=False)
-async def generations_come_later(_: Admin) -> Response:
+async def generations_come_later(_: CanAdminister) -> Response:
     """The same for those that change the model of a collection."""
     raise NotFound(NOT_YET, code="not_supported")

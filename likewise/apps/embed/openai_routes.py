@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Response
 
 from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, REFUSALS, Answer, Reader, documented_body
+from likewise.apps.deps import BODY_REFUSALS, REFUSALS, Answer, CanRead, documented_body
 from likewise.apps.embed.answers import as_base64, json_answer, with_rows
 from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.openai_schemas import EmbeddingsAnswer, EmbeddingsIn, ErrorAnswer, ModelOut, ModelsAnswer
@@ -40,7 +40,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     openapi_extra=documented_body(EmbeddingsIn),
 )
 async def embeddings(
-    tenant: Reader, asks: Asks, body: Annotated[EmbeddingsIn, Depends(JsonBody(EmbeddingsIn))]
+    tenant: CanRead, asks: Asks, body: Annotated[EmbeddingsIn, Depends(JsonBody(EmbeddingsIn))]
 ) -> Response:
     """The vectors of texts; `x-likewise-cached` and `x-likewise-truncated` count texts."""
     texts = [body.input] if isinstance(body.input, str) else body.input
@@ -62,14 +62,14 @@ async def embeddings(
 
 
 @router.get("/models", response_model=ModelsAnswer, responses=refusals())
-async def list_models(_: Reader, embedder: ProcessEmbedder) -> Answer:
+async def list_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
     return Answer({"object": "list", "data": [_model(spec, embedder) for spec in embedder.models()]})
 
 
 @router.get("/models/{model:path}", response_model=ModelOut, responses=refusals(400, 404))
 async def get_model(
-    _: Reader, embedder: ProcessEmbedder, model: Annotated[str, Path(description="Any of a model's names.")]
+    _: CanRead, embedder: ProcessEmbedder, model: Annotated[str, Path(description="Any of a model's names.")]
 ) -> Answer:
     """One model by any of its names."""
     return Answer(_model(known_model(embedder, model), embedder, model))

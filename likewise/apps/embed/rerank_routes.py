@@ -6,7 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request, Response
 
 from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, Reader, Spending, documented_body, services
+from likewise.apps.deps import BODY_REFUSALS, CanRead, Spending, documented_body, services
 from likewise.apps.embed.answers import json_answer, written
 from likewise.apps.embed.asking import pointed
 from likewise.apps.embed.openai_routes import ModelNotFound, refusals
@@ -15,7 +15,7 @@ from likewise.apps.leaving import while_connected
 from likewise.cleaning import cleaned
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelNotAllowed
-from likewise.search.reranking import Reranked, Reranking
+from likewise.search.reranking import Reranking, RerankResult
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -37,7 +37,7 @@ async def reranking(request: Request) -> Reranking:
     openapi_extra=documented_body(RerankIn),
 )
 async def rerank(
-    tenant: Reader,
+    tenant: CanRead,
     request: Request,
     rerankers: Annotated[Reranking, Depends(reranking)],
     spend: Spending,
@@ -69,7 +69,7 @@ def known_reranker(rerankers: Reranking, name: str | None) -> ModelSpec:
         raise RerankerNotFound from None
 
 
-def results(made: Reranked, body: RerankIn) -> list[dict[str, Any]]:
+def results(made: RerankResult, body: RerankIn) -> list[dict[str, Any]]:
     """The best documents, those of equal scores in their order."""
     scores: list[float] = made.scores.tolist()
     best = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[: body.top_n]

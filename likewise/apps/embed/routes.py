@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Response
 
 from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, Answer, Anyone, Reader, documented_body, refusals
+from likewise.apps.deps import BODY_REFUSALS, Answer, Anyone, CanRead, documented_body, refusals
 from likewise.apps.embed.answers import json_answer, with_rows, written
 from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.metrics import loaded
@@ -29,14 +29,14 @@ SERVICE = "embedder"
 
 
 @router.post("/text", response_model=EmbeddingResult, responses=REFUSED, openapi_extra=documented_body(TextIn))
-async def embed_text(tenant: Reader, asks: Asks, body: Annotated[TextIn, Depends(JsonBody(TextIn))]) -> Response:
+async def embed_text(tenant: CanRead, asks: Asks, body: Annotated[TextIn, Depends(JsonBody(TextIn))]) -> Response:
     """The vector of one text."""
     made = await asks.embed(tenant, [body.text], lambda _: "/text", model=body.model, use_cache=body.use_cache)
     return _one(made, asks.embedder.known(made.model))
 
 
 @router.post("/query", response_model=EmbeddingResult, responses=REFUSED, openapi_extra=documented_body(QueryIn))
-async def embed_query(tenant: Reader, asks: Asks, body: Annotated[QueryIn, Depends(JsonBody(QueryIn))]) -> Response:
+async def embed_query(tenant: CanRead, asks: Asks, body: Annotated[QueryIn, Depends(JsonBody(QueryIn))]) -> Response:
     """The vector of one text that documents are searched for with."""
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "role": "query"}
     made = await asks.embed(tenant, [body.query], lambda _: "/query", **options)
@@ -44,7 +44,7 @@ async def embed_query(tenant: Reader, asks: Asks, body: Annotated[QueryIn, Depen
 
 
 @router.post("/batch", response_model=BatchAnswer, responses=REFUSED, openapi_extra=documented_body(BatchIn))
-async def embed_batch(tenant: Reader, asks: Asks, body: Annotated[BatchIn, Depends(JsonBody(BatchIn))]) -> Response:
+async def embed_batch(tenant: CanRead, asks: Asks, body: Annotated[BatchIn, Depends(JsonBody(BatchIn))]) -> Response:
     """The vectors of many texts, in their order."""
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "batch_size": body.batch_size}
     made = await asks.embed(tenant, body.texts, lambda place: f"/texts/{place}", **options)
@@ -57,7 +57,7 @@ async def embed_batch(tenant: Reader, asks: Asks, body: Annotated[BatchIn, Depen
 
 
 @router.get("/models", response_model=ModelsAnswer, responses=refusals())
-async def embed_models(_: Reader, embedder: ProcessEmbedder) -> Answer:
+async def embed_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
     specs = embedder.models()
     states = {one.name: one.state for one in embedder.states()}

@@ -15,10 +15,10 @@ from likewise.apps.collections.service import Save
 from likewise.apps.deps import (
     BODY_REFUSALS,
     Answer,
-    Reader,
-    Segments,
+    CanRead,
+    CanWrite,
+    ServiceOf,
     Spending,
-    Writer,
     documented_body,
     refusals,
     services,
@@ -38,12 +38,15 @@ from likewise.apps.segments.schemas import (
     SegmentSearchAnswer,
     SegmentSearchIn,
 )
+from likewise.apps.segments.service import SegmentsService
 from likewise.embedding.models import MOCK
 from likewise.errors import NotFound
 
 T = TypeVar("T")
 
 router = APIRouter(prefix="/vectors", tags=["segments"])
+
+Segments = Annotated[SegmentsService, Depends(ServiceOf(SegmentsService))]
 
 PointId = Annotated[UUID, Path(description="A segment's point_id.")]
 AssetId = Annotated[
@@ -108,7 +111,7 @@ Takes = Annotated[Taking, Depends(taking)]
     openapi_extra=documented_body(SegmentEmbedIn),
 )
 async def embed_segment(
-    tenant: Writer,
+    tenant: CanWrite,
     service: Segments,
     takes: Takes,
     embedder: ProcessEmbedder,
@@ -127,7 +130,7 @@ async def embed_segment(
     openapi_extra=documented_body(SegmentBatchIn),
 )
 async def embed_segments(
-    tenant: Writer,
+    tenant: CanWrite,
     service: Segments,
     takes: Takes,
     embedder: ProcessEmbedder,
@@ -148,7 +151,7 @@ async def embed_segments(
     openapi_extra=documented_body(SegmentDocumentIn),
 )
 async def embed_document(
-    tenant: Writer,
+    tenant: CanWrite,
     service: Segments,
     takes: Takes,
     embedder: ProcessEmbedder,
@@ -179,7 +182,7 @@ async def embed_document(
     openapi_extra=documented_body(SegmentSearchIn, references={"filters": "Filter"}),
 )
 async def search_segments(
-    tenant: Reader,
+    tenant: CanRead,
     service: Segments,
     spend: Spending,
     request: Request,
@@ -201,7 +204,7 @@ async def search_segments(
     openapi_extra=documented_body(SegmentSearchIn, references={"filters": "Filter"}),
 )
 async def search_segments_later(
-    tenant: Reader,
+    tenant: CanRead,
     service: Segments,
     takes: Takes,
     body: Annotated[SegmentSearchIn, Depends(JsonBody(SegmentSearchIn))],
@@ -213,7 +216,7 @@ async def search_segments_later(
 
 
 @router.post("/mock", status_code=202, include_in_schema=False)
-async def embed_made_up(tenant: Writer, service: Segments, takes: Takes, request: Request) -> Response:
+async def embed_made_up(tenant: CanWrite, service: Segments, takes: Takes, request: Request) -> Response:
     """The same as /embed with made-up vectors, where LIKEWISE_ENABLE_MOCK allows it."""
     if not services(request).runtime.settings.enable_mock:
         raise NotFound
@@ -223,14 +226,14 @@ async def embed_made_up(tenant: Writer, service: Segments, takes: Takes, request
 
 
 @router.delete("/asset/{asset_id:path}", status_code=204, responses=refusals(400, 404))
-async def delete_asset(tenant: Writer, service: Segments, asset_id: AssetId) -> Response:
+async def delete_asset(tenant: CanWrite, service: Segments, asset_id: AssetId) -> Response:
     """Delete all segments of an asset; they are gone from every table before the answer. Its id may hold `/`."""
     await service.delete_asset(tenant, asset_id)
     return Response(status_code=204)
 
 
 @router.delete("/{point_id:uuid}", status_code=204, responses=refusals(400, 404))
-async def delete_segment(tenant: Writer, service: Segments, point_id: PointId) -> Response:
+async def delete_segment(tenant: CanWrite, service: Segments, point_id: PointId) -> Response:
     """Delete a segment; it is gone from every table before the answer."""
     await service.delete_point(tenant, point_id)
     return Response(status_code=204)

@@ -9,7 +9,7 @@ from likewise.apps.collections.service import Save
 from likewise.apps.repeats import refuse_repeats
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
 from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
-from likewise.apps.segments.hits import SegmentsFound
+from likewise.apps.segments.hits import SegmentSearchResult
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.apps.segments.points import point_id
@@ -23,6 +23,7 @@ from likewise.db.transaction import Tx
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Conflict, Invalid, NotFound
+from likewise.ingest.tasks import Progress
 from likewise.ingest.writer import BAD_ID
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
@@ -136,13 +137,17 @@ class SegmentsService:
         await self._store(tenant, spec, Storing(labels, batch, telling.stored), whole=True)
         return telling.known
 
-    async def search(self, tenant: int, asked: SegmentQuery) -> SegmentsFound:
+    async def search(self, tenant: int, asked: SegmentQuery) -> SegmentSearchResult:
         """The segments that fit best; see SegmentSearches.search."""
         return await self.searches.search(tenant, asked)
 
     async def search_later(self, tenant: int, asked: SegmentQuery, *, save: Save | None = None) -> SearchJob:
         """Have a search done by a worker; see SegmentSearches.later."""
         return await self.searches.later(tenant, asked, save=save)
+
+    async def run_search(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
+        """Do a search that `search_later` put off; a Handler of tasks."""
+        return await self.searches.task(tenant, input, progress)
 
     async def delete_point(self, tenant: int, point: UUID) -> None:
         """Remove a segment; NotFound if there is none with this id."""

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup, migrate, roles, text_key
 from likewise.db.failures import scrubbed
-from likewise.db.no_connection import why_no_connection
+from likewise.db.outage import why_no_connection
 from likewise.db.transaction import Row
 from likewise.embedding.models import Catalogue
 from likewise.errors import LikewiseError, WrongTextKey
@@ -55,7 +55,7 @@ async def database(settings: Settings, now: Callable[[], float] = time.time) -> 
         assert serving is not None
         schema = await _schema(settings, serving, where)
         yield schema
-        if serving.info.server_version < migrate.LEAST_POSTGRES * 10_000:
+        if serving.info.server_version < migrate.MIN_POSTGRES * 10_000:
             return
         asked = owner or serving
         yield await _looked("locale of the database", asked, _locale)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import broken
-from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
 from likewise.embedding.graphs.encoder import Encoder
 from likewise.embedding.graphs.heads import scored
@@ -23,7 +23,7 @@ from likewise.embedding.provider import Capacity, Vector
 from likewise.embedding.providers.local import CALLERS
 from likewise.embedding.providers.openvino import BATCH_TOKENS
 from likewise.embedding.queue import INTERACTIVE_TOKENS
-from likewise.embedding.weights import check_weights
+from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.search.reranker import RerankerScores
 from likewise.search.rerankers.folder import CrossEncoderFolder
 from likewise.settings import Settings
@@ -46,56 +46,6 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoReranker
     return OpenVinoReranker(
         f"openvino-{version}/{precision.name}", facts.max_tokens, tokenizer, compiled, typed=encoder.second is not None
     )
-
-
-class OpenVinoReranker:
-    """One local cross-encoder: a tokenizer and a compiled graph. `typed`: the graph tells the text from the query."""
-
-    def __init__(
-        self, numerics: str, max_tokens: int, tokenizer: PairTokenizer, graph: CompiledGraph, *, typed: bool
-    ) -> None:
-        self.numerics = numerics
-        self.max_tokens = max_tokens
-        self.capacity = Capacity(tokens=INTERACTIVE_TOKENS)
-        self.fault: str | None = None
-        self._tokenizer = tokenizer
-        self._graph = graph
-        self._typed = typed
-        self._callers = ThreadPoolExecutor(CALLERS, "likewise-rerank")
-        self._model_threads = ThreadPoolExecutor(CALLERS * graph.requests, "likewise-cross-encoder")
-
-    async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
-        """The sigmoid of each pair's logit, and the counts; pairs of similar length share a batch."""
-        return await asyncio.get_running_loop().run_in_executor(self._callers, self._score, query, texts)
-
-    async def close(self) -> None:
-        """Let the threads go."""
-        self._callers.shutdown(wait=False, cancel_futures=True)
-        self._model_threads.shutdown(wait=False, cancel_futures=True)
-
-    def _score(self, query: str, texts: Sequence[str]) -> RerankerScores:
-        pairs = self._tokenizer.encode(query, texts)
-        return RerankerScores(
-            scores=sigmoid(self.logits(pairs)),
-            tokens=np.array([len(pair.ids) for pair in pairs], np.int32),
-            truncated=np.array([pair.truncated for pair in pairs], np.int32),
-        )
-
-    def logits(self, pairs: Sequence[Pair]) -> Vector:
-        """The model's own numbers, float32 (n,)."""
-        made = np.empty(len(pairs), np.float32)
-        batches = pack([len(pair.ids) for pair in pairs], BATCH_TOKENS)
-        left = iter(batches)
-
-        def run(graph: CompiledGraph) -> None:
-            for places in left:
-                batch = [pairs[place] for place in places]
-                second = [pair.second for pair in batch] if self._typed else None
-                made[places] = graph.run([pair.ids for pair in batch], second)
-
-        # each call asks for one request a stream at a time, so that calls get their turns batch by batch
-        list(self._model_threads.map(run, repeat(self._graph, min(self._graph.requests, len(batches)))))
-        return made
 
 
 @dataclass(frozen=True)
@@ -147,6 +97,56 @@ def shares(query: int, text: int, room: int) -> tuple[int, int]:
         # An odd one is the longer text's.
         return (query, room - query) if query <= half else (half, room - half)
     return (room - text, text) if text <= half else (room - half, half)
+
+
+class OpenVinoReranker:
+    """One local cross-encoder: a tokenizer and a compiled graph. `typed`: the graph tells the text from the query."""
+
+    def __init__(
+        self, numerics: str, max_tokens: int, tokenizer: PairTokenizer, graph: CompiledGraph, *, typed: bool
+    ) -> None:
+        self.numerics = numerics
+        self.max_tokens = max_tokens
+        self.capacity = Capacity(tokens=INTERACTIVE_TOKENS)
+        self.fault: str | None = None
+        self._tokenizer = tokenizer
+        self._graph = graph
+        self._typed = typed
+        self._callers = ThreadPoolExecutor(CALLERS, "likewise-rerank")
+        self._model_threads = ThreadPoolExecutor(CALLERS * graph.requests, "likewise-cross-encoder")
+
+    async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
+        """The sigmoid of each pair's logit, and the counts; pairs of similar length share a batch."""
+        return await asyncio.get_running_loop().run_in_executor(self._callers, self._score, query, texts)
+
+    async def close(self) -> None:
+        """Let the threads go."""
+        self._callers.shutdown(wait=False, cancel_futures=True)
+        self._model_threads.shutdown(wait=False, cancel_futures=True)
+
+    def _score(self, query: str, texts: Sequence[str]) -> RerankerScores:
+        pairs = self._tokenizer.encode(query, texts)
+        return RerankerScores(
+            scores=sigmoid(self.logits(pairs)),
+            tokens=np.array([len(pair.ids) for pair in pairs], np.int32),
+            truncated=np.array([pair.truncated for pair in pairs], np.int32),
+        )
+
+    def logits(self, pairs: Sequence[Pair]) -> Vector:
+        """The model's own numbers, float32 (n,)."""
+        made = np.empty(len(pairs), np.float32)
+        batches = pack([len(pair.ids) for pair in pairs], BATCH_TOKENS)
+        left = iter(batches)
+
+        def run(graph: CompiledGraph) -> None:
+            for places in left:
+                batch = [pairs[place] for place in places]
+                second = [pair.second for pair in batch] if self._typed else None
+                made[places] = graph.run([pair.ids for pair in batch], second)
+
+        # each call asks for one request a stream at a time, so that calls get their turns batch by batch
+        list(self._model_threads.map(run, repeat(self._graph, min(self._graph.requests, len(batches)))))
+        return made
 
 
 def sigmoid(logits: Vector) -> Vector:

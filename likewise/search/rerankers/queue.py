@@ -1,20 +1,20 @@
 """Texts that wait for a reranker: how many there may be, and in which order they go."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from likewise.embedding.queue import QueueBudget, estimated_tokens
-from likewise.embedding.trouble import RequestFails, RequestRefused
+from likewise.embedding.remote.errors import RequestFails, RequestRefused
 from likewise.errors import Invalid, ModelFails, ModelUnavailable, Unavailable
+from likewise.observe.logs import get_logger
 from likewise.observe.steps import RerankerCall
 from likewise.search.reranker import Reranker, RerankerScores, check
 from likewise.stopping import stop
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Charge = Callable[[RerankerScores], None]
 
@@ -115,15 +115,14 @@ class RerankerQueue:
             except Unavailable:
                 raise
             except RequestRefused as refused:
-                log.warning("the reranker %s does not score %d texts: %s", self._model, len(texts), refused)
+                log.warning("reranker_refused", model=self._model, texts=len(texts), reason=str(refused))
                 if isinstance(refused, RequestFails):
                     # Nobody knows that it is the texts' fault.
                     raise _failing() from None
                 words = "The reranker refuses this; send fewer or shorter texts."
                 raise Invalid.at("", words, "text_failed") from None
             except Exception as error:  # noqa: BLE001 - a reranker may raise anything
-                # only the type: the message may repeat a text
-                log.warning("the reranker %s failed on %d texts: %s", self._model, len(texts), type(error).__name__)
+                log.warning("reranker_failed", model=self._model, texts=len(texts), error=error)
                 raise _failing() from None
             step.done(len(texts), scored.tokens, scored.truncated)
             return scored

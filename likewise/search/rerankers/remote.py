@@ -9,13 +9,12 @@ import numpy as np
 import orjson
 
 from likewise.cleaning import cleaned
-from likewise.embedding.backoff import Backoff
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import ModelSpec
-from likewise.embedding.provider import Capacity
+from likewise.embedding.models import Endpoint, ModelSpec
+from likewise.embedding.provider import Capacity, Vector
 from likewise.embedding.queue import estimated_tokens
-from likewise.embedding.remote_calls import RemoteCalls
-from likewise.embedding.trouble import RequestFails, RequestRefused, WrongAnswer
+from likewise.embedding.remote.client import ProviderClient
+from likewise.embedding.remote.errors import RequestFails, RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import RetryPolicy
 from likewise.search.reranker import RerankerScores
 
 # At 4 characters each; as many as go in a request for vectors.
@@ -32,70 +31,10 @@ ITEM_BYTES, ANSWER_BYTES = 512, 64 * 2**10
 ESCAPED = 6
 
 
-def load(spec: ModelSpec, backoff: Backoff | None = None) -> "RemoteReranker":
+def load(spec: ModelSpec, policy: RetryPolicy | None = None) -> "RemoteReranker":
     """The reranker at an address. Asks nobody yet; ModelUnavailable if its key or its address is missing."""
     assert spec.endpoint is not None, "a model without an address runs here"
-    return RemoteReranker(spec, spec.endpoint, backoff or Backoff())
-
-
-class RemoteReranker:
-    """One remote reranker."""
-
-    def __init__(self, spec: ModelSpec, endpoint: Endpoint, backoff: Backoff) -> None:
-        self.numerics = "remote"
-        self.max_tokens = spec.max_tokens
-        seconds = backoff.seconds(endpoint.seconds)
-        self.capacity = Capacity(REQUEST_TOKENS, endpoint.texts, endpoint.calls, seconds, remote=True)
-        self._endpoint = endpoint
-        self._calls = RemoteCalls(spec, endpoint, backoff, "/rerank")
-
-    @property
-    def fault(self) -> str | None:
-        """Why it is left alone, without its address."""
-        return self._calls.fault
-
-    async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
-        """The scores of its answer, and its count of tokens; errors are those of `RemoteCalls.patiently`.
-
-        RequestRefused also for texts that it fails on while it does others.
-        """
-        if not texts:
-            return _scored("", [], RerankAnswer(np.empty(0, np.float32), None))
-        asked, sent = cleaned(query), [cleaned(text) for text in texts]
-        try:
-            return _scored(asked, sent, await self._calls.patiently(lambda: self._ask(asked, sent), 1 + len(sent)))
-        except (RequestFails, WrongAnswer) as failed:
-            # What breaks on one caller's texts may not close the reranker for all others.
-            if await self._answers_plainly():
-                raise RequestRefused(f"it scores plain texts, but not these: {failed}") from None
-            raise
-
-    async def close(self) -> None:
-        """End its connections."""
-        await self._calls.close()
-
-    async def _answers_plainly(self) -> bool:
-        """Whether what failed was the texts' own fault; ModelUnavailable if the reranker is away."""
-        query, texts = PLAIN
-        try:
-            await self._calls.once(lambda: self._ask(query, texts[: self._endpoint.texts]))
-        except (RequestRefused, WrongAnswer):
-            return False
-        return True
-
-    async def _ask(self, query: str, texts: Sequence[str]) -> RerankAnswer:
-        asked: Mapping[str, Any] = {"query": query, self._endpoint.texts_named: texts}
-        if self._endpoint.texts_named == "documents":
-            asked = {"model": self._endpoint.model, **asked}
-        return await self._calls.post(asked, len(texts), max_bytes(texts), lambda body: read_answer(body, len(texts)))
-
-
-def _scored(query: str, texts: Sequence[str], answer: RerankAnswer) -> RerankerScores:
-    guessed = np.array([estimated_tokens(query) + estimated_tokens(text) for text in texts], np.int64)
-    maximum = sum(len(query.encode()) + len(text.encode()) + AROUND for text in texts)
-    counted = answer.tokens if answer.tokens is not None and answer.tokens <= maximum else None
-    tokens = guessed if counted is None else np.diff(counted * np.cumsum([0, *guessed]) // guessed.sum())
-    return RerankerScores(answer.scores, tokens.astype(np.int32), np.zeros(len(texts), np.int32), counted is None)
+    return RemoteReranker(spec, spec.endpoint, policy or RetryPolicy())
 
 
 @dataclass(frozen=True)
@@ -104,6 +43,66 @@ class RerankAnswer:
 
     scores: Vector
     tokens: int | None
+
+
+class RemoteReranker:
+    """One remote reranker."""
+
+    def __init__(self, spec: ModelSpec, endpoint: Endpoint, policy: RetryPolicy) -> None:
+        self.numerics = "remote"
+        self.max_tokens = spec.max_tokens
+        seconds = policy.seconds(endpoint.seconds)
+        self.capacity = Capacity(REQUEST_TOKENS, endpoint.texts, endpoint.calls, seconds, remote=True)
+        self._endpoint = endpoint
+        self._client = ProviderClient(spec, endpoint, policy, "/rerank")
+
+    @property
+    def fault(self) -> str | None:
+        """Why it is left alone, without its address."""
+        return self._client.fault
+
+    async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
+        """The scores of its answer, and its count of tokens; errors are those of `ProviderClient.retried`.
+
+        RequestRefused also for texts that it fails on while it does others.
+        """
+        if not texts:
+            return _scored("", [], RerankAnswer(np.empty(0, np.float32), None))
+        asked, sent = cleaned(query), [cleaned(text) for text in texts]
+        try:
+            return _scored(asked, sent, await self._client.retried(lambda: self._ask(asked, sent), 1 + len(sent)))
+        except (RequestFails, WrongAnswer) as failed:
+            # What breaks on one caller's texts may not close the reranker for all others.
+            if await self._answers_plainly():
+                raise RequestRefused(f"it scores plain texts, but not these: {failed}") from None
+            raise
+
+    async def close(self) -> None:
+        """End its connections."""
+        await self._client.close()
+
+    async def _answers_plainly(self) -> bool:
+        """Whether what failed was the texts' own fault; ModelUnavailable if the reranker is away."""
+        query, texts = PLAIN
+        try:
+            await self._client.once(lambda: self._ask(query, texts[: self._endpoint.texts]))
+        except (RequestRefused, WrongAnswer):
+            return False
+        return True
+
+    async def _ask(self, query: str, texts: Sequence[str]) -> RerankAnswer:
+        asked: Mapping[str, Any] = {"query": query, self._endpoint.texts_named: texts}
+        if self._endpoint.texts_named == "documents":
+            asked = {"model": self._endpoint.model, **asked}
+        return await self._client.post(asked, len(texts), max_bytes(texts), lambda body: read_answer(body, len(texts)))
+
+
+def _scored(query: str, texts: Sequence[str], answer: RerankAnswer) -> RerankerScores:
+    guessed = np.array([estimated_tokens(query) + estimated_tokens(text) for text in texts], np.int64)
+    maximum = sum(len(query.encode()) + len(text.encode()) + AROUND for text in texts)
+    counted = answer.tokens if answer.tokens is not None and answer.tokens <= maximum else None
+    tokens = guessed if counted is None else np.diff(counted * np.cumsum([0, *guessed]) // guessed.sum())
+    return RerankerScores(answer.scores, tokens.astype(np.int32), np.zeros(len(texts), np.int32), counted is None)
 
 
 def max_bytes(texts: Sequence[str]) -> int:

@@ -95,7 +95,7 @@ class RequestLimit:
         self._refused += 1
         now = time.monotonic()
         if now - self._told >= REFUSALS_SECONDS:
-            log.warning("requests refused", count=self._refused)
+            log.warning("requests_refused", count=self._refused)
             self._refused, self._told = 0, now
         await answer(TOO_BUSY, scope)(scope, receive, send)
 

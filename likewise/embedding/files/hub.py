@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 
-from likewise.embedding.folder import OPTIONAL, REQUIRED, module_files
+from likewise.embedding.files.folder import OPTIONAL, REQUIRED, module_files
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
 

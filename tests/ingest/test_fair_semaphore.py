@@ -1,16 +1,16 @@
-"""Turns of tenants."""
+"""Permits go to tenants in turn."""
 
 import asyncio
 
-from likewise.ingest.turns import Turns
+from likewise.ingest.fair_semaphore import FairSemaphore
 
 
 async def test_a_flood_of_one_tenant_waits_behind_its_own() -> None:
     # Given
-    turns, served, go = Turns(1), list[str](), asyncio.Event()
+    connections, served, go = FairSemaphore(1), list[str](), asyncio.Event()
 
     async def work(tenant: int, name: str) -> None:
-        async with turns.turn(tenant):
+        async with connections.permit(tenant):
             served.append(name)
             await go.wait()
 
@@ -25,11 +25,11 @@ async def test_a_flood_of_one_tenant_waits_behind_its_own() -> None:
     assert served == ["flood 0", "flood 1", "small 0", "flood 2", "small 1", "flood 3", "flood 4"]
 
 
-async def test_who_leaves_while_waiting_or_just_called_takes_no_turn() -> None:
-    turns, go = Turns(2), asyncio.Event()
+async def test_who_leaves_while_waiting_or_just_called_takes_no_permit() -> None:
+    connections, go = FairSemaphore(2), asyncio.Event()
 
     async def work(tenant: int) -> None:
-        async with turns.turn(tenant):
+        async with connections.permit(tenant):
             await go.wait()
 
     for _ in range(20):
@@ -42,6 +42,6 @@ async def test_who_leaves_while_waiting_or_just_called_takes_no_turn() -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         go.clear()
-    # Both turns are there
-    async with turns.turn(1), turns.turn(1):
+    # Both permits are there
+    async with connections.permit(1), connections.permit(1):
         pass

@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.loading import PATIENCE_SECONDS
 from likewise.errors import LikewiseError
 
 # Of a model that another had to go for: many claims, as loading one takes a second, and a large one several.
@@ -13,7 +14,7 @@ TURN_SECONDS = 20.0
 QUICK_SECONDS = 0.5
 
 
-class ModelTurns:
+class ModelRotation:
     """Opens one model at a time for the texts that wait.
 
     Where models do not fit in memory together, each stays for a turn, or until nothing waits for it. They follow each
@@ -61,7 +62,7 @@ class ModelTurns:
             self._last = model
             started = time.monotonic()
             try:
-                await self._embedder.opened(model)
+                await self._embedder.opened(model, patience=PATIENCE_SECONDS)
             except LikewiseError:
                 if time.monotonic() - started < QUICK_SECONDS:
                     continue

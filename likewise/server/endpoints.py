@@ -40,6 +40,6 @@ def scope_of(route: Any) -> Scope | None:
     if first is not nobody_is_asked:
         raise StartError(
             f"The route {getattr(route, 'path', 'without a path')} does not say who may call it. "
-            "Let its first parameter be a Reader, Writer, Admin or Anyone of likewise.apps.deps."
+            "Let its first parameter be a CanRead, CanWrite, CanAdminister or Anyone of likewise.apps.deps."
         )
     return None

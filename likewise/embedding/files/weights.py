@@ -6,7 +6,6 @@ Nothing is a pickle, and nothing is loaded before its checksum is known.
 
 import hashlib
 import json
-import logging
 import mmap
 import os
 import shutil
@@ -15,17 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from likewise.embedding import hub, wheel
-from likewise.embedding.folder import has_weights
+from likewise.embedding.files import hub, wheel
+from likewise.embedding.files.folder import has_weights
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
+from likewise.observe.logs import get_logger
 from likewise.settings import Settings
 
 Progress = Callable[[int, int | None], None]
 
 _RECORDS = ".checksums"
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def locate(spec: ModelSpec, settings: Settings) -> Path | None:
@@ -174,7 +174,7 @@ def _first_seen(spec: ModelSpec, record: Path, digest: str) -> str:
             file.flush()
             os.link(file.name, record)  # the first of two processes wins
     except OSError as error:
-        log.warning("the checksum of %s could not be recorded in %s: %s", spec.name, record.parent, error.strerror)
+        log.warning("checksum_not_recorded", model=spec.name, folder=str(record.parent), reason=error.strerror)
         return digest
     return str(json.loads(record.read_bytes())["model.safetensors"])
 

@@ -1,4 +1,4 @@
-"""What processes on one database tell each other: one connection that listens, and one that sends.
+"""Postgres notifications between processes: one connection that listens, one that sends, and wake signals over both.
 
 A NOTIFY inside the ingest's own transaction would make all commits wait for each other, so what only wakes others is
 sent by a connection of its own, at most once in 20 ms. A lost one costs a poll, no more.
@@ -16,6 +16,8 @@ from psycopg.sql import SQL, Identifier
 from likewise.db.transaction import Row
 from likewise.stopping import stop
 
+# The channels of waiting contents and of waiting tasks.
+CONTENTS, TASKS = "likewise_waiting", "likewise_tasks"
 NOTIFY = SQL("SELECT pg_notify(channel, '') FROM unnest(%s::text[]) AS channel")
 SPACING_SECONDS = 0.02
 RECONNECT_SECONDS = 1.0
@@ -35,8 +37,8 @@ class _Listener:
     missed: Callable[[], None]
 
 
-class Notices:
-    """The two connections."""
+class Notifications:
+    """The two connections of a process, each opened again when it is lost."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -46,22 +48,22 @@ class Notices:
         self._listening = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def hear(self, channel: str, heard: Callable[[str], None], missed: Callable[[], None] = _nothing) -> None:
-        """Have a channel's notices told, before `start`.
+    def listen(self, channel: str, heard: Callable[[str], None], missed: Callable[[], None] = _nothing) -> None:
+        """Listen to a channel; to be called before `start`.
 
         Args:
-            heard: gets what each one says.
-            missed: some may have been, as the connection was lost.
+            heard: is called with each payload.
+            missed: is called when some may have been missed, because the connection was lost.
         """
         self._listeners[channel] = _Listener(heard, missed)
 
     def send(self, channel: str) -> None:
-        """Tell the others a moment later."""
+        """Notify all processes that listen to a channel, a moment later."""
         self._to_send.add(channel)
         self._some.set()
 
     async def start(self) -> None:
-        """Begin to send and to listen."""
+        """Connect, and begin to send and to listen."""
         self._tasks = [asyncio.create_task(self._keep(self._send)), asyncio.create_task(self._keep(self._listen))]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
@@ -70,7 +72,7 @@ class Notices:
         self._listening.set()
 
     async def close(self) -> None:
-        """Stop; what was not sent yet is dropped."""
+        """Stop; notifications that were not sent yet are dropped."""
         await stop(self._tasks)
 
     async def _keep(self, work: Callable[[AsyncConnection[Row]], Awaitable[None]]) -> None:
@@ -100,3 +102,33 @@ class Notices:
         self._listening.set()
         async for notice in connection.notifies():
             self._listeners[notice.channel].heard(notice.payload)
+
+
+class WakeSignal:
+    """A signal that something waits: at once within this process, by NOTIFY in the others."""
+
+    def __init__(self, notifications: Notifications, channel: str = CONTENTS) -> None:
+        """Listen to a channel; to be called before `notifications` are started."""
+        self._notifications = notifications
+        self._channel = channel
+        self._event = asyncio.Event()
+        notifications.listen(channel, self._wake)
+
+    def send(self) -> None:
+        """Wake whoever waits, in all processes."""
+        self._event.set()
+        self._notifications.send(self._channel)
+
+    def wake_here(self) -> None:
+        """Wake whoever waits in this process alone."""
+        self._event.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for the signal, or until the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        self._event.clear()
+
+    def _wake(self, _: str) -> None:
+        self._event.set()

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likewise.embedding.folder import INDEX, KINDS, SENTENCE_ONLY, read_json, read_modules, read_prompts, token_limit
+from likewise.embedding.files.folder import (
+    INDEX,
+    KINDS,
+    SENTENCE_ONLY,
+    read_json,
+    read_modules,
+    read_prompts,
+    token_limit,
+)
 from likewise.embedding.graphs.architectures import broken
 from likewise.errors import ModelUnavailable, NotSupported
 

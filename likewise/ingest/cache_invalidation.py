@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from psycopg.sql import SQL
 
-from likewise.db.collections import MOST_HASHES, CollectionRow
+from likewise.db.collections import MAX_HASHES, CollectionRow
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder, Maker
 from likewise.errors import SealBroken, TextKeyUnavailable
-from likewise.ingest.notices import Notices
+from likewise.ingest.notifications import Notifications
 from likewise.sealing import Sealing, TextKey
 
 CHANNEL = "likewise_forget"
@@ -36,20 +36,20 @@ TELL = SQL("SELECT count(pg_notify(%s, said)) FROM unnest(%s::text[]) AS said")
 _Heard = tuple[int, list[bytes]] | None
 
 
-class Forgetting:
+class CacheInvalidation:
     """One process's part in it. Without a cache it has nothing to forget, and tells the others."""
 
-    def __init__(self, notices: Notices, embedder: Embedder, sealing: Sealing) -> None:
-        """Before `notices` are started; `sealing` is with the key of notices."""
+    def __init__(self, notifications: Notifications, embedder: Embedder, sealing: Sealing) -> None:
+        """Listen, before `notifications` are started; `sealing` is with the key of notices."""
         self._embedder = embedder
         self._sealing = sealing
         self._heard: asyncio.Queue[_Heard] = asyncio.Queue()
         if embedder.caches:
-            notices.hear(CHANNEL, self._hear, self._missed)
+            notifications.listen(CHANNEL, self._hear, self._missed)
 
     def tell(self, tx: Tx, text_hashes: Sequence[bytes]) -> None:
         """Have all processes forget texts of this tenant once the transaction has been committed."""
-        if len(text_hashes) > MOST_HASHES:
+        if len(text_hashes) > MAX_HASHES:
             tx.at_the_end(TELL, [CHANNEL, [ALL]])
         elif text_hashes and tx.tenant is not None:
             parts = range(0, len(text_hashes), DIGESTS_A_NOTICE)
@@ -58,7 +58,7 @@ class Forgetting:
 
     async def forget(self, collection: CollectionRow, text_hashes: Sequence[bytes]) -> None:
         """Forget them here, and in Redis, before anybody is answered."""
-        if len(text_hashes) > MOST_HASHES:
+        if len(text_hashes) > MAX_HASHES:
             await self._embedder.forget_all()
         elif text_hashes and self._embedder.caches:
             await self._embedder.forget(collection.tenant, text_hashes, at_once=True, maker=_maker(collection))

@@ -19,8 +19,8 @@ from likewise.db.transaction import Tx
 from likewise.embedding import forgotten
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid
-from likewise.ingest import forgetting
-from likewise.ingest.forgetting import notice_sealing
+from likewise.ingest import cache_invalidation
+from likewise.ingest.cache_invalidation import notice_sealing
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.sealing import Sealing
@@ -220,7 +220,7 @@ async def test_a_worker_that_had_a_deleted_text_in_the_model_does_not_remember_i
     async with open_likewise(worker=False) as here, open_likewise(worker=False) as there:
         # Given
         if not heard:
-            await there.runtime.notices.close()
+            await there.runtime.notifications.close()
         await here.collection("notes").add([{"id": "first", "text": "first"}], wait=False)
         await worker_of(there).step()
         await here.collection("notes").add([{"id": "a", "text": "alpha"}, {"id": "b", "text": "beta"}], wait=False)
@@ -294,7 +294,7 @@ async def test_a_notice_that_is_none_of_ours_has_everything_forgotten(
 ) -> None:
     await known(idle, "alpha")
     async with await psycopg.AsyncConnection.connect(database.serving, autocommit=True) as connection:
-        await connection.execute("SELECT pg_notify(%s, %s)", [forgetting.CHANNEL, payload])
+        await connection.execute("SELECT pg_notify(%s, %s)", [cache_invalidation.CHANNEL, payload])
     await until(lambda: idle.embedder.cache_bytes == 0)
     await known(idle, "alpha")
     # This process hears the notice of its own deletion too, a moment later
@@ -304,8 +304,8 @@ async def test_a_notice_that_is_none_of_ours_has_everything_forgotten(
 async def test_with_a_large_collection_everything_is_forgotten(
     open_likewise: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in (collections, forgetting):
-        monkeypatch.setattr(place, "MOST_HASHES", 1)
+    for place in (collections, cache_invalidation):
+        monkeypatch.setattr(place, "MAX_HASHES", 1)
     async with open_likewise(worker=False) as here, open_likewise(worker=False) as there:
         notes = here.collection("notes")
         await notes.add([{"id": "a", "text": "alpha"}, {"id": "b", "text": "beta"}])

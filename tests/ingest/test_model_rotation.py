@@ -63,7 +63,7 @@ async def test_models_that_do_not_fit_together_take_turns(settings: Settings, ro
 
 async def test_no_model_is_kept_from_its_turn(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given room beside the default for one, and turns that are over soon
-    monkeypatch.setattr("likewise.ingest.model_turns.TURN_SECONDS", 0.0)
+    monkeypatch.setattr("likewise.ingest.model_rotation.TURN_SECONDS", 0.0)
     loaders = {name: FakeLoader(100) for name in NAMES}
     chosen, embedder = embedder_of(settings, loaders, 200)
     async with likewise.open(chosen, embedder=embedder, worker=False) as lw:

@@ -1,4 +1,4 @@
-"""Turns of tenants: whoever asks for much waits behind its own."""
+"""A semaphore that is fair between tenants: whoever asks for much waits behind its own."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,16 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 
 
-class Turns:
-    """As a semaphore, but the waiting tenants are served one after the other, each with the first of its own."""
+class FairSemaphore:
+    """A number of permits. Waiting tenants get one in turn, each for the first of its own callers."""
 
-    def __init__(self, at_once: int) -> None:
-        self._free = at_once
+    def __init__(self, permits: int) -> None:
+        self._free = permits
         self._waiting: OrderedDict[int, deque[asyncio.Future[None]]] = OrderedDict()
 
     @contextlib.asynccontextmanager
-    async def turn(self, tenant: int) -> AsyncIterator[None]:
-        """Wait for a turn, and have it for the block."""
+    async def permit(self, tenant: int) -> AsyncIterator[None]:
+        """Wait for a permit, and hold it for the block."""
         if self._free > 0:
             self._free -= 1
         else:
@@ -36,7 +36,7 @@ class Turns:
             raise
 
     def _pass_on(self) -> None:
-        """Give a turn to the next tenant's first that has not left; keep it if there is none."""
+        """Give a permit to the next tenant's first caller that has not left; keep it if there is none."""
         while self._waiting:
             tenant, queue = self._waiting.popitem(last=False)
             first = queue.popleft()
