@@ -11,9 +11,8 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 import likewise
 from likewise.apps.body import JsonBody, RequestModel
 from likewise.apps.deps import Anyone, Reader
+from likewise.auth.api_keys import KeyRing, new_key, prefix_of
 from likewise.auth.caller import Scope
-from likewise.auth.keyring import KeyRing
-from likewise.auth.tokens import new_key, prefix_of
 from likewise.db import keys
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder
