@@ -38,21 +38,22 @@ class Breaker(Generic[F]):
 
     Attributes:
         fault: the reason for which it is open; None while it is closed.
+        clock: returns the time in seconds.
     """
 
-    def __init__(self, backoff: Backoff, failures: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, backoff: Backoff, failures: int = 1, clock: Callable[[], float] | None = None) -> None:
         """Close a breaker that so many failures in a row open, for pauses of that backoff."""
         self.fault: F | None = None
         self._backoff = backoff
         self._threshold = failures
-        self._clock = clock
+        self.clock = clock or time.monotonic
         self._failures = self._openings = 0
         self._failing_since = self._until = -math.inf
 
     @property
     def left(self) -> float:
         """Seconds until the next try is allowed; none are left where it is 0 or less."""
-        return self._until - self._clock()
+        return self._until - self.clock()
 
     @property
     def pause(self) -> float:
@@ -79,12 +80,12 @@ class Breaker(Generic[F]):
             at_once: whether this failure is enough.
         """
         if not self._failures:
-            self._failing_since = self._clock()
+            self._failing_since = self.clock()
         self._failures += 1
         enough = at_once or (self._failures >= self._threshold and began > self._failing_since)
         if self.fault is None and not enough:
             return False
         self.fault = fault
         self._openings += 1
-        self._until = self._clock() + self._backoff.pause(self._openings)
+        self._until = self.clock() + self._backoff.pause(self._openings)
         return True

@@ -7,8 +7,9 @@ import typer
 
 from likewise.cli import purging
 from likewise.cli.running import FAILED, OK, Interruption, run, settings_of_verb
-from likewise.cli.terminal import counted, progress, say, say_json
+from likewise.cli.terminal import counted, say, say_json
 from likewise.observe import logs
+from likewise.progress import progress
 from likewise.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]

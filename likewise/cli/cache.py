@@ -9,8 +9,9 @@ import typer
 from likewise.cli import standard_input
 from likewise.cli.names import refuse_no_tenant
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, run, settings_of_verb
-from likewise.cli.terminal import counted, note, progress, say, say_json
+from likewise.cli.terminal import counted, note, say, say_json
 from likewise.errors import SettingsError
+from likewise.progress import progress
 from likewise.settings import Settings
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ import typer
 
 from likewise.cli import standard_input
 from likewise.cli.running import FAILED, OK, PARTLY, Interruption, opened, run, settings_of_verb
-from likewise.cli.terminal import counted, in_a_line, note, progress, say, say_json, scores
+from likewise.cli.terminal import counted, in_a_line, note, say, say_json, scores
 from likewise.cli.waiting import tell_waiting, until_embedded
 from likewise.errors import Invalid, ModelUnavailable, StartError
+from likewise.progress import progress
 from likewise.settings import Settings
 
 if TYPE_CHECKING:

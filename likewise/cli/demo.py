@@ -12,10 +12,11 @@ import typer
 
 from likewise.cli.running import OK, Interruption, opened, run, settings_of_verb
 from likewise.cli.serve import AsJson, Host, Port, listen, serve_open
-from likewise.cli.terminal import in_a_line, note, progress, say, say_json, scores
+from likewise.cli.terminal import in_a_line, note, say, say_json, scores
 from likewise.cli.waiting import until_embedded
 from likewise.errors import ModelUnavailable, NotFound
 from likewise.kind import BATCH
+from likewise.progress import progress
 
 if TYPE_CHECKING:
     from likewise.apps.collections.service import SearchResult
@@ -46,7 +47,7 @@ def demo(
     fetch(settings, None, quiet=as_json)
 
     async def verb(interruption: Interruption) -> int:
-        async with opened(settings, worker=True) as likewise:
+        async with opened(settings, worker=True, wait_for_models=False) as likewise:
             await fill(likewise, quiet=as_json)
             await ask(likewise, as_json=as_json)
             if listener is not None:

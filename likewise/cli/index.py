@@ -9,11 +9,12 @@ from typing import Any
 from likewise.cli import standard_input
 from likewise.cli.files import Source, count_files, of_lines, owner_of, sources
 from likewise.cli.models import named
-from likewise.cli.terminal import Report, in_a_line
+from likewise.cli.terminal import in_a_line
 from likewise.db import collections, lookups
 from likewise.errors import Invalid, NotFound
 from likewise.kind import BATCH, NewRecord
 from likewise.library import Likewise
+from likewise.progress import Report
 from likewise.settings import Settings
 
 

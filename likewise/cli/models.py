@@ -12,8 +12,8 @@ from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.providers import openai
-from likewise.embedding.remote.backoff import Backoff
 from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import RetryPolicy
 from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError
 from likewise.search.reranker_models import RerankerCatalogue
 from likewise.settings import Settings
@@ -83,7 +83,7 @@ async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
 
 async def _asked(spec: ModelSpec) -> dict[str, Any]:
     """One request to a remote model."""
-    provider = openai.load(spec, Backoff(tries=1))
+    provider = openai.load(spec, RetryPolicy(tries=1))
     started = time.perf_counter()
     try:
         made = await provider.embed(PROBE_TEXTS, "document")

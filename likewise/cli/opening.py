@@ -58,7 +58,7 @@ async def opened_to_serve(settings: Settings) -> AsyncIterator[Pool]:
 
 @asynccontextmanager
 async def _one_connection(url: str) -> AsyncIterator[Pool]:
-    pool = await Pool(url, most=1).open()
+    pool = await Pool(url, max_size=1).open()
     try:
         yield pool
     finally:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likewise.cli.running import OK, PARTLY, Interruption, run, settings_of_verb
-from likewise.cli.terminal import counted, note, progress, say, say_json
+from likewise.cli.terminal import counted, note, say, say_json
+from likewise.progress import progress
 from likewise.settings import Settings
 
 if TYPE_CHECKING:

@@ -65,14 +65,16 @@ def settings_of_verb(*, serving: bool = False, **overrides: object) -> Settings:
     return settings
 
 
-def opened(settings: Settings, *, worker: bool) -> "AbstractAsyncContextManager[Likewise]":
-    """The library, open while the context lasts."""
+def opened(
+    settings: Settings, *, worker: bool, wait_for_models: bool = True
+) -> "AbstractAsyncContextManager[Likewise]":
+    """The library, open while the context lasts; what serves others refuses callers while a model is on its way."""
     # Imported here, and in the verbs, not above: it brings the model runtime, and `--help` need not wait for that.
     from likewise import library  # noqa: PLC0415
     from likewise.cli.models import require_runnable  # noqa: PLC0415
 
     require_runnable(settings)
-    return library.open(settings, worker=worker)
+    return library.open(settings, worker=worker, wait_for_models=wait_for_models)
 
 
 async def _interruptible(verb: Verb) -> int:

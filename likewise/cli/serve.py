@@ -24,7 +24,7 @@ def serve(host: Host = None, port: Port = None, as_json: AsJson = False) -> None
     listener = listen(settings)
 
     async def verb(interruption: Interruption) -> int:
-        async with opened(settings, worker=settings.embed_worker) as likewise:
+        async with opened(settings, worker=settings.embed_worker, wait_for_models=False) as likewise:
             await likewise.runtime.admission.check_default_model()
             await serve_open(likewise, settings, listener, interruption, as_json=as_json)
         return OK
@@ -38,7 +38,7 @@ def worker(as_json: AsJson = False) -> None:
 
     async def verb(interruption: Interruption) -> int:
         stop = asyncio.Event()
-        async with opened(settings, worker=True) as likewise:
+        async with opened(settings, worker=True, wait_for_models=False) as likewise:
             await likewise.runtime.admission.check_default_model()
             interruption.act = stop.set
             if as_json:

@@ -3,7 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-from likewise.cli.terminal import note, progress
+from likewise.cli.terminal import note
+from likewise.progress import progress
 
 if TYPE_CHECKING:
     from likewise.db.collections import Generation

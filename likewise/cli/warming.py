@@ -12,15 +12,15 @@ from likewise.apps.body import parse_json
 from likewise.cleaning import cleaned
 from likewise.cli import standard_input
 from likewise.cli.opening import opened_to_serve
-from likewise.cli.terminal import Report
 from likewise.db import collections
-from likewise.db.bookkeeping import Bookkeeping
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.caches.opening import open_redis
 from likewise.embedding.caches.redis import RedisCache
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.provider import Role
 from likewise.errors import Invalid, LikewiseError, Malformed, ModelUnavailable, StartError, Unavailable
+from likewise.progress import Report
 from likewise.settings import Settings
 
 BATCH = 512

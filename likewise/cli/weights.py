@@ -1,13 +1,11 @@
 """A model's files, fetched with a progress bar before anything starts that needs them."""
 
 from likewise.cli.models import require_runnable
-from likewise.cli.terminal import progress
 from likewise.embedding.files import weights
 from likewise.embedding.models import Catalogue, ModelSpec
 from likewise.errors import ModelUnavailable, StartError
+from likewise.progress import in_mebibytes, progress
 from likewise.settings import Settings
-
-MIB = 2**20
 
 
 def fetch(settings: Settings, model: str | None, *, quiet: bool) -> ModelSpec:
@@ -28,8 +26,4 @@ def fetch(settings: Settings, model: str | None, *, quiet: bool) -> ModelSpec:
 def obtain(spec: ModelSpec, settings: Settings, *, quiet: bool) -> str:
     """Fetch a model's files if they are not here; returns their folder."""
     with progress(f"Fetching {spec.name} (MiB)", quiet=quiet) as report:
-
-        def in_mebibytes(done: int, total: int | None) -> None:
-            report(done // MIB, None if total is None else total // MIB)
-
-        return str(weights.obtain(spec, settings, in_mebibytes))
+        return str(weights.obtain(spec, settings, in_mebibytes(report)))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from psycopg.sql import SQL
 
-from likewise.db.collections import MOST_HASHES, CollectionRow
+from likewise.db.collections import MAX_HASHES, CollectionRow
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder, Maker
@@ -49,7 +49,7 @@ class CacheInvalidation:
 
     def tell(self, tx: Tx, text_hashes: Sequence[bytes]) -> None:
         """Have all processes forget texts of this tenant once the transaction has been committed."""
-        if len(text_hashes) > MOST_HASHES:
+        if len(text_hashes) > MAX_HASHES:
             tx.at_the_end(TELL, [CHANNEL, [ALL]])
         elif text_hashes and tx.tenant is not None:
             parts = range(0, len(text_hashes), DIGESTS_A_NOTICE)
@@ -58,7 +58,7 @@ class CacheInvalidation:
 
     async def forget(self, collection: CollectionRow, text_hashes: Sequence[bytes]) -> None:
         """Forget them here, and in Redis, before anybody is answered."""
-        if len(text_hashes) > MOST_HASHES:
+        if len(text_hashes) > MAX_HASHES:
             await self._embedder.forget_all()
         elif text_hashes and self._embedder.caches:
             await self._embedder.forget(collection.tenant, text_hashes, at_once=True, maker=_maker(collection))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.loading import PATIENCE_SECONDS
 from likewise.errors import LikewiseError
 
 # Of a model that another had to go for: many claims, as loading one takes a second, and a large one several.
@@ -61,7 +62,7 @@ class ModelRotation:
             self._last = model
             started = time.monotonic()
             try:
-                await self._embedder.opened(model)
+                await self._embedder.opened(model, patience=PATIENCE_SECONDS)
             except LikewiseError:
                 if time.monotonic() - started < QUICK_SECONDS:
                     continue

@@ -141,7 +141,7 @@ class Worker:
         Raises:
             ModelUnavailable: they are stored, and the model did not come in time.
         """
-        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        deadline: float | None = None
         pause = 0.01
         while True:
             claim = uuid4()
@@ -154,11 +154,14 @@ class Worker:
                     return
                 if ours:
                     await self._embed_ours(tenant, generation, ours, claim)
-            if asyncio.get_running_loop().time() > deadline:
+            await self._check_model(found[0].model)
+            # From when the model is there: a program may have waited for minutes while it was fetched.
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + WAIT_SECONDS
+            if now > deadline:
                 raise ModelUnavailable(
                     "The records are stored; their vectors did not come in time.", code="vectors_late"
                 )
-            await self._check_model(found[0].model)
             await asyncio.sleep(pause)
             pause = min(0.2, pause * 2)
 
@@ -185,7 +188,7 @@ class Worker:
                     models,
                     claim,
                     lease=self._lease,
-                    most=self._claim_size,
+                    max_entries=self._claim_size,
                     after_tenant=self._last_tenant,
                     alone=alone,
                     resting=self._at_rest(),

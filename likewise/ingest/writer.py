@@ -63,7 +63,7 @@ class Writer:
         self._pool = pool
         self._text_keys = text_keys
         # The other connections are for those who search meanwhile.
-        self._connections = FairSemaphore(max(1, pool.most // 2))
+        self._connections = FairSemaphore(max(1, pool.max_size // 2))
         self.backlog = backlog
         self._wake_signal = wake_signal
         self._cache_invalidation = cache_invalidation
@@ -188,7 +188,7 @@ class Writer:
                     compared,
                     self._keeping(work),
                     lane=work.lane,
-                    hold_unchanged=work.resolve is not None,
+                    for_job=work.resolve is not None,
                     leaving=[] if work.leaving is None else await work.leaving(tx),
                 )
                 await learnt

@@ -78,7 +78,7 @@ class Scopes:
             if share * total > MOST_IDS:
                 return Scope(where, None, share, matching.source, matching)
         most = MOST_IDS if by_index else None
-        ids = await lookups.matching_contents(tx, matching, most=most)
+        ids = await lookups.matching_contents(tx, matching, max_rows=most)
         if ids is not None:
             share = len(ids) / max(total, len(ids), 1)
             return Scope(where, IdSubset(ids, share), share, matching.source, matching)

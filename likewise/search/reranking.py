@@ -52,8 +52,17 @@ class Reranking:
     Belongs to one event loop.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, budget: QueueBudget, memory: ModelMemory) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        budget: QueueBudget,
+        memory: ModelMemory,
+        *,
+        wait_for_models: bool = False,
+    ) -> None:
         self._settings = settings
+        self._wait_for_models = wait_for_models
         self._catalogue = RerankerCatalogue(settings)
         self._ledger = ledger
         self._budget = budget
@@ -112,7 +121,9 @@ class Reranking:
 
     def _slot(self, spec: ModelSpec) -> Slot[Reranker, RerankerQueue]:
         if spec.name not in self._slots:
-            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._memory, MAKING)
+            self._slots[spec.name] = Slot(
+                spec, self._settings, self._budget, self._memory, MAKING, wait_for_models=self._wait_for_models
+            )
         return self._slots[spec.name]
 
     def _state(self, spec: ModelSpec) -> ModelState:

@@ -228,7 +228,7 @@ class Searcher:
             missing = search.request.wanted + 1 - len(found)
             if missing == 0:
                 break
-            wanted = replace(wanted, skip=0, most=missing)
+            wanted = replace(wanted, offset=0, limit=missing)
             found += await self._load(tx, search, ranked, order[at : at + CHUNK], wanted)
         return found
 
@@ -250,7 +250,7 @@ class Searcher:
         """Take the groups of what fits a filter, until there are enough; returns whether there are no others."""
         at = 0
         async for ranked, order, _ in self._ever_deeper(tx, search, question, tree):
-            wanted = replace(_wanted(search, question, await search.vector(question)), skip=0, most=None)
+            wanted = replace(_wanted(search, question, await search.vector(question)), offset=0, limit=None)
             for start in range(at, len(order), GROUP_CHUNK):
                 for hit in await self._load(tx, search, ranked, order[start : start + GROUP_CHUNK], wanted):
                     groups.add(hit)
@@ -328,11 +328,11 @@ def _wanted(search: Search, question: Question, vector: Vector | None) -> lookup
     """The page's records and one more, which tells of the next."""
     request = search.request
     return lookups.RecordQuery(
-        most=request.wanted + 1 - request.offset,
-        skip=request.offset,
+        limit=request.wanted + 1 - request.offset,
+        offset=request.offset,
         without=question.without,
         similar_to=vector,
-        least=request.threshold,
+        min_similarity=request.threshold,
         one_of_each=search.group_by,
     )
 

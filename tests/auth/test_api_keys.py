@@ -21,7 +21,7 @@ from tests.auth.keys import make_key
 async def serving(settings: Settings, database: DatabaseUrls) -> AsyncIterator[Pool]:
     """The role that serves, on a database with a schema."""
     await migrate.upgrade(database.owner, server_role="likewise_server")
-    pool = await Pool(database.serving, most=2).open()
+    pool = await Pool(database.serving, max_size=2).open()
     yield pool
     await pool.close()
 
@@ -29,7 +29,7 @@ async def serving(settings: Settings, database: DatabaseUrls) -> AsyncIterator[P
 @pytest.fixture
 async def owner(serving: Pool, database: DatabaseUrls) -> AsyncIterator[Pool]:
     """The owner."""
-    pool = await Pool(database.owner, most=1).open()
+    pool = await Pool(database.owner, max_size=1).open()
     yield pool
     await pool.close()
 
@@ -114,7 +114,7 @@ async def test_the_last_use_is_kept_and_never_goes_back(serving: Pool, owner: Po
 
 async def test_uses_that_cannot_be_kept_now_are_kept_later(serving: Pool, owner: Pool, settings: Settings) -> None:
     # Given
-    away = Pool(serving.url, most=1)
+    away = Pool(serving.url, max_size=1)
     ring, token = KeyRing(serving), await make_key(settings, "acme", Scope.READ)
     await ring.caller(token)
     # When

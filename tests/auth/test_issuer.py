@@ -261,7 +261,7 @@ async def test_an_outage_holds_up_nobody_once_it_is_known(issuer: Issuer, server
     server.always = Reply(500)
     clock.now += OLD_SECONDS
     await issuer.key("RS256", "rsa")
-    assert issuer._failures == 1
+    assert (issuer._breaker.fault, issuer._breaker.pause) == ("The issuer of tokens answers 500.", 1.0)
     # When it hangs from now on
     server.always = Reply(hangs=True)
     clock.now += LONGEST_REST_SECONDS

@@ -31,7 +31,7 @@ RULES = TokenRules(
 async def serving(database: DatabaseUrls) -> AsyncIterator[Pool]:
     """The role that serves, on a database with a schema."""
     await migrate.upgrade(database.owner, server_role="likewise_server")
-    pool = await Pool(database.serving, most=2).open()
+    pool = await Pool(database.serving, max_size=2).open()
     yield pool
     await pool.close()
 

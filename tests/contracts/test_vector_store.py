@@ -63,7 +63,7 @@ class Kept:
 async def kept(request: pytest.FixtureRequest, postgres: ThrowawayPostgres) -> AsyncIterator[Kept]:
     """See Kept."""
     async with postgres.database() as urls:
-        pool = await Pool(urls.serving, most=3).open()
+        pool = await Pool(urls.serving, max_size=3).open()
         yield Kept(pool, request.param[1](), await collections.tenant_named(pool, "tenant"))
         await pool.close()
 

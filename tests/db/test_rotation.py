@@ -26,7 +26,7 @@ async def as_owner(database: DatabaseUrls, statement: LiteralString) -> None:
 
 async def rotate(settings: Settings, *, lost: bool = False) -> RotationOutcome:
     assert settings.database_url is not None
-    pool = await Pool(settings.database_url, most=1).open()
+    pool = await Pool(settings.database_url, max_size=1).open()
     try:
         return await text_key_rotation.rotate(pool, source_of(settings), lost=lost)
     finally:

@@ -19,8 +19,7 @@ import likewise
 from likewise.db import text_key_rotation
 from likewise.db.failures import KeyChanging
 from likewise.db.pool import Pool, retried
-from likewise.db.text_key import TextKeys, source_of
-from likewise.db.text_key_file import TextKeyFile
+from likewise.db.text_key import TextKeyFile, TextKeys, source_of
 from likewise.db.text_key_rotation import RotationOutcome, SealedCounts, TextKeyLost
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, LikewiseError, SettingsError, TextKeyUnavailable, WrongTextKey
@@ -69,7 +68,7 @@ def with_keys(settings: Settings, key: str | None, following: str | None = None)
 async def rotate(settings: Settings, **options: Any) -> RotationOutcome:
     """As the verb does."""
     assert settings.database_url is not None
-    pool = await Pool(settings.database_url, most=1).open()
+    pool = await Pool(settings.database_url, max_size=1).open()
     try:
         return await text_key_rotation.rotate(pool, source_of(settings), **options)
     finally:
@@ -159,7 +158,7 @@ async def test_the_first_that_seals_makes_it_and_the_next_ones_keep_to_it(
 
 
 async def test_those_that_start_at_once_agree(settings: Settings, tmp_path: Path) -> None:
-    pool = await Pool(settings.database_serving_url or "", most=4).open()
+    pool = await Pool(settings.database_serving_url or "", max_size=4).open()
     try:
         processes = [await TextKeys.open(settings, pool) for _ in range(8)]
         opened = await asyncio.gather(*(begin(one, pool) for one in processes))
@@ -174,7 +173,7 @@ async def test_those_that_start_at_once_agree(settings: Settings, tmp_path: Path
 
 async def test_two_folders_at_once_agree_on_one_and_the_other_is_refused(settings: Settings, tmp_path: Path) -> None:
     elsewhere = settings.model_copy(update={"data_dir": tmp_path})
-    pool = await Pool(settings.database_serving_url or "", most=4).open()
+    pool = await Pool(settings.database_serving_url or "", max_size=4).open()
     try:
         processes = [await TextKeys.open(one, pool) for one in (settings, elsewhere)]
         answers = await asyncio.gather(*(begin(one, pool) for one in processes), return_exceptions=True)
@@ -496,7 +495,7 @@ async def test_a_lost_key_gives_up_what_waits_and_a_new_one_is_known(
 KILLED = """
 import os, signal, sys
 from likewise.db import text_key_rotation
-from likewise.db.text_key_file import TextKeyFile
+from likewise.db.text_key import TextKeyFile
 from likewise.cli.main import main
 
 step = sys.argv[1]

@@ -165,7 +165,7 @@ async def test_what_the_model_cannot_embed_fails_by_itself_and_is_tried_again_wh
     # Given
     tenant = await lw.tenant()
     monkeypatch.setattr(worker, "RETRY_AFTER", timedelta(0))
-    monkeypatch.setattr(waiting, "MOST_PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "MAX_PAUSE", 0.0)
     provider.poison = lambda text: WARM in text
     # When some of a batch fails, and all of another
     both = await lw.segments.embed_batch(

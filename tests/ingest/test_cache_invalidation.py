@@ -305,7 +305,7 @@ async def test_with_a_large_collection_everything_is_forgotten(
     open_likewise: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in (collections, cache_invalidation):
-        monkeypatch.setattr(place, "MOST_HASHES", 1)
+        monkeypatch.setattr(place, "MAX_HASHES", 1)
     async with open_likewise(worker=False) as here, open_likewise(worker=False) as there:
         notes = here.collection("notes")
         await notes.add([{"id": "a", "text": "alpha"}, {"id": "b", "text": "beta"}])

@@ -70,7 +70,7 @@ async def runner(
     running: bool = True,
 ) -> AsyncIterator[Tasks]:
     """One process's part: its own connections and bell."""
-    pool = await Pool(database.serving, most=6).open()
+    pool = await Pool(database.serving, max_size=6).open()
     notifications = Notifications(database.serving)
     tasks = Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease)
     for kind, handler in handlers.items():
@@ -486,7 +486,7 @@ async def hang(tenant, input, progress):
     await asyncio.sleep(600)
 
 async def main():
-    pool = await Pool(sys.argv[1], most=3).open()
+    pool = await Pool(sys.argv[1], max_size=3).open()
     notifications = Notifications(sys.argv[1])
     tasks = Tasks(pool, WakeSignal(notifications, TASKS), KEYS, lease=timedelta(seconds=0.6))
     tasks.register("echo", hang)

@@ -222,7 +222,7 @@ async def test_answers_that_are_no_vectors_are_never_stored(lw: Likewise, provid
 async def claim(lw: Likewise, *, alone: bool, lease: timedelta = LEASE, most: int = 512) -> list[int]:
     """What a worker that dies at once would claim."""
     entries = await waiting.claim(
-        lw.runtime.pool, [MODEL], uuid4(), lease=lease, most=most, after_tenant=0, alone=alone
+        lw.runtime.pool, [MODEL], uuid4(), lease=lease, max_entries=most, after_tenant=0, alone=alone
     )
     return [entry.content for entry in entries]
 
@@ -297,7 +297,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
     stopped = Stopped()
 
     async def work() -> bool:
-        pool = await Pool(database.serving, most=2).open()
+        pool = await Pool(database.serving, max_size=2).open()
         embedder = Embedder(settings, providers={settings.model: lambda spec: stopped})
         parts = (
             Admission(pool, embedder),

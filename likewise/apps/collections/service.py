@@ -213,8 +213,9 @@ class CollectionsService:
             raise NotFound("There is no record of this id.", code="record_not_found")
 
     async def search(self, tenant: int, name: str, request: SearchRequest) -> SearchResult:
-        """The records that fit best; see Searcher.search."""
-        found = await self._runtime.searcher.search(tenant, name, KIND, request)
+        """The records that fit best; see Searcher.search. UnknownKind if the collection's app is not there."""
+        kind = self._runtime.kinds.of((await self._recent.get(tenant, name)).kind)
+        found = await self._runtime.searcher.search(tenant, name, kind, request)
         hits = [_hit(one) for one in found.hits]
         return SearchResult(hits, found.model, found.took_ms, found.degraded, found.more, found.explanation)
 

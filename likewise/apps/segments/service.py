@@ -23,6 +23,7 @@ from likewise.db.transaction import Tx
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Conflict, Invalid, NotFound
+from likewise.ingest.tasks import Progress
 from likewise.ingest.writer import BAD_ID
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
@@ -143,6 +144,10 @@ class SegmentsService:
     async def search_later(self, tenant: int, asked: SegmentQuery, *, save: Save | None = None) -> SearchJob:
         """Have a search done by a worker; see SegmentSearches.later."""
         return await self.searches.later(tenant, asked, save=save)
+
+    async def run_search(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
+        """Do a search that `search_later` put off; a Handler of tasks."""
+        return await self.searches.task(tenant, input, progress)
 
     async def delete_point(self, tenant: int, point: UUID) -> None:
         """Remove a segment; NotFound if there is none with this id."""

@@ -1,4 +1,10 @@
-"""What goes wrong with a remote model, and whose fault it is."""
+"""Errors of remote models, by whose fault they are.
+
+ProviderError (ModelUnavailable)    the provider could not do a request, whatever its texts are
+RequestRefused                      the provider will not do this request, for what is in it
+  RequestFails                      it fails on this request each time, and does not say why
+WrongAnswer (ValueError)            it answered, and that is no answer
+"""
 
 import math
 from typing import Literal
@@ -6,19 +12,21 @@ from typing import Literal
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
 
-# Whether the provider is to be left alone: at once, after some failures in a row, or not for this.
-Rests = Literal["at_once", "in_a_row", "never"]
-
+# Whether an error opens the provider's breaker: at once, after some in a row, or never.
+OpensBreaker = Literal["at_once", "in_a_row", "never"]
 
 # The code of having asked too often, which is waited for and is no failure.
 LIMITED = "provider_limited"
 
 
-class Trouble(ModelUnavailable):
+class ProviderError(ModelUnavailable):
     """The provider could not do one request, whatever its texts are.
 
-    `heals`: the same request may do in moments; `asked` are the seconds that the provider wants to be left alone;
-    `of_texts`: it may be one of the texts after all, if it goes on.
+    Attributes:
+        retryable: whether the same request may succeed in moments.
+        hold: seconds for which the provider wants no request; None if it did not say.
+        opens: whether it opens the breaker.
+        of_texts: whether one of the texts may be at fault after all, if it goes on.
     """
 
     def __init__(
@@ -27,27 +35,25 @@ class Trouble(ModelUnavailable):
         code: str,
         words: str,
         *,
-        heals: bool = False,
-        asked: float | None = None,
-        rests: Rests = "at_once",
+        retryable: bool = False,
+        hold: float | None = None,
+        opens: OpensBreaker = "at_once",
         of_texts: bool = False,
     ) -> None:
         place = f" at {spec.endpoint.base_url}" if spec.endpoint else ""
-        retry_after = max(1, math.ceil(asked or 0))
-        public_detail = f"The provider of {spec.name} {words}."
         super().__init__(
             f"The provider of {spec.name}{place} {words}.",
             code=code,
-            retry_after=retry_after,
-            public_detail=public_detail,
+            retry_after=max(1, math.ceil(hold or 0)),
+            public_detail=f"The provider of {spec.name} {words}.",
         )
-        self.heals = heals
-        self.asked = asked
-        self.rests = rests
+        self.retryable = retryable
+        self.hold = hold
+        self.opens = opens
         self.of_texts = of_texts
 
-    def once_more(self, seconds: float) -> ModelUnavailable:
-        """The same, for somebody who comes while the provider is left alone for so many more seconds."""
+    def repeated(self, seconds: float) -> ModelUnavailable:
+        """Return this error for a caller who comes while the provider is left alone for so many more seconds."""
         return ModelUnavailable.because(self, max(1, math.ceil(seconds)))
 
 
@@ -60,4 +66,4 @@ class RequestFails(RequestRefused):
 
 
 class WrongAnswer(ValueError):
-    """The provider answered, and that is no answer. Its words are ours and hold nothing of it but numbers."""
+    """The provider answered, and that is no answer. The message is ours and repeats nothing of it but numbers."""

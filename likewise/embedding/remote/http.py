@@ -1,4 +1,4 @@
-"""One request to a remote model, and what the status of its answer means."""
+"""One HTTP request to a remote model, and the error that the status of its answer stands for."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,39 +9,38 @@ from typing import Any
 import httpx2
 import orjson
 
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import ModelSpec
-from likewise.embedding.remote.errors import LIMITED, RequestRefused, Trouble, WrongAnswer
-from likewise.embedding.remote.limits import asked_for, used_up
+from likewise.embedding.models import Endpoint, ModelSpec
+from likewise.embedding.remote.errors import LIMITED, ProviderError, RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import rate_reset, retry_after
 from likewise.errors import ModelUnavailable
 from likewise.observe.version import program_version
 
 CONNECT_SECONDS = 10.0  # of those that a try has
 KEPT_SECONDS = 60.0  # an idle connection: a query now and then need not pay for TLS anew
-# An error's text is for nobody here; what is longer costs its connection.
+# An error's text is for nobody here; a longer one costs its connection.
 ERROR_BYTES = 64 * 2**10
-# What OpenAI says with a 429 that no waiting heals.
+# OpenAI's code of a 429 that no waiting helps.
 _SPENT = "insufficient_quota"
 
 
 @dataclass(frozen=True)
-class Reply:
-    """An answer as it came; of one that tells of an error no more than ERROR_BYTES."""
+class ProviderReply:
+    """An answer as it came; of an error's body no more than ERROR_BYTES."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     @property
-    def asked(self) -> float | None:
+    def hold(self) -> float | None:
         """Seconds for which the provider wants no further request."""
         may_ask = self.status in (408, 429) or self.status >= 500
-        waits = (used_up(self.headers), asked_for(self.headers) if may_ask else None)
+        waits = (rate_reset(self.headers), retry_after(self.headers) if may_ask else None)
         return max((wait for wait in waits if wait), default=None)
 
 
 class RemoteApi:
-    """One address, by a pool of at most `endpoint.calls` connections. Nothing that it says or raises has the key in it.
+    """One address, asked by a pool of at most `endpoint.calls` connections. Nothing that it raises has the key in it.
 
     `path` is what is added to the base URL. ModelUnavailable if the key or the address of the settings cannot be one.
     """
@@ -52,13 +51,13 @@ class RemoteApi:
         self._url = _url(spec, endpoint, path)
         self._client = _client(spec, endpoint)
 
-    async def post(self, asked: Mapping[str, Any], most_bytes: int) -> Reply:
-        """Ask in JSON; Trouble if nothing comes, WrongAnswer if more than `most_bytes` do."""
+    async def post(self, asked: Mapping[str, Any], max_bytes: int) -> ProviderReply:
+        """Post JSON; ProviderError if nothing comes, WrongAnswer if more than `max_bytes` do."""
         content = orjson.dumps(asked)
         try:
             async with asyncio.timeout(self._endpoint.seconds):
                 async with self._client.stream("POST", self._url, content=content) as response:
-                    return await _read(response, most_bytes)
+                    return await _read(response, max_bytes)
         except TimeoutError:
             words = f"has not answered within {self._endpoint.seconds:g} s"
             raise self._away(words) from None
@@ -69,12 +68,12 @@ class RemoteApi:
         """End its connections."""
         await self._client.aclose()
 
-    def _away(self, words: str) -> Trouble:
-        return Trouble(self._spec, "provider_unreachable", words, heals=True, rests="in_a_row")
+    def _away(self, words: str) -> ProviderError:
+        return ProviderError(self._spec, "provider_unreachable", words, retryable=True, opens="in_a_row")
 
 
-def refuse(reply: Reply, spec: ModelSpec) -> None:
-    """Trouble, or RequestRefused, unless the answer is a good one."""
+def refuse(reply: ProviderReply, spec: ModelSpec) -> None:
+    """Raise ProviderError or RequestRefused unless the answer is a good one."""
     status = reply.status
     if status == 200:
         return
@@ -83,28 +82,32 @@ def refuse(reply: Reply, spec: ModelSpec) -> None:
     if status in (401, 403):
         name = spec.endpoint.key_name if spec.endpoint else None
         words = f"refuses the key in {name} ({status})" if name else f"wants a key, and none is named ({status})"
-        raise Trouble(spec, "provider_unauthorized", words)
+        raise ProviderError(spec, "provider_unauthorized", words)
     if status == 404:
-        raise Trouble(spec, "provider_model_missing", "has no such model, or the base URL is not that of an API (404)")
+        raise ProviderError(
+            spec, "provider_model_missing", "has no such model, or the base URL is not that of an API (404)"
+        )
     if status == 429:
         raise _limited(reply, spec)
     if status == 408 or status >= 500:
         raise _failed(reply, spec)
-    raise Trouble(spec, "provider_refuses", f"answers {status} where it should answer with what was asked for")
+    raise ProviderError(spec, "provider_refuses", f"answers {status} where it should answer with what was asked for")
 
 
-def _failed(reply: Reply, spec: ModelSpec) -> Trouble:
-    words, asked = f"fails ({reply.status})", reply.asked
+def _failed(reply: ProviderReply, spec: ModelSpec) -> ProviderError:
+    words, hold = f"fails ({reply.status})", reply.hold
     # Some servers answer 500 to a text whose vector has no finite numbers.
     of_texts = reply.status == 500
-    return Trouble(spec, "provider_failed", words, heals=True, asked=asked, rests="in_a_row", of_texts=of_texts)
+    return ProviderError(spec, "provider_failed", words, retryable=True, hold=hold, opens="in_a_row", of_texts=of_texts)
 
 
-def _limited(reply: Reply, spec: ModelSpec) -> Trouble:
+def _limited(reply: ProviderReply, spec: ModelSpec) -> ProviderError:
     if _code(reply.body) == _SPENT:
-        return Trouble(spec, "provider_spent", f"says that its account has nothing left to spend ({reply.status})")
+        return ProviderError(
+            spec, "provider_spent", f"says that its account has nothing left to spend ({reply.status})"
+        )
     words = f"takes no more requests for now ({reply.status})"
-    return Trouble(spec, LIMITED, words, heals=True, asked=reply.asked, rests="never")
+    return ProviderError(spec, LIMITED, words, retryable=True, hold=reply.hold, opens="never")
 
 
 def _code(body: bytes) -> object:
@@ -119,7 +122,7 @@ def _url(spec: ModelSpec, endpoint: Endpoint, path: str) -> httpx2.URL:
     try:
         return httpx2.URL(f"{endpoint.base_url}{path}{query}")
     except httpx2.InvalidURL:
-        message = f"The base URL of {spec.name} is none: {endpoint.base_url}. Mend it in the settings."
+        message = f"The base URL of {spec.name} is none: {endpoint.base_url}. Fix it in the settings."
         public_detail = f"The base URL of {spec.name} is none."
         raise ModelUnavailable(message, code="provider_address", public_detail=public_detail) from None
 
@@ -165,17 +168,17 @@ def _headers(spec: ModelSpec, endpoint: Endpoint) -> dict[str, str]:
     return headers
 
 
-async def _read(response: httpx2.Response, most_bytes: int) -> Reply:
+async def _read(response: httpx2.Response, max_bytes: int) -> ProviderReply:
     headers = {name.lower(): value for name, value in response.headers.items()}
     good = response.status_code == 200
     if good and headers.get("content-encoding", "identity").lower() != "identity":
         raise WrongAnswer("it is compressed, which nobody asked for")
-    most = most_bytes if good else ERROR_BYTES
+    limit = max_bytes if good else ERROR_BYTES
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) > most:
+        if len(body) > limit:
             if good:
-                raise WrongAnswer(f"it is larger than {most:,} bytes")
+                raise WrongAnswer(f"it is larger than {limit:,} bytes")
             break
-    return Reply(response.status_code, headers, bytes(body))
+    return ProviderReply(response.status_code, headers, bytes(body))

@@ -1,38 +1,70 @@
-"""A provider's rate: what its answers say of it, and the waiting that all requests share."""
+"""Limits of asking a provider: retries, and the rate that its answers tell of."""
 
 import asyncio
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from likewise.backoff import Backoff
+
+BETWEEN_TRIES = Backoff(1.0, 10.0, factor=3.0)
+OPEN_BREAKER = Backoff(5.0, 60.0)
 # Nobody waits for that long, and a header may say anything.
-LONGEST = 3600.0
+MAX_HOLD_SECONDS = 3600.0
 _PARTS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)")
 _DURATION = re.compile(rf"(?:{_PARTS.pattern})+")
 _NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class Pace:
-    """When a provider may be asked again. One for all of its requests."""
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Tries of a request, and pauses of a provider that fails.
+
+    Attributes:
+        tries: of one request.
+        between: pauses between two of them.
+        max_hold: seconds; a provider that wants to be left alone for longer is not waited for.
+        failures: in a row, of any requests, that open the breaker.
+        rest: pauses for which the breaker is open.
+    """
+
+    tries: int = 3
+    between: Backoff = BETWEEN_TRIES
+    max_hold: float = 60.0
+    failures: int = 5
+    rest: Backoff = OPEN_BREAKER
+
+    def pause(self, failed: int) -> float:
+        """Return the seconds until the next try, after so many that failed."""
+        return self.between.jittered(failed + 1)
+
+    def seconds(self, one_try: float) -> float:
+        """Return how long a request may take, with all of its tries and pauses."""
+        return self.tries * (one_try + max(self.max_hold, self.between.longest))
+
+
+class RateGate:
+    """The moment at which a provider may be asked again, for all of its requests."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
     @property
     def left(self) -> float:
-        """Seconds until then, 0 or less from then on."""
+        """Seconds until then; 0 or less from then on."""
         return self._until - time.monotonic()
 
     def hold(self, seconds: float) -> None:
-        """Let nobody ask for so long, or as long as was said before."""
-        self._until = max(self._until, time.monotonic() + min(seconds, LONGEST))
+        """Let nobody ask for so long, or for as long as was said before."""
+        self._until = max(self._until, time.monotonic() + min(seconds, MAX_HOLD_SECONDS))
 
-    async def wait(self, most: float) -> bool:
-        """Until then; False, at once, if that is more than so many seconds away, or comes to be."""
-        deadline = time.monotonic() + most
+    async def wait(self, max_seconds: float) -> bool:
+        """Wait until then; return False, at once, if that is or comes to be more than so many seconds away."""
+        deadline = time.monotonic() + max_seconds
         while (left := self.left) > 0:
             if self._until > deadline:
                 return False
@@ -40,8 +72,8 @@ class Pace:
         return True
 
 
-def asked_for(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the next request is wanted, by `retry-after-ms` or `retry-after`; None if neither says any."""
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of `retry-after-ms` or `retry-after`; None if there is neither."""
     in_milliseconds = headers.get("retry-after-ms", "").strip()
     if _NUMBER.fullmatch(in_milliseconds):
         return float(in_milliseconds) / 1000
@@ -56,8 +88,8 @@ def asked_for(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (at - datetime.now(UTC)).total_seconds())
 
 
-def used_up(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the provider's rate allows more, by its `x-ratelimit-...`; None if there is some left now."""
+def rate_reset(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds until the rate in `x-ratelimit-...` allows more; None if there is some left now."""
     resets = [
         duration(headers.get(f"x-ratelimit-reset-{unit}", ""))
         for unit in ("requests", "tokens")
@@ -67,7 +99,7 @@ def used_up(headers: Mapping[str, str]) -> float | None:
 
 
 def duration(text: str) -> float | None:
-    """Seconds, from `1s`, `6m0s`, `120ms` or a plain number; None if it is none, or more than a day."""
+    """Return the seconds of `1s`, `6m0s`, `120ms` or a plain number; None for anything else, or more than a day."""
     text = text.strip()
     if _NUMBER.fullmatch(text):
         seconds = float(text)

@@ -9,8 +9,7 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
-from likewise.db.planning import EVERY_ROW, USUAL_EF_SEARCH, Plan
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import EVERY_ROW, USUAL_EF_SEARCH, Plan, Tx, table
 from likewise.embedding.provider import Matrix, Vector
 from likewise.observe.steps import search_plan
 from likewise.vectors.store import FilterSubset, IdSubset, Ranking, TextReading
@@ -21,7 +20,7 @@ USUAL_TOTAL = 100_000
 # So many times as many as are wanted are in view at least; of deeper pages, which no recall was measured for.
 IN_VIEW = 1.5
 # pgvector's own upper bound.
-MOST_EF_SEARCH = 1000
+MAX_EF_SEARCH = 1000
 # Of more than this share of a table its rows are read one after the other (0.2 us each), else by their ids (1.1 us).
 SCATTERED_SHARE = 0.2
 # So few are fetched by their ids whatever they are of: the counts of a collection may be some seconds old.
@@ -100,9 +99,9 @@ class PgvectorStore:
             # Those whom the filter turns away are in view as well, half of all that have to be visited: of a million
             # that finds 0.985 of the nearest ten under a filter of a tenth, a third 0.978, all of them 0.995.
             in_view = max(2 * k, round(k / max(among.share, 1e-6) / (2 * IN_VIEW)))
-            plan = Plan(ef_search=ef_search(in_view, total), most_scanned=among.most_visited)
+            plan = Plan(ef_search=ef_search(in_view, total), max_scanned=among.max_visited)
             fits = FITTING.format(fits=among.where.sql)
-            asked |= among.where.parameters | {"visits": among.most_visited}
+            asked |= among.where.parameters | {"visits": among.max_visited}
             return await self._nearest(tx, generation, NEAREST_FITTING, fits, asked, plan, "index")
         if generation.index_state == "ready":
             plan = Plan(ef_search=ef_search(k, total))
@@ -135,9 +134,9 @@ class PgvectorStore:
 
 
 def ef_search(k: int, total: int) -> int:
-    """How many vectors a search of the index for the k nearest of about `total` keeps in view."""
+    """Return how many vectors a search of the index for the k nearest of about `total` keeps in view."""
     tenfolds = max(0.0, math.log10(max(1, total) / USUAL_TOTAL))
-    return min(MOST_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
+    return min(MAX_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
 
 
 def _named(statement: str, generation: Generation) -> Composed:
