@@ -146,7 +146,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
     except psycopg.Error as error:
         why, name = why_no_connection(error), f"{PREFIX}DATABASE_URL"
         raise ServerStartError(
-            f"The database of {name} cannot be reached: {why.what}. {why.mend.format(name=name)}"
+            f"The database of {name} cannot be reached: {why.what}. {why.fix.format(name=name)}"
         ) from None
 
 

@@ -4,12 +4,11 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import orjson
 from fastapi import Depends, Request, Response
-from pydantic import BaseModel
 
 from likewise.auth.caller import Scope
 from likewise.errors import Forbidden, Invalid
@@ -122,20 +121,6 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"description": REFUSALS[status], "content": {PROBLEM_JSON: schema}}
         for status in sorted({*statuses, 500, 503})
     }
-
-
-def documented_body(
-    model: type[BaseModel], *, references: Mapping[str, str] | None = None, **others: dict[str, Any]
-) -> dict[str, Any]:
-    """The OpenAPI entry of a route that reads its body itself; `others` are further media types and schemas.
-
-    `references` are optional fields whose schema is one of the document's own, by name.
-    """
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    for field, name in (references or {}).items():
-        schema["properties"][field]["anyOf"] = [{"$ref": f"#/components/schemas/{name}"}, {"type": "null"}]
-    content = {"application/json": {"schema": schema}} | {kind: {"schema": other} for kind, other in others.items()}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 def cursor_for(listing: str, tenant: int, after: str) -> str:

@@ -145,7 +145,7 @@ class ContentOccurrences:
 
 @dataclass(frozen=True)
 class CollectionCounts:
-    """How much a collection holds, and how many of its contents have a vector in a generation."""
+    """The size of a collection: records, contents, failed contents, and vectors in a generation."""
 
     records: int
     contents: int
@@ -154,7 +154,7 @@ class CollectionCounts:
 
 
 async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRecord | None:
-    """One record by its id."""
+    """Return one record by its id."""
     if not storable(record):
         return None
     statement = ONE.format(view=VIEW, vectors=table("vec", generation))
@@ -163,7 +163,7 @@ async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRe
 
 
 async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | None:
-    """The keys of a record and of its content, by the record's id."""
+    """Return the keys of a record and of its content, by the record's id."""
     row = await tx.row(POINTED, [collection, record]) if storable(record) else None
     return None if row is None else (int(row[0]), int(row[1]))
 
@@ -187,7 +187,7 @@ class RecordQuery:
 async def of_contents(
     tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
 ) -> list[tuple[StoredRecord, float | None]]:
-    """The records of these contents that fit a condition, in the contents' order, each with its similarity.
+    """Return the records of these contents that fit a condition, in the contents' order, each with its similarity.
 
     With `commit` the transaction ends in the same round trip.
     """
@@ -239,7 +239,7 @@ def _parameters(contents: Sequence[int], where: Where, wanted: RecordQuery) -> d
 
 
 async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[int, int]]) -> dict[int, StoredRecord]:
-    """Of records that were found, each with its content, those that are still there with just that, by their keys."""
+    """Return those of the found records that still have the same content, by their keys."""
     columns = [[pk for pk, _ in found], [content for _, content in found]]
     statement = STILL.format(view=VIEW, vectors=table("vec", generation))
     records = [StoredRecord(*row) for row in await tx.rows(statement, [*columns, collection])]
@@ -247,7 +247,7 @@ async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[
 
 
 async def shared(tx: Tx, content: int, record: int) -> bool:
-    """Whether another record has this content too."""
+    """Return whether another record has this content too."""
     return await tx.row(SHARED, [content, record]) is not None
 
 
@@ -260,33 +260,33 @@ async def matching_contents(tx: Tx, matching: Where, *, max_rows: int | None = N
 
 
 async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> ContentIds:
-    """Some contents that have a vector, from about that share of the table."""
+    """Sample contents that have a vector, from about that share of the table."""
     rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, max_rows], plan=EVERY_ROW)
     return ContentIds.of(row[0] for row in rows)
 
 
 async def count_fitting(tx: Tx, sample: ContentIds, where: Where) -> int:
-    """How many of these contents have a record that fits."""
+    """Count those of these contents that have a record that fits."""
     row = await tx.row(FITTING.format(condition=where.sql), {**where.parameters, "sample": sample}, plan=Plan())
     return int(row[0]) if row else 0
 
 
 async def of_others(tx: Tx, collection: int, ids: Sequence[str], parent: str | None) -> dict[str, str | None]:
-    """Those of the ids that are records of another parent, with that parent."""
+    """Return those of the ids that are records of another parent, with that parent."""
     return {str(id_): other for id_, other in await tx.rows(OF_OTHERS, [collection, list(ids), parent])}
 
 
 async def of_parent(tx: Tx, collection: int, parent: str) -> list[str]:
-    """The ids of all records of a parent."""
+    """Return the ids of all records of a parent."""
     return [str(row[0]) for row in await tx.rows(OF_PARENT, [collection, parent])]
 
 
 async def failed(tx: Tx, collection: int, ids: Sequence[str]) -> dict[str, str]:
-    """Those of the records whose text the model could not embed, with the reason's code."""
+    """Return those of the records whose text the model could not embed, with the reason's code."""
     return {str(id_): str(reason) for id_, reason in await tx.rows(FAILED, [collection, list(ids)])}
 
 
 async def count(tx: Tx, collection: int, generation: int) -> CollectionCounts:
-    """How much a collection holds."""
+    """Count records, contents and vectors of a collection."""
     row = await tx.row(COUNT.format(vectors=table("vec", generation)), {"collection": collection})
     return CollectionCounts(*row) if row else CollectionCounts(0, 0, 0, 0)
