@@ -24,7 +24,7 @@ APPS = (
         routers=("routes:router",),
         service="service:SegmentsService",
         tasks={"segments_search": "service:SegmentsService.run_search"},
-        job_results={"segments_search": "hits:told_again"},
+        job_results={"segments_search": "hits:rehydrate"},
     ),
     App(
         name="jobs",

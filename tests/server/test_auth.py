@@ -13,9 +13,8 @@ from likewise.apps.body import PARSED, RequestModel
 from likewise.apps.declaration import Body as RouteBody
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import Anyone, CanRead
+from likewise.auth.api_keys import KeyRing, new_key, prefix_of
 from likewise.auth.caller import Scope
-from likewise.auth.keyring import KeyRing
-from likewise.auth.tokens import new_key, prefix_of
 from likewise.db import keys
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder

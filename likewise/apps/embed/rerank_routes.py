@@ -17,7 +17,7 @@ from likewise.apps.problems import BODY_REFUSALS
 from likewise.cleaning import cleaned
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelNotAllowed
-from likewise.search.reranking import Reranked, Reranking
+from likewise.search.reranking import Reranking, RerankResult
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -71,7 +71,7 @@ def known_reranker(rerankers: Reranking, name: str | None) -> ModelSpec:
         raise RerankerNotFound from None
 
 
-def results(made: Reranked, body: RerankIn) -> list[dict[str, Any]]:
+def results(made: RerankResult, body: RerankIn) -> list[dict[str, Any]]:
     """The best documents, those of equal scores in their order."""
     scores: list[float] = made.scores.tolist()
     best = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[: body.top_n]
