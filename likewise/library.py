@@ -26,9 +26,9 @@ from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.loading import ModelState
-from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
-from likewise.ingest.writer import NOT_JSON, refuse_unstorable
-from likewise.kind import BATCH, NewRecord, Policy
+from likewise.errors import Invalid, LikewiseError, StartError
+from likewise.ingest.batch import NOT_JSON, refuse_unstorable
+from likewise.kind import NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
 from likewise.search.options import SearchKeywords, SearchOptions
 from likewise.settings import Settings, load_settings
@@ -209,18 +209,7 @@ class Collection:
             ModelUnavailable: with `wait`, the records of this batch and those before it are stored, later ones not.
         """
         incoming = _checked_list(records)
-        await self._ensure()
-        tenant = await self._likewise.tenant()
-        total = WriteResult(0, 0, 0)
-        for start in range(0, len(incoming), BATCH):
-            part = await self._service.write(tenant, self.name, incoming[start : start + BATCH], wait=wait)
-            total = WriteResult(
-                total.created + part.created,
-                total.changed + part.changed,
-                total.unchanged + part.unchanged,
-                total.failed + _moved_by(start, part.failed),
-            )
-        return total
+        return await self._service.add(await self._likewise.tenant(), self.name, incoming, wait=wait)
 
     async def search(self, query: str, **options: Unpack[SearchKeywords]) -> SearchResult:
         """Return the records nearest to a query by words and meaning; `options` are the fields of SearchOptions.
@@ -257,22 +246,11 @@ class Collection:
         one = checked(SearchIn, {**question, **given})
         return await self._service.search(await self._likewise.tenant(), self.name, one.to_request())
 
-    async def _ensure(self) -> None:
-        try:
-            await self._service.get(await self._likewise.tenant(), self.name)
-        except NotFound:
-            with contextlib.suppress(Conflict):
-                await self.create()
-
 
 def _fault_of(sort: str, state: ModelState) -> tuple[str, str | None]:
     """What is wrong with a model that is not ready, and the same for callers over the network, where it is another."""
     what = f"The {sort} {state.name} is {state.state}."
     return f"{what} {state.reason or ''}".strip(), state.public_detail and f"{what} {state.public_detail}"
-
-
-def _moved_by(start: int, faults: Sequence[Fault]) -> list[Fault]:
-    return [fault.moved("", lambda place: f"/{start + place}") for fault in faults]
 
 
 def _checked_list(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:

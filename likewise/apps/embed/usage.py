@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from likewise.apps.collections.service import Save
 from likewise.apps.embed.metrics import told
 from likewise.db import usage
 from likewise.db.usage import UsageGroup, UsageKey
 from likewise.embedding.costs import Usage
 from likewise.errors import Invalid
+from likewise.ingest.unit_of_work import AnswerStore
 from likewise.runtime import Runtime
 
 GroupBy = Literal["model", "hour"]
@@ -52,13 +52,13 @@ class UsageService:
         await self._bookkeeping.flush()
         return told(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
 
-    async def reset(self, tenant: int, save: Save | None = None) -> dict[str, str]:
-        """Have `metrics` of a tenant begin anew; `save` keeps the answer in the same transaction."""
+    async def reset(self, tenant: int, answers: AnswerStore | None = None) -> dict[str, str]:
+        """Have `metrics` of a tenant begin anew; `answers` keep the answer in the same transaction."""
         await self._bookkeeping.flush()
         async with self._pool.tenant(tenant) as tx:
             await usage.reset(tx, tenant, self._others)
-            if save is not None:
-                await save(tx, RESET)
+            if answers is not None:
+                await answers.save(tx, RESET)
         return RESET
 
     async def report(

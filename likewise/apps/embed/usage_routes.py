@@ -1,7 +1,6 @@
 """The routes of what embedding took: `/embed/metrics` and `/api/v1/usage`."""
 
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -106,7 +105,10 @@ async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
 @declares(Load.OTHER)
 async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
     """Count the metrics of the caller's tenant from now on; what `/api/v1/usage` reports stays."""
-    return await once.answer(tenant, partial(used.reset, tenant))
+    async with once.begin(tenant) as reply:
+        if reply.is_new:
+            await reply.give(await used.reset(tenant, reply.answers))
+    return reply.response
 
 
 @router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))
