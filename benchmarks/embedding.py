@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.surroundings import DATA, MODELS_FOLDER, lines, machine
-from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.folder import ModelFolder
+from likewise.embedding.files import weights
+from likewise.embedding.files.folder import ModelFolder
 from likewise.embedding.models import MODELS
 from likewise.embedding.openvino_runtime import openvino, ops
 from likewise.embedding.precision import able

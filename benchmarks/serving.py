@@ -32,8 +32,8 @@ from benchmarks.surroundings import (
     peak_mib,
     slow_flushes,
 )
-from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.files import weights
 from likewise.embedding.models import Catalogue
 from likewise.embedding.tokenizing import TextTokenizer
 from likewise.settings import Settings, load_settings

@@ -18,7 +18,7 @@ from psycopg.sql import SQL
 
 from benchmarks.corpora import Corpus, Halves
 from benchmarks.surroundings import MODELS_FOLDER
-from likewise.db.maintenance import MOST_SCANNED
+from likewise.db.maintenance import MAX_SCANNED
 from likewise.db.pool import settle
 from likewise.db.transaction import Row, table
 from likewise.testing import LiveServer
@@ -204,7 +204,7 @@ class Stored:
                 state, measured = row[0], row[1] > 0
                 if state == "building" and begun is None:
                     begun = time.perf_counter()
-                if measured and (state == "ready" or (state == "none" and contents * dimension <= MOST_SCANNED)):
+                if measured and (state == "ready" or (state == "none" and contents * dimension <= MAX_SCANNED)):
                     return time.perf_counter() - begun if begun is not None else 0.0
                 await asyncio.sleep(0.1)
 

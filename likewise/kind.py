@@ -1,9 +1,11 @@
 """Kind: what an app declares about the records it keeps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
+
+from likewise.errors import Conflict
 
 Payload = Mapping[str, Any]
 
@@ -49,3 +51,24 @@ class Kind:
     aliases: Mapping[str, str] = field(default_factory=dict)
     within: str = ""
     policy: Policy = Policy()
+
+
+class UnknownKind(Conflict):
+    """The collection is of a kind that no app of this server knows."""
+
+    code = "unknown_kind"
+
+
+class Kinds:
+    """The kinds of the apps that are there, by name."""
+
+    def __init__(self, kinds: Iterable[Kind] = ()) -> None:
+        self._by_name = {kind.name: kind for kind in kinds}
+
+    def of(self, name: str) -> Kind:
+        """Return the kind of a collection by the name in its row; UnknownKind if its app is not there."""
+        if name not in self._by_name:
+            raise UnknownKind(
+                f"The collection is of the kind {name}, which no app of this process has. Open it where that app is."
+            )
+        return self._by_name[name]

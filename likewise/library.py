@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from likewise.apps.app import App, kinds_of, loaded, tasks_of
 from likewise.apps.body import checked
 from likewise.apps.collections.schemas import CollectionIn, RecordIn, SearchIn
 from likewise.apps.collections.service import (
@@ -20,9 +21,7 @@ from likewise.apps.collections.service import (
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
-from likewise.apps.segments.found import told_again
-from likewise.apps.segments.searching import SEARCH
-from likewise.apps.segments.service import SegmentsService
+from likewise.apps.registry import APPS
 from likewise.cleaning import cleaned, cleaned_json, is_json
 from likewise.db import migrate, waiting
 from likewise.embedding.embedder import Embedded, Embedder
@@ -31,7 +30,7 @@ from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, S
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
-from likewise.search.request import Mode
+from likewise.search.options import Mode
 from likewise.settings import Settings, load_settings
 
 # A few texts are done in an instant; many need not be counted more often than each second.
@@ -40,6 +39,7 @@ FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 ASK_SECONDS = 1.0
 HEALTH_SECONDS = 1.0
 
+S = TypeVar("S")
 Progress = Callable[[int, int], None]
 
 
@@ -65,18 +65,38 @@ class Health:
 class Likewise:
     """An open Likewise: its parts and the services of its apps."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, apps: Sequence[App] = APPS) -> None:
         self.runtime = runtime
+        self.apps = tuple(apps)
         self.settings = runtime.settings
         self.embedder: Embedder = runtime.embedder
-        self.collections = CollectionsService(runtime)
-        self.segments = SegmentsService(runtime)
-        runtime.tasks.register(SEARCH, self.segments.searches.task)
-        self.jobs = JobsService(runtime.pool, runtime.wakeups.mark, {SEARCH: told_again})
+        self._services = {app.name: self._started(app) for app in self.apps if app.service is not None}
+        self._services["jobs"] = JobsService(runtime.pool, runtime.wake_signal.send, loaded(self.apps, "job_results"))
+        self.collections = self.service(CollectionsService)
+        self.jobs = self.service(JobsService)
         self._tenant: int | None = None
         self._asking = asyncio.Lock()
         self._asked: Health | None = None
         self._ask_again = 0.0
+
+    def service(self, of: type[S]) -> S:
+        """Return the service of this class; LookupError if no app that is open has one."""
+        found = next((one for one in self._services.values() if isinstance(one, of)), None)
+        if found is None:
+            raise LookupError(f"No app that is open has a {of.__name__}.")
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the service of an app by the app's name, as `lw.segments`."""
+        if name not in self.__dict__.get("_services", ()):
+            raise AttributeError(f"No app of the name {name} is open.")
+        return self._services[name]
+
+    def _started(self, app: App) -> Any:
+        service = app.load(app.service or "")(self.runtime)
+        for kind, handler in tasks_of(app, service).items():
+            self.runtime.tasks.register(kind, handler)
+        return service
 
     async def tenant(self) -> int:
         """The one tenant of a Likewise without authentication."""
@@ -95,7 +115,7 @@ class Likewise:
 
         Invalid if `since` is not before `until`, or, by the hour, for more than 366 days.
         """
-        return await UsageService(self.runtime).report(await self.tenant(), since, until, group_by)
+        return await self.service(UsageService).report(await self.tenant(), since, until, group_by)
 
     def collection(self, name: str) -> "Collection":
         """A collection by name; it is made when something is first added to it."""
@@ -320,14 +340,24 @@ def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
 
 @contextlib.asynccontextmanager
 async def open(  # noqa: A001 - `likewise.open()` is how it reads where it is used
-    settings: Settings | None = None, *, worker: bool = True, embedder: Embedder | None = None
+    settings: Settings | None = None,
+    *,
+    worker: bool = True,
+    embedder: Embedder | None = None,
+    wait_for_models: bool = True,
+    apps: Sequence[App] = (),
 ) -> AsyncIterator[Likewise]:
     """Open Likewise: embedded Postgres unless the settings name a database.
 
     Args:
         settings: read from the environment if absent.
         worker: whether this process embeds what waits.
-        embedder: one to use in place of the settings' own.
+        embedder: one to use in place of the settings' own, which has its own `wait_for_models`.
+        wait_for_models: whether `embed`, `add` and `search` wait for a model that is being fetched or loaded, and show
+            on stderr how far it is; without it they are refused until it is there, as a server's callers are.
+        apps: further ones, beside those of Likewise.
     """
-    async with open_runtime(settings or load_settings(), worker=worker, embedder=embedder) as runtime:
-        yield Likewise(runtime)
+    settings, rows = settings or load_settings(), (*APPS, *apps)
+    embedder = embedder or Embedder(settings, wait_for_models=wait_for_models)
+    async with open_runtime(settings, kinds_of(rows), worker=worker, embedder=embedder) as runtime:
+        yield Likewise(runtime, rows)

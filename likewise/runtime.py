@@ -15,22 +15,23 @@ from psycopg.conninfo import conninfo_to_dict
 from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
 from likewise.db import checkup, collections, idempotency, jobs, migrate, roles
-from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
-from likewise.db.no_connection import why_no_connection
+from likewise.db.outage import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
+from likewise.db.transaction import ProgressReport
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError
 from likewise.ingest.backlog import Backlog
-from likewise.ingest.forgetting import Forgetting, notice_sealing
-from likewise.ingest.notices import Notices
+from likewise.ingest.cache_invalidation import CacheInvalidation, notice_sealing
+from likewise.ingest.notifications import TASKS, Notifications, WakeSignal
 from likewise.ingest.tasks import Tasks
-from likewise.ingest.wakeups import TASKS, Wakeups
 from likewise.ingest.worker import Worker
 from likewise.ingest.writer import Writer
+from likewise.kind import Kinds
 from likewise.observe.logs import get_logger
 from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import Sealing
@@ -74,11 +75,11 @@ class Runtime:
     embedder: Embedder
     admission: Admission
     store: VectorStore
-    notices: Notices
-    wakeups: Wakeups
+    notifications: Notifications
+    wake_signal: WakeSignal
     sealing: Sealing
     tasks: Tasks
-    forgetting: Forgetting
+    cache_invalidation: CacheInvalidation
     recent: RecentCollections
     writer: Writer
     searcher: Searcher
@@ -87,6 +88,7 @@ class Runtime:
     quotas: Quotas
     bookkeeping: Bookkeeping
     reranking: Reranking
+    kinds: Kinds
 
     @property
     def storage_fault(self) -> str | None:
@@ -144,11 +146,11 @@ async def _refuse_unreachable(owner_url: str) -> None:
     except psycopg.Error as error:
         why, name = why_no_connection(error), f"{PREFIX}DATABASE_URL"
         raise ServerStartError(
-            f"The database of {name} cannot be reached: {why.what}. {why.mend.format(name=name)}"
+            f"The database of {name} cannot be reached: {why.what}. {why.fix.format(name=name)}"
         ) from None
 
 
-async def upgrade_database(settings: Settings, report: migrate.Report | None = None) -> list[str]:
+async def upgrade_database(settings: Settings, report: ProgressReport | None = None) -> list[str]:
     """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:
@@ -187,11 +189,12 @@ def _refuse_unreadable_urls(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def open_runtime(
-    settings: Settings, *, worker: bool = True, embedder: Embedder | None = None
+    settings: Settings, kinds: Kinds, *, worker: bool = True, embedder: Embedder | None = None
 ) -> AsyncIterator[Runtime]:
     """All parts of one process, with its background work.
 
     Args:
+        kinds: those of the apps.
         worker: whether this process also embeds what waits.
         embedder: one to use in place of the settings' own.
     """
@@ -202,19 +205,19 @@ async def open_runtime(
         refuse_other_size(default.hub_id, default.dimension, settings.vector_size)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        pool = await _reached(Pool(database.serving_url, most=settings.database_connections).open)
+        pool = await _reached(Pool(database.serving_url, max_size=settings.database_connections).open)
         stack.push_async_callback(pool.close)
         await _reached(pool.refuse_power)
         text_keys = await _reached(lambda: TextKeys.open(settings, pool))
         notice_keys = await _reached(lambda: notice_sealing(pool))
-        runtime = _assemble(settings, database, pool, embedder, text_keys, notice_keys)
+        runtime = _assemble(settings, kinds, database, pool, embedder, text_keys, notice_keys)
         stack.push_async_callback(runtime.authentication.close)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
         await runtime.embedder.start()
         stack.push_async_callback(runtime.embedder.close)
-        stack.push_async_callback(runtime.notices.close)
-        await runtime.notices.start()
+        stack.push_async_callback(runtime.notifications.close)
+        await runtime.notifications.start()
         await runtime.reranking.start()
         stack.push_async_callback(runtime.reranking.close)
         stack.push_async_callback(_flush_once, runtime)
@@ -225,6 +228,7 @@ async def open_runtime(
 
 def _assemble(
     settings: Settings,
+    kinds: Kinds,
     database: Database,
     pool: Pool,
     embedder: Embedder,
@@ -234,10 +238,12 @@ def _assemble(
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
-    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
-    notices = Notices(settings.database_direct_url or database.serving_url)
-    wakeups = Wakeups(notices)
-    forgetting = Forgetting(notices, embedder, notice_keys)
+    reranking = Reranking(
+        settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
+    )
+    notifications = Notifications(settings.database_direct_url or database.serving_url)
+    wake_signal = WakeSignal(notifications)
+    cache_invalidation = CacheInvalidation(notifications, embedder, notice_keys)
     lease = timedelta(seconds=settings.lease_seconds)
     return Runtime(
         settings=settings,
@@ -247,21 +253,22 @@ def _assemble(
         embedder=embedder,
         admission=admission,
         store=store,
-        notices=notices,
-        wakeups=wakeups,
+        notifications=notifications,
+        wake_signal=wake_signal,
         sealing=text_keys.sealing,
-        tasks=Tasks(pool, Wakeups(notices, TASKS), text_keys, lease=lease),
-        forgetting=forgetting,
+        tasks=Tasks(pool, WakeSignal(notifications, TASKS), text_keys, lease=lease),
+        cache_invalidation=cache_invalidation,
         recent=recent,
-        writer=Writer(pool, wakeups, Backlog(pool, settings.waiting_tokens), text_keys, forgetting),
+        writer=Writer(pool, wake_signal, Backlog(pool, settings.waiting_tokens), text_keys, cache_invalidation),
         searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing),
         worker=Worker(
-            pool, embedder, admission, store, wakeups, text_keys.sealing, lease=lease, tries=settings.text_tries
+            pool, embedder, admission, store, wake_signal, text_keys.sealing, lease=lease, tries=settings.text_tries
         ),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),
         reranking=reranking,
+        kinds=kinds,
     )
 
 
@@ -270,7 +277,7 @@ def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[Non
         lambda: _flush(runtime),
         lambda: _forget(runtime),
         runtime.writer.backlog.run,
-        runtime.forgetting.run,
+        runtime.cache_invalidation.run,
     ]
     if worker:
         tasks.extend([runtime.worker.run, runtime.tasks.run])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import likewise
-from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.files import weights
 from likewise.embedding.models import Catalogue
 from likewise.errors import LikewiseError
 from likewise.library import Likewise

@@ -17,13 +17,14 @@ from psycopg import AsyncConnection
 
 import likewise
 from likewise.apps.segments import NewSegment, SegmentQuery
+from likewise.backoff import Backoff
 from likewise.db.maintenance import Maintenance
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.cache import cache_key
 from likewise.embedding.caches.redis.packed import unpacked
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.providers import openai
+from likewise.embedding.remote.limits import RetryPolicy
 from likewise.errors import Invalid, ModelUnavailable, NotFound, SettingsError
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
@@ -116,7 +117,7 @@ async def test_only_what_can_heal_is_asked_again(settings: Settings, tmp_path: P
     async with Upstream(16).running() as upstream:
         chosen = settings.model_copy(update={"model": "ours", "models_file": models_file(tmp_path, upstream.url)})
         spec = Catalogue(chosen).resolve("ours")
-        provider = openai.load(spec, Backoff(first=0.01, most=0.02))
+        provider = openai.load(spec, RetryPolicy(between=Backoff(0.01, 0.02)))
         embedder = Embedder(chosen, providers={"ours": lambda _: provider})
         await embedder.embed(1, ["plain"])
         upstream.always = lambda asked: Reply(400) if "bad" in asked.texts else None
@@ -211,7 +212,7 @@ async def test_a_threshold_keeps_the_index_in_use(lw: Likewise, database: Databa
     await lw.collection("notes").add([{"id": str(n), "text": f"pump {n}"} for n in range(300)])
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         await owner.execute("ANALYZE")
-    await Maintenance(database.owner, most_scanned=0).step()
+    await Maintenance(database.owner, max_scanned=0).step()
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         before = await _index_scans(owner)
 
@@ -243,7 +244,7 @@ async def test_a_filter_loses_no_rows_to_the_index(lw: Likewise, database: Datab
     await lw.collection("notes").add(records)
     async with await AsyncConnection.connect(database.owner, autocommit=True) as owner:
         await owner.execute("ANALYZE")
-    await Maintenance(database.owner, most_scanned=0).step()
+    await Maintenance(database.owner, max_scanned=0).step()
     # When they are asked for, then all ten come
     for mode in ("hybrid", "dense"):
         found = await lw.collection("notes").search("pump number 5", filters={"rare": True}, mode=mode)
@@ -326,7 +327,7 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(
         workers = []
         for model in (stale_model, fresh_model):
             embedder = Embedder(settings, providers={settings.model: lambda spec, model=model: model})
-            others = parts.admission, parts.store, parts.wakeups, parts.sealing
+            others = parts.admission, parts.store, parts.wake_signal, parts.sealing
             workers.append(Worker(parts.pool, embedder, *others, lease=timedelta(seconds=1)))
         stale, fresh = workers
         # Given a worker that holds a text in its model and cannot renew its lease

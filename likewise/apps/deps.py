@@ -4,19 +4,17 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import orjson
 from fastapi import Depends, Request, Response
-from pydantic import BaseModel
 
-from likewise.apps.collections.service import CollectionsService
-from likewise.apps.jobs.service import JobsService
-from likewise.apps.segments.service import SegmentsService
 from likewise.auth.caller import Scope
 from likewise.errors import Forbidden, Invalid
 from likewise.runtime import Runtime
+
+S = TypeVar("S")
 
 PROBLEM_JSON = "application/problem+json"
 # Where a request's scope has its caller's tenant, once it is known.
@@ -27,23 +25,12 @@ class Services(Protocol):
     """What routes need of `library.Likewise`, which knows the apps and so cannot be known by them."""
 
     @property
-    def collections(self) -> CollectionsService:
-        """The service of the general API."""
-        ...
-
-    @property
-    def segments(self) -> SegmentsService:
-        """The service of document segments."""
-        ...
-
-    @property
-    def jobs(self) -> JobsService:
-        """The service of jobs."""
-        ...
-
-    @property
     def runtime(self) -> Runtime:
         """The open parts."""
+        ...
+
+    def service(self, of: type[S]) -> S:
+        """Return the service of this class."""
         ...
 
 
@@ -81,31 +68,24 @@ async def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
     return services(request).runtime.quotas.spend
 
 
-async def collections(request: Request) -> CollectionsService:
-    """The service of the general API."""
-    return services(request).collections
+class ServiceOf(Generic[S]):
+    """A FastAPI dependency: the service of an app, by its class."""
 
+    def __init__(self, of: type[S]) -> None:
+        self.of = of
 
-async def segments(request: Request) -> SegmentsService:
-    """The service of document segments."""
-    return services(request).segments
-
-
-async def jobs(request: Request) -> JobsService:
-    """The service of jobs."""
-    return services(request).jobs
+    async def __call__(self, request: Request) -> S:
+        """Return it."""
+        return services(request).service(self.of)
 
 
 # One of these is first in every route's signature: the tenant of a caller with that scope, or a route for everybody.
-Reader = Annotated[int, Depends(Requires(Scope.READ))]
-Writer = Annotated[int, Depends(Requires(Scope.WRITE))]
-Admin = Annotated[int, Depends(Requires(Scope.ADMIN))]
+CanRead = Annotated[int, Depends(Requires(Scope.READ))]
+CanWrite = Annotated[int, Depends(Requires(Scope.WRITE))]
+CanAdminister = Annotated[int, Depends(Requires(Scope.ADMIN))]
 Anyone = Annotated[None, Depends(nobody_is_asked)]
 
 Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]
-Collections = Annotated[CollectionsService, Depends(collections)]
-Segments = Annotated[SegmentsService, Depends(segments)]
-Jobs = Annotated[JobsService, Depends(jobs)]
 
 
 class Answer(Response):
@@ -141,20 +121,6 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"description": REFUSALS[status], "content": {PROBLEM_JSON: schema}}
         for status in sorted({*statuses, 500, 503})
     }
-
-
-def documented_body(
-    model: type[BaseModel], *, references: Mapping[str, str] | None = None, **others: dict[str, Any]
-) -> dict[str, Any]:
-    """The OpenAPI entry of a route that reads its body itself; `others` are further media types and schemas.
-
-    `references` are optional fields whose schema is one of the document's own, by name.
-    """
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    for field, name in (references or {}).items():
-        schema["properties"][field]["anyOf"] = [{"$ref": f"#/components/schemas/{name}"}, {"type": "null"}]
-    content = {"application/json": {"schema": schema}} | {kind: {"schema": other} for kind, other in others.items()}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 def cursor_for(listing: str, tenant: int, after: str) -> str:

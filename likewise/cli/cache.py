@@ -15,15 +15,16 @@ from likewise.cli.files import LINES, Unreadable, open_regular
 from likewise.cli.opening import open_to_serve, require_model_files
 from likewise.cli.options import AsJson, ModelOption, refuse_no_tenant
 from likewise.cli.running import FAILED, OK, PARTLY, command_settings, run
-from likewise.cli.terminal import Report, answer, counted, note, note_faults, progress, require_stdin, stdin_batches
+from likewise.cli.terminal import answer, counted, note, note_faults, require_stdin, stdin_batches
 from likewise.db import collections
-from likewise.db.bookkeeping import Bookkeeping
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.caches.opening import open_redis
 from likewise.embedding.caches.redis import RedisCache
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.provider import Role
 from likewise.errors import Invalid, LikewiseError, Malformed, ModelUnavailable, SettingsError, StartError, Unavailable
+from likewise.progress import Report, progress
 from likewise.settings import Settings
 
 BATCH = 512

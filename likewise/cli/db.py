@@ -8,13 +8,14 @@ from psycopg import AsyncConnection
 
 from likewise.cli.options import AsJson
 from likewise.cli.running import FAILED, OK, PARTLY, command_settings, in_loop
-from likewise.cli.terminal import answer, counted, note, progress
+from likewise.cli.terminal import answer, counted, note
 from likewise.db import migrate
 from likewise.db.failures import scrubbed
-from likewise.db.purge import Purged
+from likewise.db.purge import PurgeOutcome
 from likewise.db.purge import purge as purge_tables
 from likewise.errors import SettingsError
 from likewise.postgres.server import DATABASE
+from likewise.progress import progress
 from likewise.runtime import named_database, open_database, upgrade_database
 from likewise.settings import Settings
 
@@ -84,7 +85,7 @@ async def _look(url: str) -> dict[str, Any]:
         raise scrubbed(error) from None
 
 
-def _lines(purged: Purged) -> list[str]:
+def _lines(purged: PurgeOutcome) -> list[str]:
     sizes = f"{purged.bytes_before / MIB:.1f} MiB before, {purged.bytes_after / MIB:.1f} MiB now"
     busy = f"Others were at these all the time, run this again: {', '.join(purged.busy)}."
     return [

@@ -21,11 +21,12 @@ from likewise.cli.opening import open_library, require_model_files, until_embedd
 from likewise.cli.options import AsJson
 from likewise.cli.running import Interruption, command_settings, run
 from likewise.cli.serve import HostOption, PortOption, listen, serve_open
-from likewise.cli.terminal import in_a_line, note, progress, say, say_json, scores
+from likewise.cli.terminal import in_a_line, note, say, say_json, scores
 from likewise.errors import ModelUnavailable, NotFound
 from likewise.kind import BATCH, NewRecord
 from likewise.library import Likewise
-from likewise.search.request import SearchRequest
+from likewise.progress import progress
+from likewise.search.options import SearchRequest
 
 COLLECTION = "python-docs"
 QUESTIONS = (
@@ -58,7 +59,7 @@ def demo(
     require_model_files(settings, None, quiet=as_json)
 
     async def work(interruption: Interruption) -> None:
-        async with open_library(settings, worker=True) as likewise:
+        async with open_library(settings, worker=True, wait_for_models=False) as likewise:
             await fill(likewise, quiet=as_json)
             await ask(likewise, as_json=as_json)
             if listener is not None:

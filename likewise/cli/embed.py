@@ -9,10 +9,11 @@ import typer
 from likewise.cli.opening import require_model_files
 from likewise.cli.options import AsJson, ModelOption
 from likewise.cli.running import command_settings, run
-from likewise.cli.terminal import counted, note, progress, require_stdin, say, say_json, stdin_batches
+from likewise.cli.terminal import counted, note, require_stdin, say, say_json, stdin_batches
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.errors import Fault, Invalid, ModelUnavailable, StartError
+from likewise.progress import progress
 from likewise.settings import Settings
 
 BATCH = 512

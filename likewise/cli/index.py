@@ -12,20 +12,12 @@ from likewise.cli.files import Source, count_files, of_lines, owner_of, sources
 from likewise.cli.opening import model_named, note_waiting, open_library, until_embedded
 from likewise.cli.options import AsJson, CollectionOption, ModelOption
 from likewise.cli.running import FAILED, OK, PARTLY, command_settings, run
-from likewise.cli.terminal import (
-    Report,
-    answer,
-    counted,
-    in_a_line,
-    note_faults,
-    progress,
-    require_stdin,
-    stdin_batches,
-)
+from likewise.cli.terminal import answer, counted, in_a_line, note_faults, require_stdin, stdin_batches
 from likewise.db import collections, lookups
 from likewise.errors import Invalid, NotFound
 from likewise.kind import BATCH, NewRecord
 from likewise.library import Likewise
+from likewise.progress import Report, progress
 from likewise.settings import Settings
 
 

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import typer
 
+from likewise.apps.app import loaded
 from likewise.apps.jobs.service import JobsService, JobView
-from likewise.apps.segments.found import told_again
-from likewise.apps.segments.searching import SEARCH
+from likewise.apps.registry import APPS
 from likewise.cli.opening import open_as_owner, open_to_serve, tenant_id
 from likewise.cli.options import AsJson
 from likewise.cli.running import command_settings, in_loop
@@ -91,7 +91,10 @@ async def _service(tenant: str | None) -> AsyncIterator[tuple[JobsService, int]]
             number = await tenant_id(owner, tenant)
     async with open_to_serve(settings) as pool:
         # Workers look for what waits each second, and need not be told.
-        yield JobsService(pool, lambda: None, {SEARCH: told_again}), number or await tenant_named(pool, ONLY_TENANT)
+        yield (
+            JobsService(pool, lambda: None, loaded(APPS, "job_results")),
+            number or await tenant_named(pool, ONLY_TENANT),
+        )
 
 
 def _line(job: JobView) -> str:

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
+from likewise.auth.api_keys import REMEMBERED_SECONDS, digest_of, new_key, prefix_of
 from likewise.auth.caller import Scope
-from likewise.auth.development import Secret
-from likewise.auth.keyring import REMEMBERED_SECONDS
-from likewise.auth.tokens import digest_of, new_key, prefix_of
+from likewise.auth.verification_keys import DevelopmentSecret
 from likewise.cli.opening import open_as_owner
 from likewise.cli.options import AsJson, refuse_no_tenant
 from likewise.cli.running import command_settings, in_loop, run
-from likewise.cli.terminal import answer, answer_list, counted, note, progress, say, say_json
+from likewise.cli.terminal import answer, answer_list, counted, note, say, say_json
 from likewise.db import keys as key_rows
 from likewise.db.text_key import source_of
-from likewise.db.text_key_rotation import Counts, Rotated, rotate
+from likewise.db.text_key_rotation import RotationOutcome, SealedCounts, rotate
 from likewise.errors import SettingsError
+from likewise.progress import progress
 from likewise.settings import Settings
 
 MAX_NAME = 128
@@ -124,7 +124,7 @@ def token(
     if settings.dev_jwt_secret is None:
         words = "Set LIKEWISE_DEV_JWT_SECRET to that of the server; `openssl rand -hex 32` makes one."
         raise SettingsError(f"A token is signed with a secret, and there is none. {words}")
-    made = Secret(settings.dev_jwt_secret).token(tenant, settings.jwt_tenant_claim, granted, seconds)
+    made = DevelopmentSecret(settings.dev_jwt_secret).token(tenant, settings.jwt_tenant_claim, granted, seconds)
     facts = {"token": made, "tenant": tenant, "scopes": sorted(granted), "expires_in": seconds}
     # The token alone on stdout, so that a script may take it from there.
     answer(facts, made, as_json=as_json)
@@ -150,7 +150,7 @@ async def _rotate(settings: Settings, *, lost: bool, as_json: bool) -> None:
         note(f"The new key is in {source.name}. Copy it to other machines that serve this database.")
 
 
-def _print_rotated(rotated: Rotated) -> None:
+def _print_rotated(rotated: RotationOutcome) -> None:
     say(f"The text key is a new one; encrypted anew: {_in_words(rotated.sealed)}.")
     lost = rotated.lost
     if lost.texts or lost.tasks:
@@ -162,7 +162,7 @@ def _print_rotated(rotated: Rotated) -> None:
         )
 
 
-def _in_words(counts: Counts) -> str:
+def _in_words(counts: SealedCounts) -> str:
     return (
         f"{counted(counts.texts, 'text')}, {counted(counts.tasks, 'task')}, "
         f"{counted(counts.collections, 'key of words', 'keys of words')}"

@@ -3,13 +3,14 @@
 import json
 import os
 import sys
-from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
+from likewise.apps.app import load
+from likewise.apps.registry import APPS
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
 from likewise.observe.errors import describe
@@ -17,11 +18,14 @@ from likewise.observe.version import program_version
 
 
 class CommandRow(NamedTuple):
-    """A command or a group of commands: its name, its function or `typer.Typer` as `module:name`, and its help."""
+    """A command or a group of commands: its name, its function or `typer.Typer` as `module:name`, and its help.
+
+    Without help that of the function or `typer.Typer` is taken, which is imported for it.
+    """
 
     name: str
     target: str
-    help: str
+    help: str | None = None
 
 
 COMMANDS = (
@@ -77,29 +81,34 @@ COMMANDS = (
 )
 
 
+def all_commands() -> tuple[CommandRow, ...]:
+    """List the commands, then those that apps bring."""
+    return (*COMMANDS, *(CommandRow(name, target) for row in APPS for name, target in row.commands.items()))
+
+
 class LazyGroup(TyperGroup):
     """The commands of a list, each imported when it is called: `--help` need not wait for the model runtime."""
 
     def __init__(self, **attributes: Any) -> None:
         """Know the commands by name and help alone."""
-        listed = {row.name: TyperCommand(row.name, help=row.help) for row in COMMANDS}
+        listed = {row.name: TyperCommand(row.name, help=row.help) for row in all_commands()}
         super().__init__(**attributes | {"commands": listed})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import one command; None if there is none of this name."""
-        return next((_imported(row) for row in COMMANDS if row.name == cmd_name), None)
+        return next((_imported(row) for row in all_commands() if row.name == cmd_name), None)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List the commands without importing any."""
-        TyperGroup(commands=dict(self.commands)).format_commands(ctx, formatter)
+        """List the commands, of which only those without help in their row are imported."""
+        without = {row.name: _imported(row) for row in all_commands() if row.help is None}
+        TyperGroup(commands={**self.commands, **without}).format_commands(ctx, formatter)
 
 
 def _imported(row: CommandRow) -> Any:
-    module, _, name = row.target.partition(":")
-    found = getattr(import_module(module), name)
+    found = load(row.target)
     holder = typer.Typer(rich_markup_mode=None)
     if isinstance(found, typer.Typer):
-        holder.add_typer(found, name=row.name, help=row.help, no_args_is_help=True)
+        holder.add_typer(found, name=row.name, help=row.help or found.info.help, no_args_is_help=True)
     else:
         holder.command(row.name, help=row.help)(found)
     return get_group(holder).commands[row.name]

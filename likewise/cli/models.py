@@ -11,14 +11,14 @@ from likewise.cli.opening import fetch_model, model_named, rerankers
 from likewise.cli.options import AsJson
 from likewise.cli.running import command_settings, in_loop
 from likewise.cli.terminal import answer
-from likewise.embedding import weights
-from likewise.embedding.backoff import Backoff
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.files import weights
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
 from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.providers import openai
-from likewise.embedding.trouble import RequestRefused, WrongAnswer
+from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import RetryPolicy
 from likewise.errors import Invalid, ModelUnavailable, NotSupported
 from likewise.search.reranker_models import RerankerCatalogue
 from likewise.search.reranking import Reranking
@@ -103,7 +103,7 @@ async def try_model(settings: Settings, name: str | None) -> dict[str, Any]:
 
 
 async def _ask_remote(spec: ModelSpec) -> dict[str, Any]:
-    provider = openai.load(spec, Backoff(tries=1))
+    provider = openai.load(spec, RetryPolicy(tries=1))
     started = time.perf_counter()
     try:
         made = await provider.embed(PROBE_TEXTS, "document")

@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from likewise.cli.terminal import note, progress
+from likewise.cli.terminal import note
 from likewise.db import collections, waiting
 from likewise.db.collections import Generation
 from likewise.db.pool import Pool
 from likewise.db.usage import tenant_of
-from likewise.embedding import weights
+from likewise.embedding.files import weights
 from likewise.embedding.models import MODELS, RERANKERS, Catalogue, ModelSpec
 from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
+from likewise.progress import in_mebibytes, progress
 from likewise.runtime import open_database
 from likewise.search.reranker_models import RerankerCatalogue
 from likewise.settings import Settings
@@ -21,18 +22,19 @@ from likewise.settings import Settings
 if TYPE_CHECKING:
     from likewise.library import Likewise
 
-MIB = 2**20
 # A few texts are done in an instant; many need not be counted more often than each second.
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 1.0
 
 
-def open_library(settings: Settings, *, worker: bool) -> AbstractAsyncContextManager["Likewise"]:
-    """Open the library for as long as the context lasts."""
+def open_library(
+    settings: Settings, *, worker: bool, wait_for_models: bool = True
+) -> AbstractAsyncContextManager["Likewise"]:
+    """Open the library for as long as the context lasts; one that serves others does not wait for models."""
     # Imported here: commands that need only the database start a quarter of a second sooner.
     from likewise import library  # noqa: PLC0415
 
     require_runnable(settings)
-    return library.open(settings, worker=worker)
+    return library.open(settings, worker=worker, wait_for_models=wait_for_models)
 
 
 @asynccontextmanager
@@ -54,7 +56,7 @@ async def open_to_serve(settings: Settings) -> AsyncIterator[Pool]:
 
 @asynccontextmanager
 async def _one_connection(url: str) -> AsyncIterator[Pool]:
-    pool = await Pool(url, most=1).open()
+    pool = await Pool(url, max_size=1).open()
     try:
         yield pool
     finally:
@@ -117,11 +119,7 @@ def require_model_files(settings: Settings, model: str | None, *, quiet: bool) -
 def fetch_model(spec: ModelSpec, settings: Settings, *, quiet: bool) -> str:
     """Fetch a model's files if they are not here; returns their folder."""
     with progress(f"Fetching {spec.name} (MiB)", quiet=quiet) as report:
-
-        def in_mebibytes(done: int, total: int | None) -> None:
-            report(done // MIB, None if total is None else total // MIB)
-
-        return str(weights.obtain(spec, settings, in_mebibytes))
+        return str(weights.obtain(spec, settings, in_mebibytes(report)))
 
 
 async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) -> str | None:

@@ -9,7 +9,7 @@ from likewise.cli.opening import open_library
 from likewise.cli.options import AsJson, CollectionOption
 from likewise.cli.running import command_settings, in_loop
 from likewise.cli.terminal import in_a_line, note, say, say_json, scores
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=100, help="Most hits to show.")]
 RerankOption = Annotated[

@@ -27,7 +27,7 @@ def serve(host: HostOption = None, port: PortOption = None, as_json: AsJson = Fa
     listener = listen(settings)
 
     async def work(interruption: Interruption) -> None:
-        async with open_library(settings, worker=settings.embed_worker) as likewise:
+        async with open_library(settings, worker=settings.embed_worker, wait_for_models=False) as likewise:
             await likewise.runtime.admission.check_default_model()
             await serve_open(likewise, settings, listener, interruption, as_json=as_json)
 
@@ -39,7 +39,7 @@ def worker(as_json: AsJson = False) -> None:
 
     async def work(interruption: Interruption) -> None:
         stop = asyncio.Event()
-        async with open_library(settings, worker=True) as likewise:
+        async with open_library(settings, worker=True, wait_for_models=False) as likewise:
             await likewise.runtime.admission.check_default_model()
             interruption.act = stop.set
             answer({"status": "working"}, "The worker is ready.", as_json=as_json)

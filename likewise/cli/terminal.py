@@ -1,4 +1,4 @@
-"""Print answers on stdout, notes and progress on stderr, and read lines of standard input."""
+"""Print answers on stdout, notes on stderr, and read lines of standard input."""
 
 import asyncio
 import contextlib
@@ -6,12 +6,9 @@ import os
 import re
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import orjson
 import typer
@@ -23,16 +20,6 @@ MAX_FAULTS = 20
 
 # Texts are other people's: an escape sequence in one must not reach the terminal.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-# Without a terminal a line now and then says how far it is.
-LINE_SECONDS = 10.0
-
-
-class Report(Protocol):
-    """A display of progress."""
-
-    def __call__(self, done: int, total: int | None) -> None:
-        """Show how much is done of how much; None while nobody knows."""
-        ...
 
 
 def printable(text: str) -> str:
@@ -94,65 +81,6 @@ def counted(number: int, one: str, several: str | None = None) -> str:
 def scores(score: float, similarity: float | None) -> str:
     """Write the score that orders the hits, then the cosine similarity."""
     return f"{score:.3f}  {'  -  ' if similarity is None else f'{similarity:.3f}'}"
-
-
-@contextmanager
-def progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
-    """Show how far some work is, with its rate and the time left: a bar on a terminal, lines elsewhere."""
-    if quiet or sys.stderr is None:
-        yield _silent
-    elif sys.stderr.isatty():
-        with _bar(what) as report:
-            yield report
-    else:
-        yield _Lines(what)
-
-
-def _silent(done: int, total: int | None) -> None:
-    pass
-
-
-class _Lines:
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._started = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if now - self._last < LINE_SECONDS:
-            return
-        self._last = now
-        rate = done / (now - self._started)
-        if total is None:
-            note(f"{self._what}: {done}, {rate:.0f}/s")
-            return
-        left = timedelta(seconds=round(max(total - done, 0) / rate)) if rate else "unknown"
-        note(f"{self._what}: {done} of {total}, {rate:.0f}/s, {left} left")
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Report]:
-    # Imported here: only a command that draws a bar should pay for it.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        # Work that turns out to be none shows no bar.
-        task = bar.add_task(what, total=None, rate="0", visible=False)
-        started = time.monotonic()
-
-        def report(done: int, total: int | None) -> None:
-            rate = done / max(time.monotonic() - started, 1e-3)
-            bar.update(task, completed=done, total=total, rate=f"{rate:.0f}", visible=True)
-
-        yield report
 
 
 def require_stdin(wanted: bool) -> None:

@@ -23,10 +23,10 @@ from likewise.kind import Policy
 from likewise.sealing import KEY_BYTES, Sealing, about_collection
 
 # Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
-MOST_COLLECTIONS = 100
+MAX_COLLECTIONS = 100
 # A collection's row is looked up anew for writing after so long; its totals of terms may be older by that.
 RECENT_SECONDS = 1.0
-MOST_RECENT = 10_000
+MAX_RECENT = 10_000
 
 GenerationState = Literal["building", "active", "retired"]
 
@@ -40,7 +40,7 @@ SHARE = SQL("SELECT pg_advisory_xact_lock_shared(7719, %s)")
 LOCK = SQL("SELECT lock_collection(%s)")
 TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s")
 # Of a collection that is dropped so many texts are told one by one: some 6 MB.
-MOST_HASHES = 100_000
+MAX_HASHES = 100_000
 MAKE_GENERATION = SQL("SELECT make_generation(%s, %s, %s, %s)")
 
 COLUMNS = SQL("""
@@ -93,7 +93,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class StoredSpace:
-    """What stored vectors were made with: the space, and what its model made of the probe's texts, float32 (8, d)."""
+    """The space that stored vectors are of, and the vectors of the probe's texts in it, float32 (8, d)."""
 
     space: str
     dimension: int
@@ -101,7 +101,7 @@ class StoredSpace:
 
 
 @dataclass(frozen=True)
-class Collection:
+class CollectionRow:
     """One collection, with the generation that answers for it.
 
     `sealed_terms_key` is what its words are hashed with, where it keeps them and no texts.
@@ -120,14 +120,14 @@ class Collection:
     sealed_terms_key: bytes | None = None
 
     def terms_key(self, sealing: Sealing) -> bytes | None:
-        """What its words are hashed with; None where anybody may know."""
+        """Return the key that its words are hashed with; None where anybody may know them."""
         if self.sealed_terms_key is None:
             return None
         return sealing.unseal_bytes(self.sealed_terms_key, about_collection(self.tenant, self.name))
 
 
 async def tenant_named(pool: Pool, name: str) -> int:
-    """The id of a tenant; it appears when it is first named."""
+    """Return the id of a tenant; it appears when it is first named."""
     async with pool.nobody() as tx:
         row = await tx.row(TENANT_NAMED, [name])
     return int(row[0]) if row else 0
@@ -144,8 +144,8 @@ async def make(
     model: str,
     dimension: int,
     text_keys: TextKeys | None = None,
-    before_commit: Callable[[Tx, Collection], Awaitable[None]] | None = None,
-) -> Collection:
+    before_commit: Callable[[Tx, CollectionRow], Awaitable[None]] | None = None,
+) -> CollectionRow:
     """Make a collection with its tables and its first generation.
 
     Args:
@@ -155,9 +155,9 @@ async def make(
     Raises:
         Conflict: it exists, or the tenant has as many as it may have.
     """
-    values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MOST_COLLECTIONS]
+    values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MAX_COLLECTIONS]
 
-    async def once() -> Collection:
+    async def once() -> CollectionRow:
         async with pool.tenant(tenant) as tx:
             number = await _made(tx, values)
             if policy.keep_terms and not policy.keep_text:
@@ -186,7 +186,7 @@ async def _made(tx: Tx, values: Sequence[Any]) -> int:
             raise Conflict("There is a collection of this name already.", code="collection_exists") from None
         if error.sqlstate == TOO_MANY:
             raise Conflict(
-                f"A tenant has at most {MOST_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
+                f"A tenant has at most {MAX_COLLECTIONS} collections. Drop one first.", code="too_many_collections"
             ) from None
         raise
     assert row is not None
@@ -199,7 +199,7 @@ async def drop(
     """Remove a collection with everything in it; False if it was not there.
 
     Args:
-        before_commit: gets the hashes of its texts, up to MOST_HASHES and one more. It is run again when the
+        before_commit: gets the hashes of its texts, up to MAX_HASHES and one more. It is run again when the
             transaction is.
     """
 
@@ -207,7 +207,7 @@ async def drop(
         async with pool.tenant(tenant) as tx:
             await tx.execute(PATIENCE)
             await tx.execute(LOCK, [collection])
-            rows = await tx.rows(TEXT_HASHES, [collection, MOST_HASHES + 1]) if before_commit else []
+            rows = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1]) if before_commit else []
             row = await tx.row(DROP, [collection])
             if before_commit is not None:
                 before_commit(tx, [bytes(key) for (key,) in rows])
@@ -217,8 +217,8 @@ async def drop(
     return await retried(once)
 
 
-async def named(tx: Tx, name: str) -> Collection:
-    """The collection of this name; NotFound if this tenant has none."""
+async def named(tx: Tx, name: str) -> CollectionRow:
+    """Return the collection of this name; NotFound if this tenant has none."""
     row = await tx.row(BY_NAME, [name]) if storable(name) else None
     if row is None:
         raise NotFound("There is no collection of this name.", code="collection_not_found")
@@ -234,48 +234,48 @@ class RecentCollections:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._seen: dict[tuple[int, str], tuple[float, Collection]] = {}
+        self._seen: dict[tuple[int, str], tuple[float, CollectionRow]] = {}
 
-    async def get(self, tenant: int, name: str) -> Collection:
-        """The collection of this name; NotFound if this tenant has none."""
+    async def get(self, tenant: int, name: str) -> CollectionRow:
+        """Return the collection of this name; NotFound if this tenant has none."""
         if self.knows(tenant, name):
             return self._seen[tenant, name][1]
         asked_at = time.monotonic()
         async with self._pool.tenant(tenant) as tx:
             collection = await named(tx, name)
-        if len(self._seen) >= MOST_RECENT:
+        if len(self._seen) >= MAX_RECENT:
             self._seen.clear()
         self._seen[tenant, name] = (asked_at, collection)
         return collection
 
     def knows(self, tenant: int, name: str) -> bool:
-        """Whether it was looked up a moment ago."""
+        """Return whether the collection was looked up a moment ago."""
         seen = self._seen.get((tenant, name))
         return seen is not None and time.monotonic() - seen[0] < RECENT_SECONDS
 
     def forget(self, tenant: int, name: str) -> None:
-        """Look again the next time."""
+        """Have the collection looked up again the next time."""
         self._seen.pop((tenant, name), None)
 
 
-async def listed(tx: Tx, *, after: str, limit: int) -> list[Collection]:
-    """Collections by name, from the first after `after`."""
+async def listed(tx: Tx, *, after: str, limit: int) -> list[CollectionRow]:
+    """List collections by name, from the first after `after`."""
     return [_collection(row) for row in await tx.rows(LIST, [after, limit])]
 
 
 async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
-    """A generation and the collection it belongs to; None if it is gone."""
+    """Return a generation and the collection it belongs to; None if it is gone."""
     row = await tx.row(GENERATION, [wanted])
     return None if row is None else (_generation(row), int(row[9]))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
-    """Record what a generation's vectors are made with, unless another process did so first."""
+    """Record the space that a generation's vectors are made in, unless another process did so first."""
     await tx.execute(ADOPT, [space, numerics, probe.ravel().tolist(), wanted])
 
 
 async def spaces(pool: Pool, model: str) -> list[StoredSpace]:
-    """Each space that vectors of this model are stored in, whoever's they are."""
+    """List each space that vectors of this model are stored in, of all tenants."""
     async with pool.nobody() as tx:
         rows = await tx.rows(SPACES, [model])
     return [
@@ -289,9 +289,9 @@ async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int, gone:
     await tx.execute(ADD_TERMS, [terms, contents, gone, collection, collection])
 
 
-def _collection(row: Sequence[Any]) -> Collection:
+def _collection(row: Sequence[Any]) -> CollectionRow:
     number, tenant, name, kind, analyzer, policy, terms_total, contents_total, created_at = row[:9]
-    return Collection(
+    return CollectionRow(
         number,
         tenant,
         name,

@@ -1,4 +1,4 @@
-"""Requests that carry an Idempotency-Key: who runs one, and what it was answered."""
+"""Requests that carry an Idempotency-Key, each run once and its answer kept."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,20 +56,20 @@ class Attempt:
 
     @property
     def place(self) -> list[Any]:
-        """What its row is found by, as long as it is this run's."""
+        """The key of its row, as long as it is this run's."""
         return [self.method, self.route, self.key, self.claim]
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a request was answered before, as JSON."""
+class StoredAnswer:
+    """The answer that a request got before, as JSON."""
 
     status: int
     answer: str
 
 
-async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> Done | None:
-    """Take a request to run it, or what it was answered before.
+async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> StoredAnswer | None:
+    """Take a request to run it, or return the answer that it got before.
 
     Args:
         lease: when it has passed without being renewed, the process is taken for dead and others may run the request.
@@ -116,14 +116,14 @@ async def release(pool: Pool, tenant: int, attempt: Attempt) -> None:
         await tx.execute(RELEASE, attempt.place)
 
 
-async def forget_expired(pool: Pool, most: int) -> int:
-    """Remove up to `most` rows, of all tenants, whose time is over; returns how many there were."""
+async def forget_expired(pool: Pool, max_rows: int) -> int:
+    """Remove up to `max_rows` rows, of all tenants, whose time is over; return the number of them."""
     async with pool.nobody() as tx:
-        row = await tx.row(FORGET, [most])
+        row = await tx.row(FORGET, [max_rows])
     return int(row[0]) if row else 0
 
 
-def _earlier(attempt: Attempt, digest: bytes, state: str, status: int | None, answer: str | None) -> Done:
+def _earlier(attempt: Attempt, digest: bytes, state: str, status: int | None, answer: str | None) -> StoredAnswer:
     if digest != attempt.digest:
         raise Invalid(
             "This Idempotency-Key came with another request before. Use a new one for each request.",
@@ -131,4 +131,4 @@ def _earlier(attempt: Attempt, digest: bytes, state: str, status: int | None, an
         )
     if state != "done" or status is None or answer is None:
         raise InProgress
-    return Done(status, answer)
+    return StoredAnswer(status, answer)

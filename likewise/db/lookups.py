@@ -12,8 +12,7 @@ from psycopg.sql import SQL
 
 from likewise.cleaning import storable
 from likewise.db.ids import ContentIds
-from likewise.db.planning import BY_VALUES, EVERY_ROW, Plan
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import BY_VALUES, EVERY_ROW, Plan, Tx, table
 from likewise.db.where import Where, json_value
 from likewise.filters import Field
 
@@ -36,11 +35,11 @@ OF_CONTENTS = SQL("""
         CROSS JOIN LATERAL (
             SELECT {of_each} FROM records r
             WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
-            ORDER BY {by} LIMIT %(skip)s + %(most)s
+            ORDER BY {by} LIMIT %(offset)s + %(limit)s
         ) r
         LEFT JOIN {vectors} v ON v.content = wanted.content
         WHERE {near}
-        ORDER BY wanted.place, r.pk LIMIT %(most)s OFFSET %(skip)s
+        ORDER BY wanted.place, r.pk LIMIT %(limit)s OFFSET %(offset)s
     ) best
     JOIN records r ON r.pk = best.pk JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     ORDER BY best.place, best.pk
@@ -53,7 +52,7 @@ STILL = SQL("""
     ) r
     JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
 """)
-NEAR = SQL("1 - (v.embedding <=> %(query)b) >= %(least)s")
+NEAR = SQL("1 - (v.embedding <=> %(query)b) >= %(min_similarity)s")
 SIMILARITY = SQL("1 - (v.embedding <=> %(query)b)")
 NO_SIMILARITY = SQL("NULL::float8")
 FAILED = SQL("""
@@ -69,7 +68,7 @@ COUNT = SQL("""
 SHARED = SQL("SELECT 1 FROM records WHERE content = %s AND pk <> %s LIMIT 1")
 MATCHING = SQL("""
     SELECT array_send(coalesce(array_agg(content), ARRAY[]::bigint[]))
-    FROM (SELECT content FROM ({matching}) AS m (content) LIMIT %(most)s) AS few
+    FROM (SELECT content FROM ({matching}) AS m (content) LIMIT %(max_rows)s) AS few
 """)
 # A few pages of the table, wherever they are.
 SAMPLE = SQL("SELECT content FROM {vectors} TABLESAMPLE SYSTEM (%s) LIMIT %s")
@@ -110,8 +109,8 @@ class StoredRecord:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How much a collection holds, and how many of its contents have a vector in a generation."""
+class CollectionCounts:
+    """The size of a collection: records, contents, failed contents, and vectors in a generation."""
 
     records: int
     contents: int
@@ -120,7 +119,7 @@ class Counts:
 
 
 async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRecord | None:
-    """One record by its id."""
+    """Return one record by its id."""
     if not storable(record):
         return None
     statement = ONE.format(view=VIEW, vectors=table("vec", generation))
@@ -129,31 +128,31 @@ async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRe
 
 
 async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | None:
-    """The keys of a record and of its content, by the record's id."""
+    """Return the keys of a record and of its content, by the record's id."""
     row = await tx.row(POINTED, [collection, record]) if storable(record) else None
     return None if row is None else (int(row[0]), int(row[1]))
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which records of some contents are answered: `most` (None for all) after the first `skip`.
+class RecordQuery:
+    """A choice of records among those of some contents: `limit` (None for all) after the first `offset`.
 
-    Those that are at least `least` similar to the vector `similar_to`, float32 (d,), if there is a bound; not the
-    record `without`; and of each content one for every value of the field `one_of_each`, if that is given.
+    Those that are at least `min_similarity` similar to the vector `similar_to`, float32 (d,), if there is a bound; not
+    the record `without`; and of each content one for every value of the field `one_of_each`, if that is given.
     """
 
-    most: int | None
-    skip: int = 0
+    limit: int | None
+    offset: int = 0
     without: int | None = None
     similar_to: NDArray[np.float32] | None = None
-    least: float | None = None
+    min_similarity: float | None = None
     one_of_each: Field | None = None
 
 
 async def of_contents(
-    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: Wanted, *, commit: bool = False
+    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
 ) -> list[tuple[StoredRecord, float | None]]:
-    """The records of these contents that fit a condition, in the contents' order, each with its similarity.
+    """Return the records of these contents that fit a condition, in the contents' order, each with its similarity.
 
     With `commit` the transaction ends in the same round trip.
     """
@@ -164,17 +163,17 @@ async def of_contents(
         vectors=table("vec", generation),
         condition=where.sql,
         similarity=NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
-        near=SQL("true") if wanted.least is None else NEAR,
+        near=SQL("true") if wanted.min_similarity is None else NEAR,
         of_each=SQL("r.pk") if grouped is None else SQL("DISTINCT ON ({}) r.pk").format(grouped),
         by=SQL("r.pk") if grouped is None else SQL("{}, r.pk").format(grouped),
     )
     parameters = {
         **asked.parameters,
         "contents": ContentIds.of(contents),
-        "most": wanted.most,
-        "skip": wanted.skip,
+        "limit": wanted.limit,
+        "offset": wanted.offset,
         "without": wanted.without,
-        "least": wanted.least,
+        "min_similarity": wanted.min_similarity,
     }
     if wanted.similar_to is not None:
         parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
@@ -183,7 +182,7 @@ async def of_contents(
 
 
 async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[int, int]]) -> dict[int, StoredRecord]:
-    """Of records that were found, each with its content, those that are still there with just that, by their keys."""
+    """Return those of the found records that still have the same content, by their keys."""
     columns = [[pk for pk, _ in found], [content for _, content in found]]
     statement = STILL.format(view=VIEW, vectors=table("vec", generation))
     records = [StoredRecord(*row) for row in await tx.rows(statement, [*columns, collection])]
@@ -191,46 +190,46 @@ async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[
 
 
 async def shared(tx: Tx, content: int, record: int) -> bool:
-    """Whether another record has this content too."""
+    """Return whether another record has this content too."""
     return await tx.row(SHARED, [content, record]) is not None
 
 
-async def matching_contents(tx: Tx, matching: Where, *, most: int | None = None) -> ContentIds | None:
-    """The contents that a SELECT of them gives, each once; None if it gives more than `most`, repetitions included."""
-    parameters = {**matching.parameters, "most": None if most is None else most + 1}
+async def matching_contents(tx: Tx, matching: Where, *, max_rows: int | None = None) -> ContentIds | None:
+    """Return the contents that a SELECT gives, each once; None for more than `max_rows`, repetitions included."""
+    parameters = {**matching.parameters, "max_rows": None if max_rows is None else max_rows + 1}
     row = await tx.row(MATCHING.format(matching=matching.sql), parameters, plan=BY_VALUES)
     found = ContentIds.of([]) if row is None else ContentIds(row[0])
-    return None if most is not None and len(found) > most else ContentIds.of(np.unique(found.numbers()))
+    return None if max_rows is not None and len(found) > max_rows else ContentIds.of(np.unique(found.numbers()))
 
 
-async def sample_of(tx: Tx, generation: int, percent: float, most: int) -> ContentIds:
-    """Some contents that have a vector, from about that share of the table."""
-    rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, most], plan=EVERY_ROW)
+async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> ContentIds:
+    """Sample contents that have a vector, from about that share of the table."""
+    rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, max_rows], plan=EVERY_ROW)
     return ContentIds.of(row[0] for row in rows)
 
 
 async def count_fitting(tx: Tx, sample: ContentIds, where: Where) -> int:
-    """How many of these contents have a record that fits."""
+    """Count those of these contents that have a record that fits."""
     row = await tx.row(FITTING.format(condition=where.sql), {**where.parameters, "sample": sample}, plan=Plan())
     return int(row[0]) if row else 0
 
 
 async def of_others(tx: Tx, collection: int, ids: Sequence[str], parent: str | None) -> dict[str, str | None]:
-    """Those of the ids that are records of another parent, with that parent."""
+    """Return those of the ids that are records of another parent, with that parent."""
     return {str(id_): other for id_, other in await tx.rows(OF_OTHERS, [collection, list(ids), parent])}
 
 
 async def of_parent(tx: Tx, collection: int, parent: str) -> list[str]:
-    """The ids of all records of a parent."""
+    """Return the ids of all records of a parent."""
     return [str(row[0]) for row in await tx.rows(OF_PARENT, [collection, parent])]
 
 
 async def failed(tx: Tx, collection: int, ids: Sequence[str]) -> dict[str, str]:
-    """Those of the records whose text the model could not embed, with the reason's code."""
+    """Return those of the records whose text the model could not embed, with the reason's code."""
     return {str(id_): str(reason) for id_, reason in await tx.rows(FAILED, [collection, list(ids)])}
 
 
-async def count(tx: Tx, collection: int, generation: int) -> Counts:
-    """How much a collection holds."""
+async def count(tx: Tx, collection: int, generation: int) -> CollectionCounts:
+    """Count records, contents and vectors of a collection."""
     row = await tx.row(COUNT.format(vectors=table("vec", generation)), {"collection": collection})
-    return Counts(*row) if row else Counts(0, 0, 0, 0)
+    return CollectionCounts(*row) if row else CollectionCounts(0, 0, 0, 0)

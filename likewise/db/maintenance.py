@@ -1,4 +1,4 @@
-"""What the owner does in the background: build and rebuild indexes, and measure how alike texts are by chance."""
+"""Maintenance by the owner in the background: indexes are built and rebuilt, and chance similarity is measured."""
 
 import asyncio
 import time
@@ -15,11 +15,11 @@ from likewise.db.transaction import Row, table
 from likewise.observe.logs import get_logger
 
 # Up to here a scan of the whole table is as fast as the index and finds everything (20,000 x 384: 3 ms).
-MOST_SCANNED = 8_000_000
+MAX_SCANNED = 8_000_000
 # An index is built anew once this share of its rows is dead: a vacuum of it takes longer than that (of 5 % of 93,000
 # rows 38 s, building them 14 s), and until then searches wade through what is gone.
 DEAD_SHARE = 0.02
-LEAST_DEAD = 500
+MIN_DEAD = 500
 INTERVAL_SECONDS = 5.0
 FAILED_SECONDS = 60.0
 # One process at a time builds a generation's index.
@@ -28,9 +28,9 @@ BUILD_UNLOCK = SQL("SELECT pg_advisory_unlock(7721, %s)")
 
 # What an element of the graph takes beside its vector, with 16 neighbours a layer.
 GRAPH_BYTES = 1_200
-LEAST_MEMORY = 64 * 2**20
+MIN_MEMORY = 64 * 2**20
 
-LEAST_FOR_BACKGROUND = 100
+MIN_FOR_BACKGROUND = 100
 BACKGROUND_PAIRS = 1000
 
 # Statistics of the tables, not counts: looking must cost nothing with thousands of collections. A crash resets those of
@@ -55,7 +55,7 @@ UNFINISHED = SQL("""
           AND c.relname ~ ('^vec_' || %s || '_(embedding|pkey)_cc(new|old)[0-9]*$')
 """)
 REBUILD_INDEX = SQL("REINDEX INDEX CONCURRENTLY {index}")
-# From here on vacuum leaves the index to be rebuilt, which is quicker than to mend it row by row.
+# From here on vacuum leaves the index to be rebuilt, which is quicker than to repair it row by row.
 LEAVE_INDEX_TO_US = SQL("ALTER TABLE {vectors} SET (vacuum_index_cleanup = off)")
 # The new index has no dead rows, so this goes through it once and makes their room free for others.
 FREE_ROWS = SQL("VACUUM (INDEX_CLEANUP ON, TRUNCATE OFF) {vectors}")
@@ -101,26 +101,26 @@ class _Vectors:
 
 
 class Maintenance:
-    """Runs beside the server wherever the owner's URL is known."""
+    """Background work that runs beside the server wherever the owner's URL is known."""
 
     def __init__(
         self,
         owner_url: str,
         *,
-        most_scanned: int = MOST_SCANNED,
-        least_dead: int = LEAST_DEAD,
+        max_scanned: int = MAX_SCANNED,
+        min_dead: int = MIN_DEAD,
         interval: float = INTERVAL_SECONDS,
     ) -> None:
         """Work as the owner.
 
         Args:
-            most_scanned: contents times dimension up to which there is no index.
-            least_dead: rows that must be dead at least before an index is built anew.
+            max_scanned: contents times dimension up to which there is no index.
+            min_dead: rows that must be dead at least before an index is built anew.
             interval: seconds between two looks.
         """
         self._url = owner_url
-        self._most_scanned = most_scanned
-        self._least_dead = least_dead
+        self._max_scanned = max_scanned
+        self._min_dead = min_dead
         self._interval = interval
         self._again: dict[int, float] = {}
 
@@ -146,12 +146,12 @@ class Maintenance:
         """Do what is due for one generation; what fails is left for a while and keeps nothing else from its turn."""
         try:
             if vectors.index_state == "building" or (
-                vectors.index_state == "none" and vectors.live * vectors.dimension > self._most_scanned
+                vectors.index_state == "none" and vectors.live * vectors.dimension > self._max_scanned
             ):
                 await self._alone(connection, vectors, self._build)
-            elif vectors.dead >= max(self._least_dead, DEAD_SHARE * vectors.live):
+            elif vectors.dead >= max(self._min_dead, DEAD_SHARE * vectors.live):
                 await self._alone(connection, vectors, self._rebuild if vectors.index_state == "ready" else self._free)
-            if vectors.live >= LEAST_FOR_BACKGROUND and vectors.live >= 2 * vectors.background_from:
+            if vectors.live >= MIN_FOR_BACKGROUND and vectors.live >= 2 * vectors.background_from:
                 await self._measure_background(connection, vectors.generation, vectors.live)
         except psycopg.Error as error:
             if connection.closed:
@@ -178,7 +178,7 @@ class Maintenance:
     @staticmethod
     async def _take_memory(connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         """Take what the graph needs of what the server allows: a build in parallel takes all that it may at once."""
-        needed = max(LEAST_MEMORY, int(vectors.live * (2 * vectors.dimension + GRAPH_BYTES)))
+        needed = max(MIN_MEMORY, int(vectors.live * (2 * vectors.dimension + GRAPH_BYTES)))
         await connection.execute(BUILD_MEMORY, [needed // 2**10])
 
     async def _build(self, connection: AsyncConnection[Row], vectors: _Vectors) -> None:
@@ -206,13 +206,13 @@ class Maintenance:
         await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])
 
     async def _measure_background(self, connection: AsyncConnection[Row], generation: int, vectors: int) -> None:
-        """The mean cosine of random pairs: what `not alike` looks like in this space."""
+        """Measure the mean cosine of random pairs: what `not alike` looks like in this space."""
         wanted = 2 * BACKGROUND_PAIRS
         share = min(100.0, 100.0 * 1.5 * wanted / vectors)
         statement = SAMPLE.format(vectors=table("vec", generation))
         rows = await (await connection.execute(statement, [share, wanted])).fetchall()
         sample = np.array([row[0].to_numpy() for row in rows], np.float32)
-        if len(sample) < LEAST_FOR_BACKGROUND:
+        if len(sample) < MIN_FOR_BACKGROUND:
             return
         shuffled = np.random.default_rng().permutation(sample)
         half = len(shuffled) // 2

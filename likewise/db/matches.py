@@ -15,30 +15,29 @@ from pgvector import SparseVector
 from psycopg.sql import SQL, Composable
 
 from likewise.db.ids import ContentIds
-from likewise.db.planning import Plan
 from likewise.db.terms import TERM_SPACE
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import Plan, Tx, table
 from likewise.db.where import Where
 
 # Contents that are read for one query, those of its rare terms and, as far as these leave room, those of conjunctions;
 # reading one takes 0.8 us. The best of a long query (of more than SHORT terms) are spread over more: so many for each
 # further term.
-MOST_READ = 3_500
-MOST_BY_RARE_TERMS = 3_000
-LEAST_BY_CONJUNCTIONS = 500
+MAX_READ = 3_500
+MAX_BY_RARE_TERMS = 3_000
+MIN_BY_CONJUNCTIONS = 500
 # Of a query of common words only the rarest of them are read alone as well, up to this share of all contents, and so
 # many in all: of a million it finds 0.97 of the best hundred, and 0.84 without.
-MOST_OF_COMMON_ALONE = 0.02
-MOST_OF_COMMON = 0.024
+MAX_OF_COMMON_ALONE = 0.02
+MAX_OF_COMMON = 0.024
 SHORT = 10
 MORE_FOR_A_TERM = 300
-MOST_AT_ALL = 8_000
+MAX_AT_ALL = 8_000
 # Where a filter lets only part of them through, so many times as many at most, and again where fewer fit than this.
-WIDEST = 4.0
-FEWEST = 100
+MAX_WIDENING = 4.0
+MIN_FITTING = 100
 # Each conjunction is a scan of the index of its own, of 0.1 to 0.3 ms.
-MOST_CONJUNCTIONS = 10
-MOST_COMMON_TERMS = 8
+MAX_CONJUNCTIONS = 10
+MAX_COMMON_TERMS = 8
 # Terms occur together more often than by chance.
 TOGETHER = 1.5
 # Visiting a content by its id costs as much as this many entries of the index.
@@ -56,7 +55,7 @@ COMMONEST = SQL("""
 RANK = """
     SELECT content, -distance FROM (
         SELECT content, weights <#> %(query)b AS distance FROM {terms} WHERE {candidates}
-        ORDER BY distance, content LIMIT %(most)s
+        ORDER BY distance, content LIMIT %(limit)s
     ) best
 """
 # Best first, and asked one by one whether a record of theirs fits, until enough do.
@@ -65,7 +64,7 @@ RANK_FITTING = """
         SELECT content, weights <#> %(query)b AS distance FROM {terms} WHERE {candidates}
         ORDER BY distance, content OFFSET 0
     ) best
-    WHERE EXISTS (SELECT FROM records r WHERE r.content = best.content AND {fits} OFFSET 0) LIMIT %(most)s
+    WHERE EXISTS (SELECT FROM records r WHERE r.content = best.content AND {fits} OFFSET 0) LIMIT %(limit)s
 """
 OF_CONTENT = "SELECT weights FROM {terms} WHERE content = %s"
 
@@ -75,7 +74,7 @@ BY_BITMAPS = Plan(indexed=False, once=False)
 
 @dataclass(frozen=True)
 class Candidates:
-    """Which contents are ranked: those with any of `terms`, and those with all of one of `conjunctions`.
+    """The contents that are ranked: those with any of `terms`, and those with all of one of `conjunctions`.
 
     `complete` says that these are all contents with any term of the query.
     """
@@ -97,13 +96,13 @@ NO_MATCHES = Matches([], Candidates((), complete=True))
 
 
 async def count(tx: Tx, collection: int, terms: Sequence[int]) -> dict[int, int]:
-    """In how many contents each term occurs."""
+    """Count the contents that each term occurs in."""
     rows = await tx.rows(SQL(COUNT).format(terms=table("terms", collection)), [list(terms)], plan=Plan())
     return {int(row[0]): int(row[1]) for row in rows}
 
 
 async def commonest(tx: Tx, collection: int) -> dict[int, float]:
-    """About the share of contents that the commonest terms occur in; empty before the first ANALYZE."""
+    """Estimate the share of contents that the commonest terms occur in; empty before the first ANALYZE."""
     row = await tx.row(COMMONEST, [f"terms_{int(collection)}"])
     if row is None or row[0] is None or row[1] is None:
         return {}
@@ -112,7 +111,7 @@ async def commonest(tx: Tx, collection: int) -> dict[int, float]:
 
 
 async def of_content(tx: Tx, collection: int, content: int) -> list[int]:
-    """The distinct terms of one content, those of most weight first."""
+    """Return the distinct terms of one content, those of most weight first."""
     row = await tx.row(SQL(OF_CONTENT).format(terms=table("terms", collection)), [content])
     if row is None:
         return []
@@ -127,16 +126,16 @@ async def rank(
     total: int,
     limit: int,
     *,
-    least: int = 0,
+    min_found: int = 0,
     among: ContentIds | Where | None = None,
     share: float = 1.0,
 ) -> Matches:
-    """The contents that match best by words.
+    """Rank the contents that match best by words.
 
     Args:
         frequencies: in how many contents each term of the query occurs.
         total: how many contents there are.
-        least: so many come back, if so many have any of the terms.
+        min_found: so many come back, if so many have any of the terms.
         among: the only contents to rank, by their ids or by a condition on their records.
         share: about how many of all these are.
     """
@@ -146,63 +145,63 @@ async def rank(
     known = {term: max(1, n) for term, n in frequencies.items()}
     query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)
     everything = Candidates(tuple(known), complete=True)
-    candidates = everything if isinstance(among, ContentIds) else choose(known, total, min(1 / share, WIDEST))
+    candidates = everything if isinstance(among, ContentIds) else choose(known, total, min(1 / share, MAX_WIDENING))
     found = await _rank(tx, collection, query, candidates, limit, known, among)
-    if isinstance(among, Where) and least <= len(found) < min(limit, FEWEST) and not candidates.complete:
+    if isinstance(among, Where) and min_found <= len(found) < min(limit, MIN_FITTING) and not candidates.complete:
         # Of what has the query's words fewer fit than of others.
-        candidates = choose(known, total, WIDEST**2)
+        candidates = choose(known, total, MAX_WIDENING**2)
         found = await _rank(tx, collection, query, candidates, limit, known, among)
-    if len(found) < max(least, 1) and not candidates.complete:
+    if len(found) < max(min_found, 1) and not candidates.complete:
         candidates = everything
         found = await _rank(tx, collection, query, candidates, limit, known, among)
     return Matches(found, candidates)
 
 
 def inverse_frequency(containing: int, total: int) -> float:
-    """BM25's idf in the form that is never negative: ln(1 + (N - n + 0.5) / (n + 0.5))."""
+    """Compute BM25's idf in the form that is never negative: ln(1 + (N - n + 0.5) / (n + 0.5))."""
     return float(np.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5)))
 
 
 def choose(frequencies: Mapping[int, int], total: int, wider: float = 1.0) -> Candidates:
-    """The candidates of a query, from how many contents have each of its terms; so many times as many as usual."""
+    """Choose a query's candidates by how many contents have each of its terms; so many times as many as usual."""
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))
     more = MORE_FOR_A_TERM * max(0, len(frequencies) - SHORT)
-    read = round(wider * min(MOST_READ + more, MOST_AT_ALL))
+    read = round(wider * min(MAX_READ + more, MAX_AT_ALL))
     if sum(frequencies.values()) <= read:
         return Candidates(tuple(rarest), complete=True)
-    by_rare = min(round(wider * (MOST_BY_RARE_TERMS + more)), read)
-    if not _rare(frequencies, rarest, MOST_BY_RARE_TERMS + more):
-        read = max(read, round(MOST_OF_COMMON * total))
-        by_rare = max(by_rare, round(MOST_OF_COMMON_ALONE * total))
+    by_rare = min(round(wider * (MAX_BY_RARE_TERMS + more)), read)
+    if not _rare(frequencies, rarest, MAX_BY_RARE_TERMS + more):
+        read = max(read, round(MAX_OF_COMMON * total))
+        by_rare = max(by_rare, round(MAX_OF_COMMON_ALONE * total))
     rare = _rare(frequencies, rarest, by_rare)
     left = read - sum(frequencies[term] for term in rare)
-    common = rarest[len(rare) :][:MOST_COMMON_TERMS]
-    conjunctions = _conjunctions(frequencies, common, total, max(left, LEAST_BY_CONJUNCTIONS))
+    common = rarest[len(rare) :][:MAX_COMMON_TERMS]
+    conjunctions = _conjunctions(frequencies, common, total, max(left, MIN_BY_CONJUNCTIONS))
     # One term alone, and that a common one.
     return Candidates(tuple(rare), conjunctions) if rare or conjunctions else Candidates((rarest[0],))
 
 
-def _rare(frequencies: Mapping[int, int], rarest: Sequence[int], most: int) -> list[int]:
-    """The rarest terms that together bring at most so many contents."""
+def _rare(frequencies: Mapping[int, int], rarest: Sequence[int], max_read: int) -> list[int]:
+    """Take the rarest terms that together bring at most so many contents."""
     taken, brought = [], 0
     for term in rarest:
         brought += frequencies[term]
-        if brought > most:
+        if brought > max_read:
             break
         taken.append(term)
     return taken
 
 
 def _conjunctions(
-    frequencies: Mapping[int, int], common: Sequence[int], total: int, most: int
+    frequencies: Mapping[int, int], common: Sequence[int], total: int, max_read: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Pairs of common terms, those that bring least first, then triples of what the pairs left out."""
+    """Choose pairs of common terms, those that bring least first, then triples of what the pairs left out."""
     chosen: list[tuple[int, ...]] = []
-    room = float(most)
+    room = float(max_read)
     for size in (2, 3):
         sized = [(_together(frequencies, terms, total), terms) for terms in combinations(common, size)]
         for brought, terms in sorted(sized):
-            if len(chosen) >= MOST_CONJUNCTIONS or brought > room:
+            if len(chosen) >= MAX_CONJUNCTIONS or brought > room:
                 break
             if not any(set(one) <= set(terms) for one in chosen):
                 chosen.append(terms)
@@ -211,7 +210,7 @@ def _conjunctions(
 
 
 def _together(frequencies: Mapping[int, int], terms: Sequence[int], total: int) -> float:
-    """About how many contents have all of these terms."""
+    """Estimate how many contents have all of these terms."""
     brought = float(total)
     for term in terms:
         brought *= min(1.0, frequencies[term] / max(1, total))
@@ -227,7 +226,7 @@ async def _rank(
     frequencies: Mapping[int, int],
     among: ContentIds | Where | None,
 ) -> list[tuple[int, float]]:
-    asked = Where(parameters={"query": query, "most": limit}, prefix="term")
+    asked = Where(parameters={"query": query, "limit": limit}, prefix="term")
     test = _any_of(candidates, asked)
     named = {"terms": table("terms", collection)}
     few = not isinstance(among, ContentIds) or len(among) * VISIT < sum(frequencies.values())

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -11,6 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL, Identifier
 
 from likewise.db.failures import scrubbed
+from likewise.db.transaction import ProgressReport
 from likewise.errors import SchemaError
 
 MIGRATIONS_TABLE = SQL("""
@@ -33,10 +33,8 @@ VECTOR_SCHEMA = SQL(
 )
 
 
-Report = Callable[[int, int], None]
-
-LEAST_POSTGRES = 15
-LEAST_PGVECTOR = (0, 8)
+MIN_POSTGRES = 15
+MIN_PGVECTOR = (0, 8)
 PGVECTOR = SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
 
 
@@ -56,14 +54,14 @@ class Migration:
 
 @dataclass(frozen=True)
 class SchemaState:
-    """What a database has (numbers applied) and what this program would still apply."""
+    """The steps that a database has (their numbers) and those that this program would still apply."""
 
     applied: tuple[int, ...]
     missing: tuple[Migration, ...]
 
 
 def migrations() -> list[Migration]:
-    """All steps that this program knows, in order."""
+    """List all steps that this program knows, in order."""
     folder = files("likewise.db") / "migrations"
     found = sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".sql"))
     return [Migration(int(name.partition("_")[0]), name.removesuffix(".sql"), sql) for name, sql in found]
@@ -108,8 +106,8 @@ async def check(serving_url: str) -> None:
         raise SchemaError("The database's schema is older than this program. Run `likewise db upgrade`.")
 
 
-async def upgrade(owner_url: str, *, server_role: str, report: Report | None = None) -> list[str]:
-    """Apply what is missing, each step in a transaction of its own; returns the names of the steps applied.
+async def upgrade(owner_url: str, *, server_role: str, report: ProgressReport | None = None) -> list[str]:
+    """Apply what is missing, each step in a transaction of its own; return the names of the steps applied.
 
     `report` is told how many steps are done of how many, before the first and after each.
     """
@@ -131,25 +129,25 @@ async def upgrade(owner_url: str, *, server_role: str, report: Report | None = N
 
 
 async def versions(connection: AsyncConnection[tuple[object, ...]]) -> tuple[str, str | None]:
-    """The versions of Postgres, and of pgvector if the database has it."""
+    """Return the versions of Postgres, and of pgvector if the database has it."""
     row = await (await connection.execute(PGVECTOR)).fetchone()
     return connection.info.parameter_status("server_version") or "unknown", str(row[0]) if row else None
 
 
 async def _refuse_old(connection: AsyncConnection[tuple[object, ...]]) -> None:
     postgres, pgvector = await versions(connection)
-    if connection.info.server_version < LEAST_POSTGRES * 10_000:
-        raise SchemaError(f"This is Postgres {postgres}, and Likewise needs {LEAST_POSTGRES} or newer. Upgrade it.")
-    if pgvector is not None and tuple(int(part) for part in re.findall(r"\d+", pgvector)[:2]) < LEAST_PGVECTOR:
-        least = ".".join(map(str, LEAST_PGVECTOR))
+    if connection.info.server_version < MIN_POSTGRES * 10_000:
+        raise SchemaError(f"This is Postgres {postgres}, and Likewise needs {MIN_POSTGRES} or newer. Upgrade it.")
+    if pgvector is not None and tuple(int(part) for part in re.findall(r"\d+", pgvector)[:2]) < MIN_PGVECTOR:
+        minimum = ".".join(map(str, MIN_PGVECTOR))
         raise SchemaError(
-            f"The database has pgvector {pgvector}, and Likewise needs {least} or newer. "
+            f"The database has pgvector {pgvector}, and Likewise needs {minimum} or newer. "
             "Install it, then run as a superuser: ALTER EXTENSION vector UPDATE;"
         )
 
 
 async def _prepare(connection: AsyncConnection[tuple[object, ...]]) -> str:
-    """The schema and the extension, where the owner may make them; returns the schema that pgvector lives in."""
+    """Make the schema and the extension, where the owner may; return the schema that pgvector lives in."""
     await connection.execute(SQL("CREATE SCHEMA IF NOT EXISTS likewise"))
     found = await (await connection.execute(VECTOR_SCHEMA)).fetchone()
     if found is None:

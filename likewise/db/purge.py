@@ -20,14 +20,14 @@ from psycopg.sql import SQL, Identifier
 from likewise.db import maintenance
 from likewise.db.failures import scrubbed
 from likewise.db.pool import settle
-from likewise.db.transaction import Row
+from likewise.db.transaction import ProgressReport, Row
 
 # Whoever waits for a table's lock holds up all who come after, so that is given up soon and tried again: longer than
 # an automatic vacuum takes to make way (1 s).
 LOCK_TIMEOUT = "2s"
 # So long others may be at a table, or go on to see what was deleted while they looked.
 PATIENCE_SECONDS = 60.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 
 TABLES = SQL("""
     SELECT c.relname, pg_total_relation_size(c.oid), substring(c.relname FROM '^vec_([0-9]+)$')::int,
@@ -75,13 +75,10 @@ OF_A_NAMED_ONE = ("replicas", "an archive of the log of writes (WAL), and what r
 
 _NUMBER = re.compile(r"\d+")
 
-Connection = AsyncConnection[Row]
-Report = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
-class Purged:
-    """What was done: how many tables were written anew, which were not because others were at them, and bytes.
+class PurgeOutcome:
+    """The tables written anew, those that were busy, and the bytes before and after.
 
     `unreached` is what should be, in this database; `elsewhere` is what never is.
     """
@@ -115,9 +112,9 @@ async def purge(
     owner_url: str,
     superuser_url: str | None = None,
     *,
-    report: Report | None = None,
+    report: ProgressReport | None = None,
     patience: float = PATIENCE_SECONDS,
-) -> Purged:
+) -> PurgeOutcome:
     """Write all tables anew, one after the other, each locked for as long as that takes; then let the log go.
 
     Args:
@@ -135,7 +132,9 @@ async def purge(
 
 
 class _Purge:
-    def __init__(self, connection: Connection, report: Report | None, patience: float, *, is_ours: bool) -> None:
+    def __init__(
+        self, connection: AsyncConnection[Row], report: ProgressReport | None, patience: float, *, is_ours: bool
+    ) -> None:
         self._connection = connection
         self._report = report
         self._patience = patience
@@ -143,7 +142,7 @@ class _Purge:
         self._kept = self._refused = 0
         connection.add_notice_handler(self._heard)
 
-    async def run(self) -> Purged:
+    async def run(self) -> PurgeOutcome:
         tables = await self._tables()
         busy = []
         for done, one in enumerate(tables):
@@ -155,10 +154,10 @@ class _Purge:
         after = sum(one.size for one in await self._tables())
         elsewhere = ELSEWHERE if self._is_ours else (*ELSEWHERE, *OF_A_NAMED_ONE)
         before = sum(one.size for one in tables)
-        return Purged(len(tables) - len(busy), tuple(busy), tuple(unreached), elsewhere, before, after)
+        return PurgeOutcome(len(tables) - len(busy), tuple(busy), tuple(unreached), elsewhere, before, after)
 
     async def _parts(self, tables: list[_Table]) -> AsyncIterator[str]:
-        """What cannot be reached of the statistics, the log and the files."""
+        """List what cannot be reached of the statistics, the log and the files."""
         if not await self._statistics(tables):
             yield OF_STATISTICS
         if not await self._allowed(self._log):
@@ -170,14 +169,14 @@ class _Purge:
         return [_Table(*row) for row in await (await self._connection.execute(TABLES)).fetchall()]
 
     async def _rewrite(self, one: _Table) -> bool:
-        """Whether nothing that was deleted is left in a table; its indexes are built anew with it."""
+        """Write a table anew with its indexes; return whether nothing that was deleted is left in it."""
         if one.generation is None:
             return await self._vacuum(one.identifier)
         async with self._index_lock(one.generation) as mine:
             if not mine:
                 return False
             await self._drop_unfinished(one.generation)
-            memory = max(maintenance.LEAST_MEMORY, one.graph_bytes)
+            memory = max(maintenance.MIN_MEMORY, one.graph_bytes)
             await self._connection.execute(maintenance.BUILD_MEMORY, [memory // 2**10])
             deletes = await self._value(DELETES, f"likewise.{one.name}")
             done = await self._vacuum(one.identifier)
@@ -206,7 +205,7 @@ class _Purge:
         return self._kept == 0
 
     async def _statistics(self, tables: list[_Table]) -> bool:
-        """Whether no statistics are left of rows that are gone."""
+        """Clear the statistics; return whether none are left of rows that are gone."""
         self._refused = 0
         analyzed = [await self._until_done(partial(self._analyze, one)) for one in tables]
         vacuumed = await self._until_done(partial(self._vacuum, STATISTICS))
@@ -224,7 +223,7 @@ class _Purge:
         return True
 
     async def _log(self) -> bool:
-        """Whether the log has nothing from before; twice, for what was written while the first checkpoint ran."""
+        """Let the log go, twice for what was written during the first checkpoint; return whether nothing is left."""
         for _ in range(2):
             await self._connection.execute(SWITCH)
             await self._connection.execute(CHECKPOINT)
@@ -251,7 +250,7 @@ class _Purge:
             if time.monotonic() >= end:
                 return False
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, MAX_PAUSE)
 
     @staticmethod
     async def _allowed(work: Callable[[], Awaitable[bool]]) -> bool:
@@ -261,7 +260,7 @@ class _Purge:
             return False
 
     def _heard(self, notice: Diagnostic) -> None:
-        """Dead rows that had to be kept come first in the details; a refusal is a warning, and no error."""
+        """Read the notices: dead rows that had to be kept come first in the details; a refusal is a warning."""
         if notice.severity_nonlocalized == "WARNING":
             self._refused += 1
         elif notice.message_detail and (kept := _NUMBER.search(notice.message_detail)):

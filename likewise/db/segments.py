@@ -1,4 +1,4 @@
-"""What is asked of the rows of document segments: which texts they hold, and where a part is."""
+"""Rows of document segments: the texts that they hold, and the place of a part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ TENANT_NAME = SQL("SELECT name FROM tenants WHERE id = %s")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPart:
     """A segment as it stands: its content, the digest of its text and whether that has failed, and its payload."""
 
     content: int
@@ -35,8 +35,8 @@ class Stored:
     payload: dict[str, Any]
 
 
-async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence[int]) -> dict[str, Stored]:
-    """Those of the records that are there, and nobody else's to write until the transaction ends.
+async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence[int]) -> dict[str, StoredPart]:
+    """Lock and return those of the records that are there: nobody else writes them until the transaction ends.
 
     Args:
         places: of each record, any number that is the same for all who write it.
@@ -44,21 +44,23 @@ async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence
     keys = sorted({(collection * PLACES + place % PLACES) % 2**31 for place in places})
     await tx.execute(HOLD, [keys])
     rows = await tx.rows(STORED, [collection, list(records)])
-    return {str(id_): Stored(int(content), bytes(key), failed, payload) for id_, content, key, failed, payload in rows}
+    return {
+        str(id_): StoredPart(int(content), bytes(key), failed, payload) for id_, content, key, failed, payload in rows
+    }
 
 
 async def beyond(tx: Tx, collection: int, asset: str, kept: Sequence[str]) -> list[tuple[int, int]]:
-    """The parts of a document that its new split does not have, as records, each with its content."""
+    """Return the parts of a document that its new split does not have, as records, each with its content."""
     rows = await tx.rows(BEYOND, [collection, asset, list(kept)])
     return [(int(pk), int(content)) for pk, content in rows]
 
 
 async def collections_of_kind(tx: Tx, kind: str) -> list[str]:
-    """The names of this tenant's collections of a kind."""
+    """List the names of this tenant's collections of a kind."""
     return [str(row[0]) for row in await tx.rows(OF_KIND, [kind])]
 
 
 async def tenant_name(tx: Tx) -> str:
-    """What this tenant is called."""
+    """Return the name of this tenant."""
     row = await tx.row(TENANT_NAME, [tx.tenant])
     return str(row[0]) if row else ""

@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 from psycopg.sql import SQL, Composed
 
-from likewise.db.transaction import Encoded, Tx, table
+from likewise.db.transaction import BinaryValue, Tx, table
 
 # Tried on SciFact's training claims; see docs/benchmarks.md.
 K1 = 1.2
@@ -34,15 +34,15 @@ DELETE = "DELETE FROM {terms} WHERE content = ANY (%s)"
 
 
 @dataclass(frozen=True)
-class Row:
+class TermRow:
     """The terms of one text and their weights, in the binary forms of an int[] and a sparsevec."""
 
     terms: bytes
     weights: bytes
 
 
-def encode(texts: Sequence[Sequence[int]], average: float) -> list[Row]:
-    """Each text's terms and their weights, as its row stores them.
+def encode(texts: Sequence[Sequence[int]], average: float) -> list[TermRow]:
+    """Encode each text's terms and their weights as its row stores them.
 
     Made for all texts at once: one by one they cost three times as much.
 
@@ -66,20 +66,20 @@ def encode(texts: Sequence[Sequence[int]], average: float) -> list[Row]:
     ]
 
 
-def _row(elements: bytes, indices: bytes, weights: bytes) -> Row:
+def _row(elements: bytes, indices: bytes, weights: bytes) -> TermRow:
     count = len(indices) // 4
     # int4[]: one dimension (none if empty), no nulls, the type's oid, length, lower bound.
     shape = struct.pack(">5i", 1, 0, INT4_OID, count, 1) if count else struct.pack(">3i", 0, 0, INT4_OID)
     # sparsevec: dimension, entries, zero; then the indices and the values.
-    return Row(shape + elements, struct.pack(">3i", TERM_SPACE, count, 0) + indices + weights)
+    return TermRow(shape + elements, struct.pack(">3i", TERM_SPACE, count, 0) + indices + weights)
 
 
-async def write(tx: Tx, collection: int, rows: Mapping[int, Row]) -> None:
+async def write(tx: Tx, collection: int, rows: Mapping[int, TermRow]) -> None:
     """Store the encoded terms of contents that have none yet; few go along with the commit."""
     if len(rows) <= FEW:
         statement = _named(INSERT, collection)
         for content, row in rows.items():
-            tx.at_the_end(statement, [content, Encoded(row.terms), Encoded(row.weights)])
+            tx.at_the_end(statement, [content, BinaryValue(row.terms), BinaryValue(row.weights)])
         return
     fields = (
         struct.pack(">hiqi", 3, 8, content, len(row.terms))
@@ -92,7 +92,7 @@ async def write(tx: Tx, collection: int, rows: Mapping[int, Row]) -> None:
 
 
 def deletion(collection: int, contents: Sequence[int]) -> tuple[Composed, list[list[int]]]:
-    """What takes away the terms of contents that are going."""
+    """Return the statement that deletes the terms of contents that are going."""
     return _named(DELETE, collection), [list(contents)]
 
 

@@ -1,4 +1,4 @@
-"""Changing the text key: what waits sealed is sealed anew, as the owner, in one transaction."""
+"""Rotation of the text key: what waits sealed is sealed anew, as the owner, in one transaction."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Any
 from psycopg.sql import SQL
 
 from likewise.db.pool import Pool, retried
-from likewise.db.text_key import RECORDED, KeySource, chosen
-from likewise.db.transaction import Row, Tx, table
+from likewise.db.text_key import RECORDED, TextKeySource, chosen
+from likewise.db.transaction import ProgressReport, Row, Tx, table
 from likewise.errors import Conflict, SealBroken, TextKeyUnavailable
 from likewise.sealing import KEY_BYTES, Sealing, TextKey, about_collection, about_content, about_job
 
@@ -36,8 +36,6 @@ GIVE_UP_TASKS = SQL("""
            state = CASE WHEN ended_at IS NULL THEN 'FAILED' ELSE state END
     WHERE id = ANY (%s::uuid[])
 """)
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,8 @@ TASKS = _Sealed(
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Texts, inputs of tasks, and keys of collections' words."""
+class SealedCounts:
+    """Numbers of texts, of inputs of tasks, and of keys of collections' words."""
 
     texts: int
     tasks: int
@@ -97,14 +95,14 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Rotated:
-    """What was sealed anew, and what could not be opened and was given up."""
+class RotationOutcome:
+    """The numbers of what was sealed anew, and of what could not be opened and was given up."""
 
-    sealed: Counts
-    lost: Counts
+    sealed: SealedCounts
+    lost: SealedCounts
 
 
-class Damaged(Conflict):
+class TextUnreadable(Conflict):
     """Something that waits sealed has been changed, and does not open."""
 
     code = "text_unreadable"
@@ -116,14 +114,16 @@ class Damaged(Conflict):
         )
 
 
-class KeyLost(TextKeyUnavailable):
+class TextKeyLost(TextKeyUnavailable):
     """Something waits sealed with a key that is not here. `--lost` gives it up: its texts are lost then."""
 
     def __init__(self) -> None:
         super().__init__(type(self).__doc__)
 
 
-async def rotate(pool: Pool, source: KeySource, *, lost: bool = False, report: Report | None = None) -> Rotated:
+async def rotate(
+    pool: Pool, source: TextKeySource, *, lost: bool = False, report: ProgressReport | None = None
+) -> RotationOutcome:
     """Seal everything that waits with a new key, which is the database's from then on.
 
     Args:
@@ -143,7 +143,9 @@ async def rotate(pool: Pool, source: KeySource, *, lost: bool = False, report: R
         return rotated
 
 
-async def _committed(pool: Pool, source: KeySource, *, lost: bool, report: Report | None) -> tuple[TextKey, Rotated]:
+async def _committed(
+    pool: Pool, source: TextKeySource, *, lost: bool, report: ProgressReport | None
+) -> tuple[TextKey, RotationOutcome]:
     async with pool.nobody() as tx:
         # From here on the recorded key stays the same, whatever becomes of those who were changing it before.
         await tx.execute(TAKE)
@@ -160,17 +162,17 @@ async def _committed(pool: Pool, source: KeySource, *, lost: bool, report: Repor
 
 
 class _Rotation:
-    """The work of one transaction."""
+    """The work of one rotation's transaction."""
 
-    def __init__(self, tx: Tx, sealing: Sealing, *, lost: bool, report: Report | None) -> None:
+    def __init__(self, tx: Tx, sealing: Sealing, *, lost: bool, report: ProgressReport | None) -> None:
         self._tx = tx
         self._sealing = sealing
         self._lost = lost
         self._report = report
         self._done = self._total = 0
 
-    async def run(self) -> Rotated:
-        """Everything, in the order in which all take their locks: collections, contents, jobs, terms."""
+    async def run(self) -> RotationOutcome:
+        """Seal everything anew, in the order in which all take their locks: collections, contents, jobs, terms."""
         row = await self._tx.row(COUNT)
         self._total = int(row[0]) if row else 0
         collections, wordless = await self._all(COLLECTIONS)
@@ -182,10 +184,12 @@ class _Rotation:
             await self._tx.execute(GIVE_UP_TASKS, [[row[0] for row in lost_tasks]])
         for collection in wordless:
             await self._begin_words_anew(collection)
-        return Rotated(Counts(texts, tasks, collections), Counts(len(lost_texts), len(lost_tasks), len(wordless)))
+        return RotationOutcome(
+            SealedCounts(texts, tasks, collections), SealedCounts(len(lost_texts), len(lost_tasks), len(wordless))
+        )
 
     async def _all(self, column: _Sealed) -> tuple[int, list[Row]]:
-        """Seal a column anew; returns how many, and the rows that cannot be opened, without what is sealed."""
+        """Seal a column anew; return how many, and the rows that cannot be opened, without what is sealed."""
         count, lost = 0, []
         async for rows in _portions(self._tx, column.rows):
             keys, anew = [], []
@@ -195,7 +199,9 @@ class _Rotation:
                     plain = self._sealing.unseal_bytes(row[-1], about)
                 except (TextKeyUnavailable, SealBroken) as error:
                     if not self._lost:
-                        raise (KeyLost() if isinstance(error, TextKeyUnavailable) else Damaged(column.what)) from None
+                        raise (
+                            TextKeyLost() if isinstance(error, TextKeyUnavailable) else TextUnreadable(column.what)
+                        ) from None
                     lost.append(row[:-1])
                     continue
                 keys.append(row[0])
@@ -206,7 +212,7 @@ class _Rotation:
         return count, lost
 
     async def _begin_words_anew(self, collection: Row) -> None:
-        """A collection whose key is lost: what its terms stand for cannot be told any more."""
+        """Empty the words of a collection whose key is lost: what its terms stand for cannot be told any more."""
         number, tenant, name = collection
         sealed = self._sealing.seal_bytes(urandom(KEY_BYTES), about_collection(tenant, name))
         await self._tx.execute(SET_TERMS_KEY, [sealed, number])
@@ -219,7 +225,7 @@ class _Rotation:
 
 
 async def _portions(tx: Tx, rows: SQL) -> AsyncIterator[Sequence[Any]]:
-    """The rows of a question, some at a time; as of its beginning, whatever is written meanwhile."""
+    """Yield the rows of a question, some at a time; as of its beginning, whatever is written meanwhile."""
     async with tx.connection.cursor(name="sealed") as cursor:
         await cursor.execute(rows)
         while portion := await cursor.fetchmany(PORTION):

@@ -1,7 +1,7 @@
-"""A transaction as a tenant, and what its statements are made of."""
+"""A transaction as a tenant, and the parts of its statements."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -10,11 +10,65 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.sql import SQL, Composed, Identifier
 
-from likewise.db.planning import PLAN_SETTINGS, SET_PLAN, Plan
+# What most searches want, so that their statements need no other.
+USUAL_EF_SEARCH = 200
+USUAL_MAX_SCANNED = 20_000
+
+PLAN_SETTINGS = SQL("""
+    set_config('enable_seqscan', %s, true), set_config('enable_indexscan', %s, true),
+    set_config('enable_bitmapscan', %s, true), set_config('plan_cache_mode', %s, true),
+    set_config('hnsw.ef_search', %s, true), set_config('hnsw.max_scan_tuples', %s, true),
+    set_config('hnsw.iterative_scan', 'relaxed_order', true)
+""")
+SET_PLAN = SQL("SELECT {}").format(PLAN_SETTINGS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ways that the planner may choose for a statement, and how far an index of vectors is searched.
+
+    Attributes:
+        sequential: whether a scan of the whole table is one of the ways.
+        indexed: whether rows may be fetched in the order of an index.
+        bitmaps: whether indexes may be combined before rows are fetched.
+        once: whether the plan is made without a look at the parameters: an array of 10,000 ids takes 2 ms to plan with.
+        ef_search: vectors that a search of HNSW keeps in view (see pgvector); None if it was set or does not matter.
+        max_scanned: vectors that it visits at most when a filter turns many away; None likewise.
+    """
+
+    sequential: bool = False
+    indexed: bool = True
+    bitmaps: bool = True
+    once: bool = True
+    ef_search: int | None = None
+    max_scanned: int | None = None
+
+    def after(self, other: "Plan | None") -> "Plan":
+        """Return the plan with what it leaves open as it was before, or as is usual."""
+        before = other or Plan(ef_search=USUAL_EF_SEARCH, max_scanned=USUAL_MAX_SCANNED)
+        return replace(
+            self,
+            ef_search=before.ef_search if self.ef_search is None else self.ef_search,
+            max_scanned=before.max_scanned if self.max_scanned is None else self.max_scanned,
+        )
+
+    def parameters(self) -> list[str]:
+        """Return the parameters of PLAN_SETTINGS."""
+        switches = ["on" if one else "off" for one in (self.sequential, self.indexed, self.bitmaps)]
+        mode = "force_generic_plan" if self.once else "force_custom_plan"
+        return [*switches, mode, str(self.ef_search), str(self.max_scanned)]
+
+
+# For statements whose best plan depends on what is asked for.
+BY_VALUES = Plan(once=False)
+EVERY_ROW = Plan(sequential=True, indexed=False, bitmaps=False)
+
 
 Statement = SQL | Composed
 Row = tuple[Any, ...]
 Parameters = Sequence[Any] | Mapping[str, Any]
+# Told how many of how many are done.
+ProgressReport = Callable[[int, int], None]
 
 BEGIN = SQL("BEGIN")
 COMMIT = SQL("COMMIT")
@@ -29,20 +83,20 @@ SET_READER_AND_PLAN = SQL("SELECT {}, {}").format(READER_SETTINGS, PLAN_SETTINGS
 
 
 @dataclass(frozen=True)
-class Encoded:
+class BinaryValue:
     """A value in Postgres's own binary form, of whatever type the statement wants in its place."""
 
     value: bytes
 
 
-class EncodedDumper(Dumper):
-    """Sends it as it is."""
+class BinaryValueDumper(Dumper):
+    """A dumper that sends a value as it is."""
 
     format = Format.BINARY
     oid = 0
 
-    def dump(self, obj: Encoded) -> bytes:
-        """See psycopg."""
+    def dump(self, obj: BinaryValue) -> bytes:
+        """Return the bytes as they came."""
         return obj.value
 
 
@@ -88,7 +142,7 @@ class Tx:
         return cursor
 
     def _ahead(self, plan: Plan | None) -> list[tuple[Statement, Parameters | None]]:
-        """What must come before the next statement, in the same round trip."""
+        """Return the statements that must come before the next one, in the same round trip."""
         ahead: list[tuple[Statement, Parameters | None]] = []
         changed = None if plan is None else plan.after(self._plan)
         if changed == self._plan:
@@ -113,23 +167,23 @@ class Tx:
         plan: Plan | None = None,
         commit: bool = False,
     ) -> list[Row]:
-        """All rows that the statement gives."""
+        """Return all rows that the statement gives."""
         return await (await self.execute(statement, parameters, plan=plan, commit=commit)).fetchall()
 
     async def row(
         self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
     ) -> Row | None:
-        """The first row, or None."""
+        """Return the first row, or None."""
         return await (await self.execute(statement, parameters, plan=plan)).fetchone()
 
     async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
-        """Run statements in their order within one round trip; the rows of each."""
+        """Run statements in their order within one round trip; return the rows of each."""
         async with self.connection.pipeline():
             cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Bulk rows into a table without row-level security, in the binary format."""
+        """Copy rows into a table without row-level security, in the binary format."""
         if not self._begun:
             await self.execute(SQL("SELECT 1"))
         async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -138,7 +192,7 @@ class Tx:
                 await copy.write_row(row)
 
     async def copy_bytes(self, statement: Statement, body: bytes) -> None:
-        """The same with rows that are encoded already, head and end included."""
+        """Copy rows that are encoded already, head and end included, into a table without row-level security."""
         if not self._begun:
             await self.execute(SQL("SELECT 1"))
         async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -175,5 +229,5 @@ class Tx:
 
 
 def table(prefix: str, number: int) -> Identifier:
-    """The name of a collection's or generation's own table."""
+    """Return the name of a collection's or generation's own table."""
     return Identifier(f"{prefix}_{int(number)}")

@@ -1,5 +1,6 @@
-"""What embedding took, as rows: by tenant, model and hour."""
+"""Usage of embedding by tenant, model and hour, brought from a process's memory to rows, once."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -9,10 +10,12 @@ from psycopg.sql import SQL, Composed
 
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
-from likewise.embedding.costs import COUNTED, Account, Usage
+from likewise.embedding.costs import COUNTED, Account, Ledger, Usage
+from likewise.errors import DatabaseUnavailable, LikewiseError
+from likewise.observe.logs import get_logger
 
-By = Literal["model", "hour", "day", "tenant"]
-Ending = Literal["committed", "aborted", "in progress"]
+UsageGroup = Literal["model", "hour", "day", "tenant"]
+TransactionEnd = Literal["committed", "aborted", "in progress"]
 
 ADD = SQL("SELECT add_usage(%s::jsonb)::text")
 # The asking transaction's number is above all that were given: one that is not below it was lost with a server that
@@ -47,7 +50,7 @@ GROUPED_BY = SQL("""
     WHERE (%(tenant)s::int IS NULL OR tenant = %(tenant)s) AND hour >= %(since)s AND hour < %(until)s
     GROUP BY 1 ORDER BY 1
 """)
-GROUPED: Mapping[By, Composed] = {
+GROUPED: Mapping[UsageGroup, Composed] = {
     "model": GROUPED_BY.format(key=SQL("model"), sums=SUMS),
     "hour": GROUPED_BY.format(key=SQL("hour"), sums=SUMS),
     "day": GROUPED_BY.format(key=SQL("date_trunc('day', hour, 'UTC')"), sums=SUMS),
@@ -55,25 +58,26 @@ GROUPED: Mapping[By, Composed] = {
 }
 TENANT = SQL("SELECT id FROM tenants WHERE name = %s")
 
-Key = str | datetime
+UsageKey = str | datetime
+log = get_logger(__name__)
 
 
 async def add(tx: Tx, used: Mapping[Account, Usage]) -> str:
-    """Add to the rows of any tenants; returns the transaction's number, for `ending`."""
+    """Add to the rows of any tenants; return the transaction's number, for `ending`."""
     rows = [vars(account) | vars(usage) for account, usage in used.items()]
     row = await tx.row(ADD, [orjson.dumps(rows).decode()])
     return "" if row is None else str(row[0])
 
 
-async def ending(tx: Tx, number: str) -> Ending:
-    """How a transaction ended that was cut off at its commit; one that nobody remembers counts as committed."""
+async def ending(tx: Tx, number: str) -> TransactionEnd:
+    """Find how a transaction ended that was cut off at its commit; one that nobody remembers counts as committed."""
     row = await tx.row(ENDING, {"number": number})
-    ended: Ending | None = None if row is None else row[0]
+    ended: TransactionEnd | None = None if row is None else row[0]
     return ended or "committed"
 
 
 async def since_reset(pool: Pool, tenant: int, others: Sequence[str] = ()) -> Usage:
-    """All that a tenant has used since it last counted anew, of all models but `others`."""
+    """Sum what a tenant has used since it last counted anew, of all models but `others`."""
     async with pool.tenant(tenant, snapshot=True) as tx:
         row = await tx.row(SINCE_RESET, {"tenant": tenant, "others": list(others)})
     if row is None:
@@ -91,25 +95,88 @@ async def reset(tx: Tx, tenant: int, others: Sequence[str] = ()) -> None:
     await tx.execute(RESET, {"tenant": tenant, "others": list(others)})
 
 
-async def grouped(pool: Pool, tenant: int, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
-    """What a tenant used in the hours that begin from `since` until before `until`, in the order of the keys."""
+async def grouped(pool: Pool, tenant: int, since: datetime, until: datetime, by: UsageGroup) -> dict[UsageKey, Usage]:
+    """Sum what a tenant used in the hours that begin from `since` until before `until`, in the order of the keys."""
     async with pool.tenant(tenant, snapshot=True) as tx:
         return await _grouped(tx, tenant, since, until, by)
 
 
-async def grouped_of_all(owner: Pool, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
-    """The same of all tenants together, for the owner of the rows."""
+async def grouped_of_all(owner: Pool, since: datetime, until: datetime, by: UsageGroup) -> dict[UsageKey, Usage]:
+    """Sum the same hours of all tenants together, as the owner of the rows."""
     async with owner.nobody() as tx:
         return await _grouped(tx, None, since, until, by)
 
 
 async def tenant_of(owner: Pool, name: str) -> int | None:
-    """The tenant of a name, for the owner of the rows; None if there is none."""
+    """Return the tenant of a name, as the owner of the rows; None if there is none."""
     async with owner.nobody() as tx:
         row = await tx.row(TENANT, [name])
     return None if row is None else int(row[0])
 
 
-async def _grouped(tx: Tx, tenant: int | None, since: datetime, until: datetime, by: By) -> dict[Key, Usage]:
+async def _grouped(
+    tx: Tx, tenant: int | None, since: datetime, until: datetime, by: UsageGroup
+) -> dict[UsageKey, Usage]:
     rows = await tx.rows(GROUPED[by], {"tenant": tenant, "since": since, "until": until})
     return {key: Usage(*sums) for key, *sums in rows}
+
+
+class Bookkeeping:
+    """The way of a ledger's usage to rows.
+
+    Who wants to know all flushes, then reads the rows: nothing is looked for in two places, so nothing is ever missing
+    from both or found in both. A connection that is lost at the commit leaves open whether the rows were added to:
+    before anything else is, the database is asked, by the transaction's number, how that ended.
+    """
+
+    def __init__(self, pool: Pool, ledger: Ledger) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._turn = asyncio.Lock()
+        self._in_doubt: tuple[str, Mapping[Account, Usage]] | None = None
+
+    async def flush(self) -> None:
+        """Keep all that was used until now; what cannot be kept stays for the next time, and the error says why."""
+        async with self._pool.in_time(self._turn):
+            await self._settle()
+            taken = self._ledger.take()
+            if taken:
+                await self._add(taken)
+
+    async def close(self) -> None:
+        """Keep what is left, and say so if it is lost."""
+        try:
+            await self.flush()
+        except LikewiseError as error:
+            _, in_doubt = self._in_doubt or ("", {})
+            log.error("usage_lost", code=error.code, texts=_texts(self._ledger.take()), in_doubt=_texts(in_doubt))
+
+    async def _add(self, taken: Mapping[Account, Usage]) -> None:
+        number: str | None = None
+        try:
+            async with self._pool.nobody() as tx:
+                number = await add(tx, taken)
+        except BaseException:
+            if number is None:
+                self._ledger.put_back(taken)
+            else:
+                self._in_doubt = number, taken
+            raise
+
+    async def _settle(self) -> None:
+        """Find out whether what was in doubt is in the rows."""
+        if self._in_doubt is None:
+            return
+        number, taken = self._in_doubt
+        async with self._pool.nobody() as tx:
+            ended = await ending(tx, number)
+        if ended == "in progress":
+            # The server has not heard of the lost connection as yet.
+            raise DatabaseUnavailable("What was used is still being stored; try again in a moment.")
+        self._in_doubt = None
+        if ended == "aborted":
+            self._ledger.put_back(taken)
+
+
+def _texts(used: Mapping[Account, Usage]) -> int:
+    return sum(one.texts for one in used.values())

@@ -11,7 +11,7 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 
 # A text that failed by itself waits so long for its next try: 1, 4, 16 and from then on 60 seconds.
-FIRST_PAUSE, MOST_PAUSE = 1.0, 60.0
+FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0
 PAUSE = SQL("make_interval(secs => least(%s, %s * 4.0 ^ (attempts - CASE WHEN alone THEN 1 ELSE 0 END)))")
 
 CLAIM = SQL("SELECT * FROM claim_entries(%s, %s, %s, %s, %s, %s, %s)")
@@ -69,7 +69,7 @@ COUNT = SQL("SELECT count(*) FROM waiting WHERE generation = %s")
 
 
 @dataclass(frozen=True)
-class Entry:
+class QueueEntry:
     """One claimed entry of the queue."""
 
     tenant: int
@@ -87,19 +87,19 @@ async def claim(
     claim_id: UUID,
     *,
     lease: timedelta,
-    most: int,
+    max_entries: int,
     after_tenant: int,
     alone: bool,
     resting: Sequence[int] = (),
-) -> list[Entry]:
-    """Lease up to `most` free entries, tenants in turn; with `alone` one that must be tried by itself.
+) -> list[QueueEntry]:
+    """Lease up to `max_entries` free entries, tenants in turn; with `alone` one that must be tried by itself.
 
     Args:
         resting: generations that are to be left alone for now.
     """
     async with pool.nobody() as tx:
-        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, most, after_tenant, alone, list(resting)])
-    return [Entry(*row) for row in rows]
+        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, max_entries, after_tenant, alone, list(resting)])
+    return [QueueEntry(*row) for row in rows]
 
 
 async def claim_these(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, lease: timedelta) -> list[int]:
@@ -108,32 +108,32 @@ async def claim_these(tx: Tx, generation: int, contents: Sequence[int], claim_id
 
 
 async def still_waiting(tx: Tx, generation: int, contents: Sequence[int]) -> list[int]:
-    """Those of the contents that have no vector yet, and are not failed."""
+    """Return those of the contents that have no vector yet, and are not failed."""
     return [int(row[0]) for row in await tx.rows(STILL, [generation, list(contents)])]
 
 
 async def sweep(pool: Pool, tries: int) -> int:
-    """Set entries aside whose worker died, those that died alone so often for good; returns how many."""
+    """Set entries aside whose worker died, those that died alone so often for good; return the number of them."""
     async with pool.nobody() as tx:
         row = await tx.row(SWEEP, [tries])
     return int(row[0]) if row else 0
 
 
 async def give_back(pool: Pool, claims: Sequence[UUID]) -> int:
-    """Give back at once what is held under these claims; returns how many a transaction that was cut off still has."""
+    """Give back at once what is held under these claims; return the number that a transaction cut off still holds."""
     async with pool.nobody() as tx:
         row = await tx.row(GIVE_BACK, [list(claims)])
     return int(row[0]) if row else 0
 
 
 async def models(pool: Pool) -> dict[str, float]:
-    """The models that anything waits for, and how many seconds the oldest entry of each has waited."""
+    """Return the models that anything waits for, and the seconds that the oldest entry of each has waited."""
     async with pool.nobody() as tx:
         return {str(model): float(oldest) for model, oldest in await tx.rows(MODELS)}
 
 
 async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
-    """How many tokens wait for each model, by tenant; an estimate that reads the whole queue."""
+    """Count the tokens that wait for each model, by tenant; an estimate that reads the whole queue."""
     found: dict[str, dict[int, int]] = {}
     async with pool.nobody() as tx:
         for tenant, model, count in await tx.rows(TOKENS):
@@ -142,7 +142,7 @@ async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingText:
     """A content's text as it waits: kept, or sealed; neither where it has left already."""
 
     content: int
@@ -152,9 +152,9 @@ class Waiting:
     collection: int
 
 
-async def texts(tx: Tx, contents: Sequence[int]) -> list[Waiting]:
-    """The texts of those contents that are still there."""
-    return [Waiting(*row) for row in await tx.rows(TEXTS, [list(contents)])]
+async def texts(tx: Tx, contents: Sequence[int]) -> list[WaitingText]:
+    """Return the texts of those contents that are still there."""
+    return [WaitingText(*row) for row in await tx.rows(TEXTS, [list(contents)])]
 
 
 async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:
@@ -175,7 +175,7 @@ async def drop_textless(tx: Tx, generation: int, contents: Sequence[int], claim_
 
 
 async def let_go(tx: Tx, contents: Sequence[int]) -> None:
-    """Forget the sealed texts of contents that wait no longer; who calls has taken them."""
+    """Forget the sealed texts of contents that wait no longer; the caller has taken them."""
     await tx.execute(LET_GO, [list(contents)])
 
 
@@ -192,11 +192,11 @@ async def set_aside(
     Those that have failed so many `tries` are given up.
     """
     await tx.execute(HOLD, [list(contents)])
-    await tx.execute(SET_ASIDE, [error, MOST_PAUSE, FIRST_PAUSE, generation, list(contents), claim_id])
+    await tx.execute(SET_ASIDE, [error, MAX_PAUSE, FIRST_PAUSE, generation, list(contents), claim_id])
     await tx.execute(FAIL, [generation, list(contents), tries])
 
 
 async def count(tx: Tx, generation: int) -> int:
-    """How many contents wait in a generation."""
+    """Count the contents that wait in a generation."""
     row = await tx.row(COUNT, [generation])
     return int(row[0]) if row else 0

@@ -1,7 +1,6 @@
 """Texts of many callers to batches of one model, in two lanes."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextvars import copy_context
 from functools import partial
@@ -12,9 +11,10 @@ from likewise.embedding.cache import Cached
 from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
 from likewise.embedding.queue import Charge, Queue, QueueBudget, Waiting, estimated_tokens
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Unavailable
+from likewise.observe.logs import get_logger
 from likewise.observe.steps import ModelBatch
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
 NORM_TOLERANCE = 1e-3
@@ -166,8 +166,7 @@ class Batcher:
         except Unavailable as error:
             _fail(batch, error)
         except Exception as error:  # noqa: BLE001 - a provider may raise anything
-            # only the type: the message may repeat a text
-            log.warning("the model failed on a batch of %d: %s", len(batch), type(error).__name__)
+            log.warning("model_batch_failed", texts=len(batch), error=error)
             await self._split_if_healthy(batch)
 
     async def _split_if_healthy(self, batch: list[Waiting]) -> None:

@@ -10,14 +10,14 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
 from likewise.embedding.cache import Cache, Cached, cache_keys, text_digest
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.files import weights
 from likewise.embedding.forgotten import Forgotten, Since
 from likewise.embedding.in_flight import InFlight
-from likewise.embedding.loading import EMBEDDING, PATIENCE_SECONDS, ModelState, Slot
+from likewise.embedding.loading import EMBEDDING, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import MOCK, Catalogue, ModelSpec, size_fault
 from likewise.embedding.outcomes import all_or_faults, outcomes
@@ -86,7 +86,9 @@ class Embedder:
     """The conductor: check, cache, merge, queue, embed.
 
     Belongs to one event loop. `providers` replaces the local ones by model name, for tests. What used and what may wait
-    for models of any sort in this process is in its `ledger`, `budget` and `memory`.
+    for models of any sort in this process is in its `ledger`, `budget` and `memory`. With `wait_for_models` callers
+    wait for a model that is being fetched or loaded, the whole of it, and fail only if that fails; without it they are
+    told to come again.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class Embedder:
         *,
         providers: Mapping[str, ProviderFactory] | None = None,
         cache: Cache | None = None,
+        wait_for_models: bool = False,
     ) -> None:
         self._settings = settings
+        self.wait_for_models = wait_for_models
         self._catalogue = Catalogue(settings)
         made_up: dict[str, ProviderFactory] = {MOCK.name: mock.load} if settings.enable_mock else {}
         self._providers = made_up | dict(providers or {})
@@ -207,7 +211,7 @@ class Embedder:
         self.ledger.answered(asked.tenant, spec.name, len(texts), int(answered.cached.sum()), avoided)
         return replace(answered, cost=cost_of(paid, spec.price_per_1k_tokens))
 
-    async def opened(self, model: str | None = None, *, patience: float = PATIENCE_SECONDS) -> OpenModel:
+    async def opened(self, model: str | None = None, *, patience: float | None = None) -> OpenModel:
         """The model in service, loaded if need be; ModelUnavailable if it cannot be now, or not in so many seconds."""
         spec = self._catalogue.resolve(model)
         provider, _ = await self._slot(spec).ready(patience)
@@ -312,7 +316,15 @@ class Embedder:
     def _slot(self, spec: ModelSpec) -> Slot[Provider, Batcher]:
         if spec.name not in self._slots:
             factory = self._providers.get(spec.name)
-            self._slots[spec.name] = Slot(spec, self._settings, self.budget, self.memory, EMBEDDING, factory)
+            self._slots[spec.name] = Slot(
+                spec,
+                self._settings,
+                self.budget,
+                self.memory,
+                EMBEDDING,
+                factory,
+                wait_for_models=self.wait_for_models,
+            )
         return self._slots[spec.name]
 
     def _state(self, spec: ModelSpec) -> ModelState:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import importlib
 import itertools
-import logging
 import math
 import threading
 import time
@@ -14,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
-from likewise.embedding import weights
 from likewise.embedding.batching import Batcher
+from likewise.embedding.files import weights
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read, size_fault
 from likewise.embedding.provider import Provider
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
+from likewise.observe.logs import get_logger
+from likewise.progress import in_mebibytes, progress
 from likewise.settings import Settings
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LOCAL_RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 60.0  # to load files again that are as they were; from the wait above it doubles
@@ -132,7 +133,8 @@ class _Failure:
 class Slot(Generic[P, S]):
     """One model's place in this process: empty, loading, or in service.
 
-    `factory` makes the model in place of its files or address.
+    `factory` makes the model in place of its files or address. With `wait_for_models` callers wait for as long as the
+    model is on its way and see on stderr how far it is, as suits a program; a server's callers are told to come again.
     """
 
     def __init__(
@@ -143,6 +145,8 @@ class Slot(Generic[P, S]):
         memory: ModelMemory,
         making: Making[P, S],
         factory: Callable[[ModelSpec], P] | None = None,
+        *,
+        wait_for_models: bool = False,
     ) -> None:
         self.spec = spec
         self.provider: P | None = None
@@ -160,7 +164,9 @@ class Slot(Generic[P, S]):
         self._fetch_allowed = False
         self._fetch_at = 0.0
         self._fetch_wait = NETWORK_RETRY_SECONDS[0]
-        self._settled = asyncio.Event()
+        self._waits = wait_for_models
+        self._settled = asyncio.Event()  # in service, failed, or being fetched, which takes long
+        self._ended = asyncio.Event()  # in service or failed
         self._stopping = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -181,19 +187,23 @@ class Slot(Generic[P, S]):
         if self._task is None:
             self._error = None
             self._settled.clear()
+            self._ended.clear()
             # In no request's context: it goes on after the one that happened to ask first.
             self._task = asyncio.create_task(self._load_until_ready(), context=Context())
 
-    async def ready(self, patience: float = PATIENCE_SECONDS) -> tuple[P, S]:
-        """The model in service. Waits while files on this machine are being loaded, and for nothing else.
+    async def ready(self, patience: float | None = None) -> tuple[P, S]:
+        """The model in service. Waits while files on this machine are being loaded.
 
-        `patience` is in seconds; after that ModelUnavailable, and loading goes on.
+        `patience` is in seconds, PATIENCE_SECONDS by default; after that ModelUnavailable, and loading goes on. With
+        `wait_for_models` who names none waits until the model has come or failed, also while it is being fetched.
         """
+        waits = self._waits and patience is None
+        seconds = PATIENCE_SECONDS if patience is None else patience
         with self.held():
             self.begin()
             try:
-                async with asyncio.timeout(patience):
-                    await self._settled.wait()
+                async with asyncio.timeout(None if waits else seconds):
+                    await (self._ended if waits else self._settled).wait()
             except TimeoutError:
                 raise ModelUnavailable(f"{self.spec.name} is still being loaded.", retry_after=2) from None
             if self.provider is None or self.batcher is None:
@@ -222,7 +232,7 @@ class Slot(Generic[P, S]):
         """Let an idle model go; for who asks for it next it is loaded again."""
         provider, batcher = self.provider, self.batcher
         self.provider = self.batcher = self._task = None
-        log.info("%s is let go, to make room for another model", self.spec.name)
+        log.info("model_unloaded", model=self.spec.name)
         if batcher is not None:
             await batcher.close()
         if provider is not None:
@@ -248,6 +258,7 @@ class Slot(Generic[P, S]):
             except Exception as error:  # noqa: BLE001 - a provider may raise anything
                 self._note(self._named(error))
             self._settled.set()
+            self._ended.set()
             if self._error is not None and self._error.code == "model_memory":
                 self._task = None  # who asks next has it tried again; nobody else wants it
                 return
@@ -268,6 +279,7 @@ class Slot(Generic[P, S]):
         files = await asyncio.to_thread(_signature, folder, self._settings)
         self._refuse_known_failure(files)
         self._settled.clear()
+        self._ended.clear()
         try:
             if self.spec.folder is not None and not self.spec.dimension:  # it was not there when we looked first
                 self.spec = await asyncio.to_thread(as_read, self.spec, folder)
@@ -291,8 +303,20 @@ class Slot(Generic[P, S]):
             raise self._error if self._error is not None and self._error.code == missing.code else missing
         self._error = ModelUnavailable(f"{self.spec.name} is being fetched.", code="weights_fetching", retry_after=10)
         self._settled.set()
+        self._ended.clear()
         try:
-            return await _in_thread(lambda: weights.obtain(self.spec, self._settings, self._watch))
+            what = f"Fetching {self.spec.name}"
+            with progress(
+                f"{what} (MiB)", quiet=not self._waits, once=f"{what}, which is kept for the next time."
+            ) as report:
+                shown = in_mebibytes(report)
+
+                def watch(done: int, total: int | None) -> None:
+                    if self._stopping.is_set():
+                        raise ModelUnavailable("not wanted any more")
+                    shown(done, total)
+
+                return await _in_thread(lambda: weights.obtain(self.spec, self._settings, watch))
         finally:
             self._fetch_at = time.monotonic() + self._fetch_wait
             self._fetch_wait = min(2 * self._fetch_wait, NETWORK_RETRY_SECONDS[1])
@@ -327,17 +351,13 @@ class Slot(Generic[P, S]):
     def _named(self, error: Exception) -> LikewiseError:
         if isinstance(error, LikewiseError):
             return error
-        log.error("loading %s failed", self.spec.name, exc_info=error)
+        log.error("model_load_failed", model=self.spec.name, error=error)
         return ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
 
     def _note(self, error: LikewiseError) -> None:
         if self._error is None or error.detail != self._error.detail:
-            log.warning("%s is not in service: %s", self.spec.name, error.detail)
+            log.warning("model_unavailable", model=self.spec.name, reason=error.detail)
         self._error = error
-
-    def _watch(self, done: int, total: int | None) -> None:
-        if self._stopping.is_set():
-            raise ModelUnavailable("not wanted any more")
 
 
 async def _made_by(factory: Callable[[ModelSpec], P], spec: ModelSpec) -> P:

@@ -1,15 +1,15 @@
 """The models that there are, and how they are named."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from likewise.embedding import models_file
 from likewise.embedding.costs import PRICES
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.folder import ModelFolder, Pooling
+from likewise.embedding.files.folder import ModelFolder, Pooling
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.runtimes import Runtime, runtime_of
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import Fault, LikewiseError, ModelNotAllowed, NotSupported, SettingsError
 from likewise.settings import PREFIX, Settings
 
@@ -17,6 +17,33 @@ from likewise.settings import PREFIX, Settings
 REMOTE = "remote"
 # What callers of the embedder that Likewise replaces are used to; local models make their own batches.
 LOCAL_TEXTS = 32
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The address of a remote model, an OpenAI-compatible API or one that reranks, and its limits.
+
+    Attributes:
+        base_url: without a slash at its end; `/embeddings` or `/rerank` is added.
+        model: the model's name there.
+        key: sent with each request; None if the endpoint asks for none.
+        key_name: the variable that holds the key, for messages; None if the endpoint asks for none.
+        api_version: Azure's; with one the key goes in the header `api-key`, as Azure wants it.
+        texts: the most in a request.
+        calls: the most requests under way.
+        seconds: the longest that one try may take.
+        texts_named: the name of the texts in a reranker's API.
+    """
+
+    base_url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    key_name: str | None = None
+    api_version: str | None = None
+    texts: int = 100
+    calls: int = 8
+    seconds: float = 30.0
+    texts_named: Literal["documents", "texts"] = "documents"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from likewise.digests import digest_of
-from likewise.embedding.folder import ModelFolder, Module
+from likewise.embedding.files.folder import ModelFolder, Module
 from likewise.embedding.provider import Role
 
 

@@ -11,10 +11,10 @@ import sentence_transformers.sentence_transformer.modules as parts
 import torch
 import transformers
 
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.graphs.architectures import broken
 from likewise.embedding.provider import Matrix
 from likewise.embedding.tokenizing import Ids
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import NotSupported
 
 ENDLESS = 2**31  # what tokenizers without a limit have for one is larger

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from likewise.db import collections, terms
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.pool import Pool
 from likewise.sealing import Sealing
 from likewise.search.analyzer import terms_of
@@ -31,18 +31,18 @@ class TermAverages:
         self.sealing = sealing
         self._added: dict[tuple[int, int], _Lengths] = {}
 
-    def average(self, collection: Collection, batch: Sequence[int]) -> float:
+    def average(self, collection: CollectionRow, batch: Sequence[int]) -> float:
         """Terms a text, over what is stored and a batch of such lengths."""
         ours = self._added.get((collection.tenant, collection.id), _Lengths())
         total = collection.terms_total + ours.terms + sum(batch)
         return total / max(1, collection.contents_total + ours.contents + len(batch))
 
-    def add(self, collection: Collection, batch: Sequence[int]) -> None:
+    def add(self, collection: CollectionRow, batch: Sequence[int]) -> None:
         """Count a batch that has been committed, by its texts' lengths."""
         if batch:
             self._count(collection.tenant, collection.id, _Lengths(sum(batch), len(batch)))
 
-    def take_away(self, collection: Collection, gone: int) -> None:
+    def take_away(self, collection: CollectionRow, gone: int) -> None:
         """Count contents that have gone; they leave the average as it is."""
         if gone:
             self._count(collection.tenant, collection.id, _Lengths(gone=gone))
@@ -73,10 +73,10 @@ class TermAverages:
 class BatchTerms:
     """The terms of a batch's texts, encoded as they are stored."""
 
-    def __init__(self, averages: TermAverages, collection: Collection) -> None:
+    def __init__(self, averages: TermAverages, collection: CollectionRow) -> None:
         self._averages = averages
         self._collection = collection
-        self._rows: dict[bytes, tuple[int, terms.Row]] = {}
+        self._rows: dict[bytes, tuple[int, terms.TermRow]] = {}
 
     def learn(self, texts: Mapping[bytes, str]) -> None:
         """Analyse those texts, by hash, that were not analysed yet."""
@@ -89,7 +89,7 @@ class BatchTerms:
         rows = terms.encode(found, self._averages.average(self._collection, lengths))
         self._rows.update(zip(keys, zip(lengths, rows, strict=True), strict=True))
 
-    def row(self, key: bytes) -> terms.Row:
+    def row(self, key: bytes) -> terms.TermRow:
         """The encoded terms of a text."""
         return self._rows[key][1]
 

@@ -6,7 +6,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from likewise.db.records import PreparedRecord, Written
+from likewise.db.records import PreparedRecord, WriteOutcome
 from likewise.errors import Internal, LikewiseError
 
 # Some are committed while others are prepared; whoever comes meanwhile joins the next one. In one process three or four
@@ -24,14 +24,14 @@ class _Member:
     """One caller: its records, and what became of them."""
 
     records: Sequence[PreparedRecord]
-    done: asyncio.Future[Written]
+    done: asyncio.Future[WriteOutcome]
 
 
 @dataclass
 class _Queue(Generic[P]):
     """The callers of one place that no group has taken yet, and how many groups run."""
 
-    store: Callable[[Sequence[PreparedRecord]], Awaitable[Written]]
+    store: Callable[[Sequence[PreparedRecord]], Awaitable[WriteOutcome]]
     members: list[_Member] = field(default_factory=list)
     running: int = 0
 
@@ -47,8 +47,8 @@ class Grouping(Generic[P]):
         self,
         place: P,
         records: Sequence[PreparedRecord],
-        store: Callable[[Sequence[PreparedRecord]], Awaitable[Written]],
-    ) -> Written:
+        store: Callable[[Sequence[PreparedRecord]], Awaitable[WriteOutcome]],
+    ) -> WriteOutcome:
         """Store records with others of the same place; raises what storing just these raises.
 
         Args:
@@ -104,7 +104,9 @@ def _taken(members: list[_Member]) -> list[_Member]:
     return group
 
 
-async def _store(group: Sequence[_Member], store: Callable[[Sequence[PreparedRecord]], Awaitable[Written]]) -> None:
+async def _store(
+    group: Sequence[_Member], store: Callable[[Sequence[PreparedRecord]], Awaitable[WriteOutcome]]
+) -> None:
     """Store a group; one that the database refuses is stored member by member: a fault is only its own member's."""
     try:
         records = sorted((record for member in group for record in member.records), key=lambda record: record.id)

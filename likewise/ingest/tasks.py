@@ -16,7 +16,7 @@ from likewise.db.pool import Pool, retried
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, ModelFails, TooManyRequests, Unavailable
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.notifications import WakeSignal
 from likewise.observe.logs import get_logger
 from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import TaskStep, kind_of_task
@@ -66,10 +66,10 @@ class LeaseLost(LikewiseError):
 class Tasks:
     """The tasks of all tenants. Any number of processes may run them."""
 
-    def __init__(self, pool: Pool, wakeups: Wakeups, text_keys: TextKeys, *, lease: timedelta = LEASE) -> None:
-        """Inputs wait sealed; `wakeups` are those of tasks alone."""
+    def __init__(self, pool: Pool, wake_signal: WakeSignal, text_keys: TextKeys, *, lease: timedelta = LEASE) -> None:
+        """Inputs wait sealed; `wake_signal` is that of tasks alone."""
         self._pool = pool
-        self._wakeups = wakeups
+        self._wake_signal = wake_signal
         self._text_keys = text_keys
         self._lease = lease
         self._handlers: dict[str, Handler] = {}
@@ -104,7 +104,7 @@ class Tasks:
             await self._text_keys.hold(tx)
             sealed = self._text_keys.sealing.seal_bytes(input, about_job(tx.tenant, job.bytes))
         await jobs.add_task(tx, job, kind, sealed_input=sealed, result=result or {}, request_id=REQUEST_ID.get())
-        tx.once_committed(self._wakeups.mark)
+        tx.once_committed(self._wake_signal.send)
 
     async def run(self) -> None:
         """Work until cancelled; then what was begun is given back at once."""
@@ -114,7 +114,7 @@ class Tasks:
                 if len(running) >= AT_ONCE:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 if not await self._begin_another(running):
-                    await self._wakeups.wait(POLL_SECONDS)
+                    await self._wake_signal.wait(POLL_SECONDS)
         finally:
             left = list(running.values())
             await stop(running)
@@ -148,7 +148,7 @@ class Tasks:
 
     def _ended(self, running: "dict[asyncio.Task[None], _Claimed]", work: asyncio.Task[None]) -> None:
         del running[work]
-        self._wakeups.look_again()
+        self._wake_signal.wake_here()
 
     async def _work(self, claimed: "_Claimed") -> None:
         """One task, to its end or back to the others; whatever it raises ends here."""

@@ -15,20 +15,20 @@ import numpy as np
 from likewise.db import collections, jobs, waiting
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
-from likewise.db.waiting import Entry, Waiting
+from likewise.db.waiting import QueueEntry, WaitingText
 from likewise.embedding.cache import text_digest
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, SealBroken, Unavailable
-from likewise.ingest.model_turns import ModelTurns
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.model_rotation import ModelRotation
+from likewise.ingest.notifications import WakeSignal
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import WORKER_LEASES_LOST
 from likewise.observe.steps import WorkerStep, contents_became
 from likewise.sealing import Sealing, about_content
 from likewise.stopping import stop, to_its_end
-from likewise.vectors.admission import Admission, Admitted
-from likewise.vectors.store import Reading, VectorStore
+from likewise.vectors.admission import Admission, AdmittedGeneration
+from likewise.vectors.store import TextReading, VectorStore
 
 LEASE = timedelta(seconds=60)
 # A text that has failed by itself so often is given up.
@@ -80,7 +80,7 @@ class Worker:
         embedder: Embedder,
         admission: Admission,
         store: VectorStore,
-        wakeups: Wakeups,
+        wake_signal: WakeSignal,
         sealing: Sealing,
         *,
         lease: timedelta = LEASE,
@@ -91,14 +91,14 @@ class Worker:
         self._embedder = embedder
         self._admission = admission
         self._store = store
-        self._wakeups = wakeups
+        self._wake_signal = wake_signal
         self._sealing = sealing
         self._lease = lease
         self._tries = tries
         self._claim_size = claim_size
         self._last_tenant = 0
         self._resting: dict[int, _Rest] = {}
-        self._models = ModelTurns(embedder)
+        self._models = ModelRotation(embedder)
         self._turns = asyncio.Semaphore(CLAIMS_AT_ONCE)
         self._one_alone = asyncio.Lock()
 
@@ -121,7 +121,7 @@ class Worker:
                 log.error("worker_failed", code=error.code, reason=error.detail)
                 busy = False
             if not busy:
-                await self._wakeups.wait(POLL_SECONDS)
+                await self._wake_signal.wait(POLL_SECONDS)
 
     async def step(self) -> bool:
         """Claim once from the queue, and try some entries by themselves; False if nothing could be done."""
@@ -141,7 +141,7 @@ class Worker:
         Raises:
             ModelUnavailable: they are stored, and the model did not come in time.
         """
-        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        deadline: float | None = None
         pause = 0.01
         while True:
             claim = uuid4()
@@ -154,11 +154,14 @@ class Worker:
                     return
                 if ours:
                     await self._embed_ours(tenant, generation, ours, claim)
-            if asyncio.get_running_loop().time() > deadline:
+            await self._check_model(found[0].model)
+            # From when the model is there: a program may have waited for minutes while it was fetched.
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + WAIT_SECONDS
+            if now > deadline:
                 raise ModelUnavailable(
                     "The records are stored; their vectors did not come in time.", code="vectors_late"
                 )
-            await self._check_model(found[0].model)
             await asyncio.sleep(pause)
             pause = min(0.2, pause * 2)
 
@@ -185,7 +188,7 @@ class Worker:
                     models,
                     claim,
                     lease=self._lease,
-                    most=self._claim_size,
+                    max_entries=self._claim_size,
                     after_tenant=self._last_tenant,
                     alone=alone,
                     resting=self._at_rest(),
@@ -259,7 +262,9 @@ class Worker:
             # The generation's table went with its collection: the claim is lost, and so is its reason.
             return
 
-    async def _opened(self, tenant: int, admitted: Admitted, held: Sequence[Waiting], claim: UUID) -> dict[int, str]:
+    async def _opened(
+        self, tenant: int, admitted: AdmittedGeneration, held: Sequence[WaitingText], claim: UUID
+    ) -> dict[int, str]:
         """The texts, those that waited sealed opened; one that does not open is a fault of its own."""
         texts = {}
         for one in held:
@@ -274,7 +279,7 @@ class Worker:
         return texts
 
     async def _embed_and_finish(
-        self, tenant: int, admitted: Admitted, texts: Mapping[int, str], claim: UUID, interactive: bool
+        self, tenant: int, admitted: AdmittedGeneration, texts: Mapping[int, str], claim: UUID, interactive: bool
     ) -> None:
         contents = sorted(texts)
         try:
@@ -293,14 +298,16 @@ class Worker:
             # Deleted, as far as we know; the cache is to know nothing of them, however late the news of it came.
             await self._embedder.forget(tenant, [text_digest(texts[one]) for one in lost])
 
-    async def _embed(self, tenant: int, admitted: Admitted, texts: Sequence[str], interactive: bool) -> Embedded:
+    async def _embed(
+        self, tenant: int, admitted: AdmittedGeneration, texts: Sequence[str], interactive: bool
+    ) -> Embedded:
         lane: Lane = "interactive" if interactive else "bulk"
         return await self._embedder.embed(
             tenant, texts, model=admitted.generation.model, role="document", lane=lane, use_cache=True
         )
 
     async def _finish(
-        self, tenant: int, admitted: Admitted, contents: Sequence[int], embedded: Embedded, claim: UUID
+        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], embedded: Embedded, claim: UUID
     ) -> list[int]:
         """Write the vectors of those contents that are still ours; returns the others."""
         generation = admitted.generation
@@ -313,7 +320,7 @@ class Worker:
                     return []
                 rows = [place[content] for content in taken]
                 readings = [
-                    Reading(int(embedded.tokens[at]), int(embedded.truncated[at]), int(embedded.chars_read[at]))
+                    TextReading(int(embedded.tokens[at]), int(embedded.truncated[at]), int(embedded.chars_read[at]))
                     for at in rows
                 ]
                 await self._store.upsert(tx, generation, taken, np.asarray(embedded.vectors)[rows], readings)
@@ -355,7 +362,7 @@ class Worker:
         contents_became("released", len(contents))
 
     async def _set_aside(
-        self, tenant: int, admitted: Admitted, contents: Sequence[int], claim: UUID, error: LikewiseError
+        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], claim: UUID, error: LikewiseError
     ) -> None:
         log.warning("text_failed", generation=admitted.generation.id, code=error.code)
         contents_became("failed", len(contents))
@@ -408,12 +415,12 @@ def _parts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
         yield part
 
 
-def _last_in_turn(entries: Sequence[Entry], after: int) -> int:
+def _last_in_turn(entries: Sequence[QueueEntry], after: int) -> int:
     """The tenant that comes last on the way round from the one after `after`."""
     return max((entry.tenant for entry in entries), key=lambda tenant: (tenant <= after, tenant))
 
 
-def _grouped(entries: Sequence[Entry]) -> dict[tuple[int, int], list[int]]:
+def _grouped(entries: Sequence[QueueEntry]) -> dict[tuple[int, int], list[int]]:
     """The contents of each tenant's generation."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for entry in entries:

@@ -9,19 +9,19 @@ from typing import Any, TypeVar
 
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
 from likewise.db import collections, deletions, records, terms
-from likewise.db.collections import Collection
-from likewise.db.deletions import Deleted
+from likewise.db.collections import CollectionRow
+from likewise.db.deletions import Deletion
 from likewise.db.pool import Pool, retried
-from likewise.db.records import Keeping, PreparedRecord, Written
+from likewise.db.records import PreparedRecord, StoragePolicy, WriteOutcome
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Fault, Invalid
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
-from likewise.ingest.forgetting import Forgetting
+from likewise.ingest.cache_invalidation import CacheInvalidation
+from likewise.ingest.fair_semaphore import FairSemaphore
 from likewise.ingest.grouping import Grouping
-from likewise.ingest.turns import Turns
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.notifications import WakeSignal
 from likewise.kind import Kind, NewRecord
 from likewise.observe.request_id import REQUEST_ID
 from likewise.observe.steps import stored
@@ -29,11 +29,11 @@ from likewise.sealing import about_content
 from likewise.stopping import stop
 
 T = TypeVar("T")
-BeforeCommit = Callable[[Tx, Written], Awaitable[None]]
+BeforeCommit = Callable[[Tx, WriteOutcome], Awaitable[None]]
 Resolve = Callable[[Tx, Sequence[PreparedRecord]], Awaitable[Sequence[PreparedRecord]]]
 Leaving = Callable[[Tx], Awaitable[Sequence[tuple[int, int]]]]
 
-NOTHING = Written({}, {})
+NOTHING = WriteOutcome({}, {})
 
 NOT_JSON = (
     "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts that "
@@ -53,15 +53,20 @@ class Writer:
     """Stores batches of records; a worker adds their vectors later."""
 
     def __init__(
-        self, pool: Pool, wakeups: Wakeups, backlog: Backlog, text_keys: TextKeys, forgetting: Forgetting
+        self,
+        pool: Pool,
+        wake_signal: WakeSignal,
+        backlog: Backlog,
+        text_keys: TextKeys,
+        cache_invalidation: CacheInvalidation,
     ) -> None:
         self._pool = pool
         self._text_keys = text_keys
         # The other connections are for those who search meanwhile.
-        self._turns = Turns(max(1, pool.most // 2))
+        self._connections = FairSemaphore(max(1, pool.max_size // 2))
         self.backlog = backlog
-        self._wakeups = wakeups
-        self._forgetting = forgetting
+        self._wake_signal = wake_signal
+        self._cache_invalidation = cache_invalidation
         self._groups: Grouping[tuple[int, int, int]] = Grouping()
         self.averages = TermAverages(text_keys.sealing)
 
@@ -72,7 +77,7 @@ class Writer:
     async def write(
         self,
         tenant: int,
-        collection: Collection,
+        collection: CollectionRow,
         kind: Kind,
         batch: Sequence[NewRecord],
         *,
@@ -80,7 +85,7 @@ class Writer:
         before_commit: BeforeCommit | None = None,
         resolve: Resolve | None = None,
         leaving: Leaving | None = None,
-    ) -> Written:
+    ) -> WriteOutcome:
         """Commit a batch of records with distinct ids; findable by their words from then on.
 
         Args:
@@ -107,7 +112,7 @@ class Writer:
             return await self._store(work, prepared)
         return await self._groups.write((tenant, collection.id, lane), prepared, lambda group: self._store(work, group))
 
-    async def _store(self, work: "_Work", prepared: Sequence[PreparedRecord]) -> Written:
+    async def _store(self, work: "_Work", prepared: Sequence[PreparedRecord]) -> WriteOutcome:
         """Commit records, in spite of others who write the same, and count what came and went."""
         tenant, collection = work.tenant, work.collection
         terms_of = BatchTerms(self.averages, collection) if collection.policy.keep_terms else None
@@ -119,46 +124,46 @@ class Writer:
         if written.waiting:
             entered = sum(one.tokens for one in prepared if one.text_hash in written.new_contents)
             self.backlog.entered(tenant, collection.active.model, entered)
-            self._wakeups.mark()
+            self._wake_signal.send()
         return written
 
-    async def delete(self, tenant: int, collection: Collection, record: str) -> bool:
+    async def delete(self, tenant: int, collection: CollectionRow, record: str) -> bool:
         """Take a record away with everything that hangs on it alone; False if it was not there."""
         return await self.delete_many(tenant, collection, [record]) > 0
 
-    async def delete_many(self, tenant: int, collection: Collection, ids: Sequence[str]) -> int:
+    async def delete_many(self, tenant: int, collection: CollectionRow, ids: Sequence[str]) -> int:
         """The same with those of the records that are there, in one transaction; returns how many were."""
         return await self._delete(tenant, collection, lambda tx, **how: deletions.delete(tx, collection.id, ids, **how))
 
-    async def delete_parent(self, tenant: int, collection: Collection, parent: str) -> int:
+    async def delete_parent(self, tenant: int, collection: CollectionRow, parent: str) -> int:
         """The same with all records of a parent."""
         return await self._delete(
             tenant, collection, lambda tx, **how: deletions.delete_parent(tx, collection.id, parent, **how)
         )
 
-    async def delete_with(self, tenant: int, collection: Collection, field: str, value: str) -> int:
+    async def delete_with(self, tenant: int, collection: CollectionRow, field: str, value: str) -> int:
         """The same with all records that have this text in an indexed field, at the moment that they go."""
         return await self._delete(
             tenant, collection, lambda tx, **how: deletions.delete_with(tx, collection.id, field, value, **how)
         )
 
-    async def drop(self, tenant: int, collection: Collection) -> bool:
+    async def drop(self, tenant: int, collection: CollectionRow) -> bool:
         """Remove a collection with everything in it; False if it was not there."""
         gone: list[bytes] = []
 
         def tell(tx: Tx, text_hashes: list[bytes]) -> None:
             gone[:] = text_hashes
-            self._forgetting.tell(tx, gone)
+            self._cache_invalidation.tell(tx, gone)
 
         dropped = await collections.drop(self._pool, tenant, collection.id, tell)
-        await self._forgetting.forget(collection, gone)
+        await self._cache_invalidation.forget(collection, gone)
         return dropped
 
-    async def _delete(self, tenant: int, collection: Collection, delete: Callable[..., Awaitable[Deleted]]) -> int:
-        async def once(alone: bool) -> Deleted:
+    async def _delete(self, tenant: int, collection: CollectionRow, delete: Callable[..., Awaitable[Deletion]]) -> int:
+        async def once(alone: bool) -> Deletion:
             async with self._pool.tenant(tenant) as tx:
                 deleted = await delete(tx, keep_terms=collection.policy.keep_terms, alone=alone)
-                self._forgetting.tell(tx, deleted.gone)
+                self._cache_invalidation.tell(tx, deleted.gone)
             return deleted
 
         deleted = await _at_last_alone(once)
@@ -167,9 +172,9 @@ class Writer:
 
     async def _write(
         self, work: "_Work", prepared: Sequence[PreparedRecord], terms_of: BatchTerms | None, *, alone: bool
-    ) -> Written:
+    ) -> WriteOutcome:
         tenant, collection = work.tenant, work.collection
-        async with self._pool.in_time(self._turns.turn(tenant)), self._pool.tenant(tenant) as tx:
+        async with self._pool.in_time(self._connections.permit(tenant)), self._pool.tenant(tenant) as tx:
             if not collection.policy.keep_text:
                 await self._text_keys.hold(tx)
             if work.resolve is not None:
@@ -183,31 +188,31 @@ class Writer:
                     compared,
                     self._keeping(work),
                     lane=work.lane,
-                    hold_unchanged=work.resolve is not None,
+                    for_job=work.resolve is not None,
                     leaving=[] if work.leaving is None else await work.leaving(tx),
                 )
                 await learnt
             if terms_of is not None and written.new_contents:
                 rows = {content: terms_of.row(key) for key, content in written.new_contents.items()}
                 await terms.write(tx, collection.id, rows)
-            self._forgetting.tell(tx, written.gone)
+            self._cache_invalidation.tell(tx, written.gone)
             if work.before_commit is not None:
                 await work.before_commit(tx, written)
         return written
 
-    def _keeping(self, work: "_Work") -> Keeping:
+    def _keeping(self, work: "_Work") -> StoragePolicy:
         tenant, collection, policy = work.tenant, work.collection.id, work.collection.policy
 
         def seal(key: bytes, text: str) -> bytes:
             return self._text_keys.sealing.seal(text, about_content(tenant, collection, key))
 
-        return Keeping(work.indexed, work.kind.in_text, None if policy.keep_text else seal, policy.keep_terms)
+        return StoragePolicy(work.indexed, work.kind.in_text, None if policy.keep_text else seal, policy.keep_terms)
 
-    async def _went(self, collection: Collection, gone: Sequence[bytes]) -> None:
+    async def _went(self, collection: CollectionRow, gone: Sequence[bytes]) -> None:
         """Texts have gone, by their hashes: nothing of this process knows them when the caller is answered."""
         if collection.policy.keep_terms:
             self.averages.take_away(collection, len(gone))
-        await self._forgetting.forget(collection, gone)
+        await self._cache_invalidation.forget(collection, gone)
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ class _Work:
     """What is written where, and what else belongs to it."""
 
     tenant: int
-    collection: Collection
+    collection: CollectionRow
     kind: Kind
     lane: int
     before_commit: BeforeCommit | None

@@ -25,7 +25,7 @@ class SpawnOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Account:
+class SystemUser:
     """A user of the operating system by number and name."""
 
     uid: int
@@ -34,12 +34,12 @@ class Account:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process runs as that user already."""
+        """True if this process runs as that user already."""
         return self.uid == os.geteuid()
 
     @property
     def spawn_options(self) -> SpawnOptions:
-        """What makes `subprocess` run a program as that user."""
+        """The options that make `subprocess` run a program as that user."""
         return {} if self.is_ours else {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def own(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class Account:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def may_enter(self, path: Path) -> bool:
-        """Whether that user may go into a folder or run a program; the kernel answers, so ACLs count."""
+        """Return whether that user may go into a folder or run a program; the kernel answers, so ACLs count."""
         if self.is_ours:
             return os.access(path, os.X_OK)
         command = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
@@ -61,8 +61,8 @@ class Account:
             ) from None
 
 
-def account_for(*places: Path) -> Account:
-    """Who runs Postgres on these folders: this user; for root their owner, or the first user made for such work."""
+def system_user_for(*places: Path) -> SystemUser:
+    """Choose who runs Postgres on these folders: this user; for root their owner, or the first user for such work."""
     if os.geteuid() != 0:
         return _account_of(os.geteuid())
     owners = [place.stat().st_uid for place in places if place.exists()]
@@ -70,8 +70,8 @@ def account_for(*places: Path) -> Account:
     return _unprivileged() if owner is None else _account_of(owner)
 
 
-def names_let_in(account: Account) -> list[str]:
-    """The users whose Likewise processes may log in: the one that runs Postgres, and root, who can become it."""
+def names_let_in(account: SystemUser) -> list[str]:
+    """List the users whose Likewise processes may log in: the one that runs Postgres, and root, who can become it."""
     try:
         root = pwd.getpwuid(0).pw_name
     except KeyError:
@@ -79,7 +79,7 @@ def names_let_in(account: Account) -> list[str]:
     return list(dict.fromkeys([account.name, root]))
 
 
-def _account_of(uid: int) -> Account:
+def _account_of(uid: int) -> SystemUser:
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
@@ -87,17 +87,17 @@ def _account_of(uid: int) -> Account:
             f"The user id {uid} has no name on this system, and Postgres runs only as a user with a name. "
             "Run Likewise as a named user, or set LIKEWISE_DATABASE_URL to a Postgres that runs elsewhere."
         ) from None
-    return Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
+    return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_name)
 
 
-def _unprivileged() -> Account:
+def _unprivileged() -> SystemUser:
     for name in UNPRIVILEGED:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
         if entry.pw_uid != 0:
-            return Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
+            return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_name)
     raise ServerStartError(
         f"Postgres refuses to run as root, and none of the users {', '.join(UNPRIVILEGED)} exists. "
         "Add one (useradd --system likewise), run Likewise as another user, or set LIKEWISE_DATABASE_URL."

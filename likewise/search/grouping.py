@@ -9,7 +9,7 @@ import orjson
 from likewise.db.fields import payload_field
 from likewise.errors import Invalid
 from likewise.filters import KEY, All, Compare, Field, Filter, Not, field_named
-from likewise.search.request import Found
+from likewise.search.options import Found
 
 
 class Groups:

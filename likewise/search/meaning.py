@@ -1,9 +1,10 @@
 """The nearest by meaning within a scope, by whichever way costs least and finds them."""
 
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.transaction import Tx
-from likewise.search.scope import Scope
-from likewise.vectors.store import Fitting, Ranking, Vector, VectorStore
+from likewise.embedding.provider import Vector
+from likewise.search.candidates import Scope
+from likewise.vectors.store import FilterSubset, Ranking, VectorStore
 
 # What visiting a vector costs, in microseconds, on the way through an index with a question to its record, by its id,
 # and what finding out one of the ids costs.
@@ -14,7 +15,7 @@ MORE_THAN_BY_CHANCE = 1.25
 
 
 async def nearest(
-    tx: Tx, store: VectorStore, collection: Collection, query: Vector, depth: int, scope: Scope
+    tx: Tx, store: VectorStore, collection: CollectionRow, query: Vector, depth: int, scope: Scope
 ) -> Ranking:
     """The `depth` contents of a scope that are nearest to a query."""
     generation, total = collection.active, collection.contents_total
@@ -23,7 +24,7 @@ async def nearest(
     share = max(scope.share, 1e-6)
     visits = round(MORE_THAN_BY_CHANCE * depth / share)
     if visits * BY_INDEX_US < share * max(1, total) * (BY_ID_US + AN_ID_US):
-        found = await store.search(tx, generation, query, depth, Fitting(scope.where, share, visits), total=total)
+        found = await store.search(tx, generation, query, depth, FilterSubset(scope.where, share, visits), total=total)
         # Those near the query may fit far less often than others do (one asset, one service). What an index gives so
         # far from the query is not the nearest any more: of a million it found 0.18 of them.
         if len(found) >= depth:

@@ -8,10 +8,10 @@ from likewise.db import matches
 from likewise.db.matches import NO_MATCHES, Matches
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
+from likewise.search.candidates import Scope
 from likewise.search.frequencies import TermFrequencies
 from likewise.search.fusion import fuse
 from likewise.search.meaning import nearest
-from likewise.search.scope import Scope
 from likewise.search.state import Question, Search
 from likewise.stopping import stop
 from likewise.vectors.store import Ranking, VectorStore
@@ -105,7 +105,9 @@ class Rankings:
         rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
         among = None if scope.everything else scope.where if scope.among is None else scope.among.ids
         total = collection.contents_total
-        return await matches.rank(tx, collection.id, rare, total, depth, least=least, among=among, share=scope.share)
+        return await matches.rank(
+            tx, collection.id, rare, total, depth, min_found=least, among=among, share=scope.share
+        )
 
 
 def _is_long(search: Search, scope: Scope) -> bool:

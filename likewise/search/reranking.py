@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from likewise.embedding import weights
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.files import weights
 from likewise.embedding.loading import Making, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import ModelSpec
@@ -17,9 +17,9 @@ from likewise.errors import Invalid
 from likewise.observe import steps
 from likewise.search.reranker import Reranker, Scored
 from likewise.search.reranker_models import RerankerCatalogue
-from likewise.search.reranker_queue import RerankerQueue
 from likewise.search.rerankers import openvino, remote
 from likewise.search.rerankers.folder import WEIGHTS
+from likewise.search.rerankers.queue import RerankerQueue
 from likewise.settings import Settings
 
 
@@ -52,8 +52,17 @@ class Reranking:
     Belongs to one event loop.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, budget: QueueBudget, memory: ModelMemory) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        budget: QueueBudget,
+        memory: ModelMemory,
+        *,
+        wait_for_models: bool = False,
+    ) -> None:
         self._settings = settings
+        self._wait_for_models = wait_for_models
         self._catalogue = RerankerCatalogue(settings)
         self._ledger = ledger
         self._budget = budget
@@ -112,7 +121,9 @@ class Reranking:
 
     def _slot(self, spec: ModelSpec) -> Slot[Reranker, RerankerQueue]:
         if spec.name not in self._slots:
-            self._slots[spec.name] = Slot(spec, self._settings, self._budget, self._memory, MAKING)
+            self._slots[spec.name] = Slot(
+                spec, self._settings, self._budget, self._memory, MAKING, wait_for_models=self._wait_for_models
+            )
         return self._slots[spec.name]
 
     def _state(self, spec: ModelSpec) -> ModelState:

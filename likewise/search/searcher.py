@@ -9,26 +9,27 @@ from typing import Any
 
 from likewise import filters
 from likewise.db import lookups, matches
-from likewise.db.collections import Collection, RecentCollections
+from likewise.db.collections import CollectionRow, RecentCollections
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.provider import Vector
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.filters import Field, Filter, both
 from likewise.kind import Kind
 from likewise.observe.steps import Searching
 from likewise.sealing import Sealing
 from likewise.search.analyzer import analyze
+from likewise.search.candidates import Scope, Scopes
 from likewise.search.grouping import Groups, group_field, without_groups
+from likewise.search.options import MOST_HITS, Found, SearchRequest, SearchResult
 from likewise.search.ranking import MOST_COUNTED_TERMS, Ranked, Rankings, first_depth
-from likewise.search.request import MOST_HITS, Found, SearchRequest, SearchResult
 from likewise.search.reranking import Reranked, Reranking
-from likewise.search.scope import Scope, Scopes
 from likewise.search.state import Question, Search
 from likewise.stopping import stop
 from likewise.vectors.admission import Admission
-from likewise.vectors.store import Vector, VectorStore
+from likewise.vectors.store import VectorStore
 
 # How much deeper the rankings go each time that too few of theirs can be answered.
 DEEPER = 10
@@ -84,14 +85,14 @@ class Searcher:
         tree = both(request.must, filters.parse(request.filters, kind.aliases, kind.within))
         grouped = group_field(request.group_by, kind.aliases, kind.within)
 
-        async def within(collection: Collection) -> SearchResult:
+        async def within(collection: CollectionRow) -> SearchResult:
             return await self._search(Search(tenant, collection, kind, request, tree, grouped))
 
         found = await self._as_it_is(tenant, name, within)
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
 
     async def _as_it_is(
-        self, tenant: int, name: str, within: Callable[[Collection], Awaitable[SearchResult]]
+        self, tenant: int, name: str, within: Callable[[CollectionRow], Awaitable[SearchResult]]
     ) -> SearchResult:
         """Search a collection as it was a moment ago; as it is now, if nothing is found and it is another by now."""
         before = await self._recent.get(tenant, name)
@@ -219,7 +220,7 @@ class Searcher:
         return found
 
     async def _first(
-        self, tx: Tx, search: Search, ranked: Ranked, order: Sequence[Scored], wanted: lookups.Wanted
+        self, tx: Tx, search: Search, ranked: Ranked, order: Sequence[Scored], wanted: lookups.RecordQuery
     ) -> list[Found]:
         """The first records, where any number of contents may have none that is near enough."""
         found: list[Found] = []
@@ -227,7 +228,7 @@ class Searcher:
             missing = search.request.wanted + 1 - len(found)
             if missing == 0:
                 break
-            wanted = replace(wanted, skip=0, most=missing)
+            wanted = replace(wanted, offset=0, limit=missing)
             found += await self._load(tx, search, ranked, order[at : at + CHUNK], wanted)
         return found
 
@@ -249,7 +250,7 @@ class Searcher:
         """Take the groups of what fits a filter, until there are enough; returns whether there are no others."""
         at = 0
         async for ranked, order, _ in self._ever_deeper(tx, search, question, tree):
-            wanted = replace(_wanted(search, question, await search.vector(question)), skip=0, most=None)
+            wanted = replace(_wanted(search, question, await search.vector(question)), offset=0, limit=None)
             for start in range(at, len(order), GROUP_CHUNK):
                 for hit in await self._load(tx, search, ranked, order[start : start + GROUP_CHUNK], wanted):
                     groups.add(hit)
@@ -311,7 +312,7 @@ class Searcher:
         search: Search,
         ranked: Ranked,
         order: Sequence[Scored],
-        wanted: lookups.Wanted,
+        wanted: lookups.RecordQuery,
         *,
         commit: bool = False,
     ) -> list[Found]:
@@ -323,15 +324,15 @@ class Searcher:
         return [_hit(ranked, scores, record, similarity) for record, similarity in rows]
 
 
-def _wanted(search: Search, question: Question, vector: Vector | None) -> lookups.Wanted:
+def _wanted(search: Search, question: Question, vector: Vector | None) -> lookups.RecordQuery:
     """The page's records and one more, which tells of the next."""
     request = search.request
-    return lookups.Wanted(
-        most=request.wanted + 1 - request.offset,
-        skip=request.offset,
+    return lookups.RecordQuery(
+        limit=request.wanted + 1 - request.offset,
+        offset=request.offset,
         without=question.without,
         similar_to=vector,
-        least=request.threshold,
+        min_similarity=request.threshold,
         one_of_each=search.group_by,
     )
 

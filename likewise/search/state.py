@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from likewise.db.collections import Collection
-from likewise.db.where import Indexed
+from likewise.db.collections import CollectionRow
+from likewise.db.where import IndexedFields
+from likewise.embedding.provider import Vector
 from likewise.filters import Field, Filter
 from likewise.kind import Kind
-from likewise.search.request import SearchRequest
-from likewise.vectors.store import Vector
+from likewise.search.options import SearchRequest
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Search:
     """
 
     tenant: int
-    collection: Collection
+    collection: CollectionRow
     kind: Kind
     request: SearchRequest
     tree: Filter | None
@@ -46,10 +46,10 @@ class Search:
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def indexed(self) -> Indexed:
+    def indexed(self) -> IndexedFields:
         """The fields that indexes know."""
         of_texts = frozenset(self.kind.in_text)
-        return Indexed(frozenset((*self.kind.indexed, *self.collection.policy.indexed)) - of_texts, of_texts)
+        return IndexedFields(frozenset((*self.kind.indexed, *self.collection.policy.indexed)) - of_texts, of_texts)
 
     @property
     def by_meaning(self) -> bool:

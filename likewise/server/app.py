@@ -1,6 +1,6 @@
 """The application: which routers there are and what surrounds them."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +10,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match
 
-from likewise.apps.collections import routes as collections
-from likewise.apps.embed import openai_routes as openai
-from likewise.apps.embed import rerank_routes as rerank
-from likewise.apps.embed import routes as embed
-from likewise.apps.embed import usage_routes as usage
-from likewise.apps.jobs import routes as jobs
-from likewise.apps.segments import routes as segments
+from likewise.apps.app import App
+from likewise.apps.registry import APPS
 from likewise.library import Likewise
 from likewise.observe.version import program_version
 from likewise.server import health, metrics, reference
 from likewise.server.bodies import BodyLimit
+from likewise.server.concurrency import RequestLimit
+from likewise.server.endpoints import RouteTable
 from likewise.server.middleware import AddressGuard, Errors, RequestLog
 from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error
-from likewise.server.room import RequestLimit
-from likewise.server.scopes import refuse_undeclared
 from likewise.settings import Settings
 
-ROUTERS = (
-    *(health.router, metrics.router, reference.router),
-    *(collections.router, embed.router, openai.router, rerank.router, usage.router),
-    *(segments.router, jobs.router),
-)
+ROUTERS = (health.router, metrics.router, reference.router)
 
 if TYPE_CHECKING:
     # Older versions of FastAPI have none of it, and take the option all the same.
@@ -57,8 +48,14 @@ _DESCRIPTION = (
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
-    """The application over an open library, or over one that it opens when it starts and closes when it ends."""
+def create_app(source: Likewise | Opener, settings: Settings, *, apps: Sequence[App] = ()) -> FastAPI:
+    """Return the application over an open library, or over one that it opens when it starts and closes when it ends.
+
+    Args:
+        apps: those that were opened beside Likewise's own.
+    """
+    rows = (*APPS, *apps)
+    table = RouteTable()
     app = FastAPI(
         title="Likewise",
         version=program_version(),
@@ -75,7 +72,7 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
         middleware=[
             Middleware(RequestLog),
             Middleware(Errors),
-            Middleware(RequestLimit),
+            Middleware(RequestLimit, find=table.find),
             Middleware(AddressGuard, loopback_only=not settings.asks_who_calls),
             Middleware(BodyLimit, limit=settings.max_body_bytes, stream_limit=settings.max_stream_bytes),
         ],
@@ -85,9 +82,9 @@ def create_app(source: Likewise | Opener, settings: Settings) -> FastAPI:
     app.state.loopback_only = not settings.asks_who_calls
     if not callable(source):
         app.state.likewise = source
-    for router in ROUTERS:
+    for router in (*ROUTERS, *(row.load(name) for row in rows for name in row.routers)):
         app.include_router(router)
-    refuse_undeclared(app)
+    table.read(app)
     describe(app, settings.auth)
     return app
 

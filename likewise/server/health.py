@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
+from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import Answer, Anyone, refusals
 from likewise.errors import ModelUnavailable, Unavailable
 from likewise.observe.version import program_version
@@ -26,6 +27,7 @@ class HealthAnswer(BaseModel):
 
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_model=dict[str, str])
+@declares(Load.PROBE)
 async def alive(_: Anyone) -> Answer:
     """The process answers."""
     return Answer({"status": "alive"})
@@ -35,6 +37,7 @@ async def alive(_: Anyone) -> Answer:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/healthz", response_model=HealthAnswer, responses=refusals(422))
 @router.get("/readyz", response_model=HealthAnswer, responses=refusals(422))
+@declares(Load.PROBE)
 async def ready(_: Anyone, request: Request, strict: bool = False) -> Response:
     """Whether requests can be served: 503 without a usable database or while stopping; `strict` wants every part."""
     if request.app.state.draining:
@@ -48,6 +51,7 @@ async def ready(_: Anyone, request: Request, strict: bool = False) -> Response:
 
 
 @router.get("/", include_in_schema=False)
+@declares(Load.OTHER)
 async def what_is_here(_: Anyone) -> Answer:
     """A page for those who open the server's address."""
     return Answer(

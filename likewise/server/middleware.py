@@ -20,8 +20,8 @@ from likewise.observe.metrics import METHODS, one_of
 from likewise.observe.request_id import REQUEST_ID, request_id_for
 from likewise.observe.steps import Answering
 from likewise.server.answered import Answered
+from likewise.server.concurrency import REFUSED
 from likewise.server.problems import Refused, answer, as_likewise_error
-from likewise.server.room import REFUSED
 from likewise.settings import LOOPBACK
 
 MAX_HEADER_BYTES = 32 * 2**10
@@ -92,7 +92,7 @@ class Errors:
             known = as_likewise_error(error)
             # A refusal is nothing to look into, and there may be thousands; the request's own line has its status.
             if known.status >= Internal.status and not isinstance(known, Overloaded):
-                (log.error if known.status == Internal.status else log.warning)("request failed", error=error)
+                (log.error if known.status == Internal.status else log.warning)("request_failed", error=error)
             await answer(known, scope)(scope, receive, send)
 
 

@@ -1,19 +1,14 @@
-"""VectorStore: what a store of vectors can do. Filters, tenancy and text stay in Postgres."""
+"""VectorStore: the contract of a store of vectors. Filters, tenancy and text stay in Postgres."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from likewise.db.collections import Generation
 from likewise.db.ids import ContentIds
 from likewise.db.transaction import Tx
 from likewise.db.where import Where
-
-Vector = NDArray[np.float32]
-Matrix = NDArray[np.float32]
+from likewise.embedding.provider import Matrix, Vector
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,7 @@ class Ranking:
         return len(self.contents)
 
     def without(self, content: int | None) -> "Ranking":
-        """The ranking with one content left out."""
+        """Return the ranking with one content left out."""
         if content is None or content not in self.contents:
             return self
         at = self.contents.index(content)
@@ -37,7 +32,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Among:
+class IdSubset:
     """The only contents to search: these ids, which are about `share` of all."""
 
     ids: ContentIds
@@ -45,20 +40,20 @@ class Among:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FilterSubset:
     """The only contents to search: those with a record that fits, which are about `share` of all.
 
-    `most_visited` are asked, nearest first.
+    `max_visited` are asked, nearest first.
     """
 
     where: Where
     share: float
-    most_visited: int
+    max_visited: int
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a text was read into its vector: tokens read, tokens cut off, characters read."""
+class TextReading:
+    """The tokens that were read of a text, those that were cut off, and the characters read."""
 
     tokens: int
     truncated: int
@@ -69,22 +64,29 @@ class VectorStore(Protocol):
     """Vectors of unit length by content id. `tx` carries the tenant and the transaction of the rows."""
 
     async def upsert(
-        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[Reading]
+        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
     ) -> None:
         """Store vectors, float32 (n, d) of unit length; one that is there already stays as it is."""
         ...
 
     async def search(
-        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None, *, total: int
+        self,
+        tx: Tx,
+        generation: Generation,
+        query: Vector,
+        k: int,
+        among: IdSubset | FilterSubset | None = None,
+        *,
+        total: int,
     ) -> Ranking:
-        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within Among.
+        """Find the k nearest to a query, float32 (d,) of unit length, by cosine; exact within an IdSubset.
 
         `total` is about how many vectors there are: the more, the further an approximate search has to look.
         """
         ...
 
     async def fetch(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> Mapping[int, Vector]:
-        """The vectors of those ids that have one."""
+        """Return the vectors of those ids that have one."""
         ...
 
     async def delete(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from likewise.cli import terminal
+from likewise import progress
 from likewise.cli.files import count_files, sources
 from likewise.testing import ThrowawayPostgres
 from tests.cli.conftest import Run
@@ -63,8 +63,8 @@ def test_an_upgrade_shows_its_steps(environment: dict[str, str], postgres: Throw
 def test_without_a_terminal_there_are_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
-    with terminal.progress("Reading") as report:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with progress.progress("Reading") as report:
         time.sleep(0.01)
         report(5, 10)
         report(6, None)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from likewise.db import collections
-from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.pool import Pool
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.costs import Account, Ledger, Usage
 from tests.cli.conftest import Run
 from tests.cli.screen import on_a_terminal, plain
@@ -21,7 +21,7 @@ FIRST = datetime(2026, 3, 1, 23, tzinfo=UTC)
 @pytest.fixture(scope="module")
 async def used(environment: dict[str, str]) -> AsyncIterator[None]:
     """Two tenants' usage of two models, about a midnight."""
-    pool = await Pool(environment["LIKEWISE_DATABASE_SERVING_URL"], most=1).open()
+    pool = await Pool(environment["LIKEWISE_DATABASE_SERVING_URL"], max_size=1).open()
     try:
         acme, other = [await collections.tenant_named(pool, name) for name in ("acme", "other")]
         ledger, next_hour = Ledger(), FIRST + timedelta(hours=1)

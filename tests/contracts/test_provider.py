@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from likewise.embedding.batching import check
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import MOCK, ModelSpec, local_spec
+from likewise.embedding.models import MOCK, Endpoint, ModelSpec, local_spec
 from likewise.embedding.provider import Provider, Role
 from likewise.embedding.providers import mock, openai, openvino
 from likewise.settings import load_settings

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import ModelSpec
+from likewise.embedding.models import Endpoint, ModelSpec
 from likewise.search.reranker import Reranker, check
 from likewise.search.rerankers import openvino, remote
 from likewise.settings import load_settings

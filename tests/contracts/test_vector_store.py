@@ -11,9 +11,10 @@ from likewise.db import collections
 from likewise.db.collections import Generation
 from likewise.db.ids import ContentIds
 from likewise.db.pool import Pool
+from likewise.embedding.provider import Matrix
 from likewise.kind import Policy
 from likewise.testing import ThrowawayPostgres
-from likewise.vectors.store import Among, Matrix, Reading, VectorStore
+from likewise.vectors.store import IdSubset, TextReading, VectorStore
 from likewise.vectors.stores.pgvector import PgvectorStore
 
 STORES: list[tuple[str, Callable[[], VectorStore]]] = [("pgvector", PgvectorStore)]
@@ -47,13 +48,13 @@ class Kept:
 
     async def put(self, generation: Generation, ids: Sequence[int], vectors: Matrix) -> None:
         async with self.pool.tenant(self.tenant) as tx:
-            await self.store.upsert(tx, generation, ids, vectors, [Reading(5, 1, 20)] * len(ids))
+            await self.store.upsert(tx, generation, ids, vectors, [TextReading(5, 1, 20)] * len(ids))
 
     async def nearest(
         self, generation: Generation, query: Matrix, k: int, among: Sequence[int] | None = None
     ) -> list[tuple[int, float]]:
         async with self.pool.tenant(self.tenant, snapshot=True) as tx:
-            only = None if among is None else Among(ContentIds.of(among), 0.1)
+            only = None if among is None else IdSubset(ContentIds.of(among), 0.1)
             found = await self.store.search(tx, generation, query, k, only, total=1_000)
         return list(zip(found.contents, found.similarities, strict=True))
 
@@ -62,7 +63,7 @@ class Kept:
 async def kept(request: pytest.FixtureRequest, postgres: ThrowawayPostgres) -> AsyncIterator[Kept]:
     """See Kept."""
     async with postgres.database() as urls:
-        pool = await Pool(urls.serving, most=3).open()
+        pool = await Pool(urls.serving, max_size=3).open()
         yield Kept(pool, request.param[1](), await collections.tenant_named(pool, "tenant"))
         await pool.close()
 
@@ -173,7 +174,7 @@ async def test_it_takes_part_in_the_transaction_of_the_rows(kept: Kept) -> None:
     await kept.put(generation, [1], vectors[:1])
     with suppress(ZeroDivisionError):
         async with kept.pool.tenant(kept.tenant) as tx:
-            await kept.store.upsert(tx, generation, [2], vectors[1:], [Reading(1, 0, 1)])
+            await kept.store.upsert(tx, generation, [2], vectors[1:], [TextReading(1, 0, 1)])
             await kept.store.delete(tx, generation, [1])
             # Others see nothing of it yet.
             assert [content for content, _ in await kept.nearest(generation, vectors[0], 10)] == [1]

@@ -17,7 +17,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, SettingsError
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 

@@ -9,9 +9,9 @@ import pytest
 
 from likewise.apps.collections.service import KIND
 from likewise.db import collections, jobs
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.jobs import Failure, Job, TextGone
-from likewise.db.records import Written
+from likewise.db.records import WriteOutcome
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, NotFound
 from likewise.kind import NewRecord, Policy
@@ -33,7 +33,7 @@ class Desk:
         self.lw = lw
         self.tenant = tenant
 
-    async def collection(self) -> Collection:
+    async def collection(self) -> CollectionRow:
         async with self.lw.runtime.pool.tenant(self.tenant) as tx:
             return await collections.named(tx, "notes")
 
@@ -41,7 +41,7 @@ class Desk:
         """A job for these records."""
         job, collection = uuid4(), await self.collection()
 
-        async def begin(tx: Tx, written: Written) -> None:
+        async def begin(tx: Tx, written: WriteOutcome) -> None:
             known = {"result": {"model": "m"}, **options}
             await jobs.start(tx, job, "embed", collection.active.id, dict(written.content_of), **known)
 

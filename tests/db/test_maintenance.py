@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from likewise.db import collections
 from likewise.db.maintenance import Maintenance
 from likewise.library import Likewise
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
 from tests.patience import until
 
@@ -43,7 +43,7 @@ async def test_past_the_bound_an_index_is_built_and_finds_the_same(lw: Likewise,
     assert (await lw.collection("notes").stats())["index"] == "exact"
     # When maintenance finds it large enough
     await statistics_are_in(database)
-    await Maintenance(database.owner, most_scanned=100_000).step()
+    await Maintenance(database.owner, max_scanned=100_000).step()
     # Then searches go by an index, and find the same
     assert (await lw.collection("notes").stats())["index"] == "hnsw"
     by_index = [await nearest(lw, query) for query in queries]
@@ -89,7 +89,7 @@ async def test_what_a_killed_builder_left_is_built_anew(lw: Likewise, database: 
 async def test_two_builders_at_once_build_one_index(lw: Likewise, database: DatabaseUrls) -> None:
     await fill(lw, 300)
     await statistics_are_in(database)
-    first, second = Maintenance(database.owner, most_scanned=0), Maintenance(database.owner, most_scanned=0)
+    first, second = Maintenance(database.owner, max_scanned=0), Maintenance(database.owner, max_scanned=0)
     await asyncio.gather(first.step(), second.step(), return_exceptions=False)
     assert (await lw.collection("notes").stats())["index"] == "hnsw"
 
@@ -134,7 +134,7 @@ async def test_an_index_with_dead_rows_is_built_anew_and_their_room_is_used_agai
     # Given an index, from which a tenth has gone
     await fill(lw)
     await statistics_are_in(database)
-    maintenance = Maintenance(database.owner, most_scanned=100_000, least_dead=100)
+    maintenance = Maintenance(database.owner, max_scanned=100_000, min_dead=100)
     await maintenance.step()
     table_before, index_before = await sizes(database)
     for n in range(0, 1500, 10):
@@ -179,7 +179,7 @@ async def test_what_a_rebuild_left_that_was_cut_off_is_cleared_away(
     # Given an index with dead rows, and the beginnings of another
     await fill(lw, 200)
     await statistics_are_in(database)
-    maintenance = Maintenance(database.owner, most_scanned=100, least_dead=10)
+    maintenance = Maintenance(database.owner, max_scanned=100, min_dead=10)
     await maintenance.step()
     async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
         generation = (await collections.named(tx, "notes")).active.id

@@ -157,7 +157,7 @@ async def test_a_database_that_is_away_is_said_so() -> None:
             await work("postgresql://canary@127.0.0.1:1/nothing")
 
 
-@pytest.mark.parametrize(("least", "value"), [("LEAST_POSTGRES", 99), ("LEAST_PGVECTOR", (0, 99))])
+@pytest.mark.parametrize(("least", "value"), [("MIN_POSTGRES", 99), ("MIN_PGVECTOR", (0, 99))])
 async def test_a_postgres_or_pgvector_that_is_too_old_is_refused(
     database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, least: str, value: Any
 ) -> None:

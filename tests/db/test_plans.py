@@ -12,7 +12,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.sql import SQL
 
 import likewise
-from likewise.db import collections, planning
+from likewise.db import collections, transaction
 from likewise.db.maintenance import Maintenance
 from likewise.db.transaction import Row, Statement, Tx
 from likewise.embedding.embedder import Embedder
@@ -62,7 +62,7 @@ class Spied(Tx):
         statement: Statement,
         parameters: Any = None,
         *,
-        plan: planning.Plan | None = None,
+        plan: transaction.Plan | None = None,
         commit: bool = False,
     ) -> AsyncCursor[Row]:
         """See Tx.execute."""
@@ -218,7 +218,7 @@ async def test_once_built_hnsw_answers_and_nothing_else_changes(full: Full, plan
     async def built() -> bool:
         # The counts of a table's rows appear when the connection that wrote them is used again.
         await full.notes.get("id 1")
-        await Maintenance(full.urls.owner, most_scanned=1).step()
+        await Maintenance(full.urls.owner, max_scanned=1).step()
         return (await full.notes.stats())["index"] == "hnsw"
 
     await until(built)

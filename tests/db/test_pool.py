@@ -39,7 +39,7 @@ async def shared(postgres: ThrowawayPostgres) -> AsyncIterator[DatabaseUrls]:
 @pytest.fixture
 async def pool(shared: DatabaseUrls) -> AsyncIterator[Pool]:
     """A pool with one connection, so that each use comes after all others."""
-    opened = await Pool(shared.serving, most=1).open()
+    opened = await Pool(shared.serving, max_size=1).open()
     yield opened
     await opened.close()
 
@@ -81,7 +81,7 @@ async def counted(url: str) -> AsyncIterator[tuple[str, list[int]]]:
 async def test_begin_and_the_tenant_travel_with_the_first_statement(shared: DatabaseUrls) -> None:
     async with counted(shared.serving) as (url, turns):
         # Given
-        opened = await Pool(url, most=1).open()
+        opened = await Pool(url, max_size=1).open()
         for _ in range(10):
             async with opened.tenant(7) as tx:
                 await tenant_in(tx)
@@ -271,7 +271,7 @@ async def test_table_and_constraint_are_named(pool: Pool) -> None:
 async def test_connections_that_the_server_ended_are_replaced(
     shared: DatabaseUrls, postgres: ThrowawayPostgres
 ) -> None:
-    opened = await Pool(shared.serving, most=3).open()
+    opened = await Pool(shared.serving, max_size=3).open()
 
     async def once() -> int:
         async with opened.nobody() as tx:
@@ -291,7 +291,7 @@ async def test_connections_that_the_server_ended_are_replaced(
 
 
 async def test_callers_that_are_cancelled_cost_no_connection(shared: DatabaseUrls) -> None:
-    opened = await Pool(shared.serving, most=3).open()
+    opened = await Pool(shared.serving, max_size=3).open()
 
     async def work(seconds: float) -> None:
         async with opened.tenant(7) as tx:
@@ -363,7 +363,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 async def test_a_connection_is_not_closed_while_a_statement_is_on_it(shared: DatabaseUrls, watched: Watched) -> None:
     # Given
     rounds = 30
-    opened = await Pool(shared.serving, most=3).open()
+    opened = await Pool(shared.serving, max_size=3).open()
 
     async def work() -> None:
         async with opened.tenant(7) as tx:
@@ -389,7 +389,7 @@ async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(
     shared: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.2)
-    opened = await Pool(shared.serving, most=1).open()
+    opened = await Pool(shared.serving, max_size=1).open()
     async with opened.nobody() as tx:
         await tenant_in(tx)
         with pytest.raises(DatabaseUnavailable) as raised:
@@ -406,12 +406,12 @@ async def test_a_database_that_is_away_is_said_so_without_its_address(monkeypatc
     monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.2)
     url = f"postgresql://someone:{CANARY}@127.0.0.1:1/nothing"
     with pytest.raises(DatabaseUnavailable) as raised:
-        await Pool(url, most=1).open()
+        await Pool(url, max_size=1).open()
     assert CANARY not in "".join(traceback.format_exception(raised.value))
 
 
 async def test_reading_sees_one_moment(database: DatabaseUrls) -> None:
-    opened = await Pool(database.serving, most=2).open()
+    opened = await Pool(database.serving, max_size=2).open()
     async with opened.tenant(7, snapshot=True) as reading:
         count = SQL("SELECT count(*) FROM contents")
         assert await reading.rows(count) == [(0,)]
@@ -485,7 +485,7 @@ async def test_only_what_others_were_in_the_way_of_is_tried_again() -> None:
 
 async def test_two_transactions_in_each_others_way_both_end_well(shared: DatabaseUrls) -> None:
     """A real deadlock: one of them is thrown out by Postgres, and tried again."""
-    opened = await Pool(shared.serving, most=2).open()
+    opened = await Pool(shared.serving, max_size=2).open()
     locked = SQL("SELECT pg_advisory_xact_lock(1, %s)")
     met = 0
 

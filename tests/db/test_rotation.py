@@ -10,7 +10,7 @@ from likewise.db import text_key_rotation
 from likewise.db.jobs import TextGone
 from likewise.db.pool import Pool
 from likewise.db.text_key import source_of
-from likewise.db.text_key_rotation import Damaged, Rotated
+from likewise.db.text_key_rotation import RotationOutcome, TextUnreadable
 from likewise.kind import Policy
 from likewise.library import Likewise
 from likewise.settings import Settings
@@ -24,9 +24,9 @@ async def as_owner(database: DatabaseUrls, statement: LiteralString) -> None:
         await connection.execute(statement)
 
 
-async def rotate(settings: Settings, *, lost: bool = False) -> Rotated:
+async def rotate(settings: Settings, *, lost: bool = False) -> RotationOutcome:
     assert settings.database_url is not None
-    pool = await Pool(settings.database_url, most=1).open()
+    pool = await Pool(settings.database_url, max_size=1).open()
     try:
         return await text_key_rotation.rotate(pool, source_of(settings), lost=lost)
     finally:
@@ -72,7 +72,7 @@ async def test_what_was_damaged_is_named_and_can_be_given_up(
         await lw.collections.create(await lw.tenant(), "bare", policy=Policy(keep_text=False))
         await as_owner(database, "UPDATE collections SET terms_key = set_byte(terms_key, 30, 0) || '\\x00'")
         # Then
-        with pytest.raises(Damaged, match="The key of a collection's words"):
+        with pytest.raises(TextUnreadable, match="The key of a collection's words"):
             await rotate(settings)
         assert (await rotate(settings, lost=True)).lost.collections == 1
         assert (await rotate(settings)).sealed.collections == 1

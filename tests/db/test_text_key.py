@@ -19,9 +19,8 @@ import likewise
 from likewise.db import text_key_rotation
 from likewise.db.failures import KeyChanging
 from likewise.db.pool import Pool, retried
-from likewise.db.text_key import TextKeys, source_of
-from likewise.db.text_key_file import TextKeyFile
-from likewise.db.text_key_rotation import Counts, KeyLost, Rotated
+from likewise.db.text_key import TextKeyFile, TextKeys, source_of
+from likewise.db.text_key_rotation import RotationOutcome, SealedCounts, TextKeyLost
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, LikewiseError, SettingsError, TextKeyUnavailable, WrongTextKey
 from likewise.library import Likewise
@@ -66,10 +65,10 @@ def with_keys(settings: Settings, key: str | None, following: str | None = None)
     return settings.model_copy(update={"text_key": key, "text_key_next": following})
 
 
-async def rotate(settings: Settings, **options: Any) -> Rotated:
+async def rotate(settings: Settings, **options: Any) -> RotationOutcome:
     """As the verb does."""
     assert settings.database_url is not None
-    pool = await Pool(settings.database_url, most=1).open()
+    pool = await Pool(settings.database_url, max_size=1).open()
     try:
         return await text_key_rotation.rotate(pool, source_of(settings), **options)
     finally:
@@ -159,7 +158,7 @@ async def test_the_first_that_seals_makes_it_and_the_next_ones_keep_to_it(
 
 
 async def test_those_that_start_at_once_agree(settings: Settings, tmp_path: Path) -> None:
-    pool = await Pool(settings.database_serving_url or "", most=4).open()
+    pool = await Pool(settings.database_serving_url or "", max_size=4).open()
     try:
         processes = [await TextKeys.open(settings, pool) for _ in range(8)]
         opened = await asyncio.gather(*(begin(one, pool) for one in processes))
@@ -174,7 +173,7 @@ async def test_those_that_start_at_once_agree(settings: Settings, tmp_path: Path
 
 async def test_two_folders_at_once_agree_on_one_and_the_other_is_refused(settings: Settings, tmp_path: Path) -> None:
     elsewhere = settings.model_copy(update={"data_dir": tmp_path})
-    pool = await Pool(settings.database_serving_url or "", most=4).open()
+    pool = await Pool(settings.database_serving_url or "", max_size=4).open()
     try:
         processes = [await TextKeys.open(one, pool) for one in (settings, elsewhere)]
         answers = await asyncio.gather(*(begin(one, pool) for one in processes), return_exceptions=True)
@@ -304,7 +303,7 @@ async def test_everything_that_waits_is_sealed_anew(settings: Settings, database
     # When
     rotated = await rotate(settings, report=lambda done, total: told.append((done, total)))
     # Then
-    assert rotated == Rotated(Counts(450, 1, 1), Counts(0, 0, 0))
+    assert rotated == RotationOutcome(SealedCounts(450, 1, 1), SealedCounts(0, 0, 0))
     assert told[-1] == (452, 452)
     assert (settings.data_dir / "text.key").read_text() != written
     assert not (settings.data_dir / "text.key.next").exists()
@@ -445,12 +444,12 @@ async def test_a_text_of_an_unknown_key_stops_the_change(settings: Settings, dat
         waiting = Waiting(lw, database)
         await waiting.store(3)
         await asked(database, "UPDATE contents SET sealed = decode(repeat('00', 60), 'hex') WHERE pk = 2")
-        with pytest.raises(KeyLost, match="--lost"):
+        with pytest.raises(TextKeyLost, match="--lost"):
             await rotate(settings)
         assert await opens(settings)
         # When it is given up, then the others are not
         rotated = await rotate(settings, lost=True)
-    assert rotated == Rotated(Counts(2, 1, 1), Counts(1, 0, 0))
+    assert rotated == RotationOutcome(SealedCounts(2, 1, 1), SealedCounts(1, 0, 0))
     found = await asked(database, "SELECT state, reason, sealed IS NULL FROM contents ORDER BY pk")
     assert found == [("live", None, False), ("failed", "text_key_lost", True), ("live", None, False)]
 
@@ -479,7 +478,7 @@ async def test_a_lost_key_gives_up_what_waits_and_a_new_one_is_known(
     # When
     rotated = await rotate(settings, lost=True)
     # Then
-    assert rotated == Rotated(Counts(0, 0, 0), Counts(3, 1, 1))
+    assert rotated == RotationOutcome(SealedCounts(0, 0, 0), SealedCounts(3, 1, 1))
     assert await asked(database, "SELECT DISTINCT state, reason, sealed IS NULL FROM contents") == [
         ("failed", "text_key_lost", True)
     ]
@@ -496,7 +495,7 @@ async def test_a_lost_key_gives_up_what_waits_and_a_new_one_is_known(
 KILLED = """
 import os, signal, sys
 from likewise.db import text_key_rotation
-from likewise.db.text_key_file import TextKeyFile
+from likewise.db.text_key import TextKeyFile
 from likewise.cli.main import main
 
 step = sys.argv[1]
@@ -569,7 +568,7 @@ async def test_a_change_that_is_killed_leaves_a_state_that_starts(
         async with lw.runtime.pool.tenant(1) as tx:
             await lw.runtime.text_keys.hold(tx)
     # And it can be changed again
-    assert (await rotate(settings)).sealed == Counts(250, 1, 1)
+    assert (await rotate(settings)).sealed == SealedCounts(250, 1, 1)
     async with opened(settings) as lw:
         assert await waiting.is_readable(lw)
     assert not (settings.data_dir / "text.key.next").exists()

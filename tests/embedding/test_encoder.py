@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding.folder import ModelFolder
+from likewise.embedding.files.folder import ModelFolder
 from likewise.embedding.graphs.architectures import Shape
 from likewise.embedding.graphs.encoder import Encoder
 from likewise.embedding.graphs.heads import headed, pooled

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from likewise.embedding import loading, weights
+from likewise.embedding import loading
 from likewise.embedding.embedder import Embedder
+from likewise.embedding.files import weights
 from likewise.embedding.providers import openvino
 from likewise.errors import ModelUnavailable
 from likewise.settings import Settings

@@ -8,8 +8,7 @@ import pytest
 
 from likewise.embedding.costs import PRICES
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import MODELS, Catalogue, ModelSpec
+from likewise.embedding.models import MODELS, Catalogue, Endpoint, ModelSpec
 from likewise.errors import Invalid, ModelUnavailable, SettingsError
 from likewise.settings import Settings
 from tests.embedding import tiny

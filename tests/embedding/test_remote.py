@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding import breaker
-from likewise.embedding.backoff import Backoff
+from likewise import backoff
+from likewise.backoff import Backoff
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import ModelSpec
-from likewise.embedding.pacing import asked_for, duration, used_up
+from likewise.embedding.models import Endpoint, ModelSpec
 from likewise.embedding.providers.openai import RemoteProvider, load
-from likewise.embedding.trouble import RequestRefused, WrongAnswer
+from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import RetryPolicy, duration, rate_reset, retry_after
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import Asked, Reply, Upstream
@@ -35,9 +34,9 @@ KEY = "sk-canary-of-a-key"
 TEXT = "canary of a text"
 D = 16
 # As patient as one needs to be with a server in the same process.
-QUICK = Backoff(first=0.01, most=0.02, asked=0.4, rest=(0.1, 0.2))
+QUICK = RetryPolicy(between=Backoff(0.01, 0.02), max_hold=0.4, rest=Backoff(0.1, 0.2))
 # Leaves a provider alone for longer than any test takes.
-PATIENT = replace(QUICK, rest=(600.0, 600.0))
+PATIENT = replace(QUICK, rest=Backoff(600.0, 600.0))
 
 MakeProvider = Callable[..., RemoteProvider]
 MakeEmbedder = Callable[..., Embedder]
@@ -73,8 +72,8 @@ async def remote(upstream: Upstream) -> AsyncIterator[MakeProvider]:
     """Makes providers of a model at the server."""
     async with AsyncExitStack() as stack:
 
-        def make(backoff: Backoff = QUICK, **changes: Any) -> RemoteProvider:
-            provider = load(spec_of(upstream, **changes), backoff)
+        def make(policy: RetryPolicy = QUICK, **changes: Any) -> RemoteProvider:
+            provider = load(spec_of(upstream, **changes), policy)
             stack.push_async_callback(provider.close)
             return provider
 
@@ -86,10 +85,10 @@ async def embedder(upstream: Upstream, settings: Settings, tmp_path: Path) -> As
     """Makes embedders whose default model is at the server."""
     async with AsyncExitStack() as stack:
 
-        def make(backoff: Backoff = QUICK, **changes: Any) -> Embedder:
+        def make(policy: RetryPolicy = QUICK, **changes: Any) -> Embedder:
             file = models_file(tmp_path, upstream.url, dimension=D)
             chosen = settings.model_copy(update={"model": "ours", "models_file": file})
-            made = Embedder(chosen, providers={"ours": lambda _: load(spec_of(upstream, **changes), backoff)})
+            made = Embedder(chosen, providers={"ours": lambda _: load(spec_of(upstream, **changes), policy)})
             stack.push_async_callback(made.close)
             return made
 
@@ -276,7 +275,7 @@ async def test_vectors_of_another_dimension_are_said_at_once(upstream: Upstream,
 async def test_a_provider_that_always_answers_wrongly_ends_soon(upstream: Upstream, embedder: MakeEmbedder) -> None:
     # Given a server that answers all with a page of its own
     upstream.always = Reply(body=b"<html>")
-    ours = embedder(Backoff(rest=(60, 60)))
+    ours = embedder(RetryPolicy(rest=Backoff(60.0, 60.0)))
     # When ten batches of many texts come, one after the other
     for batch in range(10):
         with pytest.raises(ModelUnavailable):
@@ -445,7 +444,7 @@ async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakePro
     upstream.next.append(Reply(429, headers={"retry-after-ms": "250"}))
     provider = remote()
     first = asyncio.create_task(provider.embed(["a"], "document"))
-    await until(lambda: provider._calls._pace._until > 0)
+    await until(lambda: provider._client._gate._until > 0)
     # When others come meanwhile
     others = [asyncio.create_task(provider.embed([f"{place}"], "document")) for place in range(5)]
     # Then nobody asks it before, and everybody then
@@ -455,7 +454,7 @@ async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakePro
     assert min(asked.at for asked in upstream.asked[1:]) - upstream.asked[0].at >= 0.25
 
 
-async def test_a_rate_that_is_used_up_is_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
+async def test_a_rate_that_is_rate_reset_is_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
     used = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "200ms"}
     upstream.next.append(lambda asked: Reply.of(asked.good, **used))
     provider = remote()
@@ -480,17 +479,17 @@ async def test_what_takes_too_long_is_not_waited_for(upstream: Upstream, remote:
 def test_headers_of_rates_are_read() -> None:
     assert [duration(text) for text in ("1s", "6m0s", "120ms", "1h2m3.5s", "7", " 0 ")] == [1, 360, 0.12, 3723.5, 7, 0]
     assert [duration(text) for text in ("", "soon", "1 s", "-1s", "1700000000", "9" * 50, "25h", "1s;")] == [None] * 8
-    assert asked_for({"retry-after": "12"}) == 12
-    assert asked_for({"retry-after": "12", "retry-after-ms": "500"}) == 0.5
-    assert asked_for({"retry-after": "later"}) is asked_for({}) is None
+    assert retry_after({"retry-after": "12"}) == 12
+    assert retry_after({"retry-after": "12", "retry-after-ms": "500"}) == 0.5
+    assert retry_after({"retry-after": "later"}) is retry_after({}) is None
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 90 < (asked_for({"retry-after": soon}) or 0) <= 100
-    assert asked_for({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert asked_for({"retry-after": "Wed, 21 Oct 99999 07:28:00 GMT"}) is None
+    assert 90 < (retry_after({"retry-after": soon}) or 0) <= 100
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert retry_after({"retry-after": "Wed, 21 Oct 99999 07:28:00 GMT"}) is None
     reset = {"x-ratelimit-reset-requests": "9s", "x-ratelimit-reset-tokens": "6m0s"}
-    assert used_up({"x-ratelimit-remaining-tokens": "0", **reset}) == 360
-    assert used_up({"x-ratelimit-remaining-requests": "0", "x-ratelimit-remaining-tokens": "1", **reset}) == 9
-    assert used_up({"x-ratelimit-remaining-requests": "1", **reset}) is used_up({}) is None
+    assert rate_reset({"x-ratelimit-remaining-tokens": "0", **reset}) == 360
+    assert rate_reset({"x-ratelimit-remaining-requests": "0", "x-ratelimit-remaining-tokens": "1", **reset}) == 9
+    assert rate_reset({"x-ratelimit-remaining-requests": "1", **reset}) is rate_reset({}) is None
 
 
 async def test_so_many_requests_are_under_way(upstream: Upstream, embedder: MakeEmbedder) -> None:
@@ -526,7 +525,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """So that a rest can be so long that nothing outlasts it, and be over at once."""
     made = Clock()
-    monkeypatch.setattr(breaker, "time", made)
+    monkeypatch.setattr(backoff, "time", made)
     return made
 
 
@@ -542,13 +541,13 @@ async def test_a_broken_provider_is_left_alone_and_asked_once(
     assert len(upstream.asked) == QUICK.failures
     assert (upstream.url in provider.fault, "503" in provider.fault) == (False, True)
     # When many ask it while it is left alone, then none reaches it
-    clock.ahead = PATIENT.rest[0] / 2
+    clock.ahead = PATIENT.rest.first / 2
     refused = await asyncio.gather(*(provider.embed(["a"], "document") for _ in range(20)), return_exceptions=True)
     assert all(isinstance(error, ModelUnavailable) and error.retry_after for error in refused)
     assert len(upstream.asked) == QUICK.failures
     # When it was long enough, then one does, and the others hear at once that it is away
     upstream.always, upstream.gate = None, asyncio.Event()
-    clock.ahead = PATIENT.rest[0]
+    clock.ahead = PATIENT.rest.first
     asking = [asyncio.create_task(provider.embed(["a"], "document")) for _ in range(20)]
     await until(lambda: sum(task.done() for task in asking) == 19)
     assert len(upstream.asked) == QUICK.failures + 1
@@ -568,7 +567,7 @@ async def test_a_probe_that_fails_is_one_request(upstream: Upstream, remote: Mak
         with pytest.raises(ModelUnavailable, match="THEIR_KEY"):
             await provider.embed(["a"], "document")
         assert len(upstream.asked) == times
-        clock.ahead += QUICK.rest[1]
+        clock.ahead += QUICK.rest.longest
 
 
 async def test_a_probe_that_is_cancelled_makes_room_for_another(
@@ -578,7 +577,7 @@ async def test_a_probe_that_is_cancelled_makes_room_for_another(
     provider = remote()
     with pytest.raises(ModelUnavailable):
         await provider.embed(["a"], "document")
-    clock.ahead = QUICK.rest[0]
+    clock.ahead = QUICK.rest.first
     upstream.next.append(Reply(hangs=True))
     probe = asyncio.create_task(provider.embed(["a"], "document"))
     await until(lambda: len(upstream.asked) == 2)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from likewise.embedding import hub, loading, weights, wheel
+from likewise.embedding import loading
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.folder import REQUIRED
+from likewise.embedding.files import hub, weights, wheel
+from likewise.embedding.files.folder import REQUIRED
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import MODELS, ModelSpec
 from likewise.errors import ModelUnavailable

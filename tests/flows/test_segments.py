@@ -12,7 +12,7 @@ import pytest
 
 from likewise.apps.segments.accepted import Accepted
 from likewise.apps.segments.documents import NewSegment
-from likewise.apps.segments.searching import SegmentQuery
+from likewise.apps.segments.search import SegmentQuery
 from likewise.db import collections, jobs, segments, waiting
 from likewise.errors import Conflict, Invalid, NotFound
 from likewise.ingest import worker
@@ -165,7 +165,7 @@ async def test_what_the_model_cannot_embed_fails_by_itself_and_is_tried_again_wh
     # Given
     tenant = await lw.tenant()
     monkeypatch.setattr(worker, "RETRY_AFTER", timedelta(0))
-    monkeypatch.setattr(waiting, "MOST_PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "MAX_PAUSE", 0.0)
     provider.poison = lambda text: WARM in text
     # When some of a batch fails, and all of another
     both = await lw.segments.embed_batch(

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 import likewise
+from likewise.auth.api_keys import new_key
 from likewise.auth.caller import Scope
-from likewise.auth.tokens import new_key
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app
-from likewise.server.scopes import all_routes
+from likewise.server.endpoints import all_routes
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.auth.keys import make_key

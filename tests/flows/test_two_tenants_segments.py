@@ -13,7 +13,7 @@ import likewise
 from likewise.auth.caller import Scope
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app
-from likewise.server.scopes import all_routes
+from likewise.server.endpoints import all_routes
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from likewise.testing.tokens import Signer, claims_of

@@ -2,13 +2,13 @@
 
 from likewise.apps.collections.service import KIND
 from likewise.db import collections
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.kind import Policy
 from likewise.library import Likewise
 from likewise.search.analyzer import ANALYZER
 
 
-async def made(lw: Likewise, policy: Policy = KIND.policy) -> Collection:
+async def made(lw: Likewise, policy: Policy = KIND.policy) -> CollectionRow:
     """It, with a policy of its own."""
     tenant, model = await lw.tenant(), await lw.embedder.opened()
     await collections.make(

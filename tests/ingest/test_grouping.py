@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from likewise.db.failures import DatabaseFailure
-from likewise.db.records import PreparedRecord, Written
+from likewise.db.records import PreparedRecord, WriteOutcome
 from likewise.errors import DatabaseUnavailable, NotFound
 from likewise.ingest.grouping import GROUPS_AT_ONCE, MOST_RECORDS, Grouping
 from likewise.library import Likewise
@@ -23,7 +23,7 @@ class Storage:
         self.groups: list[list[str]] = []
         self.go = asyncio.Event()
 
-    async def store(self, records: Sequence[PreparedRecord]) -> Written:
+    async def store(self, records: Sequence[PreparedRecord]) -> WriteOutcome:
         """What a writer does."""
         ids = [one.id for one in records]
         self.groups.append(ids)
@@ -32,10 +32,10 @@ class Storage:
             raise DatabaseFailure("54000")
         if "away" in ids:
             raise DatabaseUnavailable
-        return Written(dict.fromkeys(ids, "created"), {one: at for at, one in enumerate(ids)})
+        return WriteOutcome(dict.fromkeys(ids, "created"), {one: at for at, one in enumerate(ids)})
 
 
-async def callers(grouping: Grouping[int], storage: Storage, *batches: list[str]) -> list[asyncio.Task[Written]]:
+async def callers(grouping: Grouping[int], storage: Storage, *batches: list[str]) -> list[asyncio.Task[WriteOutcome]]:
     """A task for each batch; as many as may run at once have begun, the rest wait."""
     tasks = [asyncio.create_task(grouping.write(1, [record(one) for one in ids], storage.store)) for ids in batches]
     await asyncio.sleep(0)
@@ -78,7 +78,7 @@ async def test_a_failure_reaches_only_the_one_whose_it_is() -> None:
     tasks = await callers(grouping, storage, *([["x"], ["y"], ["a"], ["bad"], ["c"]]))
     storage.go.set()
     done = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(one) for one in done] == [Written, Written, Written, DatabaseFailure, Written]
+    assert [type(one) for one in done] == [WriteOutcome, WriteOutcome, WriteOutcome, DatabaseFailure, WriteOutcome]
 
 
 async def test_a_database_that_is_away_is_asked_once_for_all() -> None:

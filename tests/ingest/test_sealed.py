@@ -9,9 +9,9 @@ from psycopg.sql import SQL
 
 from likewise.apps.collections.service import KIND
 from likewise.db import collections, jobs, records
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.jobs import Job
-from likewise.db.records import Written
+from likewise.db.records import WriteOutcome
 from likewise.db.transaction import Tx
 from likewise.ingest.writer import Resolve
 from likewise.kind import NewRecord, Policy
@@ -35,7 +35,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def private(idle: Likewise) -> Collection:
+async def private(idle: Likewise) -> CollectionRow:
     """A collection that keeps neither texts nor words."""
     tenant = await idle.tenant()
     await idle.collections.create(tenant, "private", policy=Policy(keep_text=False, keep_terms=False))
@@ -43,12 +43,12 @@ async def private(idle: Likewise) -> Collection:
 
 
 async def send(
-    lw: Likewise, collection: Collection, texts: dict[str, str], *, resolve: Resolve | None = None
-) -> tuple[UUID, Written]:
+    lw: Likewise, collection: CollectionRow, texts: dict[str, str], *, resolve: Resolve | None = None
+) -> tuple[UUID, WriteOutcome]:
     """Records of these texts, and a job that waits for them."""
     job = uuid4()
 
-    async def start(tx: Tx, written: Written) -> None:
+    async def start(tx: Tx, written: WriteOutcome) -> None:
         await jobs.start(tx, job, "embed", collection.active.id, written.content_of, result={"of": "test"})
 
     batch = [NewRecord(id=name, text=text) for name, text in texts.items()]
@@ -83,7 +83,7 @@ async def in_clear(database: DatabaseUrls, canary: str) -> list[str]:
 
 
 async def test_a_text_waits_sealed_and_leaves_with_its_vector(
-    idle: Likewise, private: Collection, database: DatabaseUrls
+    idle: Likewise, private: CollectionRow, database: DatabaseUrls
 ) -> None:
     # When
     job, _ = await send(idle, private, {"a": "canary text of pumps"})
@@ -106,7 +106,7 @@ async def test_a_text_waits_sealed_and_leaves_with_its_vector(
 
 
 async def test_a_job_on_texts_that_have_their_vectors_has_succeeded_at_once(
-    idle: Likewise, private: Collection
+    idle: Likewise, private: CollectionRow
 ) -> None:
     await send(idle, private, {"a": "one", "b": "two"})
     await work(idle)
@@ -118,7 +118,9 @@ async def test_a_job_on_texts_that_have_their_vectors_has_succeeded_at_once(
     assert (await job_of(idle, some)).state == "SUCCEEDED"
 
 
-async def test_two_jobs_on_one_text_end_together(idle: Likewise, private: Collection, provider: FakeProvider) -> None:
+async def test_two_jobs_on_one_text_end_together(
+    idle: Likewise, private: CollectionRow, provider: FakeProvider
+) -> None:
     one, _ = await send(idle, private, {"a": "the same"})
     other, _ = await send(idle, private, {"b": "the same"})
     before = len(provider.texts)
@@ -128,7 +130,7 @@ async def test_two_jobs_on_one_text_end_together(idle: Likewise, private: Collec
 
 
 async def test_a_text_that_fails_by_itself_leaves_with_its_last_try_and_comes_alive_when_sent_again(
-    idle: Likewise, private: Collection, provider: FakeProvider, database: DatabaseUrls
+    idle: Likewise, private: CollectionRow, provider: FakeProvider, database: DatabaseUrls
 ) -> None:
     # Given
     provider.poison = lambda text: "bad" in text
@@ -153,7 +155,7 @@ async def test_a_text_that_fails_by_itself_leaves_with_its_last_try_and_comes_al
 
 
 async def test_a_job_of_which_everything_fails_has_failed_with_the_reason(
-    idle: Likewise, private: Collection, provider: FakeProvider
+    idle: Likewise, private: CollectionRow, provider: FakeProvider
 ) -> None:
     provider.poison = lambda text: "bad" in text
     job, _ = await send(idle, private, {"a": "a bad text"})
@@ -163,7 +165,7 @@ async def test_a_job_of_which_everything_fails_has_failed_with_the_reason(
 
 
 async def test_a_text_that_has_waited_for_a_day_leaves(
-    idle: Likewise, private: Collection, database: DatabaseUrls
+    idle: Likewise, private: CollectionRow, database: DatabaseUrls
 ) -> None:
     # Given
     job, _ = await send(idle, private, {"a": "nobody came for me"})
@@ -190,7 +192,7 @@ async def test_a_text_that_is_kept_waits_for_as_long_as_it_takes(idle: Likewise,
 
 
 async def test_a_worker_without_the_key_leaves_texts_to_those_who_have_it(
-    idle: Likewise, private: Collection, database: DatabaseUrls
+    idle: Likewise, private: CollectionRow, database: DatabaseUrls
 ) -> None:
     # Given
     job, _ = await send(idle, private, {"a": "sealed"})
@@ -205,7 +207,7 @@ async def test_a_worker_without_the_key_leaves_texts_to_those_who_have_it(
 
 
 async def test_a_sealed_text_put_in_anothers_place_does_not_open(
-    idle: Likewise, private: Collection, database: DatabaseUrls
+    idle: Likewise, private: CollectionRow, database: DatabaseUrls
 ) -> None:
     # Given
     job, _ = await send(idle, private, {"a": "one", "b": "two"})
@@ -223,7 +225,7 @@ async def test_a_sealed_text_put_in_anothers_place_does_not_open(
     )
 
 
-async def test_what_is_stored_decides_what_is_written(idle: Likewise, private: Collection) -> None:
+async def test_what_is_stored_decides_what_is_written(idle: Likewise, private: CollectionRow) -> None:
     # Given
     await send(idle, private, {"a": "first"})
     seen = []

@@ -25,9 +25,8 @@ from likewise.db.pool import Pool
 from likewise.db.text_key import SettingKeys, TextKeys
 from likewise.errors import Conflict, Invalid, LikewiseError, ModelFails, ModelUnavailable, TooManyRequests
 from likewise.ingest import tasks as module
-from likewise.ingest.notices import Notices
+from likewise.ingest.notifications import TASKS, Notifications, WakeSignal
 from likewise.ingest.tasks import Handler, Progress, Tasks
-from likewise.ingest.wakeups import TASKS, Wakeups
 from likewise.library import Likewise
 from likewise.observe import logs
 from likewise.observe.metrics import TASKS_ENDED
@@ -71,18 +70,18 @@ async def runner(
     running: bool = True,
 ) -> AsyncIterator[Tasks]:
     """One process's part: its own connections and bell."""
-    pool = await Pool(database.serving, most=6).open()
-    notices = Notices(database.serving)
-    tasks = Tasks(pool, Wakeups(notices, TASKS), keys, lease=lease)
+    pool = await Pool(database.serving, max_size=6).open()
+    notifications = Notifications(database.serving)
+    tasks = Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease)
     for kind, handler in handlers.items():
         tasks.register(kind, handler)
-    await notices.start()
+    await notifications.start()
     work = [asyncio.create_task(tasks.run())] if running else []
     try:
         yield tasks
     finally:
         await stop(work)
-        await notices.close()
+        await notifications.close()
         await pool.close()
 
 
@@ -474,9 +473,9 @@ PROCESS = """
 import asyncio, sys
 from datetime import timedelta
 from likewise.db.pool import Pool
-from likewise.ingest.notices import Notices
+from likewise.ingest.notifications import Notifications
 from likewise.ingest.tasks import Tasks
-from likewise.ingest.wakeups import TASKS, Wakeups
+from likewise.ingest.notifications import TASKS, WakeSignal
 from likewise.db.text_key import SettingKeys, TextKeys
 from likewise.sealing import Sealing, TextKey
 
@@ -487,11 +486,11 @@ async def hang(tenant, input, progress):
     await asyncio.sleep(600)
 
 async def main():
-    pool = await Pool(sys.argv[1], most=3).open()
-    notices = Notices(sys.argv[1])
-    tasks = Tasks(pool, Wakeups(notices, TASKS), KEYS, lease=timedelta(seconds=0.6))
+    pool = await Pool(sys.argv[1], max_size=3).open()
+    notifications = Notifications(sys.argv[1])
+    tasks = Tasks(pool, WakeSignal(notifications, TASKS), KEYS, lease=timedelta(seconds=0.6))
     tasks.register("echo", hang)
-    await notices.start()
+    await notifications.start()
     await tasks.run()
 
 asyncio.run(main())

@@ -24,17 +24,16 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.probe import PROBE_TEXTS
-from likewise.embedding.provider import Provider, ProviderResult, Role
+from likewise.embedding.provider import Matrix, Provider, ProviderResult, Role
 from likewise.errors import Conflict, Invalid, ModelUnavailable, Unavailable
-from likewise.ingest.notices import Notices
-from likewise.ingest.wakeups import Wakeups
+from likewise.ingest.notifications import Notifications, WakeSignal
 from likewise.ingest.worker import Worker
 from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 from likewise.vectors.admission import Admission
-from likewise.vectors.store import Matrix, Reading
+from likewise.vectors.store import TextReading
 from likewise.vectors.stores.pgvector import PgvectorStore
 from tests.conftest import Opener
 from tests.ingest.rows import asked
@@ -223,7 +222,7 @@ async def test_answers_that_are_no_vectors_are_never_stored(lw: Likewise, provid
 async def claim(lw: Likewise, *, alone: bool, lease: timedelta = LEASE, most: int = 512) -> list[int]:
     """What a worker that dies at once would claim."""
     entries = await waiting.claim(
-        lw.runtime.pool, [MODEL], uuid4(), lease=lease, most=most, after_tenant=0, alone=alone
+        lw.runtime.pool, [MODEL], uuid4(), lease=lease, max_entries=most, after_tenant=0, alone=alone
     )
     return [entry.content for entry in entries]
 
@@ -298,9 +297,14 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
     stopped = Stopped()
 
     async def work() -> bool:
-        pool = await Pool(database.serving, most=2).open()
+        pool = await Pool(database.serving, max_size=2).open()
         embedder = Embedder(settings, providers={settings.model: lambda spec: stopped})
-        parts = Admission(pool, embedder), PgvectorStore(), Wakeups(Notices(database.serving)), idle.runtime.sealing
+        parts = (
+            Admission(pool, embedder),
+            PgvectorStore(),
+            WakeSignal(Notifications(database.serving)),
+            idle.runtime.sealing,
+        )
         worker = Worker(pool, embedder, *parts, lease=LEASE)
         try:
             return await worker.step()
@@ -554,7 +558,7 @@ class Refusing(PgvectorStore):
         self.refused = refused
 
     async def upsert(
-        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[Reading]
+        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
     ) -> None:
         """See VectorStore.upsert."""
         if generation.id == self.refused:
@@ -586,7 +590,7 @@ class Interrupted(PgvectorStore):
         self.happened = False
 
     async def upsert(
-        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[Reading]
+        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
     ) -> None:
         """See VectorStore.upsert."""
         if not self.happened:

@@ -5,9 +5,9 @@ from psycopg.sql import SQL
 
 from likewise.apps.collections.service import KIND
 from likewise.db import collections
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.failures import Contended
-from likewise.db.records import Written
+from likewise.db.records import WriteOutcome
 from likewise.db.transaction import Tx
 from likewise.errors import Invalid
 from likewise.kind import NewRecord
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("whole")
 WAL = "SELECT pg_current_wal_insert_lsn() - '0/0'"
 
 
-async def made(lw: Likewise, name: str = "notes") -> Collection:
+async def made(lw: Likewise, name: str = "notes") -> CollectionRow:
     """A collection, as the writer takes it."""
     await lw.collections.create(await lw.tenant(), name)
     return await found(lw, name)
 
 
-async def found(lw: Likewise, name: str = "notes") -> Collection:
+async def found(lw: Likewise, name: str = "notes") -> CollectionRow:
     async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
         return await collections.named(tx, name)
 
@@ -39,9 +39,9 @@ async def found(lw: Likewise, name: str = "notes") -> Collection:
 async def test_what_is_done_before_the_commit_is_committed_with_it(idle: Likewise) -> None:
     # Given
     collection = await made(idle)
-    seen: list[Written] = []
+    seen: list[WriteOutcome] = []
 
-    async def label(tx: Tx, written: Written) -> None:
+    async def label(tx: Tx, written: WriteOutcome) -> None:
         seen.append(written)
         await tx.execute(SQL("UPDATE records SET status = 'labelled'"))
 
@@ -58,7 +58,7 @@ async def test_it_is_done_for_a_batch_of_nothing_and_of_nothing_new(idle: Likewi
     collection = await made(idle)
     seen: list[int] = []
 
-    async def count(tx: Tx, written: Written) -> None:
+    async def count(tx: Tx, written: WriteOutcome) -> None:
         seen.append(written.unchanged)
 
     for batch in ([], [NewRecord(id="a", text="alpha")], [NewRecord(id="a", text="alpha")]):
@@ -69,7 +69,7 @@ async def test_it_is_done_for_a_batch_of_nothing_and_of_nothing_new(idle: Likewi
 async def test_if_it_fails_nothing_is_stored(idle: Likewise) -> None:
     collection = await made(idle)
 
-    async def fail(tx: Tx, written: Written) -> None:
+    async def fail(tx: Tx, written: WriteOutcome) -> None:
         raise Invalid("No.")
 
     batch = [NewRecord(id="a", text="alpha")]
@@ -82,7 +82,7 @@ async def test_it_is_run_again_with_its_transaction(idle: Likewise) -> None:
     collection = await made(idle)
     runs: list[int] = []
 
-    async def meet_another(tx: Tx, written: Written) -> None:
+    async def meet_another(tx: Tx, written: WriteOutcome) -> None:
         runs.append(written.created)
         if len(runs) < 3:
             raise Contended("40001")

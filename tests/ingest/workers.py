@@ -27,7 +27,7 @@ def worker_of(
         runtime.embedder,
         runtime.admission,
         store or runtime.store,
-        runtime.wakeups,
+        runtime.wake_signal,
         sealing or runtime.sealing,
         lease=lease,
         **options,

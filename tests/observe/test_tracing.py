@@ -144,7 +144,7 @@ async def test_a_batch_belongs_to_its_own_request(
     # Then
     of_model = [span for span in spans() if span.name == "model" and (span.attributes or {}).get("error.type")]
     assert {span.context.trace_id for span in of_model} == {only(spans(), "second")[0].context.trace_id}
-    (line,) = [line for line in lines() if line["event"].startswith("the model failed")]
+    (line,) = [line for line in lines() if line["event"] == "model_batch_failed"]
     assert line["request_id"] == "second"
 
 

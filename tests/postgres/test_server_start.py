@@ -181,4 +181,4 @@ def test_parallel_work_does_not_use_a_small_shm(folder: Path) -> None:
 
 
 def test_a_user_of_this_test_is_known() -> None:
-    assert account.account_for(Path("/nowhere")).uid == (os.geteuid() or account.account_for().uid)
+    assert account.system_user_for(Path("/nowhere")).uid == (os.geteuid() or account.system_user_for().uid)

@@ -5,7 +5,7 @@ import pytest
 from likewise.db import collections
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 
 SPANS = Kind(
     name="span",

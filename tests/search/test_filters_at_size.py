@@ -11,7 +11,7 @@ from likewise.db.matches import Matches
 from likewise.db.where import exactly
 from likewise.filters import parse
 from likewise.library import Collection, Likewise
-from likewise.search import meaning, scope
+from likewise.search import candidates, meaning
 from likewise.search.analyzer import analyze
 from tests.patience import until
 
@@ -22,9 +22,9 @@ SOME = ("cold", "heat", "noise", "smell", "colour", "weight")
 @pytest.fixture
 async def texts(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> Collection:
     """1,200 texts of two topics with their vectors in an index, where fifty already are many."""
-    monkeypatch.setattr(scope, "MOST_IDS", 50)
+    monkeypatch.setattr(candidates, "MOST_IDS", 50)
     monkeypatch.setattr(meaning, "BY_INDEX_US", 0.0)
-    monkeypatch.setattr(matches, "MOST_READ", 30)
+    monkeypatch.setattr(matches, "MAX_READ", 30)
     collection = lw.collection("texts")
     await collection.create()
     words = itertools.cycle(itertools.permutations(SOME, 3))
@@ -42,7 +42,7 @@ async def texts(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> Collection:
     assert owner is not None
 
     async def counted_and_indexed() -> bool:
-        await Maintenance(owner, most_scanned=0).step()
+        await Maintenance(owner, max_scanned=0).step()
         async with lw.runtime.pool.tenant(await lw.tenant(), snapshot=True) as tx:
             now = await collections.named(tx, "texts")
         return now.contents_total >= 1_200 and now.active.index_state == "ready"
@@ -60,7 +60,7 @@ async def test_a_filter_that_goes_against_the_meaning_finds_the_nearest_that_fit
     # When
     found = await texts.search("pump valve smell noise", filters={"topic": 1}, **asked)
     # Then all that fit were compared in the end, which the index does not come to
-    monkeypatch.setattr(scope, "MOST_IDS", 10_000)
+    monkeypatch.setattr(candidates, "MOST_IDS", 10_000)
     exact = await texts.search("pump valve smell noise", filters={"topic": 1}, **asked)
     assert [hit.score for hit in found.hits] == [pytest.approx(hit.score, abs=1e-3) for hit in exact.hits]
     assert found.explanation["meaning"]["plan"] != "index"
@@ -79,7 +79,7 @@ async def test_words_under_a_filter_are_looked_for_further_where_few_fit(
     texts: Collection, lw: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given words that forty texts have each, of which a quarter fit
-    monkeypatch.setattr(matches, "LEAST_BY_CONJUNCTIONS", 0)
+    monkeypatch.setattr(matches, "MIN_BY_CONJUNCTIONS", 0)
     monkeypatch.setattr(matches, "MORE_FOR_A_TERM", 0)
     words = list(analyze(" ".join(f"group{n}" for n in range(30))))
 
@@ -95,5 +95,5 @@ async def test_words_under_a_filter_are_looked_for_further_where_few_fit(
     assert len(found.scored) == 101
     assert not found.candidates.complete
     # Where nothing is looked for further all of them have to be read
-    monkeypatch.setattr(matches, "WIDEST", 1.0)
+    monkeypatch.setattr(matches, "MAX_WIDENING", 1.0)
     assert (await ranked()).candidates.complete

@@ -6,21 +6,21 @@ from psycopg.sql import SQL
 
 from likewise.apps.collections.service import KIND
 from likewise.db import collections
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.transaction import table
 from likewise.errors import Conflict
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.search import analyzer
 from likewise.search.analyzer import analyze, terms_of
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.testing import DatabaseUrls
 from tests.conftest import Opener
 
 TEXTS = {"a": "the pump fails when it is cold", "b": "read_file opens a valve", "c": "今日は天気がいい"}
 
 
-async def made(lw: Likewise, name: str, policy: Policy) -> Collection:
+async def made(lw: Likewise, name: str, policy: Policy) -> CollectionRow:
     return await collections.make(
         lw.runtime.pool,
         await lw.tenant(),
@@ -34,7 +34,7 @@ async def made(lw: Likewise, name: str, policy: Policy) -> Collection:
     )
 
 
-async def stored(lw: Likewise, name: str, policy: Policy) -> Collection:
+async def stored(lw: Likewise, name: str, policy: Policy) -> CollectionRow:
     collection = await made(lw, name, policy)
     batch = [NewRecord(id=one, text=text) for one, text in TEXTS.items()]
     await lw.runtime.writer.write(await lw.tenant(), collection, KIND, batch)
@@ -47,7 +47,7 @@ async def found(lw: Likewise, name: str, **asked: str) -> list[str]:
     return [hit.record.id for hit in result.hits]
 
 
-async def terms_in(database: DatabaseUrls, collection: Collection) -> set[int]:
+async def terms_in(database: DatabaseUrls, collection: CollectionRow) -> set[int]:
     async with await psycopg.AsyncConnection.connect(database.owner, autocommit=True) as connection:
         statement = SQL("SELECT DISTINCT unnest(terms) FROM likewise.{}").format(table("terms", collection.id))
         return {int(row[0]) for row in await (await connection.execute(statement)).fetchall()}

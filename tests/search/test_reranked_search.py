@@ -13,7 +13,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, ModelUnavailable, NotFound
 from likewise.kind import Policy
 from likewise.library import Likewise
-from likewise.search.request import RERANKED, SearchRequest
+from likewise.search.options import RERANKED, SearchRequest
 from likewise.settings import Settings
 from likewise.testing import FakeProvider, Reply, Upstream
 from likewise.testing.upstream import Asked

@@ -26,7 +26,7 @@ from psycopg.sql import SQL
 
 from likewise.apps.collections.service import Hit
 from likewise.db import collections
-from likewise.db.maintenance import MOST_SCANNED, Maintenance
+from likewise.db.maintenance import MAX_SCANNED, Maintenance
 from likewise.db.pool import settle
 from likewise.db.transaction import table
 from likewise.errors import NotFound
@@ -35,7 +35,7 @@ from likewise.library import Collection, Likewise
 from likewise.search import frequencies
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.flows.opening import likewise_on
 from tests.flows.test_filter_language import holds
@@ -416,11 +416,11 @@ async def many(lw: Likewise) -> Both:
     return both
 
 
-async def maintained(both: Both, *, most_scanned: int = MOST_SCANNED) -> tuple[bool, bool]:
+async def maintained(both: Both, *, max_scanned: int = MAX_SCANNED) -> tuple[bool, bool]:
     """Whether there is an index and a background, after one more step of maintenance; its statistics may be late."""
     owner_url = both.lw.runtime.database.owner_url
     assert owner_url is not None
-    await Maintenance(owner_url, most_scanned=most_scanned).step()
+    await Maintenance(owner_url, max_scanned=max_scanned).step()
     facts, stats = await read_facts(both.lw, both.collection.name), await both.collection.stats()
     return stats["index"] == "hnsw", facts.background_from > 0
 
@@ -438,7 +438,7 @@ async def test_lists_that_are_cut_at_their_hundredth_are_fused_as_in_the_model(
 
 async def test_with_the_index_as_well_as_many_come_as_fit_with_their_own_scores(many: Both) -> None:
     # Given an index, which need not find the nearest
-    while not (await maintained(many, most_scanned=0))[0]:
+    while not (await maintained(many, max_scanned=0))[0]:
         await asyncio.sleep(0.2)
     facts = await read_facts(many.lw, many.collection.name)
     # When texts are asked for by meaning, in the whole and in parts of it

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from likewise.errors import NotFound
 from likewise.library import Likewise
-from likewise.search.request import Mode
+from likewise.search.options import Mode
 from likewise.testing import FakeProvider
 
 WORDS = ["pump", "valve", "rotor", "cold", "freeze", "leak", "start", "stop", "alarm", "oil"]

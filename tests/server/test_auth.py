@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 
 import likewise
-from likewise.apps.body import JsonBody, RequestModel
-from likewise.apps.deps import Anyone, Reader
+from likewise.apps.body import PARSED, RequestModel
+from likewise.apps.declaration import Body as RouteBody
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import Anyone, CanRead
+from likewise.auth.api_keys import KeyRing, new_key, prefix_of
 from likewise.auth.caller import Scope
-from likewise.auth.keyring import KeyRing
-from likewise.auth.tokens import new_key, prefix_of
 from likewise.db import keys
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder
@@ -22,7 +23,7 @@ from likewise.library import Likewise
 from likewise.observe import logs
 from likewise.server import app as application
 from likewise.server.app import create_app
-from likewise.server.scopes import all_routes, scope_of
+from likewise.server.endpoints import all_routes, scope_of
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
 from tests.auth.keys import make_key
@@ -190,7 +191,8 @@ def declared_too_late() -> APIRouter:
     router = APIRouter()
 
     @router.post("/forgotten")
-    async def forgotten(body: Annotated[Body, Depends(JsonBody(Body))], tenant: Reader) -> Response:
+    @declares(Load.OTHER, RouteBody(Body))
+    async def forgotten(body: Annotated[Body, PARSED], tenant: CanRead) -> Response:
         return Response()
 
     return router
@@ -215,7 +217,23 @@ def test_a_route_without_a_scope_keeps_the_server_from_starting(
     # Given
     monkeypatch.setattr(application, "ROUTERS", (*application.ROUTERS, make()))
     # When, then
-    with pytest.raises(StartError, match=r"/forgotten.*Reader, Writer, Admin or Anyone"):
+    with pytest.raises(StartError, match=r"/forgotten.*CanRead, CanWrite, CanAdminister or Anyone"):
+        create_app(shared, shared_settings)
+
+
+def test_a_route_that_does_not_say_how_it_loads_the_server_keeps_it_from_starting(
+    shared: Likewise, shared_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    router = APIRouter()
+
+    @router.get("/forgotten")
+    async def forgotten(_: CanRead) -> Response:
+        return Response()
+
+    monkeypatch.setattr(application, "ROUTERS", (*application.ROUTERS, router))
+    # When, then
+    with pytest.raises(StartError, match=r"/forgotten.*how it loads the server.*@declares"):
         create_app(shared, shared_settings)
 
 
@@ -225,6 +243,7 @@ def test_a_route_that_says_it_is_open_is_served(
     router = APIRouter()
 
     @router.get("/open")
+    @declares(Load.OTHER)
     async def opened(_: Anyone, request: Request) -> Response:
         return Response()
 
@@ -277,7 +296,7 @@ async def test_a_revoked_key_is_refused_once_it_is_asked_for_again(
     token = await make_key(shared_settings, "acme", Scope.READ)
     assert (await client.get(URL, headers=bearer(token))).status_code == 200
     # When
-    owner = await Pool(shared_settings.database_url or "", most=1).open()
+    owner = await Pool(shared_settings.database_url or "", max_size=1).open()
     await keys.revoke(owner, prefix_of(token) or "")
     await owner.close()
     shared.runtime.authentication._keys = KeyRing(shared.runtime.pool)

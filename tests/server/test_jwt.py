@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 import likewise
-from likewise.auth.bad_token import Reason
 from likewise.auth.caller import Scope
+from likewise.auth.jwt import Reason
 from likewise.db import tenants
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder
@@ -262,7 +262,7 @@ async def test_a_tenant_that_had_to_be_declared_is_refused_until_it_is(serving: 
         door = Door(client, lw, forger)
         token = forger.rsa.token(claims_of("declared-later"))
         unknown = await door.get(token)
-        owner = await Pool(lw.settings.database_url or "", most=1).open()
+        owner = await Pool(lw.settings.database_url or "", max_size=1).open()
         assert await tenants.known(owner, "declared-later") is None
         assert await tenants.declare(owner, "declared-later")
         await owner.close()

@@ -66,7 +66,7 @@ async def test_texts_queries_and_filters_are_not_logged(
     # Then
     found = lines()
     assert SECRET not in json.dumps(found)
-    (failure,) = [line for line in found if line["event"] == "request failed"]
+    (failure,) = [line for line in found if line["event"] == "request_failed"]
     assert (failure["error"], failure["sqlstate"]) == ("psycopg.errors.UniqueViolation", "23505")
     assert failure["cause"] == "ValueError"
     assert failure["request_id"]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import likewise
-from likewise.embedding.backoff import Backoff
+from likewise.backoff import Backoff
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import ModelSpec
+from likewise.embedding.models import Endpoint, ModelSpec
 from likewise.embedding.providers.openai import RemoteProvider, load
-from likewise.embedding.trouble import RequestRefused
+from likewise.embedding.remote.errors import RequestRefused
+from likewise.embedding.remote.limits import RetryPolicy
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeProvider, Reply, Upstream
@@ -21,7 +21,7 @@ from tests.patience import until
 from tests.server.conftest import calling
 
 KEY = "sk-canary-of-a-key"
-QUICK = Backoff(first=0.01, most=0.02, rest=(0.1, 0.2))
+QUICK = RetryPolicy(between=Backoff(0.01, 0.02), rest=Backoff(0.1, 0.2))
 
 
 def spec_at(url: str, model: str = "minilm-l6-v2") -> ModelSpec:

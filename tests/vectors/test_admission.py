@@ -82,7 +82,7 @@ class Rows:
 @asynccontextmanager
 async def rows_of(urls: DatabaseUrls, folder: Path) -> AsyncIterator[Rows]:
     settings = load_settings(data_dir=folder, database_url=urls.owner, database_serving_url=urls.serving)
-    pool = await Pool(urls.serving, most=4).open()
+    pool = await Pool(urls.serving, max_size=4).open()
     try:
         yield Rows(pool, settings, await collections.tenant_named(pool, "tenant"))
     finally:

@@ -29,7 +29,7 @@ async def test_a_collection_dropped_while_its_index_is_built_is_gone_whole(
 ) -> None:
     # Given
     await fill(lw, database, 1_200)
-    building = asyncio.create_task(Maintenance(database.owner, most_scanned=1).step())
+    building = asyncio.create_task(Maintenance(database.owner, max_scanned=1).step())
     await asyncio.sleep(head_start)
     # When
     await lw.collection("notes").drop()
@@ -38,7 +38,7 @@ async def test_a_collection_dropped_while_its_index_is_built_is_gone_whole(
     with pytest.raises(NotFound):
         await lw.collection("notes").search("pump")
     assert await broken(database.owner) == {}
-    await Maintenance(database.owner, most_scanned=1).step()
+    await Maintenance(database.owner, max_scanned=1).step()
 
 
 async def test_records_come_go_and_are_found_while_the_index_is_built(
@@ -47,7 +47,7 @@ async def test_records_come_go_and_are_found_while_the_index_is_built(
     # Given
     await fill(lw, database, 1_200)
     notes = lw.collection("notes")
-    building = asyncio.create_task(Maintenance(database.owner, most_scanned=1).step())
+    building = asyncio.create_task(Maintenance(database.owner, max_scanned=1).step())
     # When
     n = 0
     while not building.done() or n < 5:

@@ -135,7 +135,7 @@ async def _store(service: CollectionsService, tenant: int, name: str, lines: _Ta
         over_quota = isinstance(error, TooManyRequests | LargerThanQuota)
         if not lines.any_stored or not (over_quota or error.retryable or error.status >= Internal.status):
             raise
-        log.warning("lines not stored", error=error)
+        log.warning("lines_not_stored", error=error)
         why = error.detail if over_quota else "The server could not store this line."
         lines.fail([_not_stored(min(number for number, _ in lines.batch.values()), why)])
         return False

@@ -24,7 +24,7 @@ from likewise.apps.filter_schema import KEY_PATTERN, TIME
 from likewise.cleaning import deeper_than
 from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
-from likewise.search.request import SearchRequest
+from likewise.search.options import SearchRequest
 
 MAX_ITEMS = 1_000
 MAX_ID = 512

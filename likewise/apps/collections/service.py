@@ -10,17 +10,17 @@ from typing import Any, Literal, TypeVar
 from likewise.apps import repeats
 from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
 from likewise.db import collections, lookups, waiting
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
-from likewise.db.records import BULK, INTERACTIVE, Written
+from likewise.db.records import BULK, INTERACTIVE, WriteOutcome
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, Fault, Invalid, NotFound
 from likewise.ingest.writer import BeforeCommit
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
-from likewise.search.request import Found, SearchRequest
+from likewise.search.options import Found, SearchRequest
 
 T = TypeVar("T")
 
@@ -188,11 +188,11 @@ class CollectionsService:
     async def _write(
         self,
         tenant: int,
-        collection: Collection,
+        collection: CollectionRow,
         batch: Sequence[NewRecord],
         lane: int,
         before_commit: BeforeCommit | None,
-    ) -> Written:
+    ) -> WriteOutcome:
         if collection.policy.on_long == "refuse":
             await self._refuse_long(collection, batch)
         return await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane, before_commit=before_commit)
@@ -213,8 +213,9 @@ class CollectionsService:
             raise NotFound("There is no record of this id.", code="record_not_found")
 
     async def search(self, tenant: int, name: str, request: SearchRequest) -> SearchResult:
-        """The records that fit best; see Searcher.search."""
-        found = await self._runtime.searcher.search(tenant, name, KIND, request)
+        """The records that fit best; see Searcher.search. UnknownKind if the collection's app is not there."""
+        kind = self._runtime.kinds.of((await self._recent.get(tenant, name)).kind)
+        found = await self._runtime.searcher.search(tenant, name, kind, request)
         hits = [_hit(one) for one in found.hits]
         return SearchResult(hits, found.model, found.took_ms, found.degraded, found.more, found.explanation)
 
@@ -235,12 +236,12 @@ class CollectionsService:
             "index": {"none": "exact", "building": "building", "ready": "hnsw"}[collection.active.index_state],
         }
 
-    async def _named(self, tenant: int, name: str) -> Collection:
+    async def _named(self, tenant: int, name: str) -> CollectionRow:
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             return await collections.named(tx, name)
 
     async def _embed_now(
-        self, tenant: int, collection: Collection, batch: Sequence[NewRecord], contents: Sequence[int]
+        self, tenant: int, collection: CollectionRow, batch: Sequence[NewRecord], contents: Sequence[int]
     ) -> builtins.list[Fault]:
         """Wait for the vectors; a fault for each record whose text the model could not embed."""
         await self._runtime.worker.embed_now(tenant, collection.active.id, contents)
@@ -259,7 +260,7 @@ class CollectionsService:
         except Invalid as error:
             raise error.moved("/texts", "/{}/text".format) from None
 
-    async def _refuse_long(self, collection: Collection, batch: Sequence[NewRecord]) -> None:
+    async def _refuse_long(self, collection: CollectionRow, batch: Sequence[NewRecord]) -> None:
         embedder = self._runtime.embedder
         model = await embedder.opened(collection.active.model)
         lengths = await self._lengths([KIND.text(record) for record in batch], collection.active.model)
@@ -273,7 +274,7 @@ class CollectionsService:
             raise Invalid(message, code="text_too_long", faults=faults)
 
 
-def _own(collection: Collection) -> Collection:
+def _own(collection: CollectionRow) -> CollectionRow:
     """What is written here; an app's own are written by the app, which knows what its records mean."""
     if collection.kind != KIND.name:
         message = f"This collection belongs to {collection.kind}: it is written, and deleted from, by its routes alone."
@@ -286,7 +287,7 @@ def _saving(save: Save | None, result: Callable[[T], Any]) -> Callable[[Tx, T], 
     return None if save is None else lambda tx, done: save(tx, result(done))
 
 
-def _write_result(written: Written) -> WriteResult:
+def _write_result(written: WriteOutcome) -> WriteResult:
     return WriteResult(written.created, written.changed, written.unchanged)
 
 
@@ -296,7 +297,7 @@ def refuse_repeats(batch: Sequence[NewRecord]) -> None:
     repeats.refuse_repeats([record.id for record in batch], "/{}/id", message)
 
 
-def _collection_view(one: Collection) -> CollectionView:
+def _collection_view(one: CollectionRow) -> CollectionView:
     return CollectionView(one.name, one.kind, one.active.model, one.active.dimension, one.policy, one.created_at)
 
 

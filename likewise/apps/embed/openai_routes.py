@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Path, Response
 
-from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, REFUSALS, Answer, Reader, documented_body
+from likewise.apps.body import PARSED
+from likewise.apps.declaration import Body, Load, declares
+from likewise.apps.deps import BODY_REFUSALS, REFUSALS, Answer, CanRead
 from likewise.apps.embed.answers import as_base64, json_answer, with_rows
 from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.openai_schemas import EmbeddingsAnswer, EmbeddingsIn, ErrorAnswer, ModelOut, ModelsAnswer
@@ -37,11 +38,9 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     "/embeddings",
     response_model=EmbeddingsAnswer,
     responses=refusals(*(status for status in BODY_REFUSALS if status != 422), 404, 429),
-    openapi_extra=documented_body(EmbeddingsIn),
 )
-async def embeddings(
-    tenant: Reader, asks: Asks, body: Annotated[EmbeddingsIn, Depends(JsonBody(EmbeddingsIn))]
-) -> Response:
+@declares(Load.EMBEDDING, Body(EmbeddingsIn))
+async def embeddings(tenant: CanRead, asks: Asks, body: Annotated[EmbeddingsIn, PARSED]) -> Response:
     """The vectors of texts; `x-likewise-cached` and `x-likewise-truncated` count texts."""
     texts = [body.input] if isinstance(body.input, str) else body.input
     spec = known_model(asks.embedder, body.model)
@@ -62,14 +61,16 @@ async def embeddings(
 
 
 @router.get("/models", response_model=ModelsAnswer, responses=refusals())
-async def list_models(_: Reader, embedder: ProcessEmbedder) -> Answer:
+@declares(Load.OTHER)
+async def list_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
     return Answer({"object": "list", "data": [_model(spec, embedder) for spec in embedder.models()]})
 
 
 @router.get("/models/{model:path}", response_model=ModelOut, responses=refusals(400, 404))
+@declares(Load.OTHER)
 async def get_model(
-    _: Reader, embedder: ProcessEmbedder, model: Annotated[str, Path(description="Any of a model's names.")]
+    _: CanRead, embedder: ProcessEmbedder, model: Annotated[str, Path(description="Any of a model's names.")]
 ) -> Answer:
     """One model by any of its names."""
     return Answer(_model(known_model(embedder, model), embedder, model))

@@ -5,8 +5,9 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, Reader, Spending, documented_body, services
+from likewise.apps.body import PARSED
+from likewise.apps.declaration import Body, Load, declares
+from likewise.apps.deps import BODY_REFUSALS, CanRead, Spending, services
 from likewise.apps.embed.answers import json_answer, written
 from likewise.apps.embed.asking import pointed
 from likewise.apps.embed.openai_routes import ModelNotFound, refusals
@@ -34,14 +35,14 @@ async def reranking(request: Request) -> Reranking:
     response_model=RerankAnswer,
     response_model_exclude_none=True,
     responses=refusals(*(status for status in BODY_REFUSALS if status != 422), 404, 429),
-    openapi_extra=documented_body(RerankIn),
 )
+@declares(Load.EMBEDDING, Body(RerankIn))
 async def rerank(
-    tenant: Reader,
+    tenant: CanRead,
     request: Request,
     rerankers: Annotated[Reranking, Depends(reranking)],
     spend: Spending,
-    body: Annotated[RerankIn, Depends(JsonBody(RerankIn))],
+    body: Annotated[RerankIn, PARSED],
 ) -> Response:
     """Documents in the order in which they answer a query; `x-likewise-truncated` counts those that were cut off."""
     # What is refused for its model takes nothing from the quota.

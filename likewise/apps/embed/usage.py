@@ -8,7 +8,7 @@ from typing import Any, Literal
 from likewise.apps.collections.service import Save
 from likewise.apps.embed.metrics import told
 from likewise.db import usage
-from likewise.db.usage import By, Key
+from likewise.db.usage import UsageGroup, UsageKey
 from likewise.embedding.costs import Usage
 from likewise.errors import Invalid
 from likewise.runtime import Runtime
@@ -32,7 +32,7 @@ class UsageReport:
 
     since: datetime
     until: datetime
-    group_by: By
+    group_by: UsageGroup
     usage: list[dict[str, Any]]
     total: Usage
 
@@ -85,7 +85,7 @@ def window(since: datetime | None, until: datetime | None) -> tuple[datetime, da
     return since.astimezone(UTC).replace(minute=0, second=0, microsecond=0), until.astimezone(UTC)
 
 
-def reported(since: datetime, until: datetime, by: By, rows: Mapping[Key, Usage]) -> UsageReport:
+def reported(since: datetime, until: datetime, by: UsageGroup, rows: Mapping[UsageKey, Usage]) -> UsageReport:
     """The sums as a report."""
     total = Usage()
     for one in rows.values():

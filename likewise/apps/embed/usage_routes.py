@@ -4,11 +4,12 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from likewise.apps.collections.schemas import Moment
-from likewise.apps.deps import Answer, Reader, Writer, refusals, services
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import Answer, CanRead, CanWrite, ServiceOf, refusals
 from likewise.apps.embed.usage import LONGEST_BY_HOUR, USUAL, GroupBy, UsageService
 from likewise.apps.filter_schema import TIME
 from likewise.apps.idempotency import Once
@@ -89,27 +90,25 @@ class ResetAnswer(BaseModel):
     message: str
 
 
-async def usage_service(request: Request) -> UsageService:
-    """The service over the open parts."""
-    return UsageService(services(request).runtime)
-
-
-Used = Annotated[UsageService, Depends(usage_service)]
+Used = Annotated[UsageService, Depends(ServiceOf(UsageService))]
 
 
 @router.get("/embed/metrics", response_model=MetricsAnswer, responses=refusals())
-async def embed_metrics(tenant: Reader, used: Used) -> Answer:
+@declares(Load.OTHER)
+async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
     """What the caller's tenant had embedded since it last reset this, and what that cost."""
     return Answer({"metrics": await used.metrics(tenant)})
 
 
 @router.post("/embed/metrics/reset", response_model=ResetAnswer, responses=refusals(400, 409, 413, 422))
-async def reset_metrics(tenant: Writer, used: Used, once: Once) -> Response:
+@declares(Load.OTHER)
+async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
     """Count the metrics of the caller's tenant from now on; what `/api/v1/usage` reports stays."""
     return await once.answer(tenant, partial(used.reset, tenant))
 
 
 @router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))
-async def report_usage(tenant: Reader, used: Used, asked: Annotated[UsageQuery, Query()]) -> Answer:
+@declares(Load.OTHER)
+async def report_usage(tenant: CanRead, used: Used, asked: Annotated[UsageQuery, Query()]) -> Answer:
     """What the caller's tenant used, by model or by hour."""
     return Answer(await used.report(tenant, asked.since, asked.until, asked.group_by))

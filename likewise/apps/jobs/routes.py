@@ -5,15 +5,18 @@ from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
-from likewise.apps.deps import Answer, Jobs, Reader, Writer, cursor_for, forged, position_of, refusals
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import Answer, CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of, refusals
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
-from likewise.apps.jobs.service import JobView
-from likewise.db.jobs import Place
+from likewise.apps.jobs.service import JobsService, JobView
+from likewise.db.jobs import JobCursor
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+Jobs = Annotated[JobsService, Depends(ServiceOf(JobsService))]
 
 JobId = Annotated[UUID, Path(description="A job's id.")]
 # Where a page of the list begins: after a job that was made then, whether it is still there or not.
@@ -21,7 +24,8 @@ PLACE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,15}\+00:00 [0-9a-f]{8}(-[0-9a-f]{4
 
 
 @router.get("", response_model=JobsAnswer, responses=refusals(422))
-async def list_jobs(tenant: Reader, service: Jobs, page: Annotated[JobsQuery, Query()]) -> Answer:
+@declares(Load.OTHER)
+async def list_jobs(tenant: CanRead, service: Jobs, page: Annotated[JobsQuery, Query()]) -> Answer:
     """Jobs, newest first, a page at a time; results do not name what failed or was found, as that of one job does."""
     listing = f"jobs\0{page.status or ''}"
     after = None if page.cursor is None else _place(position_of(listing, tenant, page.cursor, PLACE))
@@ -32,19 +36,22 @@ async def list_jobs(tenant: Reader, service: Jobs, page: Annotated[JobsQuery, Qu
 
 
 @router.get("/{job_id:uuid}", response_model=JobAnswer, responses=refusals(400, 404))
-async def get_job(tenant: Reader, service: Jobs, job_id: JobId) -> Answer:
+@declares(Load.OTHER)
+async def get_job(tenant: CanRead, service: Jobs, job_id: JobId) -> Answer:
     """One job."""
     return Answer(await service.get(tenant, job_id))
 
 
 @router.post("/{job_id:uuid}/cancel", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
-async def cancel_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -> Response:
+@declares(Load.OTHER)
+async def cancel_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """End a job that has not ended; what nothing else waits for is given up."""
     return await once.answer(tenant, lambda save: service.cancel(tenant, job_id, save=save))
 
 
 @router.post("/{job_id:uuid}/retry", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
-async def retry_job(tenant: Writer, service: Jobs, once: Once, job_id: JobId) -> Response:
+@declares(Load.OTHER)
+async def retry_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """Have what failed of a job tried again; 409 `text_gone` where a text is no longer kept: send it again."""
     return await once.answer(tenant, lambda save: service.retry(tenant, job_id, save=save))
 
@@ -53,7 +60,7 @@ def _written(job: JobView) -> str:
     return f"{job.created_at.astimezone(UTC).isoformat()} {job.job_id}"
 
 
-def _place(written: str) -> Place:
+def _place(written: str) -> JobCursor:
     at, _, job = written.partition(" ")
     try:
         return datetime.fromisoformat(at), UUID(job)

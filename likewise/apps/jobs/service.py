@@ -8,7 +8,7 @@ from uuid import UUID
 
 from likewise.apps.collections.service import Save
 from likewise.db import jobs
-from likewise.db.jobs import Job, Place, State
+from likewise.db.jobs import Job, JobCursor, JobState
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
 
@@ -53,7 +53,7 @@ class JobView:
 
     job_id: UUID
     kind: str
-    status: State
+    status: JobState
     created_at: datetime
     updated_at: datetime
     result: Mapping[str, Any] | None
@@ -75,7 +75,7 @@ class JobsService:
             return await self._view(tx, job)
 
     async def list(
-        self, tenant: int, limit: int, *, status: State | None = None, after: Place | None = None
+        self, tenant: int, limit: int, *, status: JobState | None = None, after: JobCursor | None = None
     ) -> Sequence[JobView]:
         """Jobs, newest first, those that follow the place `after`; results name neither failures nor hits."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:

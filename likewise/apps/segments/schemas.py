@@ -10,7 +10,7 @@ from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, Label, Paylo
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.filter_schema import KEY_PATTERN
 from likewise.apps.segments.documents import LEAST_TOKENS, NewSegment
-from likewise.apps.segments.searching import SegmentQuery
+from likewise.apps.segments.search import SegmentQuery
 
 _MODEL = "One that `GET /embed/models` lists; the default if absent."
 _MODEL_VER = "The caller's name for the model's version; LIKEWISE_MODEL_VER if absent."

@@ -9,20 +9,21 @@ from likewise.apps.collections.service import Save
 from likewise.apps.repeats import refuse_repeats
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
 from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
-from likewise.apps.segments.found import SegmentsFound
+from likewise.apps.segments.hits import SegmentsFound
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.apps.segments.points import point_id
-from likewise.apps.segments.searching import SearchJob, SegmentQuery, SegmentSearches
+from likewise.apps.segments.search import SearchJob, SegmentQuery, SegmentSearches
 from likewise.apps.segments.writing import Labels, Storing
 from likewise.cleaning import fit_for_id
 from likewise.db import collections, segments
-from likewise.db.collections import Collection
+from likewise.db.collections import CollectionRow
 from likewise.db.failures import CollectionGone
 from likewise.db.transaction import Tx
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Conflict, Invalid, NotFound
+from likewise.ingest.tasks import Progress
 from likewise.ingest.writer import BAD_ID
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
@@ -144,6 +145,10 @@ class SegmentsService:
         """Have a search done by a worker; see SegmentSearches.later."""
         return await self.searches.later(tenant, asked, save=save)
 
+    async def run_search(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
+        """Do a search that `search_later` put off; a Handler of tasks."""
+        return await self.searches.task(tenant, input, progress)
+
     async def delete_point(self, tenant: int, point: UUID) -> None:
         """Remove a segment; NotFound if there is none with this id."""
         gone = 0
@@ -186,7 +191,7 @@ class SegmentsService:
             leaving=storing.leaving if whole else None,
         )
 
-    async def _made(self, tenant: int, name: str, spec: ModelSpec) -> Collection:
+    async def _made(self, tenant: int, name: str, spec: ModelSpec) -> CollectionRow:
         """The collection of a model; it is made by the first write."""
         recent = self._runtime.recent
         with suppress(NotFound):
@@ -209,7 +214,7 @@ class SegmentsService:
                 raise
         return await recent.get(tenant, name)
 
-    async def _collections(self, tenant: int) -> list[Collection]:
+    async def _collections(self, tenant: int) -> list[CollectionRow]:
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             return [await collections.named(tx, name) for name in await segments.collections_of_kind(tx, KIND.name)]
 

@@ -10,8 +10,8 @@ from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.points import point_id, record_id
 from likewise.db import jobs, records, segments
 from likewise.db.failures import Contended
-from likewise.db.records import PreparedRecord, Written
-from likewise.db.segments import Stored
+from likewise.db.records import PreparedRecord, WriteOutcome
+from likewise.db.segments import StoredPart
 from likewise.db.transaction import Tx
 from likewise.kind import NewRecord
 from likewise.observe.request_id import REQUEST_ID
@@ -57,7 +57,7 @@ class Storing:
         self.generation = 0
         self._job = uuid4()
         self._old: UUID | None = None
-        self._held: Mapping[str, Stored] = {}
+        self._held: Mapping[str, StoredPart] = {}
         self._stored = stored
         self._one = one
         ids = [record_id(labels.asset_id, segment.segment_id) for segment in of]
@@ -81,7 +81,7 @@ class Storing:
         job = str(self._old or self._job)
         return [_with_job(one, job) for one in prepared]
 
-    async def before_commit(self, tx: Tx, written: Written) -> None:
+    async def before_commit(self, tx: Tx, written: WriteOutcome) -> None:
         """Start the job, unless the old one answers."""
         if self._old is not None:
             self._refuse_to_guess(written)
@@ -110,13 +110,13 @@ class Storing:
             return False
         return bool(held.payload["point_id"] == record.payload["point_id"])
 
-    def _refuse_to_guess(self, written: Written) -> None:
+    def _refuse_to_guess(self, written: WriteOutcome) -> None:
         """A segment may have been deleted since it was found: its text waits anew, unknown to the old job."""
         for id_, held in self._held.items():
             if written.outcome_of[id_] == "created" or written.content_of[id_] != held.content:
                 raise Contended("40001", "records")
 
-    async def _start(self, tx: Tx, written: Written) -> None:
+    async def _start(self, tx: Tx, written: WriteOutcome) -> None:
         items = {segment.segment_id: written.content_of[id_] for id_, segment in self._segment_of.items()}
         known: dict[str, Any] = {"model": self.labels.model, "model_ver": self.labels.model_ver}
         if self._one:

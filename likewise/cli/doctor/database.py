@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup, migrate, roles, text_key
 from likewise.db.failures import scrubbed
-from likewise.db.no_connection import why_no_connection
+from likewise.db.outage import why_no_connection
 from likewise.db.transaction import Row
 from likewise.embedding.models import Catalogue
 from likewise.errors import LikewiseError, WrongTextKey
@@ -55,7 +55,7 @@ async def database(settings: Settings, now: Callable[[], float] = time.time) -> 
         assert serving is not None
         schema = await _schema(settings, serving, where)
         yield schema
-        if serving.info.server_version < migrate.LEAST_POSTGRES * 10_000:
+        if serving.info.server_version < migrate.MIN_POSTGRES * 10_000:
             return
         asked = owner or serving
         yield await _checked("locale of the database", asked, _locale)
@@ -106,7 +106,7 @@ async def _connected(stack: AsyncExitStack, url: str | None, name: str) -> tuple
             return await stack.enter_async_context(checkup.connected(url)), None
     except (psycopg.Error, TimeoutError) as error:
         why = why_no_connection(error)
-        return None, Finding("database", f"{name}: {why.what}", why.mend.format(name=name))
+        return None, Finding("database", f"{name}: {why.what}", why.fix.format(name=name))
 
 
 async def _checked(part: str, connection: RowConnection, check: Check) -> Finding:

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from likewise.cli.doctor.finding import Finding
 from likewise.cli.models import try_model, try_reranker
 from likewise.cli.opening import require_runnable
-from likewise.embedding import weights
+from likewise.embedding.files import weights
+from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
 from likewise.embedding.models_file import FILE
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.errors import LikewiseError, NotSupported, SettingsError
 from likewise.search.reranker_models import SETTING, RerankerCatalogue
 from likewise.settings import PREFIX, Settings

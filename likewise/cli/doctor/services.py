@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from likewise.auth.jwk import keys_of
-from likewise.auth.jwks_http import FetchFailed, KeysAddress
+from likewise.auth.issuer import FetchFailed, KeysAddress
+from likewise.auth.verification_keys import published_keys
 from likewise.cli.doctor.finding import Finding
 from likewise.cli.terminal import counted
 from likewise.embedding.caches.opening import open_redis
@@ -44,7 +44,7 @@ async def issuer(settings: Settings) -> AsyncIterator[Finding]:
         return
     address = KeysAddress(settings.jwks_url)
     try:
-        usable = len(keys_of(await address.fetch()).keys)
+        usable = published_keys(await address.fetch()).usable
     except FetchFailed as failed:
         yield Finding("issuer", f"It {failed}.", JWKS_MEND)
     except ValueError:

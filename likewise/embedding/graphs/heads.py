@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from likewise.embedding.folder import Dense, Module, Pooling
+from likewise.embedding.files.folder import Dense, Module, Pooling
 from likewise.embedding.graphs.architectures import Shape
 from likewise.embedding.graphs.nodes import Node, floats, ints, linear, to_float, unit_length
 from likewise.embedding.graphs.safetensors import Tensors

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from likewise.embedding.facts import ModelFacts, prefixes
-from likewise.embedding.folder import Dense, ModelFolder
+from likewise.embedding.files.folder import Dense, ModelFolder
+from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import Shape
 from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
 from likewise.embedding.graphs.encoder import Encoder
@@ -21,7 +22,6 @@ from likewise.embedding.provider import Matrix, Role
 from likewise.embedding.providers.local import CALLERS, LocalProvider
 from likewise.embedding.space import space_of
 from likewise.embedding.tokenizing import Ids, TextTokenizer
-from likewise.embedding.weights import check_weights
 from likewise.settings import Settings
 
 # 768 to 1,536 are as good as each other, 512 costs 4 % in bf16. One takes 60 ms on one core; no query waits for it.

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from likewise.embedding.facts import ModelFacts, prefixes
-from likewise.embedding.folder import ModelFolder
+from likewise.embedding.files.folder import ModelFolder
+from likewise.embedding.files.torch_folder import TorchFolder
+from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import broken
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
@@ -17,9 +19,7 @@ from likewise.embedding.providers.local import LocalProvider
 from likewise.embedding.space import space_of, space_of_files
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.torch_device import arithmetic_of, device_of, name_of
-from likewise.embedding.torch_folder import TorchFolder
 from likewise.embedding.torch_model import ENDLESS, TorchModel
-from likewise.embedding.weights import check_weights
 from likewise.errors import ModelUnavailable, NotSupported
 from likewise.machine import cores
 from likewise.settings import Settings

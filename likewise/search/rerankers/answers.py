@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from likewise.embedding.provider import Vector
-from likewise.embedding.trouble import WrongAnswer
+from likewise.embedding.remote.errors import WrongAnswer
 
 # More tokens than this are no count of anybody's texts.
 MOST_TOKENS = 2**31 - 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likewise.embedding.folder import read_json, read_modules, token_limit
+from likewise.embedding.files.folder import read_json, read_modules, token_limit
 from likewise.embedding.graphs.architectures import Shape
 from likewise.errors import NotSupported
 

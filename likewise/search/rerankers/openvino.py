@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
 from likewise.embedding.graphs.encoder import Encoder
 from likewise.embedding.graphs.heads import scored
@@ -20,7 +21,6 @@ from likewise.embedding.provider import Capacity, Vector
 from likewise.embedding.providers.local import CALLERS
 from likewise.embedding.providers.openvino import BATCH_TOKENS
 from likewise.embedding.queue import INTERACTIVE_TOKENS
-from likewise.embedding.weights import check_weights
 from likewise.search.reranker import Scored
 from likewise.search.rerankers.folder import CrossEncoderFolder
 from likewise.search.rerankers.pairs import Pair, PairTokenizer

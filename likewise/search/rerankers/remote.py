@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 
 from likewise.cleaning import cleaned
-from likewise.embedding.backoff import Backoff
-from likewise.embedding.endpoint import Endpoint
-from likewise.embedding.models import ModelSpec
+from likewise.embedding.models import Endpoint, ModelSpec
 from likewise.embedding.provider import Capacity
 from likewise.embedding.queue import estimated_tokens
-from likewise.embedding.remote_calls import RemoteCalls
-from likewise.embedding.trouble import RequestFails, RequestRefused, WrongAnswer
+from likewise.embedding.remote.client import ProviderClient
+from likewise.embedding.remote.errors import RequestFails, RequestRefused, WrongAnswer
+from likewise.embedding.remote.limits import RetryPolicy
 from likewise.search.reranker import Scored
 from likewise.search.rerankers.answers import Answer, most_bytes, read
 
@@ -24,30 +23,30 @@ AROUND = 512
 PLAIN = ("Which animal jumps?", ["The quick brown fox jumps over the lazy dog.", "Invoices are sent monthly."])
 
 
-def load(spec: ModelSpec, backoff: Backoff | None = None) -> "RemoteReranker":
+def load(spec: ModelSpec, policy: RetryPolicy | None = None) -> "RemoteReranker":
     """The reranker at an address. Asks nobody yet; ModelUnavailable if its key or its address is missing."""
     assert spec.endpoint is not None, "a model without an address runs here"
-    return RemoteReranker(spec, spec.endpoint, backoff or Backoff())
+    return RemoteReranker(spec, spec.endpoint, policy or RetryPolicy())
 
 
 class RemoteReranker:
     """One remote reranker."""
 
-    def __init__(self, spec: ModelSpec, endpoint: Endpoint, backoff: Backoff) -> None:
+    def __init__(self, spec: ModelSpec, endpoint: Endpoint, policy: RetryPolicy) -> None:
         self.numerics = "remote"
         self.max_tokens = spec.max_tokens
-        seconds = backoff.seconds(endpoint.seconds)
+        seconds = policy.seconds(endpoint.seconds)
         self.capacity = Capacity(REQUEST_TOKENS, endpoint.texts, endpoint.calls, seconds, remote=True)
         self._endpoint = endpoint
-        self._calls = RemoteCalls(spec, endpoint, backoff, "/rerank")
+        self._client = ProviderClient(spec, endpoint, policy, "/rerank")
 
     @property
     def fault(self) -> str | None:
         """Why it is left alone, without its address."""
-        return self._calls.fault
+        return self._client.fault
 
     async def score(self, query: str, texts: Sequence[str]) -> Scored:
-        """The scores of its answer, and its count of tokens; errors are those of `RemoteCalls.patiently`.
+        """The scores of its answer, and its count of tokens; errors are those of `ProviderClient.retried`.
 
         RequestRefused also for texts that it fails on while it does others.
         """
@@ -55,7 +54,7 @@ class RemoteReranker:
             return _scored("", [], Answer(np.empty(0, np.float32), None))
         asked, sent = cleaned(query), [cleaned(text) for text in texts]
         try:
-            return _scored(asked, sent, await self._calls.patiently(lambda: self._ask(asked, sent), 1 + len(sent)))
+            return _scored(asked, sent, await self._client.retried(lambda: self._ask(asked, sent), 1 + len(sent)))
         except (RequestFails, WrongAnswer) as failed:
             # What breaks on one caller's texts may not close the reranker for all others.
             if await self._answers_plainly():
@@ -64,13 +63,13 @@ class RemoteReranker:
 
     async def close(self) -> None:
         """End its connections."""
-        await self._calls.close()
+        await self._client.close()
 
     async def _answers_plainly(self) -> bool:
         """Whether what failed was the texts' own fault; ModelUnavailable if the reranker is away."""
         query, texts = PLAIN
         try:
-            await self._calls.once(lambda: self._ask(query, texts[: self._endpoint.texts]))
+            await self._client.once(lambda: self._ask(query, texts[: self._endpoint.texts]))
         except (RequestRefused, WrongAnswer):
             return False
         return True
@@ -79,7 +78,7 @@ class RemoteReranker:
         asked: Mapping[str, Any] = {"query": query, self._endpoint.texts_named: texts}
         if self._endpoint.texts_named == "documents":
             asked = {"model": self._endpoint.model, **asked}
-        return await self._calls.post(asked, len(texts), most_bytes(texts), lambda body: read(body, len(texts)))
+        return await self._client.post(asked, len(texts), most_bytes(texts), lambda body: read(body, len(texts)))
 
 
 def _scored(query: str, texts: Sequence[str], answer: Answer) -> Scored:

@@ -9,10 +9,10 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
-from likewise.db.planning import EVERY_ROW, USUAL_EF_SEARCH, Plan
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import EVERY_ROW, USUAL_EF_SEARCH, Plan, Tx, table
+from likewise.embedding.provider import Matrix, Vector
 from likewise.observe.steps import search_plan
-from likewise.vectors.store import Among, Fitting, Matrix, Ranking, Reading, Vector
+from likewise.vectors.store import FilterSubset, IdSubset, Ranking, TextReading
 
 # Recall@100 of 0.98 at 100,000 vectors with the usual, 0.96 with half of it; each tenfold needs so much more.
 EF_TENFOLD = 60
@@ -20,7 +20,7 @@ USUAL_TOTAL = 100_000
 # So many times as many as are wanted are in view at least; of deeper pages, which no recall was measured for.
 IN_VIEW = 1.5
 # pgvector's own upper bound.
-MOST_EF_SEARCH = 1000
+MAX_EF_SEARCH = 1000
 # Of more than this share of a table its rows are read one after the other (0.2 us each), else by their ids (1.1 us).
 SCATTERED_SHARE = 0.2
 # So few are fetched by their ids whatever they are of: the counts of a collection may be some seconds old.
@@ -66,7 +66,7 @@ class PgvectorStore:
     """The default store: the rows themselves."""
 
     async def upsert(
-        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[Reading]
+        self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
     ) -> None:
         """See VectorStore.upsert."""
         present = {int(row[0]) for row in await tx.rows(_named(PRESENT, generation), [list(ids)])}
@@ -79,22 +79,29 @@ class PgvectorStore:
             await tx.copy_in(_named(INSERT_BULK, generation), ("int8", "halfvec", "int4", "int4", "int4"), rows)
 
     async def search(
-        self, tx: Tx, generation: Generation, query: Vector, k: int, among: Among | Fitting | None = None, *, total: int
+        self,
+        tx: Tx,
+        generation: Generation,
+        query: Vector,
+        k: int,
+        among: IdSubset | FilterSubset | None = None,
+        *,
+        total: int,
     ) -> Ranking:
         """See VectorStore.search. Whole collections go by the index once it is there, else by a scan."""
         asked: dict[str, Any] = {"query": HalfVector(query.astype(np.float16)), "k": k}
-        if isinstance(among, Among):
+        if isinstance(among, IdSubset):
             asked["among"] = among.ids
             if among.share < SCATTERED_SHARE or len(among.ids) <= FEW:
                 return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG, asked, Plan(), "among")
             return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG_BY_HASH, asked, EVERY_ROW, "scan")
-        if isinstance(among, Fitting):
+        if isinstance(among, FilterSubset):
             # Those whom the filter turns away are in view as well, half of all that have to be visited: of a million
             # that finds 0.985 of the nearest ten under a filter of a tenth, a third 0.978, all of them 0.995.
             in_view = max(2 * k, round(k / max(among.share, 1e-6) / (2 * IN_VIEW)))
-            plan = Plan(ef_search=ef_search(in_view, total), most_scanned=among.most_visited)
+            plan = Plan(ef_search=ef_search(in_view, total), max_scanned=among.max_visited)
             fits = FITTING.format(fits=among.where.sql)
-            asked |= among.where.parameters | {"visits": among.most_visited}
+            asked |= among.where.parameters | {"visits": among.max_visited}
             return await self._nearest(tx, generation, NEAREST_FITTING, fits, asked, plan, "index")
         if generation.index_state == "ready":
             plan = Plan(ef_search=ef_search(k, total))
@@ -127,9 +134,9 @@ class PgvectorStore:
 
 
 def ef_search(k: int, total: int) -> int:
-    """How many vectors a search of the index for the k nearest of about `total` keeps in view."""
+    """Return how many vectors a search of the index for the k nearest of about `total` keeps in view."""
     tenfolds = max(0.0, math.log10(max(1, total) / USUAL_TOTAL))
-    return min(MOST_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
+    return min(MAX_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
 
 
 def _named(statement: str, generation: Generation) -> Composed:

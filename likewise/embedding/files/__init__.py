@@ -1,0 +1,1 @@
+"""Model files: folders and what they say, weights and their checksums, downloads."""

