@@ -9,7 +9,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import RERANKERS, ModelSpec
-from likewise.embedding.probe import PROBE_TEXTS
+from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.search.reranker_models import RerankerCatalogue
 from likewise.search.reranking import Reranking

@@ -11,24 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from likewise.embedding.batching import Batcher
-from likewise.embedding.cache import Cache, Cached, cache_keys, text_digest
+from likewise.embedding.cache import Cache, Cached, Forgotten, Since, cache_keys, text_digest
 from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.files import weights
-from likewise.embedding.forgotten import Forgotten, Since
-from likewise.embedding.in_flight import InFlight
+from likewise.embedding.formats import refuse_dimensions, shortened
 from likewise.embedding.loading import EMBEDDING, ModelState, Slot
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import MOCK, Catalogue, ModelSpec, size_fault
-from likewise.embedding.outcomes import all_or_faults, outcomes
-from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role
 from likewise.embedding.providers import mock
-from likewise.embedding.queue import INTERACTIVE_TOKENS, QueueBudget, Waiting, estimated_tokens
-from likewise.embedding.shortening import refuse_dimensions, shortened
-from likewise.embedding.splitter import Cut, Splitter
-from likewise.embedding.splitting import Span
-from likewise.embedding.texts import refuse_unreadable
+from likewise.embedding.queue import INTERACTIVE_TOKENS, InFlight, QueueBudget, QueuedText, all_or_faults, outcomes
+from likewise.embedding.space import PROBE_TEXTS
+from likewise.embedding.splitting import SplitOptions, Splitter, TextSpan
+from likewise.embedding.texts import estimated_tokens, refuse_unreadable
 from likewise.errors import Invalid, LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.steps import Embedding
 from likewise.settings import Settings
@@ -59,7 +55,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Maker:
+class VectorOrigin:
     """What decides a text's vector, beside the text and its role."""
 
     space: str
@@ -113,7 +109,7 @@ class Embedder:
         self._in_flight = InFlight()
         self._forgotten = Forgotten()
         # What vectors of this process were made by: the cache may have them long after their model was let go.
-        self._makers: set[Maker] = set()
+        self._makers: set[VectorOrigin] = set()
 
     async def start(self) -> None:
         """Begin to load the default model in the background; absent weights are no error, they are waited for."""
@@ -161,7 +157,7 @@ class Embedder:
             return step.done(await self._embed(asked))
 
     async def forget(
-        self, tenant: int, text_hashes: Sequence[bytes], *, at_once: bool = False, maker: "Maker | None" = None
+        self, tenant: int, text_hashes: Sequence[bytes], *, at_once: bool = False, maker: "VectorOrigin | None" = None
     ) -> None:
         """Remove texts of a tenant from the caches; who embeds them at this moment does not put them back.
 
@@ -193,7 +189,7 @@ class Embedder:
         provider, batcher = await self._slot(spec).ready()
         wanted, whole = asked.dimensions, provider.dimension
         refuse_dimensions(spec.name, whole, wanted, matryoshka=spec.matryoshka)
-        maker = Maker(provider.space, provider.numerics, whole)
+        maker = VectorOrigin(provider.space, provider.numerics, whole)
         self._makers.add(maker)
         digests = [text_digest(text) for text in texts]
         keys = maker.keys(self._owner(asked.tenant), role, digests)
@@ -292,7 +288,7 @@ class Embedder:
             provider, _ = await slot.ready()
             return await provider.lengths(texts)
 
-    async def split(self, text: str, model: str | None = None, *, cut: Cut) -> list[Span]:
+    async def split(self, text: str, model: str | None = None, *, cut: SplitOptions) -> list[TextSpan]:
         """Where the parts of a text begin and end that the model reads whole; errors are those of `Splitter.split`."""
         refuse_unreadable([text])
         slot = self._slot(self._catalogue.resolve(model))
@@ -384,7 +380,7 @@ class Embedder:
         """Whose a vector is in the cache; None: everybody's."""
         return tenant if self._settings.cache_scope == "tenant" else None
 
-    def _queued(self, new: Mapping[bytes, str], batcher: Batcher, asked: "_Asked") -> dict[bytes, Waiting]:
+    def _queued(self, new: Mapping[bytes, str], batcher: Batcher, asked: "_Asked") -> dict[bytes, QueuedText]:
         """Places in the queue. Who asks for a text to be made anew shares it with nobody."""
         charge = partial(self._charge, asked.tenant, asked.spec)
         texts = list(new.values())

@@ -8,10 +8,10 @@ import numpy as np
 from likewise.cleaning import cleaned
 from likewise.embedding.models import Endpoint, ModelSpec
 from likewise.embedding.provider import Capacity
-from likewise.embedding.queue import estimated_tokens
 from likewise.embedding.remote.client import ProviderClient
 from likewise.embedding.remote.errors import RequestFails, RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
+from likewise.embedding.texts import estimated_tokens
 from likewise.search.reranker import Scored
 from likewise.search.rerankers.answers import Answer, most_bytes, read
 
