@@ -15,13 +15,13 @@ from psycopg.conninfo import conninfo_to_dict
 from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
 from likewise.db import checkup, collections, idempotency, jobs, migrate, roles
-from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.collections import RecentCollections
 from likewise.db.maintenance import Maintenance
-from likewise.db.no_connection import why_no_connection
+from likewise.db.outage import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import ProgressReport
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import refuse_other_size
 from likewise.errors import LikewiseError, ServerStartError, SettingsError, StartError

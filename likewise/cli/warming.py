@@ -13,7 +13,7 @@ from likewise.cleaning import cleaned
 from likewise.cli import standard_input
 from likewise.cli.opening import opened_to_serve
 from likewise.db import collections
-from likewise.db.bookkeeping import Bookkeeping
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.caches.opening import open_redis
 from likewise.embedding.caches.redis import RedisCache
 from likewise.embedding.embedder import Embedder

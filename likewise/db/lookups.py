@@ -12,8 +12,7 @@ from psycopg.sql import SQL
 
 from likewise.cleaning import storable
 from likewise.db.ids import ContentIds
-from likewise.db.planning import BY_VALUES, EVERY_ROW, Plan
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import BY_VALUES, EVERY_ROW, Plan, Tx, table
 from likewise.db.where import Where, json_value
 from likewise.filters import Field
 

@@ -15,9 +15,8 @@ from pgvector import SparseVector
 from psycopg.sql import SQL, Composable
 
 from likewise.db.ids import ContentIds
-from likewise.db.planning import Plan
 from likewise.db.terms import TERM_SPACE
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import Plan, Tx, table
 from likewise.db.where import Where
 
 # Contents that are read for one query, those of its rare terms and, as far as these leave room, those of conjunctions;

@@ -25,7 +25,7 @@ from likewise.cli.doctor.doctor import findings
 from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup
 from likewise.postgres.filelock import open_lock
-from likewise.postgres.processes import postgres_processes
+from likewise.postgres.postmaster import postgres_processes
 from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import new_key
 from likewise.settings import Settings, load_settings

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from likewise.db import collections
-from likewise.db.bookkeeping import Bookkeeping
 from likewise.db.pool import Pool
+from likewise.db.usage import Bookkeeping
 from likewise.embedding.costs import Account, Ledger, Usage
 from tests.cli.conftest import Run
 from tests.cli.screen import on_a_terminal, plain

@@ -12,7 +12,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.sql import SQL
 
 import likewise
-from likewise.db import collections, planning
+from likewise.db import collections, transaction
 from likewise.db.maintenance import Maintenance
 from likewise.db.transaction import Row, Statement, Tx
 from likewise.embedding.embedder import Embedder
@@ -62,7 +62,7 @@ class Spied(Tx):
         statement: Statement,
         parameters: Any = None,
         *,
-        plan: planning.Plan | None = None,
+        plan: transaction.Plan | None = None,
         commit: bool = False,
     ) -> AsyncCursor[Row]:
         """See Tx.execute."""

@@ -19,8 +19,7 @@ import likewise
 from likewise.db import text_key_rotation
 from likewise.db.failures import KeyChanging
 from likewise.db.pool import Pool, retried
-from likewise.db.text_key import TextKeys, source_of
-from likewise.db.text_key_file import TextKeyFile
+from likewise.db.text_key import TextKeyFile, TextKeys, source_of
 from likewise.db.text_key_rotation import RotationOutcome, SealedCounts, TextKeyLost
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, LikewiseError, SettingsError, TextKeyUnavailable, WrongTextKey
@@ -496,7 +495,7 @@ async def test_a_lost_key_gives_up_what_waits_and_a_new_one_is_known(
 KILLED = """
 import os, signal, sys
 from likewise.db import text_key_rotation
-from likewise.db.text_key_file import TextKeyFile
+from likewise.db.text_key import TextKeyFile
 from likewise.cli.main import main
 
 step = sys.argv[1]

@@ -20,7 +20,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.library import Likewise
 from likewise.postgres.cluster import Cluster
 from likewise.postgres.filelock import open_lock
-from likewise.postgres.processes import postgres_processes
+from likewise.postgres.postmaster import postgres_processes
 from likewise.postgres.server import EmbeddedServer
 from likewise.server.app import create_app
 from likewise.settings import load_settings

@@ -9,8 +9,7 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable, Composed
 
 from likewise.db.collections import Generation
-from likewise.db.planning import EVERY_ROW, USUAL_EF_SEARCH, Plan
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import EVERY_ROW, USUAL_EF_SEARCH, Plan, Tx, table
 from likewise.embedding.provider import Matrix, Vector
 from likewise.observe.steps import search_plan
 from likewise.vectors.store import FilterSubset, IdSubset, Ranking, TextReading
