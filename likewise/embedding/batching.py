@@ -1,4 +1,4 @@
-"""Texts of many callers to batches of one model, in two lanes."""
+"""Batches of one model, made of the texts of many callers in two lanes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ log = get_logger(__name__)
 
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
 NORM_TOLERANCE = 1e-3
-# So many texts that nobody wants any more may stand in the queues before these are gone through.
-GIVEN_UP = 1_024
+# Texts that nobody wants any more may stand in the queues until there are so many.
+MAX_GIVEN_UP = 1_024
 _HEALTH_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 class Batcher:
-    """Feeds one provider.
+    """The dispatcher of one provider.
 
     On our own cores a bulk batch starts only while nothing interactive waits or runs, or after many of those.
     """
@@ -47,14 +47,14 @@ class Batcher:
         role: Role,
         lane: Lane,
         *,
-        most: int | None = None,
+        max_texts: int | None = None,
         charge: Charge | None = None,
     ) -> list[QueuedText]:
         """LaneQueue texts, all or none; Overloaded if they do not fit.
 
         Args:
-            most: how many of them may go to a remote model in one call.
-            charge: told, of each text, what a model made of it, whether anybody still waits for it or not.
+            max_texts: the most of them that go to a remote model in one call.
+            charge: called with what the model made of each text, also where nobody waits for it any more.
         """
         if self._closed:
             raise ModelUnavailable("The model is shutting down.")
@@ -62,8 +62,8 @@ class Batcher:
         self._budget.take(tokens)
         loop = asyncio.get_running_loop()
         context = copy_context()
-        most = most if most and self._capacity.remote else self._capacity.texts
-        items = [QueuedText(text, role, lane, loop.create_future(), context, most, charge) for text in texts]
+        max_texts = max_texts if max_texts and self._capacity.remote else self._capacity.texts
+        items = [QueuedText(text, role, lane, loop.create_future(), context, max_texts, charge) for text in texts]
         for item in items:
             item.future.add_done_callback(partial(self._done, item.tokens))
         self._queue(lane, role).came.extend(items)
@@ -94,7 +94,7 @@ class Batcher:
     def _done(self, tokens: int, future: asyncio.Future[Cached]) -> None:
         self._budget.give_back(tokens)
         self._given_up += future.cancelled()
-        if self._given_up >= GIVEN_UP:
+        if self._given_up >= MAX_GIVEN_UP:
             self._given_up = 0
             for queue in self._queues.values():
                 queue.forget_closed()
@@ -113,16 +113,16 @@ class Batcher:
             self._start(queue)
 
     def _next(self, lane: Lane) -> LaneQueue | None:
-        """A queue of that lane from which one more batch may start."""
-        return next((queue for queue in self._of(lane) if self._has_place(queue) and queue.waits()), None)
+        """Return a queue of that lane from which one more batch may start."""
+        return next((queue for queue in self._in_lane(lane) if self._has_permit(queue) and queue.waits()), None)
 
-    def _has_place(self, queue: LaneQueue) -> bool:
-        # Elsewhere all calls share the places there are; here each queue has its own.
+    def _has_permit(self, queue: LaneQueue) -> bool:
+        # Elsewhere all calls share the permits; here each queue has its own.
         running = self._running() if self._capacity.remote else queue.running
         return running < self._capacity.calls
 
     def _bulk_may_go(self) -> bool:
-        """Elsewhere while a place is left for what is short; here while nothing short waits or runs."""
+        """Return whether bulk may start: elsewhere if a permit is left for short texts, here if none wait or run."""
         if self._capacity.remote:
             return self._running() < max(1, self._capacity.calls - 1)
         return self._idle("interactive")
@@ -131,9 +131,9 @@ class Batcher:
         return sum(queue.running for queue in self._queues.values())
 
     def _idle(self, lane: Lane) -> bool:
-        return not any(queue.running or queue.waits() for queue in self._of(lane))
+        return not any(queue.running or queue.waits() for queue in self._in_lane(lane))
 
-    def _of(self, lane: Lane) -> list[LaneQueue]:
+    def _in_lane(self, lane: Lane) -> list[LaneQueue]:
         return [queue for queue in self._queues.values() if queue.lane == lane]
 
     def _start(self, queue: LaneQueue) -> None:
@@ -194,7 +194,7 @@ class Batcher:
                 item.future.set_result(row)
 
     async def _healthy(self) -> bool:
-        """Whether the model can do a plain text, so that the fault is one text's own; Unavailable if it is away."""
+        """Return whether the model can do a plain text, so that a text is at fault; Unavailable if it is away."""
         try:
             async with asyncio.timeout(self._capacity.seconds):
                 check(await self._provider.embed([_HEALTH_TEXT], "document"), 1, self._provider.dimension)
@@ -222,7 +222,7 @@ class Batcher:
 
 
 def check(result: ProviderResult, count: int, dimension: int) -> None:
-    """ValueError unless there are so many finite vectors of unit length, and so many of each count."""
+    """Raise ValueError unless there are so many finite vectors of unit length, and so many of each count."""
     vectors = np.asarray(result.vectors)
     if vectors.shape != (count, dimension):
         raise ValueError("wrong shape")

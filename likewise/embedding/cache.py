@@ -1,17 +1,12 @@
-"""The contract of caches of vectors, their keys, and the tombstones of texts that must not be cached again."""
+"""The contract of caches of vectors, and their keys."""
 
-import contextlib
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from likewise.digests import digests_of
 from likewise.embedding.provider import Role, Vector
-
-# Beyond so many, all texts count as forgotten for the calls that run: 20 MB.
-MAX_TOMBSTONES = 100_000
 
 
 @dataclass(frozen=True)
@@ -92,64 +87,3 @@ def cache_key(tenant: int | None, space: str, numerics: str, role: Role, dimensi
 def text_digest(text: str) -> bytes:
     """Return the SHA-256 of a text, which is the key of its content as well, if it can be stored."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-class Tombstones:
-    """Texts that were forgotten while somebody embedded them, and must not be cached again by that.
-
-    A tombstone stays until all calls have ended that had begun before it. So none are kept while nobody embeds, and a
-    text that is sent again after it was forgotten is cached again.
-    """
-
-    def __init__(self) -> None:
-        self._now = 0
-        self._began: dict[int, None] = {}
-        # By owner and digest, the oldest first.
-        self._moments: OrderedDict[tuple[int | None, bytes], int] = OrderedDict()
-        self._all = 0
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[int]:
-        """Yield the moment from which on the block is told of forgotten texts."""
-        self._now += 1
-        since = self._now
-        self._began[since] = None
-        try:
-            yield since
-        finally:
-            del self._began[since]
-            self._trim()
-
-    def add(self, owner: int | None, digests: Sequence[bytes]) -> None:
-        """Forget texts from now on."""
-        if not self._began:
-            return
-        self._now += 1
-        for digest in digests:
-            self._moments[owner, digest] = self._now
-            self._moments.move_to_end((owner, digest))
-        if len(self._moments) > MAX_TOMBSTONES:
-            self.add_all()
-
-    def add_all(self) -> None:
-        """Forget all texts from now on."""
-        self._now += 1
-        self._all = self._now
-        self._moments.clear()
-
-    def among(self, owner: int | None, digests: Iterable[bytes], since: int) -> set[bytes]:
-        """Return the digests that were forgotten since a moment."""
-        if self._all > since:
-            return set(digests)
-        if not self._moments:
-            return set()
-        return {one for one in digests if self._moments.get((owner, one), 0) > since}
-
-    def _trim(self) -> None:
-        """Drop the tombstones from before the earliest call that still runs."""
-        earliest = next(iter(self._began), self._now + 1)
-        while self._moments:
-            key = next(iter(self._moments))
-            if self._moments[key] > earliest:
-                return
-            del self._moments[key]

@@ -83,7 +83,7 @@ class Provider(Protocol):
         ...
 
     async def split(self, text: str, max_tokens: int, overlap: int) -> list[tuple[int, int]]:
-        """Return start and end of the parts of a text, of at most `max_tokens` each; estimated where nobody counts them.
+        """Return start and end of the parts of a text, of at most `max_tokens` each, estimated where nobody counts.
 
         At most `overlap` tokens of a part are those that the one before ends with.
         """

@@ -41,6 +41,7 @@ class QueueBudget:
 
 
 Charge = Callable[[Cached], None]
+Outcome = Cached | LikewiseError
 
 
 @dataclass(eq=False)
@@ -172,21 +173,21 @@ class InFlight:
             del self._items[key]
 
 
-async def outcomes(items: Mapping[bytes, QueuedText]) -> dict[bytes, Cached | LikewiseError]:
+async def outcomes(items: Mapping[bytes, QueuedText]) -> dict[bytes, Outcome]:
     """Wait for all texts, and return the row or the error of each."""
     if items:
         await asyncio.wait([item.future for item in items.values()])
     return {key: _outcome(item.future) for key, item in items.items()}
 
 
-def _outcome(future: asyncio.Future[Cached]) -> Cached | LikewiseError:
+def _outcome(future: asyncio.Future[Cached]) -> Outcome:
     error = future.exception()
     if error is None:
         return future.result()
     return error if isinstance(error, LikewiseError) else Internal()
 
 
-def all_or_faults(keys: Sequence[bytes], made: Mapping[bytes, Cached | LikewiseError]) -> dict[bytes, Cached]:
+def all_or_faults(keys: Sequence[bytes], made: Mapping[bytes, Outcome]) -> dict[bytes, Cached]:
     """Return all rows by key.
 
     ModelUnavailable says what kept the model from its work; Invalid (code `text_failed`) has a fault for each place in

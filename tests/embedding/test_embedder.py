@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding.batching import GIVEN_UP
+from likewise.embedding.batching import MAX_GIVEN_UP
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.provider import Capacity, Lane
 from likewise.embedding.queue import QueuedText
@@ -423,7 +423,7 @@ async def test_texts_of_callers_that_left_are_not_kept(make_embedder: Any) -> No
     texts = [await gone(embedder, number) for number in range(30)]
     await settled()
     # Then nothing of them is held but places for some, and who waited is answered
-    assert held() - before < GIVEN_UP
+    assert held() - before < MAX_GIVEN_UP
     assert not [text for text in texts if text() is not None]
     gate.set()
     assert (await patient).vectors.shape == (2, 384)

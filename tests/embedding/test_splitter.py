@@ -93,13 +93,13 @@ async def test_what_comes_to_too_many_parts_is_refused_before_it_is_split(tmp_pa
     try:
         # When
         with pytest.raises(Invalid, match="more than 17 parts") as refused:
-            await embedder.split(TEXT, cut=SplitOptions(16, 8, parts=17))
+            await embedder.split(TEXT, options=SplitOptions(16, 8, max_parts=17))
         # Then
         assert [(one.pointer, one.code) for one in refused.value.faults] == [("/text", "too_many_segments")]
         assert provider.splits == []
         # And what counting does not tell is seen once it is split
         with pytest.raises(Invalid, match="more than 11 parts"):
-            await embedder.split(TEXT, cut=SplitOptions(14, parts=11))
+            await embedder.split(TEXT, options=SplitOptions(14, max_parts=11))
         assert len(provider.splits) == 1
     finally:
         await embedder.close()

@@ -59,7 +59,7 @@ async def test_the_default_model_reads_every_part_whole(real_models: Path, tmp_p
     embedder = Embedder(load_settings(data_dir=tmp_path, models_dir=real_models, precision="f32"))
     try:
         # When
-        parts = await embedder.split(text, cut=SplitOptions(most))
+        parts = await embedder.split(text, options=SplitOptions(most))
         lengths = await embedder.lengths([text[start:end] for start, end in parts])
     finally:
         await embedder.close()
