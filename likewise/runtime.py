@@ -146,7 +146,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
     except psycopg.Error as error:
         why, name = why_no_connection(error), f"{PREFIX}DATABASE_URL"
         raise ServerStartError(
-            f"The database of {name} cannot be reached: {why.what}. {why.mend.format(name=name)}"
+            f"The database of {name} cannot be reached: {why.what}. {why.fix.format(name=name)}"
         ) from None
 
 
@@ -260,7 +260,7 @@ def _assemble(
         cache_invalidation=cache_invalidation,
         recent=recent,
         writer=Writer(pool, wake_signal, Backlog(pool, settings.waiting_tokens), text_keys, cache_invalidation),
-        searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing, kinds),
         worker=Worker(
             pool, embedder, admission, store, wake_signal, text_keys.sealing, lease=lease, tries=settings.text_tries
         ),

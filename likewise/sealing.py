@@ -36,12 +36,12 @@ class TextKey:
         return AESGCM(self._key)
 
     def seal(self, text: bytes, about: bytes) -> bytes:
-        """The id of the key, a random nonce, and the text encrypted; it opens only for the same `about`."""
+        """Encrypt a text: the id of the key, a random nonce, and the text; it opens only for the same `about`."""
         nonce = os.urandom(NONCE_BYTES)
         return self.id + nonce + self._cipher.encrypt(nonce, text, about)
 
     def unseal(self, sealed: bytes, about: bytes) -> bytes:
-        """What was sealed. SealBroken if it is of another key, about something else, or changed."""
+        """Open what was sealed; SealBroken if it is of another key, about something else, or changed."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415
 
         nonce, text = sealed[ID_BYTES : ID_BYTES + NONCE_BYTES], sealed[ID_BYTES + NONCE_BYTES :]
@@ -82,19 +82,19 @@ class Sealing:
         return key is not None
 
     def seal(self, text: str, about: bytes) -> bytes:
-        """A text encrypted; `about` says whose and what it is, so that it cannot be put in another's place."""
+        """Encrypt a text; `about` says whose and what it is, so that it cannot be put in another's place."""
         return self.seal_bytes(text.encode("utf-8", "surrogatepass"), about)
 
     def unseal(self, sealed: bytes, about: bytes) -> str:
-        """The text; TextKeyUnavailable if this process cannot have its key, SealBroken if it is about another."""
+        """Open a text; TextKeyUnavailable if this process cannot have its key, SealBroken if it is about another."""
         return self.unseal_bytes(sealed, about).decode("utf-8", "surrogatepass")
 
     def seal_bytes(self, plain: bytes, about: bytes) -> bytes:
-        """The same for what is no text."""
+        """Encrypt bytes; `about` says whose and what they are."""
         return self.current.seal(plain, about)
 
     def unseal_bytes(self, sealed: bytes, about: bytes) -> bytes:
-        """What `seal_bytes` sealed."""
+        """Open what `seal_bytes` sealed."""
         key = self._key(sealed[:ID_BYTES])
         if key is None:
             raise TextKeyUnavailable
@@ -107,7 +107,7 @@ class Sealing:
 
 
 def key_from_base64(written: str) -> TextKey:
-    """The key that base64 stands for; ValueError if that is none."""
+    """Read a key from base64; ValueError if that is none."""
     try:
         return TextKey(base64.b64decode(written, validate=True))
     except binascii.Error:
@@ -115,20 +115,20 @@ def key_from_base64(written: str) -> TextKey:
 
 
 def new_key() -> str:
-    """A random key in base64."""
+    """Make a random key in base64."""
     return base64.b64encode(os.urandom(KEY_BYTES)).decode()
 
 
 def about_content(tenant: int, collection: int, text_hash: bytes) -> bytes:
-    """What a content's sealed text is bound to."""
+    """Return what a content's sealed text is bound to."""
     return b"content %d %d " % (tenant, collection) + text_hash
 
 
 def about_job(tenant: int, job: bytes) -> bytes:
-    """What a task's sealed input is bound to."""
+    """Return what a task's sealed input is bound to."""
     return b"job %d " % tenant + job
 
 
 def about_collection(tenant: int, name: str) -> bytes:
-    """What a collection's sealed key of terms is bound to."""
+    """Return what a collection's sealed key of terms is bound to."""
     return b"collection %d " % tenant + name.encode()

@@ -3,16 +3,16 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import orjson
-from fastapi import Request
+from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
-from starlette.datastructures import Headers
 
+from likewise.apps.declaration import declaration_in
 from likewise.cleaning import deeper_than
-from likewise.errors import Fault, Invalid, Malformed, NotSupported, TooLarge, UnsupportedMediaType
+from likewise.errors import Fault, Invalid, Malformed, NotSupported, TooLarge
 
 MAX_DEPTH = 32
 MAX_FIELDS = 64
@@ -21,7 +21,6 @@ MAX_POINTER = 200
 # Parsing and checking 1 MiB takes up to 30 ms; what is larger must not hold up the other requests.
 PARSE_IN_THREAD = 2**20
 
-NDJSON = "application/x-ndjson"
 # A text of 200,000 characters with each as two escapes of six bytes, 64 KiB of payload with each byte as one, and ids.
 MAX_LINE_BYTES = 3 * 2**20
 # Where the request's scope has what takes bytes that are done with out of those that the server holds.
@@ -31,7 +30,7 @@ ONE_OF_IT, LIST_OF_IT = "(one)", "(list)"
 FORMS = frozenset({ONE_OF_IT, LIST_OF_IT})
 NUMBER_TOO_LARGE = "A number is too long or too large; send it as a string."
 
-M = TypeVar("M", bound="RequestModel")
+M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 
@@ -55,36 +54,27 @@ class OldRequest(RequestModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class JsonBody(Generic[M]):
-    """A FastAPI dependency: the request's JSON body as a checked model.
+async def parsed(request: Request) -> Any:
+    """Return the request's JSON body as the model that its route declares; see `read_json`."""
+    model = declaration_in(request.scope).body.model
+    assert model is not None, "the route declares no model"
+    return await read_json(request, lambda value: checked(model, value))
 
-    It reads the body itself, so that media type, size and depth are checked before anything is built, and so that
-    dependencies declared before it (who is calling) are settled before a byte is read.
-    """
 
-    def __init__(self, model: type[M]) -> None:
-        self.model = model
-
-    async def __call__(self, request: Request) -> M:
-        """Read, parse and check the body."""
-        return await read_json(request, lambda value: checked(self.model, value))
+# A route's parameter for its body. It is read after the parameters before it: who is calling is settled before a byte.
+PARSED = Depends(parsed)
 
 
 async def read_json(request: Request, check: Callable[[Any], T]) -> T:
-    """The request's JSON body as `check` makes it; UnsupportedMediaType, Malformed or Invalid if it is none."""
-    kind = media_type(request.headers)
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise UnsupportedMediaType("Send JSON with the header Content-Type: application/json.")
-    raw = await read_bytes(request)
+    """Return the request's JSON body as `check` makes it; UnsupportedMediaType, Malformed or Invalid if it is none.
+
+    Media type, size and depth are checked before anything is built.
+    """
+    declaration_in(request.scope).body.refuse_other(request.headers)
+    raw = await request.body()
     if len(raw) < PARSE_IN_THREAD:
         return check(parse_json(raw))
     return await asyncio.to_thread(lambda: check(parse_json(raw)))
-
-
-async def read_bytes(request: Request) -> bytes:
-    """The body as it is; UnsupportedMediaType if it is encoded, or text in another charset than UTF-8."""
-    _refuse_encoded(request)
-    return await request.body()
 
 
 class Lines:
@@ -94,8 +84,8 @@ class Lines:
     """
 
     def __init__(self, request: Request) -> None:
-        """UnsupportedMediaType if the body is encoded, or text in another charset than UTF-8."""
-        _refuse_encoded(request)
+        """UnsupportedMediaType if the body is encoded otherwise than its route declares, or not in UTF-8."""
+        declaration_in(request.scope).body.refuse_other(request.headers)
         self._request = request
         self._tail = bytearray()
         self._held = 0
@@ -145,14 +135,6 @@ def _numbered(block: bytes) -> Iterator[tuple[int, bytes]]:
         yield number, line[0]
 
 
-def _refuse_encoded(request: Request) -> None:
-    if any(coding != "identity" for coding in _list_of(request, "content-encoding")):
-        raise UnsupportedMediaType("Send the body without Content-Encoding.")
-    charset = _CHARSET.search(request.headers.get("content-type", ""))
-    if charset and charset[1].lower() not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("Send the body in UTF-8.")
-
-
 async def hold(request: Request, most: int) -> bytes:
     """The whole body, kept for whoever reads it next; TooLarge if it has more than `most` bytes.
 
@@ -169,11 +151,6 @@ async def hold(request: Request, most: int) -> bytes:
     # Where Starlette's own Request.body() keeps it.
     request._body = b"".join(parts)  # noqa: SLF001
     return request._body  # noqa: SLF001
-
-
-def media_type(headers: Headers) -> str:
-    """The body's media type in lower case without parameters, '' if none is given."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_json(raw: bytes) -> Any:
@@ -276,7 +253,6 @@ _WORDS = {
 # From its first character that is no space, so that millions of blank lines are passed over at once.
 _LINE = re.compile(rb"\S[^\n]*")
 _ONE = re.compile(r"\b1 (character|item|field)s\b")
-_CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]*)", re.IGNORECASE)
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATES = re.compile(
     rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
@@ -305,7 +281,3 @@ def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[:3] == b"\xef\xbb\xbf":
         return "The body starts with a byte order mark; send UTF-8 without one."
     return f"The body is not valid JSON in UTF-8 (line {error.lineno}, column {error.colno})."
-
-
-def _list_of(request: Request, header: str) -> list[str]:
-    return [part.strip().lower() for line in request.headers.getlist(header) for part in line.split(",")]

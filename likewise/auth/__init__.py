@@ -1,1 +1,1 @@
-"""Who calls and what they may do: credentials, callers with tenant and scopes, quotas."""
+"""Callers by their credentials: a header becomes a credential, its claims are checked, and a caller comes out."""

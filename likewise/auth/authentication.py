@@ -1,11 +1,11 @@
-"""Authentication: decides who calls, by the ways that `LIKEWISE_AUTH` names."""
+"""Authentication: the caller of a request, by the ways that `LIKEWISE_AUTH` names."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from likewise.auth.api_keys import KeyRing, prefix_of
 from likewise.auth.caller import EVERY_SCOPE, Caller
-from likewise.auth.keyring import KeyRing
-from likewise.auth.tokens import prefix_of, token_of
 from likewise.db import collections, keys
 from likewise.db.pool import Pool
 from likewise.errors import Unauthorized
@@ -15,12 +15,13 @@ from likewise.settings import Settings
 if TYPE_CHECKING:
     from likewise.auth.signed_tokens import SignedTokens
 
-# What each way asks for.
+# The credential that each way asks for.
 _CREDENTIALS = {
     "keys": "Send a valid API key as `Authorization: Bearer lw_...`. `likewise keys create` makes one.",
     "dev": "Send a valid token as `Authorization: Bearer ...`. `likewise token` makes one.",
     "jwks": "Send a valid token of this server's issuer as `Authorization: Bearer ...`.",
 }
+_BEARER = re.compile(r"bearer +([!-~]+)", re.IGNORECASE)
 
 log = get_logger(__name__)
 
@@ -45,15 +46,17 @@ class Authentication:
 
     @property
     def issuer_fault(self) -> str | None:
-        """Why no token of the issuer can be checked."""
-        return self._tokens.issuer_fault if self._tokens else None
+        """The reason for which no token of the issuer can be checked."""
+        return self._tokens.keys.fault if self._tokens else None
 
     async def caller(self, authorization: Sequence[str], api_key: Sequence[str]) -> Caller:
-        """Who sent these headers; Unauthorized if that is not clear."""
+        """Return the caller who sent these headers; Unauthorized if that is not clear."""
         if not self._asks:
             return await self._anyone()
-        token = token_of(authorization, api_key)
-        caller = None if token is None else await self._holder(token, as_key=any(map(str.strip, api_key)))
+        credential = credential_of(authorization, api_key)
+        caller = None
+        if credential is not None:
+            caller = await self._holder(credential, as_key=any(map(str.strip, api_key)))
         if caller is None:
             raise Unauthorized(self._refusal)
         return caller
@@ -66,22 +69,22 @@ class Authentication:
     def fetch_ahead(self) -> None:
         """Ask the issuer for its keys before the first caller needs them, and wait for nothing."""
         if self._tokens is not None:
-            self._tokens.fetch_ahead()
+            self._tokens.keys.fetch_ahead()
 
     async def flush(self) -> None:
-        """Keep what was counted in memory."""
+        """Store what was counted in memory."""
         await self._keys.flush()
 
     async def close(self) -> None:
         """End what is under way."""
         if self._tokens is not None:
-            await self._tokens.close()
+            await self._tokens.keys.close()
 
-    async def _holder(self, token: str, *, as_key: bool) -> Caller | None:
-        """Whose credential this is. `X-API-Key` is for keys: what it is logged as elsewhere, a token is not."""
-        if prefix_of(token) is not None:
-            return await self._keys.caller(token) if "keys" in self._ways else None
-        return None if self._tokens is None or as_key else await self._tokens.caller(token)
+    async def _holder(self, credential: str, *, as_key: bool) -> Caller | None:
+        """Return who holds it. `X-API-Key` is for keys: what it is logged as elsewhere, a token is not."""
+        if prefix_of(credential) is not None:
+            return await self._keys.caller(credential) if "keys" in self._ways else None
+        return None if self._tokens is None or as_key else await self._tokens.caller(credential)
 
     async def _anyone(self) -> Caller:
         if self._anybody is None:
@@ -90,10 +93,20 @@ class Authentication:
         return self._anybody
 
 
+def credential_of(authorization: Sequence[str], api_key: Sequence[str]) -> str | None:
+    """Return the one credential in the `Authorization: Bearer` and `X-API-Key` headers of a request.
+
+    None if there is none, or if there are two that differ. A scheme other than Bearer is for somebody before us.
+    """
+    bearers = (_BEARER.fullmatch(value.strip()) for value in authorization)
+    found = {*(bearer[1] for bearer in bearers if bearer), *(value.strip() for value in api_key if value.strip())}
+    return found.pop() if len(found) == 1 else None
+
+
 def _signed_tokens(pool: Pool, settings: Settings) -> "SignedTokens | None":
-    """Tokens are checked where they are asked for: to import what checks them takes a fifth of a second."""
+    """Open what checks tokens where they are asked for: to import it takes a fifth of a second."""
     if not {"dev", "jwks"} & set(settings.auth):
         return None
     from likewise.auth.signed_tokens import SignedTokens  # noqa: PLC0415
 
-    return SignedTokens(pool, settings)
+    return SignedTokens.of(pool, settings)

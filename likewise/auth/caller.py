@@ -1,11 +1,11 @@
-"""Who calls: a tenant, and what the caller may do there."""
+"""The caller of a request: a tenant, and what may be done there."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """What a credential allows. None includes another, so that a sender may be given writing without reading."""
+    """A right of a credential. None includes another, so that a sender may be given writing without reading."""
 
     READ = "read"
     WRITE = "write"
@@ -17,7 +17,7 @@ EVERY_SCOPE = frozenset(Scope)
 
 @dataclass(frozen=True)
 class Caller:
-    """The tenant that a request acts for, what it may do, and the prefix of its key if it came with one."""
+    """The tenant that a request acts for, its scopes, and the prefix of its API key if it came with one."""
 
     tenant: int
     scopes: frozenset[Scope]

@@ -1,26 +1,32 @@
-"""What the claims of a JWT grant: a tenant, scopes, and for how long."""
+"""The claims of a JWT, and what they grant: a tenant, scopes, and for how long."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from likewise.auth.bad_token import BadToken
+from joserfc.errors import ClaimError
+from joserfc.jwt import ClaimsOption, JWTClaimsRegistry
+
 from likewise.auth.caller import Scope
+from likewise.auth.jwt import BadToken, Reason
 from likewise.auth.tenants import is_name
 
 # Between the issuer's clock and ours.
-LEEWAY_SECONDS = 30.0
+LEEWAY_SECONDS = 30
 # The end of the year 9999. What is later was meant in milliseconds, or for ever.
 LAST_SECOND = 253_402_300_799
 
 # RFC 8693 has the first; some issuers write one of the others.
 SCOPE_CLAIMS = ("scope", "scopes", "scp")
 
+_TIMES = ("exp", "nbf", "iat")
+_REASONS: dict[str, Reason] = {"iss": "issuer", "aud": "audience"}
+
 
 @dataclass(frozen=True)
-class Rules:
-    """What the tokens of one way have to be.
+class TokenRules:
+    """The rules for the tokens of one kind.
 
     Attributes:
         algorithms: one of these has signed it.
@@ -40,59 +46,37 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Granted:
-    """A tenant by name, what may be done there, and until when, in seconds since 1970."""
+class Grant:
+    """A tenant by name, the scopes there, and the end of both in seconds since 1970."""
 
     tenant: str
     scopes: frozenset[Scope]
     until: float
 
 
-def granted(claims: Mapping[str, Any], rules: Rules, now: float) -> Granted:
-    """What these claims grant, if they are signed; BadToken if nothing."""
-    until = _check_times(claims, rules, now)
-    if rules.issuer is not None and claims.get("iss") != rules.issuer:
-        raise BadToken("issuer")
-    if rules.audience is not None and rules.audience not in _names(claims.get("aud")):
-        raise BadToken("audience")
+def grant_of(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Grant:
+    """Return what these claims grant, if they are signed; BadToken if nothing."""
+    _check(claims, rules, now)
     if "cnf" in claims:
         # It belongs to a key that its sender would have to prove, and so may not be taken from just anybody.
         raise BadToken("claims")
-    return Granted(_tenant(claims, rules.tenant_claim), _scopes(claims, rules.default_scopes), until)
+    tenant, scopes = _tenant(claims, rules.tenant_claim), _scopes(claims, rules.default_scopes)
+    return Grant(tenant, scopes, claims.get("exp", math.inf) + LEEWAY_SECONDS)
 
 
-def _check_times(claims: Mapping[str, Any], rules: Rules, now: float) -> float:
-    """Until when it counts, the leeway included."""
-    begins = [_time(claims, name) for name in ("nbf", "iat")]
-    ends = _time(claims, "exp")
-    if any(time is not None and time > now + LEEWAY_SECONDS for time in begins):
+def _check(claims: Mapping[str, Any], rules: TokenRules, now: float) -> None:
+    """Check the registered claims that are asked for; others, such as `sub`, may be anything."""
+    named = {name: value for name, value in {"iss": rules.issuer, "aud": rules.audience}.items() if value is not None}
+    options: dict[str, ClaimsOption] = {name: {"essential": True, "value": value} for name, value in named.items()}
+    options["exp"] = {"essential": rules.needs_end}
+    present = {name: claims[name] for name in (*_TIMES, *named) if name in claims}
+    times = [present[name] for name in _TIMES if isinstance(present.get(name), int | float)]
+    if not all(0 <= time <= LAST_SECOND for time in times):
         raise BadToken("time")
-    if ends is None:
-        if rules.needs_end:
-            raise BadToken("time")
-        return math.inf
-    if ends + LEEWAY_SECONDS <= now:
-        raise BadToken("time")
-    return ends + LEEWAY_SECONDS
-
-
-def _time(claims: Mapping[str, Any], name: str) -> float | None:
-    """Seconds since 1970; None if it is absent."""
-    if name not in claims:
-        return None
-    value = claims[name]
-    # Python takes True for 1. Not a number is not at most anything.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LAST_SECOND:
-        raise BadToken("time")
-    return float(value)
-
-
-def _names(audience: object) -> list[str]:
-    """One or several (RFC 7519, section 4.1.3); BadToken if it is anything else."""
-    named = [audience] if isinstance(audience, str) else audience
-    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
-        raise BadToken("audience")
-    return named
+    try:
+        JWTClaimsRegistry(int(now), LEEWAY_SECONDS, **options).validate(present)
+    except ClaimError as error:
+        raise BadToken(_REASONS.get(error.claim.partition(",")[0], "time")) from None
 
 
 def _tenant(claims: Mapping[str, Any], claim: str) -> str:
@@ -110,7 +94,7 @@ def _at_path(claims: Mapping[str, Any], path: list[str]) -> object:
 
 
 def _scopes(claims: Mapping[str, Any], default: frozenset[Scope]) -> frozenset[Scope]:
-    """Those of ours that are named; what else is named is for others, as `openid` and `email` are."""
+    """Return those of ours that are named; others, such as `openid` and `email`, are for others."""
     named = {name for claim in SCOPE_CLAIMS if claim in claims for name in _scope_names(claims[claim])}
     ours = frozenset(scope for scope in Scope if scope in named)
     return ours or default

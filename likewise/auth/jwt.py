@@ -1,26 +1,41 @@
 """A JWT as it arrives: one compact, canonical serialisation, and of its header just what decides who checks it.
 
 Everything that a header could ask for beyond that is either refused or passed over: a key, or an address of one
-(`jwk`, `jku`, `x5c`, `x5u`), is never looked at.
+(`jwk`, `jku`, `x5c`, `x5u`), is never looked at. It is read here, and not by the library that checks its signature,
+since that takes a name that comes twice, and more than one spelling of the same bytes.
 """
 
 import base64
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from likewise.auth.bad_token import BadToken
-from likewise.auth.strict_json import strict_object
+from likewise.cleaning import deeper_than
 
 # Those of large organisations, with every role of a person, come to half of it.
-MOST_CHARACTERS = 16 * 2**10
+MAX_CHARACTERS = 16 * 2**10
+MAX_DEPTH = 32
 
 _COMPACT = re.compile(r"([0-9A-Za-z_-]+)\.([0-9A-Za-z_-]+)\.([0-9A-Za-z_-]+)")
 # They change what is signed, or what the claims are: extensions, detached, nested, encrypted or compressed content.
 _REFUSED = frozenset({"crit", "b64", "cty", "enc", "zip"})
 # RFC 7519, section 5.1, and RFC 9068, section 2.1; an ID token of OpenID Connect has the first one too.
 _TYPES = frozenset({"jwt", "at+jwt"})
+
+# As likewise_tokens_refused_total counts them.
+Reason = Literal[
+    "malformed", "header", "algorithm", "claims", "time", "audience", "issuer", "tenant", "scopes", "key", "signature"
+]
+
+
+class BadToken(Exception):
+    """A refused token. The reason is for metrics and for logs at `debug`: whoever sent it learns nothing else."""
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason: Reason = reason
+        super().__init__(reason)
 
 
 @dataclass(frozen=True)
@@ -35,17 +50,31 @@ class Jwt:
 
 
 def read(token: str, algorithms: Collection[str]) -> Jwt:
-    """The parts of a token whose header names one of these algorithms; BadToken if it is none."""
-    found = _COMPACT.fullmatch(token) if len(token) <= MOST_CHARACTERS else None
+    """Return the parts of a token whose header names one of these algorithms; BadToken if it is none."""
+    found = _COMPACT.fullmatch(token) if len(token) <= MAX_CHARACTERS else None
     if found is None:
         raise BadToken("malformed")
-    header, claims, signature = map(_decoded, found.groups())
+    raw_header, raw_claims, signature = map(_decoded, found.groups())
     try:
-        named, claimed = strict_object(header), strict_object(claims)
+        header, claims = strict_object(raw_header), strict_object(raw_claims)
     except ValueError:
         raise BadToken("malformed") from None
-    _check_header(named, algorithms)
-    return Jwt(named["alg"], named.get("kid"), claimed, f"{found[1]}.{found[2]}".encode(), signature)
+    _check_header(header, algorithms)
+    return Jwt(header["alg"], header.get("kid"), claims, f"{found[1]}.{found[2]}".encode(), signature)
+
+
+def strict_object(raw: bytes) -> dict[str, Any]:
+    """Read a JSON object that has one reading; ValueError if it is none, is 33 deep, or names something twice.
+
+    NaN and infinities are no JSON. A number beyond a double comes as an infinity, which whoever wants a number refuses.
+    """
+    try:
+        value = json.loads(raw.decode(), object_pairs_hook=_distinct, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict) or deeper_than(value, MAX_DEPTH):
+        raise ValueError("no object, or nested too deeply")
+    return value
 
 
 def _check_header(header: Mapping[str, Any], algorithms: Collection[str]) -> None:
@@ -59,7 +88,7 @@ def _check_header(header: Mapping[str, Any], algorithms: Collection[str]) -> Non
 
 
 def _decoded(part: str) -> bytes:
-    """Base64url without padding, in the one way that there is to write it."""
+    """Read base64url without padding, in the one way that there is to write it."""
     try:
         raw = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except ValueError:
@@ -67,3 +96,14 @@ def _decoded(part: str) -> bytes:
     if base64.urlsafe_b64encode(raw).rstrip(b"=") != part.encode():
         raise BadToken("malformed")
     return raw
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named = dict(pairs)
+    if len(named) != len(pairs):
+        raise ValueError("a name comes twice")
+    return named
+
+
+def _refuse(_: str) -> None:
+    raise ValueError("no number")

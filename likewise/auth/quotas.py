@@ -1,22 +1,22 @@
-"""Quotas: how much text a tenant may send to this process in a minute."""
+"""Quotas: the text that a tenant may send to this process in a minute."""
 
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from cachetools import TTLCache
+
 from likewise.errors import LargerThanQuota, TooManyRequests
 
 # Counting with the model's tokenizer would cost about as much as what is refused.
 CHARACTERS_PER_TOKEN = 4
 MINUTE = 60.0
-# Above so many tenants those whose buckets are full again, which is all of them after a minute, are forgotten.
-MOST_BUCKETS = 10_000
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Bucket:
-    """What was left at a time."""
+    """The tokens that were left at a time."""
 
     tokens: float
     at: float
@@ -32,7 +32,8 @@ class Quotas:
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
         self._clock = clock
-        self._buckets: dict[int, _Bucket] = {}
+        # A bucket that nobody has drawn from for a minute is full again, and need not be known.
+        self._buckets: TTLCache[int, _Bucket] = TTLCache(math.inf, MINUTE, timer=clock)
 
     def spend(self, tenant: int, texts: Iterable[str]) -> None:
         """Take the tokens of these texts, or none of them.
@@ -59,8 +60,6 @@ class Quotas:
                 retry_after=math.ceil(seconds),
             )
         self._buckets[tenant] = _Bucket(left - wanted, now)
-        if len(self._buckets) > MOST_BUCKETS:
-            self._buckets = {one: bucket for one, bucket in self._buckets.items() if now - bucket.at < MINUTE}
 
     def _left(self, tenant: int, now: float) -> float:
         bucket = self._buckets.get(tenant)

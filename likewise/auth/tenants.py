@@ -2,17 +2,17 @@
 
 import asyncio
 import re
-import time
 
-from likewise.auth.recent import Recent
+from cachetools import TTLCache
+
 from likewise.db import collections, tenants
 from likewise.db.pool import Pool
 from likewise.errors import Forbidden
 
-MOST_CHARACTERS = 512
+MAX_CHARACTERS = 512
 # An id never changes; asking again now and then costs nothing, and heals a database that was put back.
 REMEMBERED_SECONDS = 60.0
-MOST_REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 LOOKUPS_AT_ONCE = 2
 
 # Control characters, ends of lines, and halves of surrogate pairs.
@@ -20,35 +20,33 @@ _NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def is_name(name: str) -> bool:
-    """Whether a tenant may have this name. Names are never mended: two that differ are two tenants."""
-    return bool(name.strip()) and len(name) <= MOST_CHARACTERS and not _NO_NAME.search(name)
+    """Return whether a tenant may have this name. Names are never changed to fit: two that differ are two tenants."""
+    return bool(name.strip()) and len(name) <= MAX_CHARACTERS and not _NO_NAME.search(name)
 
 
 class Tenants:
     """The ids of tenants, as one process knows them.
 
     Args:
-        declared: whether one has to be there already.
+        declared: whether a tenant has to be there already.
     """
 
     def __init__(self, pool: Pool, *, declared: bool) -> None:
         self._pool = pool
         self._declared = declared
-        self._known: Recent[str, int] = Recent(MOST_REMEMBERED)
-        self._asking = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        self._known: TTLCache[str, int] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
+        self._looking_up = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
     async def id_of(self, name: str) -> int:
-        """The id of a tenant, which appears when it is first named; Forbidden if it had to be declared."""
-        return self._known.get(name) or await self._looked_up(name)
+        """Return the id of a tenant, which appears when it is first named; Forbidden if it had to be declared."""
+        return self._known.get(name) or await self._look_up(name)
 
-    async def _looked_up(self, name: str) -> int:
+    async def _look_up(self, name: str) -> int:
         # A new tenant comes with many requests at once: they take few connections, and one question answers all.
-        async with self._asking:
+        async with self._looking_up:
             if found := self._known.get(name):
                 return found
-            until = time.monotonic() + REMEMBERED_SECONDS
-            tenant = await self._ask(name)
-        self._known.keep(name, tenant, until)
+            tenant = self._known[name] = await self._ask(name)
         return tenant
 
     async def _ask(self, name: str) -> int:

@@ -129,10 +129,11 @@ async def _search(
     limit: int,
     rerank: bool,
 ) -> int:
-    from likewise.search.options import SearchRequest  # noqa: PLC0415
+    from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion  # noqa: PLC0415
 
     async with opened(settings_of_verb(), worker=False) as likewise:
-        request = SearchRequest(query=query, like=like, limit=limit, rerank=rerank)
+        question = RecordQuestion(like) if like is not None else TextQuestion(query or "")
+        request = SearchRequest(question, SearchOptions(limit=limit, rerank=rerank))
         result = await likewise.collections.search(await likewise.tenant(), collection, request)
     _tell_hits(result, as_json=as_json)
     return OK

@@ -85,11 +85,11 @@ async def store(likewise: "Likewise", records: Sequence["NewRecord"], *, quiet: 
 
 async def ask(likewise: "Likewise", *, as_json: bool) -> None:
     """Print the answers to the three questions."""
-    from likewise.search.options import SearchRequest  # noqa: PLC0415
+    from likewise.search.options import SearchOptions, SearchRequest, TextQuestion  # noqa: PLC0415
 
     tenant = await likewise.tenant()
     for question in QUESTIONS:
-        request = SearchRequest(query=question, like=None, limit=SHOWN)
+        request = SearchRequest(TextQuestion(question), SearchOptions(limit=SHOWN))
         result = await likewise.collections.search(tenant, COLLECTION, request)
         if as_json:
             say_json({"query": question, "hits": result.hits, "took_ms": result.took_ms})

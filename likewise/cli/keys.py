@@ -67,7 +67,7 @@ async def _create(
     days: int | None,
     as_json: bool,
 ) -> int:
-    from likewise.auth.tokens import digest_of, new_key  # noqa: PLC0415
+    from likewise.auth.api_keys import digest_of, new_key  # noqa: PLC0415
     from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 
@@ -103,8 +103,7 @@ async def _list(_: Interruption, *, settings: Settings, tenant: str | None, as_j
 
 
 async def _revoke(_: Interruption, *, settings: Settings, prefix: str, as_json: bool) -> int:
-    from likewise.auth.keyring import REMEMBERED_SECONDS  # noqa: PLC0415
-    from likewise.auth.tokens import prefix_of  # noqa: PLC0415
+    from likewise.auth.api_keys import REMEMBERED_SECONDS, prefix_of  # noqa: PLC0415
     from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
     from likewise.db import keys  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError
-from likewise.search.reranker_models import RerankerCatalogue
+from likewise.search.reranking import RerankerCatalogue
 from likewise.settings import Settings
 
 TRIED_TEXTS = 64

@@ -16,10 +16,10 @@ def refuse_unprintable(text: str | None) -> None:
 
 def refuse_no_tenant(name: str | None, option: str | None = None) -> None:
     """Wrong usage, unless it is absent or what a tenant may be called, in a JWT as on the command line."""
-    from likewise.auth.tenants import MOST_CHARACTERS, is_name  # noqa: PLC0415
+    from likewise.auth.tenants import MAX_CHARACTERS, is_name  # noqa: PLC0415
 
     if name is not None and not is_name(name):
-        raise typer.BadParameter(f"A tenant's name has 1 to {MOST_CHARACTERS} printable characters.", param_hint=option)
+        raise typer.BadParameter(f"A tenant's name has 1 to {MAX_CHARACTERS} printable characters.", param_hint=option)
 
 
 def unknown_tenant() -> NotFound:

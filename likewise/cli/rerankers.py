@@ -11,8 +11,7 @@ from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import RERANKERS, ModelSpec
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable
-from likewise.search.reranker_models import RerankerCatalogue
-from likewise.search.reranking import Reranking
+from likewise.search.reranking import RerankerCatalogue, Reranking
 from likewise.settings import Settings
 
 TRIED_PAIRS = 64

@@ -24,7 +24,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 def token(tenant: Tenant, scopes: Scopes = "read,write", expires: Expires = "1h", as_json: AsJson = False) -> None:
     """Make a JWT for a server with LIKEWISE_AUTH=dev and the same secret."""
-    from likewise.auth.development import Secret  # noqa: PLC0415
+    from likewise.auth.verification_keys import DevelopmentSecret  # noqa: PLC0415
 
     settings = settings_of_verb()
     granted, seconds = scopes_of(scopes), _seconds(expires)
@@ -32,7 +32,7 @@ def token(tenant: Tenant, scopes: Scopes = "read,write", expires: Expires = "1h"
     if settings.dev_jwt_secret is None:
         words = "Set LIKEWISE_DEV_JWT_SECRET to that of the server; `openssl rand -hex 32` makes one."
         raise SettingsError(f"A token is signed with a secret, and there is none. {words}")
-    made = Secret(settings.dev_jwt_secret).token(tenant, settings.jwt_tenant_claim, granted, seconds)
+    made = DevelopmentSecret(settings.dev_jwt_secret).token(tenant, settings.jwt_tenant_claim, granted, seconds)
     if as_json:
         say_json({"token": made, "tenant": tenant, "scopes": sorted(granted), "expires_in": seconds})
     else:

@@ -1,4 +1,4 @@
-"""What the catalogues and statistics of Postgres tell of its health, for metrics and `likewise doctor`.
+"""Health of the database as catalogues and statistics of Postgres tell it, for metrics and `likewise doctor`.
 
 Nothing here gives a row of a tenant's, and none of it costs more with thousands of collections.
 """
@@ -88,7 +88,7 @@ class ServerFacts:
 
 @dataclass(frozen=True)
 class RoleFacts:
-    """What a role may do; a limit of -1 is none."""
+    """The powers of a role; a limit of -1 is none."""
 
     is_superuser: bool
     bypasses: bool
@@ -109,7 +109,7 @@ class VectorTable:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with its index, if nobody is at it."""
+        """The fault of its index, if nobody is at it."""
         if self.being_built:
             return None
         if self.valid is False:
@@ -124,7 +124,7 @@ class VectorTable:
 
 
 async def waiting_estimate(pool: Pool) -> int:
-    """About how many contents wait for a vector, over all tenants."""
+    """Estimate the contents that wait for a vector, over all tenants."""
     async with pool.nobody() as tx:
         row = await tx.row(WAITING_ESTIMATE)
     return max(0, int(row[0])) if row else 0
@@ -132,7 +132,7 @@ async def waiting_estimate(pool: Pool) -> int:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[AsyncConnection[Row]]:
-    """A connection for looking: it is not waited for long, and neither is anything that it asks."""
+    """Connect for looking: the connection is not waited for long, and neither is anything that it asks."""
     async with await AsyncConnection.connect(
         url, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name=LOOKING
     ) as connection:
@@ -141,7 +141,7 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection[Row]]:
 
 
 def server_is_busy(data_dir: Path, seconds: float) -> bool:
-    """Whether another process has been starting or stopping the embedded server for so long; blocks until it knows."""
+    """Return whether another process starts or stops the embedded server for so long; block until it is known."""
     lock = Cluster(data_dir).lock
     if not lock.exists():
         return False
@@ -150,7 +150,7 @@ def server_is_busy(data_dir: Path, seconds: float) -> bool:
 
 
 async def server_is_silent(data_dir: Path, seconds: float) -> bool:
-    """Whether the embedded server runs and has not answered for so long, as one that is stopped or starved."""
+    """Return whether the embedded server runs and has not answered for so long, as one that is stopped or starved."""
     cluster = Cluster(data_dir)
     if not cluster.running.exists():
         return False
@@ -172,18 +172,18 @@ async def server_is_silent(data_dir: Path, seconds: float) -> bool:
 
 
 async def server_facts(connection: AsyncConnection[Row]) -> ServerFacts:
-    """The server, asked as anybody."""
+    """Ask about the server, as anybody."""
     return ServerFacts(*await _row(connection, SERVER))
 
 
 async def role_facts(connection: AsyncConnection[Row], role: str) -> RoleFacts | None:
-    """A role, asked as anybody; None if there is none of this name."""
+    """Ask about a role, as anybody; None if there is none of this name."""
     row = await (await connection.execute(ROLE, [role])).fetchone()
     return None if row is None else RoleFacts(*row)
 
 
 async def clock_ahead(connection: AsyncConnection[Row], now: Callable[[], float] = time.time) -> float:
-    """Seconds that the server's clock is ahead of this machine's, as far as the way there does not explain them."""
+    """Return the seconds that the server's clock is ahead of this machine's and that the way there does not explain."""
     before = now()
     row = await _row(connection, CLOCK)
     after = now()
@@ -192,22 +192,22 @@ async def clock_ahead(connection: AsyncConnection[Row], now: Callable[[], float]
 
 
 async def vector_tables(connection: AsyncConnection[Row]) -> list[VectorTable]:
-    """Every generation that is not retired."""
+    """List every generation that is not retired."""
     return [VectorTable(*row) for row in await (await connection.execute(VECTOR_TABLES)).fetchall()]
 
 
 async def oldest_waiting(connection: AsyncConnection[Row]) -> dict[str, float]:
-    """Seconds that the oldest content has waited for its vector, by model; asked as the role that serves."""
+    """Return the seconds that the oldest content of each model has waited, asked as the role that serves."""
     return {str(model): float(oldest) for model, oldest in await (await connection.execute(OLDEST_WAITING)).fetchall()}
 
 
 async def others_connected(connection: AsyncConnection[Row]) -> int:
-    """Connections of processes that serve or work, asked as their role."""
+    """Count connections of processes that serve or work, asked as their role."""
     return int((await _row(connection, OTHERS))[0])
 
 
 async def failed_texts(connection: AsyncConnection[Row]) -> dict[str, int]:
-    """How many texts have failed for good, by the reason's code; asked as the owner."""
+    """Count texts that have failed for good, by the reason's code, asked as the owner."""
     return {str(reason): int(count) for reason, count in await (await connection.execute(FAILED)).fetchall()}
 
 

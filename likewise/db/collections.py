@@ -93,7 +93,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class StoredSpace:
-    """What stored vectors were made with: the space, and what its model made of the probe's texts, float32 (8, d)."""
+    """The space that stored vectors are of, and the vectors of the probe's texts in it, float32 (8, d)."""
 
     space: str
     dimension: int
@@ -120,14 +120,14 @@ class CollectionRow:
     sealed_terms_key: bytes | None = None
 
     def terms_key(self, sealing: Sealing) -> bytes | None:
-        """What its words are hashed with; None where anybody may know."""
+        """Return the key that its words are hashed with; None where anybody may know them."""
         if self.sealed_terms_key is None:
             return None
         return sealing.unseal_bytes(self.sealed_terms_key, about_collection(self.tenant, self.name))
 
 
 async def tenant_named(pool: Pool, name: str) -> int:
-    """The id of a tenant; it appears when it is first named."""
+    """Return the id of a tenant; it appears when it is first named."""
     async with pool.nobody() as tx:
         row = await tx.row(TENANT_NAMED, [name])
     return int(row[0]) if row else 0
@@ -218,7 +218,7 @@ async def drop(
 
 
 async def named(tx: Tx, name: str) -> CollectionRow:
-    """The collection of this name; NotFound if this tenant has none."""
+    """Return the collection of this name; NotFound if this tenant has none."""
     row = await tx.row(BY_NAME, [name]) if storable(name) else None
     if row is None:
         raise NotFound("There is no collection of this name.", code="collection_not_found")
@@ -237,7 +237,7 @@ class RecentCollections:
         self._seen: dict[tuple[int, str], tuple[float, CollectionRow]] = {}
 
     async def get(self, tenant: int, name: str) -> CollectionRow:
-        """The collection of this name; NotFound if this tenant has none."""
+        """Return the collection of this name; NotFound if this tenant has none."""
         if self.knows(tenant, name):
             return self._seen[tenant, name][1]
         asked_at = time.monotonic()
@@ -249,33 +249,33 @@ class RecentCollections:
         return collection
 
     def knows(self, tenant: int, name: str) -> bool:
-        """Whether it was looked up a moment ago."""
+        """Return whether the collection was looked up a moment ago."""
         seen = self._seen.get((tenant, name))
         return seen is not None and time.monotonic() - seen[0] < RECENT_SECONDS
 
     def forget(self, tenant: int, name: str) -> None:
-        """Look again the next time."""
+        """Have the collection looked up again the next time."""
         self._seen.pop((tenant, name), None)
 
 
 async def listed(tx: Tx, *, after: str, limit: int) -> list[CollectionRow]:
-    """Collections by name, from the first after `after`."""
+    """List collections by name, from the first after `after`."""
     return [_collection(row) for row in await tx.rows(LIST, [after, limit])]
 
 
 async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
-    """A generation and the collection it belongs to; None if it is gone."""
+    """Return a generation and the collection it belongs to; None if it is gone."""
     row = await tx.row(GENERATION, [wanted])
     return None if row is None else (_generation(row), int(row[9]))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
-    """Record what a generation's vectors are made with, unless another process did so first."""
+    """Record the space that a generation's vectors are made in, unless another process did so first."""
     await tx.execute(ADOPT, [space, numerics, probe.ravel().tolist(), wanted])
 
 
 async def spaces(pool: Pool, model: str) -> list[StoredSpace]:
-    """Each space that vectors of this model are stored in, whoever's they are."""
+    """List each space that vectors of this model are stored in, of all tenants."""
     async with pool.nobody() as tx:
         rows = await tx.rows(SPACES, [model])
     return [

@@ -34,14 +34,14 @@ ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 
 @dataclass(frozen=True)
 class Deletion:
-    """How many records were deleted, and the hashes of the texts that went with their last."""
+    """Deleted records, counted, and the hashes of the texts that went with their last."""
 
     records: int = 0
     gone: Sequence[bytes] = ()
 
 
 async def delete(tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: bool, alone: bool = False) -> Deletion:
-    """Take away those of the records that are there, and with the last of a content everything of it.
+    """Delete those of the records that are there, and with the last of a content everything of it.
 
     Raises:
         Contended: another writer was at them meanwhile; try the whole transaction again.
@@ -53,7 +53,7 @@ async def delete(tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: boo
 
 
 async def delete_parent(tx: Tx, collection: int, parent: str, *, keep_terms: bool, alone: bool = False) -> Deletion:
-    """The same with all records of a parent."""
+    """Delete all records of a parent, and with the last of a content everything of it."""
     if not storable(parent):
         return Deletion()
     return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), keep_terms=keep_terms, alone=alone)
@@ -62,7 +62,7 @@ async def delete_parent(tx: Tx, collection: int, parent: str, *, keep_terms: boo
 async def delete_with(
     tx: Tx, collection: int, field: str, value: str, *, keep_terms: bool, alone: bool = False
 ) -> Deletion:
-    """The same with all records that have this text in an indexed field of their payload."""
+    """Delete all records that have this text in an indexed field, and with the last of a content everything of it."""
     if not storable(value):
         return Deletion()
     find = (FIND_BY_FIELD, [collection, field, value])
@@ -96,20 +96,22 @@ async def _delete(
     return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
 
 
-async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:
-    """Delete records, given with their contents; returns these."""
+async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> None:
+    """Delete records, given with their contents, whose update locks the caller holds.
+
+    Raises:
+        Contended: another deleted one, or pointed it elsewhere, meanwhile; try the whole transaction again.
+    """
     if not leaving:
-        return set()
+        return
     pks, contents = (list(column) for column in zip(*leaving, strict=True))
     dropped = await tx.execute(DROP_RECORDS, [pks, contents])
     if dropped.rowcount < len(leaving):
-        # Some were deleted or pointed elsewhere while we waited for the locks: look again.
         raise Contended("40001", "records")
-    return set(contents)
 
 
 async def drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str, *, keep_terms: bool) -> list[bytes]:
-    """Take away contents that no record points at, and return their hashes; the caller holds their update locks.
+    """Delete contents that no record points at, and return their hashes; the caller holds their update locks.
 
     Jobs that wait for them are told why. A job whose own record is gone goes on waiting for a content that others still
     point at: it is embedded for them, and the job succeeds.

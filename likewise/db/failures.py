@@ -1,4 +1,4 @@
-"""What Postgres says when it fails, without what it quotes.
+"""Failures of Postgres, without what it quotes.
 
 Messages and details of Postgres repeat values of rows and statements, so only SQLSTATE, table and constraint go on.
 """
@@ -67,12 +67,12 @@ class CollectionGone(NotFound):
 
 
 def busy() -> DatabaseUnavailable:
-    """What a caller hears for whom no connection was free in time."""
+    """Return the error for a caller for whom no connection was free in time."""
     return DatabaseUnavailable("All database connections are busy.", code="database_busy")
 
 
 def scrubbed(error: Exception) -> LikewiseError:
-    """The error to raise in place of one from psycopg; it never carries a value."""
+    """Return the error to raise in place of one from psycopg; it never carries a value."""
     if isinstance(error, PoolTimeout | TooManyRequests):
         return busy()
     if isinstance(error, PoolClosed):
@@ -94,7 +94,7 @@ def scrubbed(error: Exception) -> LikewiseError:
 
 
 def why_away(state: str) -> str:
-    """What to say of a SQLSTATE that means that the database cannot work now."""
+    """Say what a SQLSTATE means that keeps the database from working now."""
     if state == DISK_FULL:
         return f"The disk of the database is full. Free some space on it (SQLSTATE {state})."
     return f"The database cannot do this now (SQLSTATE {state})."

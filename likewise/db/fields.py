@@ -58,7 +58,7 @@ async def write_facts(tx: Tx, collection: int, names: Sequence[str], rows: Itera
 
 
 def field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None, bool]]:
-    """What the index knows of a field: a string's beginning or a number; of a list, each such element."""
+    """Yield the indexed values of a field: a string's beginning or a number; of a list, each such element."""
     value = payload_field(payload, name)
     is_list = isinstance(value, list)
     for one in value if is_list else [value]:
@@ -69,7 +69,7 @@ def field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, floa
 
 
 def payload_field(payload: Payload, name: str) -> Any:
-    """A field by its literal name, else by a path; None if it is absent."""
+    """Return a field by its literal name, else by a path; None if it is absent."""
     if name in payload:
         return payload[name]
     found: Any = payload

@@ -1,4 +1,4 @@
-"""Requests that carry an Idempotency-Key: who runs one, and what it was answered."""
+"""Requests that carry an Idempotency-Key, each run once and its answer kept."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,20 +56,20 @@ class Attempt:
 
     @property
     def place(self) -> list[Any]:
-        """What its row is found by, as long as it is this run's."""
+        """The key of its row, as long as it is this run's."""
         return [self.method, self.route, self.key, self.claim]
 
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """What a request was answered before, as JSON."""
+    """The answer that a request got before, as JSON."""
 
     status: int
     answer: str
 
 
 async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> StoredAnswer | None:
-    """Take a request to run it, or what it was answered before.
+    """Take a request to run it, or return the answer that it got before.
 
     Args:
         lease: when it has passed without being renewed, the process is taken for dead and others may run the request.
@@ -117,7 +117,7 @@ async def release(pool: Pool, tenant: int, attempt: Attempt) -> None:
 
 
 async def forget_expired(pool: Pool, max_rows: int) -> int:
-    """Remove up to `max_rows` rows, of all tenants, whose time is over; returns how many there were."""
+    """Remove up to `max_rows` rows, of all tenants, whose time is over; return the number of them."""
     async with pool.nobody() as tx:
         row = await tx.row(FORGET, [max_rows])
     return int(row[0]) if row else 0

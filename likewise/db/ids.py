@@ -25,7 +25,7 @@ class ContentIds:
 
     @classmethod
     def of(cls, ids: Iterable[int]) -> "ContentIds":
-        """The list of these ids."""
+        """Return the list of these ids."""
         numbers = np.fromiter(ids, np.int64)
         if not len(numbers):
             return cls(_EMPTY)
@@ -37,13 +37,11 @@ class ContentIds:
         return max(0, len(self.wire) - _HEAD.size) // _ELEMENT.itemsize
 
     def numbers(self) -> NDArray[np.int64]:
-        """The ids, int64 (n,)."""
+        """Return the ids, int64 (n,)."""
         return np.frombuffer(self.wire, _ELEMENT, len(self), _HEAD.size if len(self) else 0)["id"].astype(np.int64)
 
 
 class _ContentIdsDumper(Dumper):
-    """Hands the bytes back as they came."""
-
     format = Format.BINARY
     oid = INT8_ARRAY_OID
 

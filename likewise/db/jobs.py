@@ -227,7 +227,7 @@ async def withdraw(tx: Tx, contents: Sequence[int], why: str) -> None:
 
 
 async def of(tx: Tx, job: UUID) -> Job:
-    """One job with its failures; NotFound if this tenant has none of this id."""
+    """Return one job with its failures; NotFound if this tenant has none of this id."""
     row = await tx.row(ONE, [job])
     if row is None:
         raise NotFound("There is no job of this id.", code="job_not_found")
@@ -236,18 +236,18 @@ async def of(tx: Tx, job: UUID) -> Job:
 
 
 async def listed(tx: Tx, *, limit: int, state: JobState | None = None, after: JobCursor | None = None) -> list[Job]:
-    """Jobs of this tenant, newest first, without their failures."""
+    """List jobs of this tenant, newest first, without their failures."""
     at, job = after or (None, None)
     return [Job(*row) for row in await tx.rows(LIST, {"at": at, "after": job, "state": state, "limit": limit})]
 
 
 async def states(tx: Tx, jobs: Sequence[UUID]) -> dict[UUID, str]:
-    """Those of the jobs that are known, with what became of them; one that runs is PENDING here."""
+    """Return the states of those jobs that are known; one that runs is PENDING here."""
     return dict(await tx.rows(STATES_OF, [list(jobs)]))
 
 
 async def cancel(tx: Tx, job: UUID) -> None:
-    """End a job; what it alone waits for is given up, and its texts leave if they are not kept.
+    """End a job: what it alone waits for is given up, and its texts leave if they are not kept.
 
     Raises:
         NotFound: there is none of this id.
@@ -266,7 +266,7 @@ async def cancel(tx: Tx, job: UUID) -> None:
 
 
 async def retry(tx: Tx, job: UUID) -> None:
-    """Have what failed of a job tried again.
+    """Have the failed items of a job tried again.
 
     Raises:
         NotFound: there is none of this id.
@@ -297,12 +297,12 @@ async def retry(tx: Tx, job: UUID) -> None:
 async def add_task(
     tx: Tx, job: UUID, kind: str, *, sealed_input: bytes | None, result: Mapping[str, Any], request_id: str | None
 ) -> None:
-    """Have a worker do something."""
+    """Add a task for a worker."""
     await tx.execute(ADD_TASK, [job, tx.tenant, kind, sealed_input, orjson.dumps(dict(result)).decode(), request_id])
 
 
 async def open_tasks(tx: Tx) -> int:
-    """How many tasks of this tenant have not ended."""
+    """Count the tasks of this tenant that have not ended."""
     row = await tx.row(OPEN_TASKS)
     return int(row[0]) if row else 0
 
@@ -317,7 +317,7 @@ async def claim_task(pool: Pool, kinds: Sequence[str], claim: UUID, lease: timed
 async def renew_task(
     tx: Tx, task: Task, claim: UUID, lease: timedelta, *, progress: tuple[int, int] | None = None
 ) -> bool:
-    """Keep a task for one lease more, and say how many of how many are done; False if it is not ours any more."""
+    """Keep a task for one lease more, and record its progress; False if another has it."""
     done, total = progress or (None, None)
     return await tx.row(RENEW_TASK, [lease, done, total, task.id, claim]) is not None
 
@@ -325,7 +325,7 @@ async def renew_task(
 async def finish_task(
     tx: Tx, task: Task, claim: UUID, *, result: Mapping[str, Any] | None = None, error: str | None = None
 ) -> bool:
-    """End a task, with a result or with the code of an error; False if it is not ours any more."""
+    """End a task, with a result or with the code of an error; False if another has it."""
     state = "SUCCEEDED" if error is None else "FAILED"
     known = orjson.dumps(dict(result or {})).decode()
     return await tx.row(FINISH_TASK, [state, known, error, error is None, task.id, claim]) is not None
@@ -337,12 +337,12 @@ async def release_task(tx: Tx, task: Task, claim: UUID, *, after: timedelta, fai
 
 
 async def expire(pool: Pool, max_rows: int) -> int:
-    """Give up what has waited sealed for too long, at most so many; returns how many."""
+    """Give up what has waited sealed for too long, at most so many; return the number of them."""
     return await _in_all(pool, EXPIRE, MAX_SEALED_AGE, max_rows)
 
 
 async def forget_ended(pool: Pool, max_rows: int) -> int:
-    """Remove jobs that ended long ago, at most so many; returns how many."""
+    """Remove jobs that ended long ago, at most so many; return the number of them."""
     return await _in_all(pool, FORGET, RETENTION, max_rows)
 
 

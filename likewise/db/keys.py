@@ -27,7 +27,7 @@ REVOKE = SQL("UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE
 
 @dataclass(frozen=True)
 class KeyRow:
-    """A key as those who run Likewise see it; what a caller would show is not kept."""
+    """A key as administrators see it, without its secret part."""
 
     prefix: str
     tenant: str
@@ -41,7 +41,7 @@ class KeyRow:
 
 @dataclass(frozen=True)
 class LiveKey:
-    """What a key that may be used allows, and the SHA-256 that it must have."""
+    """The tenant and the scopes of a key that may be used, and the SHA-256 that it must have."""
 
     digest: bytes
     tenant: int
@@ -49,20 +49,20 @@ class LiveKey:
 
 
 async def live(pool: Pool, prefix: str) -> LiveKey | None:
-    """The key of this prefix; None if there is none, or none that may be used any more."""
+    """Return the key of this prefix; None if there is none, or none that may be used any more."""
     async with pool.nobody() as tx:
         row = await tx.row(LIVE, [prefix])
     return None if row is None else LiveKey(bytes(row[0]), int(row[1]), frozenset(row[2]))
 
 
 async def any_live(pool: Pool) -> bool:
-    """Whether there is a key that may be used."""
+    """Return whether any key may be used."""
     async with pool.nobody() as tx:
         return await tx.row(ANY) == (True,)
 
 
 async def used(pool: Pool, times: Mapping[str, datetime]) -> None:
-    """Keep when keys, by prefix, were used last."""
+    """Record when keys, by prefix, were used last."""
     async with pool.nobody() as tx:
         await tx.execute(USED, [list(times), list(times.values())])
 
@@ -83,7 +83,7 @@ async def make(
 
 
 async def listed(owner: Pool, tenant: str | None = None) -> list[KeyRow]:
-    """All keys, or those of one tenant, the revoked ones too."""
+    """List all keys, or those of one tenant, the revoked ones too."""
     async with owner.nobody() as tx:
         return [KeyRow(*row) for row in await tx.rows(LIST, [tenant])]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Composable
 
 from likewise.cleaning import storable
 from likewise.db.ids import ContentIds
@@ -43,6 +43,27 @@ OF_CONTENTS = SQL("""
     ) best
     JOIN records r ON r.pk = best.pk JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     ORDER BY best.place, best.pk
+""")
+# The contents of a ranking that have a record which fits, each with how many do and when. Only those that are answered
+# are counted: a text may have a million records.
+OCCURRENCES = SQL("""
+    SELECT best.content, c.text, seen.records, seen.first_seen, seen.last_seen, best.similarity FROM (
+        SELECT wanted.content, wanted.place, {similarity} AS similarity
+        FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
+        LEFT JOIN {vectors} v ON v.content = wanted.content
+        WHERE {near} AND EXISTS (
+            SELECT FROM records r
+            WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition} OFFSET 0
+        )
+        ORDER BY wanted.place LIMIT %(limit)s OFFSET %(offset)s
+    ) best
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS records, min(coalesce(r.occurred_at, r.created_at)) AS first_seen,
+               max(coalesce(r.occurred_at, r.created_at)) AS last_seen
+        FROM records r WHERE r.content = best.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
+    ) seen
+    JOIN contents c ON c.pk = best.content
+    ORDER BY best.place
 """)
 # Records that were found some time ago, those of them that are there and have the same text.
 STILL = SQL("""
@@ -109,8 +130,22 @@ class StoredRecord:
 
 
 @dataclass(frozen=True)
+class ContentOccurrences:
+    """A content with its text, if that is kept, and the records that have it: how many, and from when until when.
+
+    The time of a record is when it occurred, or else when it was stored.
+    """
+
+    content: int
+    text: str | None
+    records: int
+    first_seen: datetime
+    last_seen: datetime
+
+
+@dataclass(frozen=True)
 class CollectionCounts:
-    """How much a collection holds, and how many of its contents have a vector in a generation."""
+    """The size of a collection: records, contents, failed contents, and vectors in a generation."""
 
     records: int
     contents: int
@@ -119,7 +154,7 @@ class CollectionCounts:
 
 
 async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRecord | None:
-    """One record by its id."""
+    """Return one record by its id."""
     if not storable(record):
         return None
     statement = ONE.format(view=VIEW, vectors=table("vec", generation))
@@ -128,7 +163,7 @@ async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRe
 
 
 async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | None:
-    """The keys of a record and of its content, by the record's id."""
+    """Return the keys of a record and of its content, by the record's id."""
     row = await tx.row(POINTED, [collection, record]) if storable(record) else None
     return None if row is None else (int(row[0]), int(row[1]))
 
@@ -152,23 +187,46 @@ class RecordQuery:
 async def of_contents(
     tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
 ) -> list[tuple[StoredRecord, float | None]]:
-    """The records of these contents that fit a condition, in the contents' order, each with its similarity.
+    """Return the records of these contents that fit a condition, in the contents' order, each with its similarity.
 
     With `commit` the transaction ends in the same round trip.
     """
-    asked = Where(parameters={**where.parameters}, prefix="group")
+    asked = Where(parameters=_parameters(contents, where, wanted), prefix="group")
     grouped = None if wanted.one_of_each is None else json_value(wanted.one_of_each, asked)
     statement = OF_CONTENTS.format(
         view=VIEW,
         vectors=table("vec", generation),
-        condition=where.sql,
-        similarity=NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
-        near=SQL("true") if wanted.min_similarity is None else NEAR,
         of_each=SQL("r.pk") if grouped is None else SQL("DISTINCT ON ({}) r.pk").format(grouped),
         by=SQL("r.pk") if grouped is None else SQL("{}, r.pk").format(grouped),
+        **_conditions(where, wanted),
     )
+    rows = await tx.rows(statement, asked.parameters, plan=Plan(), commit=commit)
+    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+
+
+async def occurrences(
+    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
+) -> list[tuple[ContentOccurrences, float | None]]:
+    """Return those of the contents that have a record that fits, in their order, each with its similarity.
+
+    With `commit` the transaction ends in the same round trip.
+    """
+    statement = OCCURRENCES.format(vectors=table("vec", generation), **_conditions(where, wanted))
+    rows = await tx.rows(statement, _parameters(contents, where, wanted), plan=Plan(), commit=commit)
+    return [(ContentOccurrences(*row[:-1]), row[-1]) for row in rows]
+
+
+def _conditions(where: Where, wanted: RecordQuery) -> dict[str, Composable]:
+    return {
+        "condition": where.sql,
+        "similarity": NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
+        "near": SQL("true") if wanted.min_similarity is None else NEAR,
+    }
+
+
+def _parameters(contents: Sequence[int], where: Where, wanted: RecordQuery) -> dict[str, Any]:
     parameters = {
-        **asked.parameters,
+        **where.parameters,
         "contents": ContentIds.of(contents),
         "limit": wanted.limit,
         "offset": wanted.offset,
@@ -177,12 +235,11 @@ async def of_contents(
     }
     if wanted.similar_to is not None:
         parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
-    rows = await tx.rows(statement, parameters, plan=Plan(), commit=commit)
-    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+    return parameters
 
 
 async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[int, int]]) -> dict[int, StoredRecord]:
-    """Of records that were found, each with its content, those that are still there with just that, by their keys."""
+    """Return those of the found records that still have the same content, by their keys."""
     columns = [[pk for pk, _ in found], [content for _, content in found]]
     statement = STILL.format(view=VIEW, vectors=table("vec", generation))
     records = [StoredRecord(*row) for row in await tx.rows(statement, [*columns, collection])]
@@ -190,7 +247,7 @@ async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[
 
 
 async def shared(tx: Tx, content: int, record: int) -> bool:
-    """Whether another record has this content too."""
+    """Return whether another record has this content too."""
     return await tx.row(SHARED, [content, record]) is not None
 
 
@@ -203,33 +260,33 @@ async def matching_contents(tx: Tx, matching: Where, *, max_rows: int | None = N
 
 
 async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> ContentIds:
-    """Some contents that have a vector, from about that share of the table."""
+    """Sample contents that have a vector, from about that share of the table."""
     rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, max_rows], plan=EVERY_ROW)
     return ContentIds.of(row[0] for row in rows)
 
 
 async def count_fitting(tx: Tx, sample: ContentIds, where: Where) -> int:
-    """How many of these contents have a record that fits."""
+    """Count those of these contents that have a record that fits."""
     row = await tx.row(FITTING.format(condition=where.sql), {**where.parameters, "sample": sample}, plan=Plan())
     return int(row[0]) if row else 0
 
 
 async def of_others(tx: Tx, collection: int, ids: Sequence[str], parent: str | None) -> dict[str, str | None]:
-    """Those of the ids that are records of another parent, with that parent."""
+    """Return those of the ids that are records of another parent, with that parent."""
     return {str(id_): other for id_, other in await tx.rows(OF_OTHERS, [collection, list(ids), parent])}
 
 
 async def of_parent(tx: Tx, collection: int, parent: str) -> list[str]:
-    """The ids of all records of a parent."""
+    """Return the ids of all records of a parent."""
     return [str(row[0]) for row in await tx.rows(OF_PARENT, [collection, parent])]
 
 
 async def failed(tx: Tx, collection: int, ids: Sequence[str]) -> dict[str, str]:
-    """Those of the records whose text the model could not embed, with the reason's code."""
+    """Return those of the records whose text the model could not embed, with the reason's code."""
     return {str(id_): str(reason) for id_, reason in await tx.rows(FAILED, [collection, list(ids)])}
 
 
 async def count(tx: Tx, collection: int, generation: int) -> CollectionCounts:
-    """How much a collection holds."""
+    """Count records, contents and vectors of a collection."""
     row = await tx.row(COUNT.format(vectors=table("vec", generation)), {"collection": collection})
     return CollectionCounts(*row) if row else CollectionCounts(0, 0, 0, 0)

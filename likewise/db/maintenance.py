@@ -1,4 +1,4 @@
-"""What the owner does in the background: build and rebuild indexes, and measure how alike texts are by chance."""
+"""Maintenance by the owner in the background: indexes are built and rebuilt, and chance similarity is measured."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ UNFINISHED = SQL("""
           AND c.relname ~ ('^vec_' || %s || '_(embedding|pkey)_cc(new|old)[0-9]*$')
 """)
 REBUILD_INDEX = SQL("REINDEX INDEX CONCURRENTLY {index}")
-# From here on vacuum leaves the index to be rebuilt, which is quicker than to mend it row by row.
+# From here on vacuum leaves the index to be rebuilt, which is quicker than to repair it row by row.
 LEAVE_INDEX_TO_US = SQL("ALTER TABLE {vectors} SET (vacuum_index_cleanup = off)")
 # The new index has no dead rows, so this goes through it once and makes their room free for others.
 FREE_ROWS = SQL("VACUUM (INDEX_CLEANUP ON, TRUNCATE OFF) {vectors}")
@@ -101,7 +101,7 @@ class _Vectors:
 
 
 class Maintenance:
-    """Runs beside the server wherever the owner's URL is known."""
+    """Background work that runs beside the server wherever the owner's URL is known."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class Maintenance:
         await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])
 
     async def _measure_background(self, connection: AsyncConnection[Row], generation: int, vectors: int) -> None:
-        """The mean cosine of random pairs: what `not alike` looks like in this space."""
+        """Measure the mean cosine of random pairs: what `not alike` looks like in this space."""
         wanted = 2 * BACKGROUND_PAIRS
         share = min(100.0, 100.0 * 1.5 * wanted / vectors)
         statement = SAMPLE.format(vectors=table("vec", generation))

@@ -74,7 +74,7 @@ BY_BITMAPS = Plan(indexed=False, once=False)
 
 @dataclass(frozen=True)
 class Candidates:
-    """Which contents are ranked: those with any of `terms`, and those with all of one of `conjunctions`.
+    """The contents that are ranked: those with any of `terms`, and those with all of one of `conjunctions`.
 
     `complete` says that these are all contents with any term of the query.
     """
@@ -96,13 +96,13 @@ NO_MATCHES = Matches([], Candidates((), complete=True))
 
 
 async def count(tx: Tx, collection: int, terms: Sequence[int]) -> dict[int, int]:
-    """In how many contents each term occurs."""
+    """Count the contents that each term occurs in."""
     rows = await tx.rows(SQL(COUNT).format(terms=table("terms", collection)), [list(terms)], plan=Plan())
     return {int(row[0]): int(row[1]) for row in rows}
 
 
 async def commonest(tx: Tx, collection: int) -> dict[int, float]:
-    """About the share of contents that the commonest terms occur in; empty before the first ANALYZE."""
+    """Estimate the share of contents that the commonest terms occur in; empty before the first ANALYZE."""
     row = await tx.row(COMMONEST, [f"terms_{int(collection)}"])
     if row is None or row[0] is None or row[1] is None:
         return {}
@@ -111,7 +111,7 @@ async def commonest(tx: Tx, collection: int) -> dict[int, float]:
 
 
 async def of_content(tx: Tx, collection: int, content: int) -> list[int]:
-    """The distinct terms of one content, those of most weight first."""
+    """Return the distinct terms of one content, those of most weight first."""
     row = await tx.row(SQL(OF_CONTENT).format(terms=table("terms", collection)), [content])
     if row is None:
         return []
@@ -130,7 +130,7 @@ async def rank(
     among: ContentIds | Where | None = None,
     share: float = 1.0,
 ) -> Matches:
-    """The contents that match best by words.
+    """Rank the contents that match best by words.
 
     Args:
         frequencies: in how many contents each term of the query occurs.
@@ -158,12 +158,12 @@ async def rank(
 
 
 def inverse_frequency(containing: int, total: int) -> float:
-    """BM25's idf in the form that is never negative: ln(1 + (N - n + 0.5) / (n + 0.5))."""
+    """Compute BM25's idf in the form that is never negative: ln(1 + (N - n + 0.5) / (n + 0.5))."""
     return float(np.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5)))
 
 
 def choose(frequencies: Mapping[int, int], total: int, wider: float = 1.0) -> Candidates:
-    """The candidates of a query, from how many contents have each of its terms; so many times as many as usual."""
+    """Choose a query's candidates by how many contents have each of its terms; so many times as many as usual."""
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))
     more = MORE_FOR_A_TERM * max(0, len(frequencies) - SHORT)
     read = round(wider * min(MAX_READ + more, MAX_AT_ALL))
@@ -182,7 +182,7 @@ def choose(frequencies: Mapping[int, int], total: int, wider: float = 1.0) -> Ca
 
 
 def _rare(frequencies: Mapping[int, int], rarest: Sequence[int], max_read: int) -> list[int]:
-    """The rarest terms that together bring at most so many contents."""
+    """Take the rarest terms that together bring at most so many contents."""
     taken, brought = [], 0
     for term in rarest:
         brought += frequencies[term]
@@ -195,7 +195,7 @@ def _rare(frequencies: Mapping[int, int], rarest: Sequence[int], max_read: int) 
 def _conjunctions(
     frequencies: Mapping[int, int], common: Sequence[int], total: int, max_read: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Pairs of common terms, those that bring least first, then triples of what the pairs left out."""
+    """Choose pairs of common terms, those that bring least first, then triples of what the pairs left out."""
     chosen: list[tuple[int, ...]] = []
     room = float(max_read)
     for size in (2, 3):
@@ -210,7 +210,7 @@ def _conjunctions(
 
 
 def _together(frequencies: Mapping[int, int], terms: Sequence[int], total: int) -> float:
-    """About how many contents have all of these terms."""
+    """Estimate how many contents have all of these terms."""
     brought = float(total)
     for term in terms:
         brought *= min(1.0, frequencies[term] / max(1, total))

@@ -54,14 +54,14 @@ class Migration:
 
 @dataclass(frozen=True)
 class SchemaState:
-    """What a database has (numbers applied) and what this program would still apply."""
+    """The steps that a database has (their numbers) and those that this program would still apply."""
 
     applied: tuple[int, ...]
     missing: tuple[Migration, ...]
 
 
 def migrations() -> list[Migration]:
-    """All steps that this program knows, in order."""
+    """List all steps that this program knows, in order."""
     folder = files("likewise.db") / "migrations"
     found = sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".sql"))
     return [Migration(int(name.partition("_")[0]), name.removesuffix(".sql"), sql) for name, sql in found]
@@ -107,7 +107,7 @@ async def check(serving_url: str) -> None:
 
 
 async def upgrade(owner_url: str, *, server_role: str, report: ProgressReport | None = None) -> list[str]:
-    """Apply what is missing, each step in a transaction of its own; returns the names of the steps applied.
+    """Apply what is missing, each step in a transaction of its own; return the names of the steps applied.
 
     `report` is told how many steps are done of how many, before the first and after each.
     """
@@ -129,7 +129,7 @@ async def upgrade(owner_url: str, *, server_role: str, report: ProgressReport | 
 
 
 async def versions(connection: AsyncConnection[tuple[object, ...]]) -> tuple[str, str | None]:
-    """The versions of Postgres, and of pgvector if the database has it."""
+    """Return the versions of Postgres, and of pgvector if the database has it."""
     row = await (await connection.execute(PGVECTOR)).fetchone()
     return connection.info.parameter_status("server_version") or "unknown", str(row[0]) if row else None
 
@@ -147,7 +147,7 @@ async def _refuse_old(connection: AsyncConnection[tuple[object, ...]]) -> None:
 
 
 async def _prepare(connection: AsyncConnection[tuple[object, ...]]) -> str:
-    """The schema and the extension, where the owner may make them; returns the schema that pgvector lives in."""
+    """Make the schema and the extension, where the owner may; return the schema that pgvector lives in."""
     await connection.execute(SQL("CREATE SCHEMA IF NOT EXISTS likewise"))
     found = await (await connection.execute(VECTOR_SCHEMA)).fetchone()
     if found is None:

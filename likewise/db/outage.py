@@ -1,4 +1,4 @@
-"""Whether the database lets anybody in, and how long its callers wait for a connection."""
+"""Outage: the time in which the database lets nobody in, and how long callers wait for a connection."""
 
 import asyncio
 import re
@@ -18,11 +18,11 @@ from likewise.stopping import stop
 
 @dataclass(frozen=True)
 class NoConnection:
-    """One reason and its mend, which names the setting as {name}; `sign` is what the driver's message has of it."""
+    """One reason and its fix, which names the setting as {name}; `sign` is what the driver's message has of it."""
 
     sign: str
     what: str
-    mend: str
+    fix: str
 
 
 FULL = NoConnection(
@@ -32,7 +32,7 @@ FULL = NoConnection(
 )
 # The driver gives no code for what goes wrong before a session begins, and its message quotes users and hosts.
 NO_CONNECTION = (
-    NoConnection("password authentication failed", "the server refuses its password", "Mend the password in {name}."),
+    NoConnection("password authentication failed", "the server refuses its password", "Fix the password in {name}."),
     NoConnection(
         "not permitted to log in",
         "its role may not log in",
@@ -41,7 +41,7 @@ NO_CONNECTION = (
     NoConnection(
         "no pg_hba.conf entry|(Peer|Ident) authentication failed|no password supplied",
         "the server does not let its role in from here",
-        "Write user and password in {name}, or mend pg_hba.conf.",
+        "Write user and password in {name}, or fix pg_hba.conf.",
     ),
     NoConnection(
         "permission denied for database",
@@ -49,28 +49,28 @@ NO_CONNECTION = (
         "As the owner: GRANT CONNECT ON DATABASE ... TO the role of {name}.",
     ),
     NoConnection(
-        'role ".*" does not exist', "there is no such role", "Mend the user in {name}, or run `likewise db upgrade`."
+        'role ".*" does not exist', "there is no such role", "Fix the user in {name}, or run `likewise db upgrade`."
     ),
     NoConnection(
-        'database ".*" does not exist', "there is no such database", "Make the database, or mend its name in {name}."
+        'database ".*" does not exist', "there is no such database", "Make the database, or fix its name in {name}."
     ),
     FULL,
     NoConnection(
         "translate host name|resolve host|Name or service not known|nodename nor servname",
         "its host's name is not known",
-        "Mend the host in {name}.",
+        "Fix the host in {name}.",
     ),
     NoConnection(
-        "[Cc]onnection refused|No such file", "nothing listens at its address", "Start Postgres, or mend {name}."
+        "[Cc]onnection refused|No such file", "nothing listens at its address", "Start Postgres, or fix {name}."
     ),
-    NoConnection("timeout expired|timed out", "nothing answers at its address", "See the network, or mend {name}."),
-    NoConnection("SSL|certificate", "no secured connection could be made", "Mend sslmode or the certificates."),
+    NoConnection("timeout expired|timed out", "nothing answers at its address", "See the network, or fix {name}."),
+    NoConnection("SSL|certificate", "no secured connection could be made", "Fix sslmode or the certificates."),
 )
 UNKNOWN = NoConnection("", "the database cannot be reached", "See that Postgres runs, and that {name} is right.")
 
 
 def why_no_connection(error: psycopg.Error | TimeoutError) -> NoConnection:
-    """What kept a connection from being made."""
+    """Find the reason that kept a connection from being made, in words that hold nothing of the driver's own."""
     said = "timed out" if isinstance(error, TimeoutError) else str(error)
     return next((one for one in NO_CONNECTION if re.search(one.sign, said)), UNKNOWN)
 
@@ -87,10 +87,10 @@ log = get_logger(__name__)
 
 
 class Outage:
-    """What is known of the time in which no connection can be had, told from one in which all are lent out."""
+    """The time in which no connection can be had, told from one in which all are lent out."""
 
     def __init__(self, url: str, forget_connections: Callable[[], Awaitable[None]]) -> None:
-        """Of the database at `url`.
+        """Watch the database at `url`.
 
         Args:
             forget_connections: has only new ones given out from then on; those that are silent may hang.
@@ -105,15 +105,15 @@ class Outage:
 
     @property
     def patience(self) -> float:
-        """For how many seconds a connection is worth waiting for."""
+        """The seconds that a connection is worth waiting for."""
         return min(AWAY_SECONDS, POOL_TIMEOUT_SECONDS) if self._away else POOL_TIMEOUT_SECONDS
 
     def over(self) -> None:
-        """A connection was had."""
+        """Note that a connection was had."""
         self._away = False
 
     async def refusal(self) -> LikewiseError:
-        """What a caller hears for whom no connection was free in time: all are busy, or nobody is let in."""
+        """Return the error for a caller for whom no connection was free in time: all are busy, or nobody is let in."""
         async with self._looking:
             if not self._away and time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
                 await self._look()
@@ -139,7 +139,7 @@ class Outage:
             self._watching = asyncio.create_task(self._watch(), name="wait for the database", context=Context())
 
     async def _watch(self) -> None:
-        """Until the database is back, whether or not anybody asks for a connection."""
+        """Look until the database is back, whether or not anybody asks for a connection."""
         while self._away:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             gone = await _why_nobody_is_let_in(self._url) is not None
@@ -149,7 +149,7 @@ class Outage:
 
 
 async def _why_nobody_is_let_in(url: str) -> NoConnection | None:
-    """Why no session can be had, asked beside the pool; None if one can, or if others have them all."""
+    """Find why no session can be had, beside the pool; None if one can, or if others have them all."""
     try:
         async with asyncio.timeout(LOOK_SECONDS), await AsyncConnection.connect(url, autocommit=True):
             return None

@@ -82,12 +82,12 @@ class Pool:
 
     @property
     def storage_fault(self) -> str | None:
-        """What the last write met that the storage could not take, until one succeeds or half a minute has passed."""
+        """The storage's fault that the last write met, until one succeeds or half a minute has passed."""
         return self._storage_fault if time.monotonic() - self._fault_at < FAULT_SECONDS else None
 
     @property
     def numbers(self) -> Mapping[str, int]:
-        """What the pool counts of itself, by psycopg_pool's names."""
+        """The pool's own counts, by psycopg_pool's names."""
         return self._pool.get_stats()
 
     async def open(self) -> Self:
@@ -108,7 +108,7 @@ class Pool:
 
     @asynccontextmanager
     async def tenant(self, tenant: int, *, snapshot: bool = False) -> AsyncIterator[Tx]:
-        """A transaction that sees this tenant's rows only; it commits at the end of the block."""
+        """Begin a transaction that sees this tenant's rows only; it commits at the end of the block."""
         if not snapshot:
             async with self._transaction(tenant, BEGIN) as tx:
                 yield tx
@@ -118,7 +118,7 @@ class Pool:
 
     @asynccontextmanager
     async def spare(self, tenant: int) -> AsyncIterator[Tx | None]:
-        """A second transaction to read in, for who has one already; None if nobody could have one without waiting.
+        """Begin a second transaction to read in, beside one's own; None if nobody could have one without waiting.
 
         Readers that wait for a second one while they hold their first would all wait for each other.
         """
@@ -131,7 +131,7 @@ class Pool:
 
     @asynccontextmanager
     async def nobody(self) -> AsyncIterator[Tx]:
-        """A transaction without a tenant, for the functions that reach across them."""
+        """Begin a transaction without a tenant, for the functions that reach across them."""
         async with self._transaction(None, BEGIN) as tx:
             yield tx
 
@@ -157,7 +157,7 @@ class Pool:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Row]]:
-        """A connection of the pool, for callers that may be cancelled at any moment."""
+        """Lend a connection of the pool to callers that may be cancelled at any moment."""
         try:
             connection = await self._pool.getconn(timeout=self._outage.patience)
         except PoolTimeout:
@@ -175,7 +175,7 @@ class Pool:
             await self._give_back(connection, whole=whole)
 
     async def _give_back(self, connection: AsyncConnection[Row], *, whole: bool) -> None:
-        """Return a connection; who is cancelled a second time meanwhile leaves, and the return goes on by itself.
+        """Return a connection; a caller that is cancelled twice leaves, and the return goes on by itself.
 
         It is one task from the end of the last statement to the pool: psycopg reads freed memory when a connection is
         closed by one task while another still runs a statement on it.
@@ -192,7 +192,7 @@ class Pool:
 
     @asynccontextmanager
     async def in_time(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
-        """Have a turn among those who want a connection; DatabaseUnavailable if it does not come soon enough."""
+        """Take a turn among those who want a connection; DatabaseUnavailable if it does not come soon enough."""
         try:
             async with asyncio.timeout(self._outage.patience):
                 await turn.__aenter__()
@@ -251,7 +251,7 @@ async def _settle_in_time(connection: AsyncConnection[Row]) -> None:
 
 
 async def _try_on(pool: AsyncConnectionPool[AsyncConnection[Row]]) -> None:
-    """Begin anew: who waits for a connection would else wait for an attempt that nobody makes."""
+    """Begin anew: callers would else wait for an attempt that nobody makes."""
     if not pool.get_stats().get("pool_available", 0):
         await pool.check()
 

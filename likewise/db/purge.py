@@ -78,7 +78,7 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class PurgeOutcome:
-    """What was done: how many tables were written anew, which were not because others were at them, and bytes.
+    """The tables written anew, those that were busy, and the bytes before and after.
 
     `unreached` is what should be, in this database; `elsewhere` is what never is.
     """
@@ -157,7 +157,7 @@ class _Purge:
         return PurgeOutcome(len(tables) - len(busy), tuple(busy), tuple(unreached), elsewhere, before, after)
 
     async def _parts(self, tables: list[_Table]) -> AsyncIterator[str]:
-        """What cannot be reached of the statistics, the log and the files."""
+        """List what cannot be reached of the statistics, the log and the files."""
         if not await self._statistics(tables):
             yield OF_STATISTICS
         if not await self._allowed(self._log):
@@ -169,7 +169,7 @@ class _Purge:
         return [_Table(*row) for row in await (await self._connection.execute(TABLES)).fetchall()]
 
     async def _rewrite(self, one: _Table) -> bool:
-        """Whether nothing that was deleted is left in a table; its indexes are built anew with it."""
+        """Write a table anew with its indexes; return whether nothing that was deleted is left in it."""
         if one.generation is None:
             return await self._vacuum(one.identifier)
         async with self._index_lock(one.generation) as mine:
@@ -205,7 +205,7 @@ class _Purge:
         return self._kept == 0
 
     async def _statistics(self, tables: list[_Table]) -> bool:
-        """Whether no statistics are left of rows that are gone."""
+        """Clear the statistics; return whether none are left of rows that are gone."""
         self._refused = 0
         analyzed = [await self._until_done(partial(self._analyze, one)) for one in tables]
         vacuumed = await self._until_done(partial(self._vacuum, STATISTICS))
@@ -223,7 +223,7 @@ class _Purge:
         return True
 
     async def _log(self) -> bool:
-        """Whether the log has nothing from before; twice, for what was written while the first checkpoint ran."""
+        """Let the log go, twice for what was written during the first checkpoint; return whether nothing is left."""
         for _ in range(2):
             await self._connection.execute(SWITCH)
             await self._connection.execute(CHECKPOINT)
@@ -260,7 +260,7 @@ class _Purge:
             return False
 
     def _heard(self, notice: Diagnostic) -> None:
-        """Dead rows that had to be kept come first in the details; a refusal is a warning, and no error."""
+        """Read the notices: dead rows that had to be kept come first in the details; a refusal is a warning."""
         if notice.severity_nonlocalized == "WARNING":
             self._refused += 1
         elif notice.message_detail and (kept := _NUMBER.search(notice.message_detail)):

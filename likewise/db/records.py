@@ -2,7 +2,9 @@
 
 Locks are taken in one order everywhere: the collection's advisory lock, contents, new records, changed records; rows of
 a batch by their keys. What hangs on a content (waiting, vec_, terms_) is written by who holds its lock, or skipped
-where it is locked.
+where it is locked. Whoever writes a record holds its content: FOR UPDATE if the record leaves it, so that it may go
+with its last, else no more than FOR KEY SHARE, which keeps it there and nobody waiting: a few hundred texts have tens
+of thousands of spans.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,28 +12,32 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
+from psycopg import sql
 from psycopg.sql import SQL
 
 from likewise.db import collections, deletions, fields, jobs
 from likewise.db.failures import CollectionGone, Contended
-from likewise.db.transaction import Parameters, Statement, Tx, table
+from likewise.db.transaction import Parameters, Row, Statement, Tx, table
 from likewise.kind import Payload
 
 Outcome = Literal["created", "changed", "unchanged"]
 # From a text and its hash, what is stored of it while it waits.
 Seal = Callable[[bytes, str], bytes]
+# How a content is locked, the strongest first.
+Strength = Literal["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"]
 INTERACTIVE = 0
 BULK = 1
 # An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
 CHARS_A_TOKEN = 4
 
-# The records as they stand, beside those that come: what is there, whether its text has failed, and whether it is the
-# same in everything. OFFSET 0 has each looked up by the index, whatever the planner thinks of the table's size.
+# The records as they stand, beside those that come: what is there, whether its text has failed, whether it is the same
+# text, and the same in everything. OFFSET 0 has each looked up by the index, whatever the planner thinks of the
+# table's size.
 COMPARE = SQL("""
-    SELECT i.place, r.pk, r.content, c.state = 'failed',
+    SELECT i.place, r.pk, r.content, c.state = 'failed', c.text_hash = i.text_hash,
            c.text_hash = i.text_hash AND r.payload = i.payload::jsonb AND r.parent IS NOT DISTINCT FROM i.parent
            AND r.status IS NOT DISTINCT FROM i.status AND r.occurred_at IS NOT DISTINCT FROM i.occurred_at
     FROM unnest(%b::int[], %b::text[], %b::bytea[], %b::text[], %b::text[], %b::text[], %b::timestamptz[])
@@ -47,16 +53,31 @@ ADD_CONTENTS = SQL("""
     ORDER BY i.place
     ON CONFLICT (collection, text_hash) DO NOTHING RETURNING pk, text_hash
 """)
-# A key-share lock keeps the contents that we shall point at; an update lock those that we may leave empty.
+# Contents that a batch refers to, and no more.
 KEEP_CONTENTS = SQL("""
     SELECT pk, text_hash, state = 'failed' FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])
     ORDER BY pk FOR KEY SHARE
 """)
-HOLD_CONTENTS = SQL("""
-    SELECT pk, text_hash, state = 'failed' FROM contents
-    WHERE pk IN (SELECT pk FROM contents WHERE collection = %s AND text_hash = ANY (%s::bytea[])
-                 UNION SELECT unnest(%s::bigint[])) ORDER BY pk FOR UPDATE
-""")
+# Each as strongly as it must be, and all in one order, which two statements would not keep: those that a record leaves
+# against everybody, those that are tried again against workers and other senders, the others as the caller says.
+LOCK_CONTENTS = SQL("""
+    SELECT locked.pk, locked.text_hash, locked.failed FROM (
+        SELECT pk, CASE WHEN pk = ANY (%(left)s::bigint[]) THEN 'UPDATE' WHEN state = 'failed' THEN 'NO KEY UPDATE'
+                        ELSE %(strength)s END AS strength
+        FROM contents WHERE pk IN (
+            SELECT pk FROM contents WHERE collection = %(collection)s AND text_hash = ANY (%(hashes)s::bytea[])
+            UNION SELECT unnest(%(contents)s::bigint[]))
+        ORDER BY pk OFFSET 0
+    ) wanted CROSS JOIN LATERAL ({each}) AS locked (pk, text_hash, failed)
+""").format(
+    each=SQL(" UNION ALL ").join(
+        SQL("""
+            SELECT * FROM (SELECT c.pk, c.text_hash, c.state = 'failed' FROM contents c
+                           WHERE c.pk = wanted.pk AND wanted.strength = {} FOR {}) locked
+        """).format(sql.Literal(strength), SQL(strength))
+        for strength in get_args(Strength)
+    )
+)
 # What failed is tried again when somebody sends it again, by itself as what has killed a worker is. A text that is not
 # kept had left.
 REVIVE = SQL("""
@@ -125,13 +146,15 @@ class BatchDiff:
     """A batch beside what is stored, under the collection's lock.
 
     `old` has (record, content) of those that are there and not the same, `unchanged` the content of those that are;
-    `failed` are contents of the latter that are to be tried again, with the record that asks for it.
+    `left` are contents that one of the former leaves for another text, `failed` contents of the latter that are to be
+    tried again, with the record that asks for it.
     """
 
     generations: Sequence[int]
     fresh: Sequence[PreparedRecord]
     old: Mapping[str, tuple[int, int]]
     unchanged: Mapping[str, int]
+    left: AbstractSet[int]
     failed: Mapping[int, PreparedRecord]
 
 
@@ -209,13 +232,14 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
     generations = [int(row[0]) for row in live]
     if not generations:
         raise CollectionGone
-    unchanged = {records[place].id: int(content) for place, _, content, _, same in found if same}
-    failed = {int(content): records[place] for place, _, content, failed, same in found if failed and same}
+    unchanged = {records[place].id: int(content) for place, _, content, *_, same in found if same}
+    failed = {int(content): records[place] for place, _, content, failed, _, same in found if failed and same}
     return BatchDiff(
         generations=generations,
         fresh=[record for record in records if record.id not in unchanged],
-        old={records[place].id: (int(pk), int(content)) for place, pk, content, _, same in found if not same},
+        old={records[place].id: (int(pk), int(content)) for place, pk, content, *_, same in found if not same},
         unchanged=unchanged,
+        left={int(content) for _, _, content, _, same_text, _ in found if not same_text},
         failed=failed,
     )
 
@@ -242,13 +266,13 @@ async def write(
     keeping: StoragePolicy,
     *,
     lane: int,
-    hold_unchanged: bool = False,
+    for_job: bool = False,
     leaving: Sequence[tuple[int, int]] = (),
 ) -> WriteOutcome:
     """Store what `compare` found to be new or different, in the order of the locks.
 
     Args:
-        hold_unchanged: whether contents of unchanged records are locked as well, for what comes after this.
+        for_job: whether a job is started on contents of this batch after it, so that they are locked against workers.
         leaving: (record, content) of records that are deleted beside it.
 
     Raises:
@@ -258,17 +282,18 @@ async def write(
     outcome_of: dict[str, Outcome] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed and not leaving:
         return WriteOutcome(outcome_of, compared.unchanged)
-    held = {content for _, content in (*old.values(), *leaving)} | compared.failed.keys()
-    if hold_unchanged:
-        held.update(compared.unchanged.values())
-    contents = await _get_or_make_contents(tx, collection, fresh, held, seal)
+    left = compared.left | {content for _, content in leaving}
+    others = left | compared.failed.keys() | (set(compared.unchanged.values()) if for_job else set())
+    # How long a text waits sealed may be changed, which no worker and no other sender may do meanwhile.
+    strength: Strength = "NO KEY UPDATE" if seal else "SHARE" if for_job else "KEY SHARE"
+    contents = await _get_or_make_contents(tx, collection, fresh, seal, _Locks(left, others, strength))
     if seal is not None and contents.there:
         await tx.execute(WAIT_LONGER, [contents.there, list(compared.generations)])
     revived = await _revive(tx, compared.generations, {**contents.failed, **compared.failed}, lane, seal)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], contents, compared, lane)
-    left = await _change(tx, [record for record in fresh if record.id in old], old, contents.by_hash)
-    left |= await deletions.leave(tx, leaving)
+    await _change(tx, [record for record in fresh if record.id in old], old, contents.by_hash)
+    await deletions.leave(tx, leaving)
     await _index(tx, collection, compared, contents, made, keeping)
     return WriteOutcome(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
@@ -289,13 +314,19 @@ class _Contents:
     failed: Mapping[int, PreparedRecord]
 
 
-async def _get_or_make_contents(
-    tx: Tx, collection: int, fresh: Sequence[PreparedRecord], held: AbstractSet[int], seal: Seal | None
-) -> _Contents:
-    """The contents of fresh records; `held` are others to be locked, because they may be left empty or tried again.
+@dataclass(frozen=True)
+class _Locks:
+    """Contents that a record leaves; all to be locked beside those that fresh records point at; and how strongly."""
 
-    Where texts wait sealed those that are there are locked against workers too: how long they wait may be changed.
-    """
+    left: AbstractSet[int]
+    others: AbstractSet[int]
+    strength: Strength
+
+
+async def _get_or_make_contents(
+    tx: Tx, collection: int, fresh: Sequence[PreparedRecord], seal: Seal | None, locks: _Locks
+) -> _Contents:
+    """Make the contents of fresh records that are not there, and lock those that are."""
     texts = {record.text_hash: record.text for record in fresh}
     # In the order of their hashes, so that two writers of the same texts wait for each other in one direction only.
     hashes = sorted(texts)
@@ -305,10 +336,7 @@ async def _get_or_make_contents(
     rows = await tx.rows(ADD_CONTENTS, [tx.tenant, collection, *columns]) if hashes else []
     added = {bytes(key): int(pk) for pk, key in rows}
     there = [one for one in hashes if one not in added]
-    if held or (seal is not None and there):
-        found = await tx.rows(HOLD_CONTENTS, [collection, there, sorted(held)])
-    else:
-        found = await tx.rows(KEEP_CONTENTS, [collection, there]) if there else []
+    found = await _lock(tx, collection, there, locks)
     by_hash = {**{bytes(key): int(pk) for pk, key, _ in found}, **added}
     if any(one not in by_hash for one in hashes):
         # One that was there when we inserted is gone now: its last record left.
@@ -316,6 +344,22 @@ async def _get_or_make_contents(
     asking = {record.text_hash: record for record in fresh}
     failed = {int(pk): asking[bytes(key)] for pk, key, failed in found if failed and bytes(key) in asking}
     return _Contents(by_hash, added, [by_hash[one] for one in there], failed)
+
+
+async def _lock(tx: Tx, collection: int, there: Sequence[bytes], locks: _Locks) -> list[Row]:
+    """Lock contents; pk, hash of the text and whether it has failed of each that is still there."""
+    if not there and not locks.others:
+        return []
+    if not locks.others and locks.strength == "KEY SHARE":
+        return await tx.rows(KEEP_CONTENTS, [collection, there])
+    wanted = {
+        "collection": collection,
+        "hashes": there,
+        "contents": sorted(locks.others),
+        "left": sorted(locks.left),
+        "strength": locks.strength,
+    }
+    return await tx.rows(LOCK_CONTENTS, wanted)
 
 
 async def _revive(
@@ -335,17 +379,16 @@ async def _revive(
 
 async def _change(
     tx: Tx, changed: Sequence[PreparedRecord], old: Mapping[str, tuple[int, int]], by_hash: Mapping[bytes, int]
-) -> set[int]:
-    """Point records elsewhere; returns the contents that they left."""
+) -> None:
+    """Change records; the contents that they leave are locked."""
     if not changed:
-        return set()
+        return
     rows = await tx.rows(LOCK_RECORDS, [[old[record.id][0] for record in changed]])
     locked = {int(pk): int(content) for pk, content in rows}
     if any(locked.get(old[record.id][0]) != old[record.id][1] for record in changed):
         raise Contended("40001", "records")
     columns = [[old[record.id][0] for record in changed], *_columns(changed, by_hash)]
     await tx.execute(CHANGE_RECORDS, columns)
-    return {old[record.id][1] for record in changed if by_hash[record.text_hash] != old[record.id][1]}
 
 
 async def _add(

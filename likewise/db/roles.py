@@ -22,18 +22,18 @@ ALLOW = SQL("GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role}")
 
 
 def role_of(url: str) -> str:
-    """The role that a URL logs in as."""
+    """Return the role that a URL logs in as."""
     return str(conninfo_to_dict(url).get("user") or SERVER_ROLE)
 
 
 def stored_serving_url(data_dir: Path) -> str | None:
-    """The serving URL that `db upgrade` made here, if it did."""
+    """Return the serving URL that `db upgrade` made here, if it did."""
     file = data_dir / URL_FILE
     return file.read_text("utf-8").strip() if file.is_file() else None
 
 
 async def make_serving_role(owner_url: str, data_dir: Path) -> str:
-    """Make the role that serves, if it is not there, and keep its URL beside the data; returns the URL.
+    """Make the role that serves, if it is not there, and keep its URL beside the data; return the URL.
 
     Raises:
         SettingsError: the role is there and its password is somewhere else, or the owner may not make roles.
@@ -66,7 +66,7 @@ async def make_serving_role(owner_url: str, data_dir: Path) -> str:
 
 
 def _verifier(connection: AsyncConnection[tuple[object, ...]], url: str) -> Literal:
-    """What the server keeps of the password, made here: statements may be logged, and the password is not in them."""
+    """Make the server's verifier of the password here: statements may be logged, and the password is not in them."""
     password = str(conninfo_to_dict(url)["password"])
     return Literal(
         connection.pgconn.encrypt_password(password.encode(), SERVER_ROLE.encode(), b"scram-sha-256").decode()

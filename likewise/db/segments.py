@@ -1,4 +1,4 @@
-"""What is asked of the rows of document segments: which texts they hold, and where a part is."""
+"""Rows of document segments: the texts that they hold, and the place of a part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class StoredPart:
 
 
 async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence[int]) -> dict[str, StoredPart]:
-    """Those of the records that are there, and nobody else's to write until the transaction ends.
+    """Lock and return those of the records that are there: nobody else writes them until the transaction ends.
 
     Args:
         places: of each record, any number that is the same for all who write it.
@@ -50,17 +50,17 @@ async def hold(tx: Tx, collection: int, records: Sequence[str], places: Sequence
 
 
 async def beyond(tx: Tx, collection: int, asset: str, kept: Sequence[str]) -> list[tuple[int, int]]:
-    """The parts of a document that its new split does not have, as records, each with its content."""
+    """Return the parts of a document that its new split does not have, as records, each with its content."""
     rows = await tx.rows(BEYOND, [collection, asset, list(kept)])
     return [(int(pk), int(content)) for pk, content in rows]
 
 
 async def collections_of_kind(tx: Tx, kind: str) -> list[str]:
-    """The names of this tenant's collections of a kind."""
+    """List the names of this tenant's collections of a kind."""
     return [str(row[0]) for row in await tx.rows(OF_KIND, [kind])]
 
 
 async def tenant_name(tx: Tx) -> str:
-    """What this tenant is called."""
+    """Return the name of this tenant."""
     row = await tx.row(TENANT_NAME, [tx.tenant])
     return str(row[0]) if row else ""

@@ -17,7 +17,7 @@ LIST = SQL("""
 
 @dataclass(frozen=True)
 class TenantRow:
-    """A tenant as those who run Likewise see it."""
+    """A tenant as administrators see it."""
 
     name: str
     created_at: datetime
@@ -25,19 +25,19 @@ class TenantRow:
 
 
 async def known(pool: Pool, name: str) -> int | None:
-    """The id of a tenant that is there; None if there is none of this name."""
+    """Return the id of a tenant that is there; None if there is none of this name."""
     async with pool.nobody() as tx:
         row = await tx.row(KNOWN, [name])
     return None if row is None or row[0] is None else int(row[0])
 
 
 async def declare(owner: Pool, name: str) -> bool:
-    """Make a tenant, and say whether it is new."""
+    """Make a tenant, and return whether it is new."""
     async with owner.nobody() as tx:
         return await tx.row(DECLARE, [name]) is not None
 
 
 async def listed(owner: Pool) -> list[TenantRow]:
-    """All tenants, with how many collections each has."""
+    """List all tenants, each with the number of its collections."""
     async with owner.nobody() as tx:
         return [TenantRow(*row) for row in await tx.rows(LIST)]

@@ -42,7 +42,7 @@ class TermRow:
 
 
 def encode(texts: Sequence[Sequence[int]], average: float) -> list[TermRow]:
-    """Each text's terms and their weights, as its row stores them.
+    """Encode each text's terms and their weights as its row stores them.
 
     Made for all texts at once: one by one they cost three times as much.
 
@@ -92,7 +92,7 @@ async def write(tx: Tx, collection: int, rows: Mapping[int, TermRow]) -> None:
 
 
 def deletion(collection: int, contents: Sequence[int]) -> tuple[Composed, list[list[int]]]:
-    """What takes away the terms of contents that are going."""
+    """Return the statement that deletes the terms of contents that are going."""
     return _named(DELETE, collection), [list(contents)]
 
 

@@ -1,4 +1,4 @@
-"""The text key of a process: where it comes from, that it is the database's own, and what happens when that changes."""
+"""The text key of a process: its source, its agreement with the database's, and its change."""
 
 import asyncio
 import contextlib
@@ -34,28 +34,28 @@ IF_LOST = "If the key is lost for good, run `likewise keys rotate-text --lost`."
 
 
 class TextKeySource(Protocol):
-    """Where a process has its text keys from: the settings, or a file."""
+    """A source of text keys: the settings, or a file."""
 
     name: str
 
     def keys(self, *, even_broken: bool = False) -> tuple[TextKey, ...]:
-        """Those at hand now; without a word from the database the first counts."""
+        """Return the keys at hand now; without a word from the database the first counts."""
         ...
 
     def make(self) -> TextKey:
-        """The first key of a database that has none."""
+        """Make the first key of a database that has none."""
         ...
 
     def make_next(self, recorded: bytes | None, *, even_broken: bool) -> TextKey:
-        """The key that is to replace the recorded one; who calls is alone."""
+        """Make the key that is to replace the recorded one; the caller is alone."""
         ...
 
     def settle(self, recorded: bytes, *, even_broken: bool = False) -> None:
-        """Note that this one is in use now, for good; who calls is alone."""
+        """Note that this key is in use now, for good; the caller is alone."""
         ...
 
     def alone(self) -> contextlib.AbstractContextManager[bool]:
-        """Whether nobody else changes the key from this source, until the end of the block."""
+        """Keep others from changing the key from this source until the end of the block; False if one is at it."""
         ...
 
 
@@ -69,15 +69,15 @@ class SettingKeys:
         self._next = None if following is None else key_from_base64(following)
 
     def keys(self, *, even_broken: bool = False) -> tuple[TextKey, ...]:
-        """Both, as far as they are set."""
+        """Return both keys, as far as they are set."""
         return (self._key,) if self._next is None else (self._key, self._next)
 
     def make(self) -> TextKey:
-        """The one that is set."""
+        """Return the key that is set."""
         return self._key
 
     def make_next(self, recorded: bytes | None, *, even_broken: bool) -> TextKey:
-        """LIKEWISE_TEXT_KEY_NEXT; where the recorded key is lost, LIKEWISE_TEXT_KEY may be the new one itself."""
+        """Return LIKEWISE_TEXT_KEY_NEXT; where the recorded key is lost, LIKEWISE_TEXT_KEY may be the new one."""
         if even_broken and self._next is None and self._key.id != recorded:
             return self._key
         if self._next is None:
@@ -92,10 +92,10 @@ class SettingKeys:
         return self._next
 
     def settle(self, recorded: bytes, *, even_broken: bool = False) -> None:
-        """Whoever set them moves the next one to its place."""
+        """Leave it to the administrator to move the next key to its place."""
 
     def alone(self) -> contextlib.AbstractContextManager[bool]:
-        """The database's lock is enough."""
+        """Rely on the database's lock, which is enough."""
         return contextlib.nullcontext(True)
 
 
@@ -113,7 +113,7 @@ class TextKeyFile:
         self.name = str(self._path)
 
     def keys(self, *, even_broken: bool = False) -> tuple[TextKey, ...]:
-        """The key in use and the one that is to replace it, as far as they are there.
+        """Return the key in use and the one that is to replace it, as far as they are there.
 
         WrongTextKey if others may read them, or if a file holds no key and that does not matter (`even_broken`).
         """
@@ -122,7 +122,7 @@ class TextKeyFile:
         return tuple(key for key in reversed(found) if key is not None)
 
     def make(self) -> TextKey:
-        """Make the key, unless another process was first; returns the one that is there then."""
+        """Make the key, unless another process was first; return the one that is there then."""
         with _explained(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             scratch = self._path.with_name(f".{FILE_NAME}.{secrets.token_hex(8)}")
@@ -140,7 +140,7 @@ class TextKeyFile:
         return made
 
     def make_next(self, recorded: bytes | None, *, even_broken: bool) -> TextKey:
-        """Make the key that is to replace the one in use; who calls is alone, and nothing is sealed with it as yet."""
+        """Make the key that is to replace the one in use; the caller is alone, and nothing is sealed with it as yet."""
         if recorded is not None:
             self.settle(recorded, even_broken=even_broken)
         with _explained(self._next):
@@ -152,7 +152,7 @@ class TextKeyFile:
         return made
 
     def settle(self, recorded: bytes, *, even_broken: bool = False) -> None:
-        """End a change that was cut off after the database had heard of it; who calls is alone."""
+        """End a change that was cut off after the database had heard of it; the caller is alone."""
         made = _read(self._next, even_broken=even_broken)
         if made is not None and made.id == recorded:
             with _explained(self._path):
@@ -161,7 +161,7 @@ class TextKeyFile:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
-        """Whether nobody else changes the key of this folder; if so, nobody does until the end of the block."""
+        """Keep others from changing the key of this folder until the end of the block; False if one is at it."""
         with _explained(self._lock):
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             lock = contextlib.ExitStack()
@@ -171,7 +171,7 @@ class TextKeyFile:
 
 
 def _read(path: Path, *, even_broken: bool) -> TextKey | None:
-    """The key in a file; None if there is no file."""
+    """Read the key in a file; None if there is no file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -203,7 +203,7 @@ def _not_plain(path: Path) -> WrongTextKey:
 
 
 def _write(path: Path) -> None:
-    """A new key in a new file, on the disk when this returns."""
+    """Write a new key to a new file, on the disk when this returns."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -226,12 +226,12 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = (error.strerror or "it cannot be written").lower()
-        mend = "Set LIKEWISE_DATA_DIR to a folder that this user can write, or set LIKEWISE_TEXT_KEY."
-        raise WrongTextKey(f"The text key {path} cannot be made: {why}.", mend) from None
+        fix = "Set LIKEWISE_DATA_DIR to a folder that this user can write, or set LIKEWISE_TEXT_KEY."
+        raise WrongTextKey(f"The text key {path} cannot be made: {why}.", fix) from None
 
 
 def source_of(settings: Settings) -> TextKeySource:
-    """Where these settings have the text key from."""
+    """Return the source of the text key that these settings name."""
     if settings.text_key is not None:
         return SettingKeys(settings.text_key, settings.text_key_next)
     if settings.text_key_next is not None:
@@ -243,7 +243,7 @@ def source_of(settings: Settings) -> TextKeySource:
 
 
 def chosen(source: TextKeySource, keys: Sequence[TextKey], recorded: bytes) -> TextKey:
-    """The key that the database knows; WrongTextKey with the mend if it is not at hand."""
+    """Choose the key that the database knows; WrongTextKey with the fix if it is not at hand."""
     for key in keys:
         if key.id == recorded:
             return key
@@ -259,7 +259,7 @@ def chosen(source: TextKeySource, keys: Sequence[TextKey], recorded: bytes) -> T
 
 
 class TextKeys:
-    """The text key of this process, which goes along when it is changed."""
+    """The text key of this process, which follows when it is changed."""
 
     def __init__(self, source: TextKeySource, sealing: Sealing) -> None:
         self.sealing = sealing
@@ -310,7 +310,7 @@ class TextKeys:
 
 
 async def _agreed(source: TextKeySource, tx: Tx) -> tuple[TextKey | None, Sequence[TextKey]]:
-    """The key that the database knows by now, if any, and those at hand."""
+    """Return the key that the database knows by now, if any, and those at hand."""
     # In this order: a key is there before the database knows it.
     known = await tx.row(RECORDED)
     keys = source.keys()

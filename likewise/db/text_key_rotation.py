@@ -1,4 +1,4 @@
-"""Changing the text key: what waits sealed is sealed anew, as the owner, in one transaction."""
+"""Rotation of the text key: what waits sealed is sealed anew, as the owner, in one transaction."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ TASKS = _Sealed(
 
 @dataclass(frozen=True)
 class SealedCounts:
-    """Texts, inputs of tasks, and keys of collections' words."""
+    """Numbers of texts, of inputs of tasks, and of keys of collections' words."""
 
     texts: int
     tasks: int
@@ -96,7 +96,7 @@ class SealedCounts:
 
 @dataclass(frozen=True)
 class RotationOutcome:
-    """What was sealed anew, and what could not be opened and was given up."""
+    """The numbers of what was sealed anew, and of what could not be opened and was given up."""
 
     sealed: SealedCounts
     lost: SealedCounts
@@ -162,7 +162,7 @@ async def _committed(
 
 
 class _Rotation:
-    """The work of one transaction."""
+    """The work of one rotation's transaction."""
 
     def __init__(self, tx: Tx, sealing: Sealing, *, lost: bool, report: ProgressReport | None) -> None:
         self._tx = tx
@@ -172,7 +172,7 @@ class _Rotation:
         self._done = self._total = 0
 
     async def run(self) -> RotationOutcome:
-        """Everything, in the order in which all take their locks: collections, contents, jobs, terms."""
+        """Seal everything anew, in the order in which all take their locks: collections, contents, jobs, terms."""
         row = await self._tx.row(COUNT)
         self._total = int(row[0]) if row else 0
         collections, wordless = await self._all(COLLECTIONS)
@@ -189,7 +189,7 @@ class _Rotation:
         )
 
     async def _all(self, column: _Sealed) -> tuple[int, list[Row]]:
-        """Seal a column anew; returns how many, and the rows that cannot be opened, without what is sealed."""
+        """Seal a column anew; return how many, and the rows that cannot be opened, without what is sealed."""
         count, lost = 0, []
         async for rows in _portions(self._tx, column.rows):
             keys, anew = [], []
@@ -212,7 +212,7 @@ class _Rotation:
         return count, lost
 
     async def _begin_words_anew(self, collection: Row) -> None:
-        """A collection whose key is lost: what its terms stand for cannot be told any more."""
+        """Empty the words of a collection whose key is lost: what its terms stand for cannot be told any more."""
         number, tenant, name = collection
         sealed = self._sealing.seal_bytes(urandom(KEY_BYTES), about_collection(tenant, name))
         await self._tx.execute(SET_TERMS_KEY, [sealed, number])
@@ -225,7 +225,7 @@ class _Rotation:
 
 
 async def _portions(tx: Tx, rows: SQL) -> AsyncIterator[Sequence[Any]]:
-    """The rows of a question, some at a time; as of its beginning, whatever is written meanwhile."""
+    """Yield the rows of a question, some at a time; as of its beginning, whatever is written meanwhile."""
     async with tx.connection.cursor(name="sealed") as cursor:
         await cursor.execute(rows)
         while portion := await cursor.fetchmany(PORTION):

@@ -1,4 +1,4 @@
-"""A transaction as a tenant, and what its statements are made of."""
+"""A transaction as a tenant, and the parts of its statements."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ SET_PLAN = SQL("SELECT {}").format(PLAN_SETTINGS)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the planner may choose for a statement, and how far an index of vectors is searched.
+    """The ways that the planner may choose for a statement, and how far an index of vectors is searched.
 
     Attributes:
         sequential: whether a scan of the whole table is one of the ways.
@@ -44,7 +44,7 @@ class Plan:
     max_scanned: int | None = None
 
     def after(self, other: "Plan | None") -> "Plan":
-        """The plan with what it leaves open as it was before, or as is usual."""
+        """Return the plan with what it leaves open as it was before, or as is usual."""
         before = other or Plan(ef_search=USUAL_EF_SEARCH, max_scanned=USUAL_MAX_SCANNED)
         return replace(
             self,
@@ -53,7 +53,7 @@ class Plan:
         )
 
     def parameters(self) -> list[str]:
-        """For PLAN_SETTINGS."""
+        """Return the parameters of PLAN_SETTINGS."""
         switches = ["on" if one else "off" for one in (self.sequential, self.indexed, self.bitmaps)]
         mode = "force_generic_plan" if self.once else "force_custom_plan"
         return [*switches, mode, str(self.ef_search), str(self.max_scanned)]
@@ -90,13 +90,13 @@ class BinaryValue:
 
 
 class BinaryValueDumper(Dumper):
-    """Sends it as it is."""
+    """A dumper that sends a value as it is."""
 
     format = Format.BINARY
     oid = 0
 
     def dump(self, obj: BinaryValue) -> bytes:
-        """See psycopg."""
+        """Return the bytes as they came."""
         return obj.value
 
 
@@ -142,7 +142,7 @@ class Tx:
         return cursor
 
     def _ahead(self, plan: Plan | None) -> list[tuple[Statement, Parameters | None]]:
-        """What must come before the next statement, in the same round trip."""
+        """Return the statements that must come before the next one, in the same round trip."""
         ahead: list[tuple[Statement, Parameters | None]] = []
         changed = None if plan is None else plan.after(self._plan)
         if changed == self._plan:
@@ -167,23 +167,23 @@ class Tx:
         plan: Plan | None = None,
         commit: bool = False,
     ) -> list[Row]:
-        """All rows that the statement gives."""
+        """Return all rows that the statement gives."""
         return await (await self.execute(statement, parameters, plan=plan, commit=commit)).fetchall()
 
     async def row(
         self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
     ) -> Row | None:
-        """The first row, or None."""
+        """Return the first row, or None."""
         return await (await self.execute(statement, parameters, plan=plan)).fetchone()
 
     async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
-        """Run statements in their order within one round trip; the rows of each."""
+        """Run statements in their order within one round trip; return the rows of each."""
         async with self.connection.pipeline():
             cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     async def copy_in(self, statement: Statement, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Bulk rows into a table without row-level security, in the binary format."""
+        """Copy rows into a table without row-level security, in the binary format."""
         if not self._begun:
             await self.execute(SQL("SELECT 1"))
         async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -192,7 +192,7 @@ class Tx:
                 await copy.write_row(row)
 
     async def copy_bytes(self, statement: Statement, body: bytes) -> None:
-        """The same with rows that are encoded already, head and end included."""
+        """Copy rows that are encoded already, head and end included, into a table without row-level security."""
         if not self._begun:
             await self.execute(SQL("SELECT 1"))
         async with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -229,5 +229,5 @@ class Tx:
 
 
 def table(prefix: str, number: int) -> Identifier:
-    """The name of a collection's or generation's own table."""
+    """Return the name of a collection's or generation's own table."""
     return Identifier(f"{prefix}_{int(number)}")

@@ -1,4 +1,4 @@
-"""Usage: what embedding took, by tenant, model and hour, brought from a process's memory to rows, once."""
+"""Usage of embedding by tenant, model and hour, brought from a process's memory to rows, once."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -63,21 +63,21 @@ log = get_logger(__name__)
 
 
 async def add(tx: Tx, used: Mapping[Account, Usage]) -> str:
-    """Add to the rows of any tenants; returns the transaction's number, for `ending`."""
+    """Add to the rows of any tenants; return the transaction's number, for `ending`."""
     rows = [vars(account) | vars(usage) for account, usage in used.items()]
     row = await tx.row(ADD, [orjson.dumps(rows).decode()])
     return "" if row is None else str(row[0])
 
 
 async def ending(tx: Tx, number: str) -> TransactionEnd:
-    """How a transaction ended that was cut off at its commit; one that nobody remembers counts as committed."""
+    """Find how a transaction ended that was cut off at its commit; one that nobody remembers counts as committed."""
     row = await tx.row(ENDING, {"number": number})
     ended: TransactionEnd | None = None if row is None else row[0]
     return ended or "committed"
 
 
 async def since_reset(pool: Pool, tenant: int, others: Sequence[str] = ()) -> Usage:
-    """All that a tenant has used since it last counted anew, of all models but `others`."""
+    """Sum what a tenant has used since it last counted anew, of all models but `others`."""
     async with pool.tenant(tenant, snapshot=True) as tx:
         row = await tx.row(SINCE_RESET, {"tenant": tenant, "others": list(others)})
     if row is None:
@@ -96,19 +96,19 @@ async def reset(tx: Tx, tenant: int, others: Sequence[str] = ()) -> None:
 
 
 async def grouped(pool: Pool, tenant: int, since: datetime, until: datetime, by: UsageGroup) -> dict[UsageKey, Usage]:
-    """What a tenant used in the hours that begin from `since` until before `until`, in the order of the keys."""
+    """Sum what a tenant used in the hours that begin from `since` until before `until`, in the order of the keys."""
     async with pool.tenant(tenant, snapshot=True) as tx:
         return await _grouped(tx, tenant, since, until, by)
 
 
 async def grouped_of_all(owner: Pool, since: datetime, until: datetime, by: UsageGroup) -> dict[UsageKey, Usage]:
-    """The same of all tenants together, for the owner of the rows."""
+    """Sum the same hours of all tenants together, as the owner of the rows."""
     async with owner.nobody() as tx:
         return await _grouped(tx, None, since, until, by)
 
 
 async def tenant_of(owner: Pool, name: str) -> int | None:
-    """The tenant of a name, for the owner of the rows; None if there is none."""
+    """Return the tenant of a name, as the owner of the rows; None if there is none."""
     async with owner.nobody() as tx:
         row = await tx.row(TENANT, [name])
     return None if row is None else int(row[0])
@@ -122,7 +122,7 @@ async def _grouped(
 
 
 class Bookkeeping:
-    """Moves a ledger's usage to rows.
+    """The way of a ledger's usage to rows.
 
     Who wants to know all flushes, then reads the rows: nothing is looked for in two places, so nothing is ever missing
     from both or found in both. A connection that is lost at the commit leaves open whether the rows were added to:

@@ -108,32 +108,32 @@ async def claim_these(tx: Tx, generation: int, contents: Sequence[int], claim_id
 
 
 async def still_waiting(tx: Tx, generation: int, contents: Sequence[int]) -> list[int]:
-    """Those of the contents that have no vector yet, and are not failed."""
+    """Return those of the contents that have no vector yet, and are not failed."""
     return [int(row[0]) for row in await tx.rows(STILL, [generation, list(contents)])]
 
 
 async def sweep(pool: Pool, tries: int) -> int:
-    """Set entries aside whose worker died, those that died alone so often for good; returns how many."""
+    """Set entries aside whose worker died, those that died alone so often for good; return the number of them."""
     async with pool.nobody() as tx:
         row = await tx.row(SWEEP, [tries])
     return int(row[0]) if row else 0
 
 
 async def give_back(pool: Pool, claims: Sequence[UUID]) -> int:
-    """Give back at once what is held under these claims; returns how many a transaction that was cut off still has."""
+    """Give back at once what is held under these claims; return the number that a transaction cut off still holds."""
     async with pool.nobody() as tx:
         row = await tx.row(GIVE_BACK, [list(claims)])
     return int(row[0]) if row else 0
 
 
 async def models(pool: Pool) -> dict[str, float]:
-    """The models that anything waits for, and how many seconds the oldest entry of each has waited."""
+    """Return the models that anything waits for, and the seconds that the oldest entry of each has waited."""
     async with pool.nobody() as tx:
         return {str(model): float(oldest) for model, oldest in await tx.rows(MODELS)}
 
 
 async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
-    """How many tokens wait for each model, by tenant; an estimate that reads the whole queue."""
+    """Count the tokens that wait for each model, by tenant; an estimate that reads the whole queue."""
     found: dict[str, dict[int, int]] = {}
     async with pool.nobody() as tx:
         for tenant, model, count in await tx.rows(TOKENS):
@@ -153,7 +153,7 @@ class WaitingText:
 
 
 async def texts(tx: Tx, contents: Sequence[int]) -> list[WaitingText]:
-    """The texts of those contents that are still there."""
+    """Return the texts of those contents that are still there."""
     return [WaitingText(*row) for row in await tx.rows(TEXTS, [list(contents)])]
 
 
@@ -175,7 +175,7 @@ async def drop_textless(tx: Tx, generation: int, contents: Sequence[int], claim_
 
 
 async def let_go(tx: Tx, contents: Sequence[int]) -> None:
-    """Forget the sealed texts of contents that wait no longer; who calls has taken them."""
+    """Forget the sealed texts of contents that wait no longer; the caller has taken them."""
     await tx.execute(LET_GO, [list(contents)])
 
 
@@ -197,6 +197,6 @@ async def set_aside(
 
 
 async def count(tx: Tx, generation: int) -> int:
-    """How many contents wait in a generation."""
+    """Count the contents that wait in a generation."""
     row = await tx.row(COUNT, [generation])
     return int(row[0]) if row else 0

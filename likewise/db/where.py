@@ -47,7 +47,7 @@ class IndexedFields:
 
 @dataclass
 class Where:
-    """A condition with its named parameters, and what answers it."""
+    """A condition with its named parameters, and the source that answers it."""
 
     sql: Composable = field(default_factory=lambda: TRUE)
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -55,14 +55,14 @@ class Where:
     prefix: str = "where"
 
     def bind(self, value: Any) -> Placeholder:
-        """The place of one more value."""
+        """Bind one more value; return its place."""
         name = f"{self.prefix}_{len(self.parameters)}"
         self.parameters[name] = value
         return Placeholder(name)
 
 
 def condition(tree: Filter | None, collection: int, indexed: IndexedFields) -> Where:
-    """The condition for rows `r` of records: the whole filter, narrowed by what the indexes know."""
+    """Return the condition for rows `r` of records: the whole filter, narrowed by what the indexes know."""
     where = Where()
     parts: list[Composable] = [SQL("r.collection = {}").format(where.bind(collection))]
     if tree is not None:
@@ -75,18 +75,18 @@ def condition(tree: Filter | None, collection: int, indexed: IndexedFields) -> W
 
 
 def exactly(tree: Filter | None, collection: int) -> Where:
-    """The whole filter for a few rows `r` that are known otherwise; no index helps."""
+    """Return the whole filter for a few rows `r` that are known otherwise; no index helps."""
     return condition(tree, collection, IndexedFields())
 
 
 def json_value(of: Field, where: Where) -> Composable:
-    """The value of a field of rows `r` as JSON; what is absent is null."""
+    """Return the value of a field of rows `r` as JSON; what is absent is null."""
     value = SQL("to_jsonb(r.{})").format(Identifier(of.name)) if of.column else _value(of, where)
     return SQL("coalesce({}, 'null')").format(value)
 
 
 def matching_contents(tree: Filter, collection: int, indexed: IndexedFields) -> Where:
-    """A SELECT of the contents of all records that fit; a content comes once for each of its records.
+    """Return a SELECT of the contents of all records that fit; a content comes once for each of its records.
 
     Answered from indexes alone where they know everything that the filter asks, else from the records.
     """
@@ -100,7 +100,7 @@ def matching_contents(tree: Filter, collection: int, indexed: IndexedFields) -> 
 
 
 def _by_index(tree: Filter, collection: int, indexed: IndexedFields, where: Where) -> Where | None:
-    """The contents by indexes alone; None if they cannot tell."""
+    """Find the contents by indexes alone; None if they cannot tell."""
     leaves = tree.parts if isinstance(tree, All) else (tree,)
     columns: list[Composable] = []
     fields: dict[tuple[str, str], list[Composable]] = {}
@@ -126,7 +126,7 @@ def _by_index(tree: Filter, collection: int, indexed: IndexedFields, where: Wher
 def _joined(
     collection: int, columns: list[Composable], fields: dict[tuple[str, str], list[Composable]], where: Where
 ) -> Where:
-    """All must hold: columns, else fields, else facts give the rows, and what is left leaves some of them out."""
+    """Join what all must hold: columns, else fields, else facts give the rows; the rest leaves some of them out."""
     of = {
         table: [_field_rows(collection, name, tests, where) for (one, name), tests in fields.items() if one == table]
         for table in ("record_fields", "content_fields")
@@ -156,7 +156,7 @@ def _joined(
 
 
 def _field_rows(collection: int, name: str, tests: list[Composable], where: Where) -> Composable:
-    """The condition on rows `f` of one field; a field that is no list has one row, so all tests are about that."""
+    """Return the condition on rows `f` of one field; of a field that is no list all tests are about its one row."""
     head = SQL("f.collection = {} AND f.field = {}").format(where.bind(collection), where.bind(name))
     return SQL(" AND ").join([head, *tests])
 
@@ -170,7 +170,7 @@ def _indexed_column_test(leaf: Compare, where: Where) -> Composable | None:
 
 
 def _exact_index_test(leaf: Compare, where: Where) -> Composable | None:
-    """A condition on a row of an indexed field that holds just where the leaf does; None if there is none."""
+    """Return a condition on an indexed field's row that holds just where the leaf does; None if there is none."""
     values = leaf.value if leaf.operator == "$in" else (leaf.value,)
     numbers = all(_is_number(one) and abs(one) < _EXACT_NUMBERS for one in values)
     texts = leaf.operator in ("$eq", "$in") and all(isinstance(one, str) and len(one) < INDEXED_CHARS for one in values)
@@ -199,7 +199,7 @@ def _narrowed(
 
 
 def _must_hold(tree: Filter) -> Iterator[Compare]:
-    """The comparisons without which the filter is false."""
+    """Yield the comparisons without which the filter is false."""
     if isinstance(tree, Compare):
         yield tree
     elif isinstance(tree, All):
@@ -208,7 +208,7 @@ def _must_hold(tree: Filter) -> Iterator[Compare]:
 
 
 def _index_test(leaf: Compare, where: Where, symbols: Mapping[str, SQL] = _LOOSE) -> Composable | None:
-    """A condition on `record_fields f` that holds for everything the leaf holds for; None if there is none."""
+    """Return a condition on `record_fields f` that holds wherever the leaf holds; None if there is none."""
     value = leaf.value
     if leaf.operator == "$in":
         if value and all(isinstance(one, str) for one in value):
@@ -245,7 +245,7 @@ def _sql(tree: Filter, where: Where) -> Composable:
 
 
 def _column(leaf: Compare, where: Where) -> Composable:
-    """A leaf on a column; the names are those of filters.COLUMNS, never a caller's."""
+    """Compile a leaf on a column; the names are those of filters.COLUMNS, never a caller's."""
     column, _ = _column_of(leaf)
     operator, value = leaf.operator, leaf.value
     if operator == "$exists":
@@ -258,7 +258,7 @@ def _column(leaf: Compare, where: Where) -> Composable:
 
 
 def _column_test(leaf: Compare, where: Where) -> Composable | None:
-    """A comparison with what is in a column: null where nothing is; None where it can never be true."""
+    """Compare with what is in a column: null where nothing is; None where it can never be true."""
     column, kind = _column_of(leaf)
     operator, value = leaf.operator, leaf.value
     if operator == "$in":
@@ -294,7 +294,7 @@ def _payload(leaf: Compare, where: Where) -> Composable:
 
 
 def _value(of: Field, where: Where) -> Composable:
-    """The value of a payload field: by its literal name first, then as a path; then the same within an object."""
+    """Find a payload field: by its literal name first, then as a path; then the same within an object."""
     objects: list[Composable] = [SQL("r.payload")]
     if of.within:
         objects.append(SQL("r.payload -> {}::text").format(where.bind(of.within)))
@@ -309,7 +309,7 @@ def _value(of: Field, where: Where) -> Composable:
 
 
 def _contains(value: Any, where: Where) -> Composable:
-    """A list that has the value, or a string that has it as a part; `v` is the field."""
+    """Test for a list that has the value, or a string that has it as a part; `v` is the field."""
     in_list = SQL("WHEN 'array' THEN v @> {}::jsonb").format(where.bind(json.dumps(value)))
     in_text: Composable = SQL("")
     if isinstance(value, str):
@@ -318,7 +318,7 @@ def _contains(value: Any, where: Where) -> Composable:
 
 
 def _ordering(operator: str, value: Any, where: Where) -> Composable | None:
-    """Numbers against numbers and strings, by code point, against strings; `v` is the field."""
+    """Order numbers against numbers and strings, by code point, against strings; `v` is the field."""
     symbol = _SYMBOLS[operator]
     if isinstance(value, str):
         text = SQL('(v #>> ARRAY[]::text[]) COLLATE "C"')

@@ -20,7 +20,7 @@ from likewise.embedding.models import ModelSpec, as_read, size_fault
 from likewise.embedding.provider import Provider
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
-from likewise.errors import LikewiseError, ModelUnavailable
+from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.logs import get_logger
 from likewise.settings import Settings
 
@@ -104,6 +104,10 @@ def _weights(folder: Path) -> Iterable[Path]:
 
 
 EMBEDDING: ModelLoader[Provider, Batcher] = ModelLoader(_remote_provider, _local_provider, _weights, Batcher)
+
+
+# For callers over the network, where the reason is one of files.
+NOT_IN_SERVICE = "The model is not in service; the server's log and `likewise doctor` say why."
 
 
 @dataclass(frozen=True)
@@ -354,6 +358,9 @@ class ModelHandle(Generic[P, S]):
         return ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
 
     def _note(self, error: LikewiseError) -> None:
+        if error.public_detail is None and (isinstance(error, NotSupported) or error.code.startswith("weights_")):
+            # It names folders of this machine.
+            error.public_detail = NOT_IN_SERVICE
         if self._error is None or error.detail != self._error.detail:
             log.warning("model_unavailable", model=self.spec.name, reason=error.detail)
         self._error = error

@@ -188,7 +188,7 @@ class Writer:
                     compared,
                     self._keeping(work),
                     lane=work.lane,
-                    hold_unchanged=work.resolve is not None,
+                    for_job=work.resolve is not None,
                     leaving=[] if work.leaving is None else await work.leaving(tx),
                 )
                 await learnt

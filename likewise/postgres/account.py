@@ -34,12 +34,12 @@ class SystemUser:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process runs as that user already."""
+        """True if this process runs as that user already."""
         return self.uid == os.geteuid()
 
     @property
     def spawn_options(self) -> SpawnOptions:
-        """What makes `subprocess` run a program as that user."""
+        """The options that make `subprocess` run a program as that user."""
         return {} if self.is_ours else {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def own(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class SystemUser:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def may_enter(self, path: Path) -> bool:
-        """Whether that user may go into a folder or run a program; the kernel answers, so ACLs count."""
+        """Return whether that user may go into a folder or run a program; the kernel answers, so ACLs count."""
         if self.is_ours:
             return os.access(path, os.X_OK)
         command = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
@@ -62,7 +62,7 @@ class SystemUser:
 
 
 def system_user_for(*places: Path) -> SystemUser:
-    """Who runs Postgres on these folders: this user; for root their owner, or the first user made for such work."""
+    """Choose who runs Postgres on these folders: this user; for root their owner, or the first user for such work."""
     if os.geteuid() != 0:
         return _account_of(os.geteuid())
     owners = [place.stat().st_uid for place in places if place.exists()]
@@ -71,7 +71,7 @@ def system_user_for(*places: Path) -> SystemUser:
 
 
 def names_let_in(account: SystemUser) -> list[str]:
-    """The users whose Likewise processes may log in: the one that runs Postgres, and root, who can become it."""
+    """List the users whose Likewise processes may log in: the one that runs Postgres, and root, who can become it."""
     try:
         root = pwd.getpwuid(0).pw_name
     except KeyError:

@@ -1,4 +1,4 @@
-"""Where the programs of the embedded Postgres come from, and the copy that a data directory keeps of its own.
+"""Programs of the embedded Postgres: where they come from, and the copy that a data directory keeps of its own.
 
 Only the files of the pip package are used; its Python code is never imported, because that keeps one lock file for all
 users of a machine and, as root, opens the permissions of parent folders.
@@ -46,17 +46,17 @@ class Binaries:
 
     @property
     def version(self) -> str:
-        """As Postgres writes it, such as 18.4."""
+        """The version as Postgres writes it, such as 18.4."""
         return f"{self.major}.{self.minor}"
 
     @property
     def age(self) -> tuple[int, int, list[int]]:
-        """What newer installations have more of."""
+        """A key that is greater for newer installations."""
         return self.major, self.minor, [int(part) for part in re.findall(r"\d+", self.vector)]
 
 
 def find_binaries(configured: Path | None, kept_in: Path, major: int | None) -> Binaries:
-    """The Postgres to run: the configured one, the newest of the pip package and the kept copy, or the system's.
+    """Find the Postgres to run: the configured one, the newest of the pip package and the kept copy, or the system's.
 
     `major` is that of an existing data directory, which no other major can read; None takes the newest.
     """
@@ -171,7 +171,7 @@ def _is_of_package(folder: Path) -> bool:
 
 
 def _copy_package(folder: Path, target: Path) -> Path:
-    """Copy an installation of the package and its shared libraries, at the same relative places; its new bin folder."""
+    """Copy an installation and its shared libraries, at the same relative places; return its new bin folder."""
     install, package = folder.parent, folder.parent.parent
     shared = [package.parent / f"{package.name}.libs", package / ".dylibs"]  # of Linux, of macOS
     for source in (install, *filter(Path.is_dir, shared)):
@@ -181,7 +181,7 @@ def _copy_package(folder: Path, target: Path) -> Path:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A second name costs nothing; an installer replaces files and does not write into them."""
+    """Link a file, which costs nothing; an installer replaces files and does not write into them."""
     try:
         if not _open_to_all(Path(source).stat().st_mode):
             raise PermissionError  # its mode must change, and only a copy's may

@@ -1,4 +1,4 @@
-"""The folder of the embedded Postgres: what lies where, making it, and what makes it unusable."""
+"""The folder of the embedded Postgres: its parts, how it is made, and what makes it unusable."""
 
 import errno
 import os
@@ -57,7 +57,7 @@ class Cluster:
 
     @property
     def is_there(self) -> bool:
-        """Whether Likewise has made or begun this cluster before."""
+        """True if Likewise has made or begun this cluster before."""
         return self.lock.exists()
 
     def refuse_unusable_path(self) -> None:
@@ -73,7 +73,7 @@ class Cluster:
             raise ServerStartError(f"LIKEWISE_DATA_DIR leads through {nearest}, which is a file. Set it to a folder.")
 
     def account(self) -> SystemUser:
-        """The user that runs Postgres here."""
+        """Return the user that runs Postgres here."""
         return system_user_for(self.data, self.home)
 
     def make_home(self, account: SystemUser) -> None:
@@ -126,7 +126,7 @@ class Cluster:
         _replace(self.configuration, configuration({**settings, "hba_file": str(hba), "ident_file": str(ident)}))
 
     def socket_folder(self, account: SystemUser) -> Path:
-        """A private folder for the socket: beside the data, or in /tmp if that path is too long or takes no sockets."""
+        """Make a private folder for the socket: beside the data, or in /tmp if that path takes no sockets."""
         beside = self.home / "socket"
         if len(os.fsencode(beside / SOCKET_NAME)) <= MAX_SOCKET_PATH:
             _make_private(beside, account)
@@ -155,7 +155,7 @@ class Cluster:
 
 @contextmanager
 def explained(place: Path) -> Iterator[None]:
-    """Turn an error of the file system into one sentence with a mend."""
+    """Turn an error of the file system into one sentence with a fix."""
     try:
         yield
     except OSError as error:
@@ -163,7 +163,7 @@ def explained(place: Path) -> Iterator[None]:
 
 
 def disk_full(place: Path) -> StorageFault:
-    """The error for a disk without space."""
+    """Return the error for a disk without space."""
     return StorageFault(
         f"The disk of {place} is full. Free some space or set LIKEWISE_DATA_DIR to another disk.",
         public_detail="The disk of the database is full. Free some space on it.",
@@ -171,7 +171,7 @@ def disk_full(place: Path) -> StorageFault:
 
 
 def server_environment() -> dict[str, str]:
-    """What Postgres's programs see: no PG* variable of ours, English messages, the libraries of an unusual install."""
+    """Return the environment of Postgres's programs: no PG* variable of ours, English messages, its libraries."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
     return {"PATH": os.defpath, **kept, "LC_ALL": "C", "TZ": "UTC"}
 
@@ -249,7 +249,7 @@ def _make_private(folder: Path, account: SystemUser) -> None:
 
 
 def _takes_sockets(folder: Path) -> bool:
-    """Some shared folders of virtual machines and containers hold files but no sockets."""
+    """Try a socket: some shared folders of virtual machines and containers hold files but no sockets."""
     path = folder / ".try"
     with socket.socket(socket.AF_UNIX) as attempt, suppress(OSError):
         path.unlink(missing_ok=True)

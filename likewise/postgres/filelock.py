@@ -54,7 +54,7 @@ class FileLock:
             self.descriptor = -1
 
     def held_by_another(self) -> bool:
-        """Whether someone holds it alone; this object must not hold it itself."""
+        """Return whether someone holds it alone; this object must not hold it itself."""
         if self.try_shared():
             self.release()
             return False
@@ -70,7 +70,7 @@ class FileLock:
 
 @contextlib.contextmanager
 def open_lock(path: Path) -> Iterator[FileLock]:
-    """A lock that is closed at the end of the block."""
+    """Open a lock that is closed at the end of the block."""
     lock = FileLock(path)
     try:
         yield lock
@@ -82,7 +82,7 @@ _open_locks: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
-    """A forked child would hold its parent's locks for as long as it lives."""
+    """Close the locks in a forked child, which would hold its parent's for as long as it lives."""
     for lock in tuple(_open_locks):
         lock.close()
 

@@ -44,7 +44,7 @@ _children: list[subprocess.Popen[bytes]] = []
 
 
 class ServerState(enum.Enum):
-    """What there is of a server."""
+    """The state of a server's process."""
 
     ABSENT = enum.auto()
     STARTING = enum.auto()
@@ -56,7 +56,7 @@ class ServerState(enum.Enum):
 
 @dataclass(frozen=True)
 class RunningServer:
-    """What the starter of a server leaves in the `running` file for those who attach."""
+    """The facts that the starter of a server leaves in the `running` file for those who attach."""
 
     binaries: Path
     version: str
@@ -83,7 +83,7 @@ class Postmaster:
         self._running = FileLock(cluster.running)
 
     def look(self) -> ServerState:
-        """What there is now; a few system calls."""
+        """Look at what there is now; a few system calls."""
         _reap()
         if not self._running.held_by_another():
             return ServerState.ABSENT
@@ -98,13 +98,13 @@ class Postmaster:
         return ServerState.STOPPING if noted.status == "stopping" else ServerState.STARTING
 
     def launched(self) -> RunningServer:
-        """What its starter noted."""
+        """Read what its starter noted."""
         noted = json.loads(self._cluster.running.read_text())
         return RunningServer(Path(noted["binaries"]), noted["version"], Path(noted["socket_folder"]))
 
     @property
     def address(self) -> str:
-        """How to connect, as a user who may log in, so that nothing is written to the log."""
+        """The address for a user who may log in, so that nothing is written to the log."""
         folder = self.launched().socket_folder
         return make_conninfo(host=str(folder), port=5432, user="postgres", dbname="postgres", connect_timeout=5)
 
@@ -145,7 +145,7 @@ class Postmaster:
         return state
 
     def stop(self) -> None:
-        """End every session and shut down with a checkpoint; if that hangs, without one, which the next start mends."""
+        """End every session and shut down with a checkpoint; if that hangs, without one: the next start recovers."""
         state = self.look()
         if state is ServerState.ORPHANED:
             self._end_orphans()
@@ -221,7 +221,7 @@ class Postmaster:
         return gone
 
     def _pid_file(self) -> _PidFile | None:
-        """The first and the eighth line of postmaster.pid; None if it is absent or half written."""
+        """Read the first and the eighth line of postmaster.pid; None if it is absent or half written."""
         try:
             lines = (self._cluster.data / "postmaster.pid").read_text().splitlines()
             return _PidFile(int(lines[0]), lines[7].strip() if len(lines) > 7 else "starting")
@@ -229,7 +229,7 @@ class Postmaster:
             return None
 
     def _answers(self) -> bool:
-        """Whether it takes connections; while it recovers from the crash of a session it does not."""
+        """Ask whether it takes connections; while it recovers from the crash of a session it does not."""
         try:
             address = self.address
         except (OSError, ValueError, KeyError):
@@ -254,7 +254,7 @@ class Postmaster:
         return True
 
     def _start_error(self, written: int) -> ServerStartError:
-        """The last fatal line that the server wrote since; such lines carry no rows (see tuning.PRIVATE)."""
+        """Read the last fatal line that the server wrote since; such lines carry no rows (see tuning.PRIVATE)."""
         with self._cluster.log.open(errors="replace") as file:
             file.seek(written)
             lines = file.read(MAX_LOG_BYTES).splitlines()
@@ -295,7 +295,7 @@ def _reap() -> None:
 
 
 def is_postgres_on(pid: int, data: Path) -> bool:
-    """Whether a process lives, is Postgres and works in that data directory; a number may have a new owner by now."""
+    """Return whether a process is Postgres on that data directory; a number may have a new owner by now."""
     if HAS_PROC:
         return _link(pid, "cwd") == str(data) and _program(pid) == "postgres"
     command = _output_of("ps", "-o", "command=", "-p", str(pid))
@@ -303,7 +303,7 @@ def is_postgres_on(pid: int, data: Path) -> bool:
 
 
 def postgres_processes(data: Path, held_file: Path) -> list[int]:
-    """The processes of Postgres on that data directory, orphans of a killed postmaster too.
+    """List the processes of Postgres on that data directory, orphans of a killed postmaster too.
 
     Where there is no /proc they are known by `held_file`, which they all keep open.
     """

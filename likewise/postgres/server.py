@@ -58,7 +58,7 @@ class EmbeddedServer:
         """Attach to the server of a data directory, or make and start it; the database `likewise` is there then.
 
         `durable=False` is for throw-away servers: a kill loses the last commits, a crash of the machine all.
-        Raises ServerStartError with what is wrong and how to mend it.
+        Raises ServerStartError with what is wrong and how to fix it.
         """
         if sys.platform == "win32":
             raise ServerStartError("No Postgres is embedded on Windows. Use WSL or set LIKEWISE_DATABASE_URL.")
@@ -74,13 +74,13 @@ class EmbeddedServer:
         return server
 
     def url(self, role: str = OWNER, database: str = DATABASE) -> str:
-        """A libpq URL for a role and a database of this server."""
+        """Return a libpq URL for a role and a database of this server."""
         # The port is named because PGPORT would change it.
         where = {"host": str(self._noted.socket_folder), "port": "5432", "user": role}
         return f"postgresql:///{quote(database, safe='')}?{urlencode(where, safe='', quote_via=quote)}"
 
     def superuser_url(self, database: str = "postgres") -> str:
-        """A libpq URL for the superuser, who makes databases and roles; rows are not for it."""
+        """Return a libpq URL for the superuser, who makes databases and roles; rows are not for it."""
         return self.url("postgres", database)
 
     @property
@@ -105,14 +105,14 @@ class EmbeddedServer:
 
     @property
     def away(self) -> str | None:
-        """Why it is away and could not be started again, without a path: callers hear it. None if it runs."""
+        """The reason why it is gone and does not start again, without a path: callers hear it. None if it runs."""
         if self._away is None or self.storage_fault is not None:
             return self.storage_fault
         return "The database is gone, and does not start again. The log line `postgres_away` says why."
 
     @property
     def storage_fault(self) -> str | None:
-        """The same, if it is the storage's fault."""
+        """The reason why it is gone, if that is the storage's fault."""
         return self._away.public_detail if isinstance(self._away, StorageFault) else None
 
     async def close(self) -> None:
@@ -197,7 +197,7 @@ class EmbeddedServer:
             self._away = None
 
     def _restart(self) -> bool:
-        """Whether it runs now; it may be that another process is about to start it."""
+        """Start it again unless another process is about to; return whether it runs now."""
         with explained(self._cluster.home), open_lock(self._cluster.lock) as turn:
             # Who waits longer than a watch finds in the next one that another process has started it.
             if not turn.exclusive_within(WATCH_SECONDS) or self._users is None or self._postmaster is None:

@@ -1,4 +1,4 @@
-"""The configuration of the embedded Postgres: what it must not log, who may log in, and sizes for this machine."""
+"""The configuration of the embedded Postgres: a log without rows, who may log in, and sizes for this machine."""
 
 import shutil
 import sys
@@ -54,7 +54,7 @@ THROW_AWAY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "
 
 
 def server_settings(socket_folder: Path, *, durable: bool) -> dict[str, str]:
-    """Every setting of the server; `durable=False` gives up what a crash would leave for speed."""
+    """Return every setting of the server; `durable=False` gives up what a crash would leave for speed."""
     return {
         **FIXED,
         **sizes(memory_limit(), processors()),
@@ -65,7 +65,7 @@ def server_settings(socket_folder: Path, *, durable: bool) -> dict[str, str]:
 
 
 def sizes(memory: int, processors: int) -> dict[str, str]:
-    """Settings that follow the machine; models live in the same memory, so Postgres takes an eighth for itself."""
+    """Return the settings that follow the machine; models need the memory too, so Postgres takes an eighth."""
     # The graph of 1,000,000 vectors of 384 halves takes 2 GiB while its index is built, and nothing else comes near.
     maintenance = _between(64 * MIB, memory // 8, 4 * GIB)
     return {
@@ -81,7 +81,7 @@ def sizes(memory: int, processors: int) -> dict[str, str]:
 
 
 def shared_memory_type(maintenance: int, shm: Path = Path("/dev/shm")) -> str:  # noqa: S108 - measured, not written
-    """How parallel work shares memory: an index built in parallel takes all of `maintenance_work_mem` from it.
+    """Choose how parallel work shares memory: a parallel build takes all of `maintenance_work_mem` from it.
 
     Containers have 64 MB in /dev/shm. System V memory is not counted there, and Postgres cannot start without it.
     """
@@ -94,18 +94,18 @@ def shared_memory_type(maintenance: int, shm: Path = Path("/dev/shm")) -> str:  
 
 
 def configuration(settings: Mapping[str, str]) -> str:
-    """Settings as the text of a configuration file."""
+    """Write settings as the text of a configuration file."""
     lines = (f"{name} = {_quoted(value)}" for name, value in settings.items())
     return "\n".join(["# Written by Likewise at each start; changes here are lost.", *lines, ""])
 
 
 def host_based_authentication() -> str:
-    """Who may connect: users of this machine whom the map below lets in, by socket only."""
+    """Let users of this machine connect whom the map below lets in, by socket only."""
     return "local all all peer map=likewise\n"
 
 
 def identity_map(user_names: Iterable[str]) -> str:
-    """Which operating-system users may be which roles."""
+    """Map operating-system users to the roles that they may be."""
     return "".join(f'likewise "{name}" {role}\n' for name in user_names for role in ROLES)
 
 

@@ -17,10 +17,10 @@ from likewise.observe.version import program_version
 from likewise.server import health, metrics, reference
 from likewise.server.bodies import BodyLimit
 from likewise.server.concurrency import RequestLimit
-from likewise.server.endpoints import refuse_undeclared
+from likewise.server.endpoints import RouteTable
 from likewise.server.middleware import AddressGuard, Errors, RequestLog
 from likewise.server.openapi import describe
-from likewise.server.problems import answer, as_likewise_error
+from likewise.server.problems import answer, as_likewise_error, shapes_of
 from likewise.settings import Settings
 
 ROUTERS = (health.router, metrics.router, reference.router)
@@ -55,6 +55,7 @@ def create_app(source: Likewise | Opener, settings: Settings, *, apps: Sequence[
         apps: those that were opened beside Likewise's own.
     """
     rows = (*APPS, *apps)
+    table = RouteTable()
     app = FastAPI(
         title="Likewise",
         version=program_version(),
@@ -71,19 +72,20 @@ def create_app(source: Likewise | Opener, settings: Settings, *, apps: Sequence[
         middleware=[
             Middleware(RequestLog),
             Middleware(Errors),
-            Middleware(RequestLimit),
+            Middleware(RequestLimit, find=table.find),
             Middleware(AddressGuard, loopback_only=not settings.asks_who_calls),
             Middleware(BodyLimit, limit=settings.max_body_bytes, stream_limit=settings.max_stream_bytes),
         ],
         exception_handlers={HTTPException: _refusal, RequestValidationError: _refusal},
     )
     app.state.draining = False
+    app.state.error_shapes = shapes_of(rows)
     app.state.loopback_only = not settings.asks_who_calls
     if not callable(source):
         app.state.likewise = source
     for router in (*ROUTERS, *(row.load(name) for row in rows for name in row.routers)):
         app.include_router(router)
-    refuse_undeclared(app)
+    table.read(app)
     describe(app, settings.auth)
     return app
 

@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from likewise.apps.body import NDJSON, RELEASE, media_type
+from likewise.apps.body import RELEASE
+from likewise.apps.declaration import declaration_in
 from likewise.apps.deps import TENANT
 from likewise.errors import LikewiseError, Overloaded, TooLarge, TooManyRequests
-from likewise.server.place import place_of
+from likewise.server.concurrency import permit_of
+from likewise.server.inflating import Inflater
 from likewise.server.problems import Refused, answer
 
 # A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
@@ -27,17 +28,16 @@ BODIES_BYTES = 256 * 2**20
 # A body of lines is stored while it arrives.
 STREAM_BYTES = 2**30
 # Of so many requests of one tenant the bodies may be waited for at a time: each holds a connection and some memory.
-MOST_AWAITED = 256
-# For how many seconds a request waited for its own body.
-WAITED = "likewise.waited"
+MAX_AWAITED = 256
 
 
 class BodyLimit:
     """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
 
     Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
-    together have a limit too: each counts until its request is answered. A body of lines, which are stored while it
-    arrives, may be longer, and counts as far as its lines are not stored yet.
+    together have a limit too: each counts until its request is answered. A body that its route works on while it
+    arrives may be longer, and counts as far as it is not done with. One that its route takes compressed is inflated
+    while it is read, and counts inflated.
     """
 
     def __init__(
@@ -63,9 +63,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        streamed = is_stream(scope)
-        limit = self.stream_limit if streamed else self.limit
-        body = _CountedBody(scope, receive, self, limit, streamed=streamed)
+        declared, headers = declaration_in(scope).body, Headers(scope=scope)
+        streamed, coding = declared.is_streamed(headers), declared.encoding(headers)
+        limit = self.stream_limit if streamed else declared.max_bytes or self.limit
+        body = _CountedBody(scope, receive, self, limit, streamed=streamed, coding=coding)
         try:
             if streamed:
                 # In the scope itself: in a copy nobody outside would learn which route it was.
@@ -75,13 +76,12 @@ class BodyLimit:
                 await self.app(scope, body.receive, send)
         except (TooLarge, TooManyRequests) as refusal:
             # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
-            if not body.unread or "expect" in Headers(scope=scope):
+            if not body.unread or "expect" in headers:
                 raise
             await _answer_and_drain(answer(refusal, scope), scope, body, send)
         finally:
             body.release(body.held)
             body.arrived()
-            scope[WAITED] = body.waited
 
     async def _stream(self, scope: Scope, body: "_CountedBody", send: Send) -> None:
         """Whatever is said before the body has ended: its sender comes to read it."""
@@ -95,13 +95,18 @@ class BodyLimit:
 
 
 class _CountedBody:
-    def __init__(self, scope: Scope, receive: Receive, bounds: BodyLimit, limit: int, *, streamed: bool) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, bounds: BodyLimit, limit: int, *, streamed: bool, coding: str | None
+    ) -> None:
         self._scope = scope
         self._receive = receive
         self._bounds = bounds
+        self._permit = permit_of(scope)
         self.limit = limit
         self._declared = _declared_length(Headers(scope=scope))
         self._streamed = streamed
+        self._inflater = Inflater(coding) if coding else None
+        self._inflated = 0
         self._read = 0
         self.unread = True
         self.held = 0
@@ -110,6 +115,35 @@ class _CountedBody:
         self._expected = False
 
     async def receive(self) -> Message:
+        if self._inflater is None:
+            message = await self._next()
+            self._hold(len(message.get("body", b"")))
+            return message
+        return await self._inflate(self._inflater)
+
+    async def _inflate(self, inflater: Inflater) -> Message:
+        """The next piece of what the body inflates to; the last one is empty."""
+        piece = inflater.piece()
+        while not piece:
+            if self._complete:
+                inflater.end()
+                self._inflater = None
+                return {"type": "http.request", "body": b"", "more_body": False}
+            message = await self._next()
+            if message["type"] != "http.request":
+                return message
+            inflater.feed(message.get("body", b""))
+            piece = inflater.piece()
+        self._inflated += len(piece)
+        if self._inflated > self.limit:
+            await self.drain()
+            raise self.too_large()
+        self._hold(len(piece))
+        # Inflating is work of our own that nothing waits for: others have their turn between two pieces.
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def _next(self) -> Message:
         if self._complete:
             return await self._receive()
         if self.unread:
@@ -121,7 +155,6 @@ class _CountedBody:
         if self._read > self.limit:
             await self.drain()
             raise self.too_large()
-        self._hold(len(message.get("body", b"")))
         return message
 
     async def drain(self) -> None:
@@ -162,7 +195,8 @@ class _CountedBody:
         began = time.monotonic()
         try:
             async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self.waited)):
-                with self._away():
+                # While more of a body is awaited its request keeps no other out.
+                with self._permit.paused() if self._permit else contextlib.nullcontext():
                     return await self._receive()
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
@@ -172,7 +206,7 @@ class _CountedBody:
     def _expect(self) -> None:
         """Count among those of its tenant that are on their way, from its first byte to its last."""
         awaited, tenant = self._bounds.awaited, self._scope.get(TENANT)
-        if awaited[tenant] >= MOST_AWAITED:
+        if awaited[tenant] >= MAX_AWAITED:
             raise TooManyRequests("Too many requests wait for their bodies; send this again.", retry_after=1)
         awaited[tenant] += 1
         self._expected = True
@@ -184,18 +218,6 @@ class _CountedBody:
             self._bounds.awaited[self._scope.get(TENANT)] -= 1
             # Without those of whom there are none.
             self._bounds.awaited = +self._bounds.awaited
-
-    @contextlib.contextmanager
-    def _away(self) -> Iterator[None]:
-        """While more of a body is awaited its request keeps no other out."""
-        place = place_of(self._scope)
-        if place is not None:
-            place.leave()
-        try:
-            yield
-        finally:
-            if place is not None:
-                place.take()
 
     def _count(self, message: Message) -> None:
         self._read += len(message.get("body", b""))
@@ -220,11 +242,6 @@ def _after_body(body: _CountedBody, send: Send) -> Send:
 async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
     """Answer at once, then read on for a moment before the answer ends and with it the connection."""
     await refusal(scope, body.receive, _after_body(body, send))
-
-
-def is_stream(scope: Scope) -> bool:
-    """Whether the body is one of lines, which is stored while it arrives."""
-    return media_type(Headers(scope=scope)) == NDJSON
 
 
 def _declared_length(headers: Headers) -> int:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from likewise.apps.deps import Anyone, refusals
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import Anyone
+from likewise.apps.problems import refusals
 from likewise.db import waiting
 from likewise.db.checkup import waiting_estimate
 from likewise.db.pool import Pool
@@ -44,6 +46,7 @@ async def refuse_strangers(request: Request) -> None:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals(401, 404)},
     openapi_extra={"security": [{"metrics": []}]},
 )
+@declares(Load.PROBE)
 async def metrics(_: Anyone, __: Annotated[None, Depends(refuse_strangers)], request: Request) -> Response:
     """The metrics of this process and of the queue, in Prometheus's text format."""
     state = request.app.state

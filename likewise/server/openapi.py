@@ -6,10 +6,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from likewise.apps.deps import refusals
+from likewise.apps.declaration import JSON, Body, declaration_of
 from likewise.apps.filter_schema import SCHEMAS as FILTERS
+from likewise.apps.problems import Problem, refusals
 from likewise.server.endpoints import all_routes, scope_of
-from likewise.server.problems import Problem
 
 _REFERENCE = "#/components/schemas/{model}"
 _WORDS = "An API key. `LIKEWISE_AUTH=none` asks for none."
@@ -33,6 +33,7 @@ def describe(app: FastAPI, ways: Collection[str]) -> None:
 
 
 def _document(app: FastAPI, ways: Collection[str]) -> dict[str, Any]:
+    _say_what_bodies_may_be(app)
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
@@ -50,6 +51,26 @@ def _document(app: FastAPI, ways: Collection[str]) -> dict[str, Any]:
     if "none" in ways:
         _let_everybody_call(document)
     return document
+
+
+def _say_what_bodies_may_be(app: FastAPI) -> None:
+    for route in all_routes(app.routes):
+        declared = declaration_of(route.endpoint)
+        contents = _contents(declared.body) if declared else {}
+        if contents:
+            body = {"required": True, "content": contents}
+            route.openapi_extra = {**(route.openapi_extra or {}), "requestBody": body}
+
+
+def _contents(body: Body) -> dict[str, Any]:
+    """By media type, the schema of what a route takes."""
+    contents: dict[str, Any] = {}
+    if body.model is not None:
+        schema = body.model.model_json_schema(ref_template=_REFERENCE)
+        for field, name in body.references.items():
+            schema["properties"][field]["anyOf"] = [{"$ref": _REFERENCE.format(model=name)}, {"type": "null"}]
+        contents[JSON] = {"schema": schema}
+    return contents | {kind: {"schema": dict(schema)} for kind, schema in body.others.items()}
 
 
 def _say_who_may_call(app: FastAPI, document: dict[str, Any], *, by_key: bool) -> None:

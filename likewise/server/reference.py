@@ -6,7 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from likewise.apps.deps import Answer, Anyone
+from likewise.apps.answers import Answer
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import Anyone
 
 router = APIRouter()
 
@@ -24,12 +26,14 @@ td { padding-right: 1.5rem; vertical-align: top; }
 
 
 @router.get("/openapi.json", include_in_schema=False)
+@declares(Load.OTHER)
 async def openapi(_: Anyone, request: Request) -> Answer:
     """The document for programs."""
     return Answer(request.app.openapi())
 
 
 @router.get("/docs", include_in_schema=False)
+@declares(Load.OTHER)
 async def docs(_: Anyone, request: Request) -> Response:
     """The page."""
     return Response(page(request.app.openapi()), media_type="text/html", headers=_HEADERS)

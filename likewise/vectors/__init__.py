@@ -1,1 +1,1 @@
-"""Where vectors are kept and found; ids and numbers only."""
+"""Stores of vectors, which know ids and numbers only."""

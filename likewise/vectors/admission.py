@@ -1,4 +1,4 @@
-"""No vector is compared with one of another space: what a generation was made with, against what this process has."""
+"""Admission: no vector is compared with one of another space."""
 
 import asyncio
 import math
@@ -41,7 +41,7 @@ class AdmittedGeneration:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Why a generation is closed to a space; until `again` it is not tried again, after `forgotten` not told of."""
+    """A generation closed to a space; until `again` it is not tried again, after `forgotten` not told of."""
 
     space: str
     reason: str
@@ -50,13 +50,13 @@ class _Refusal:
 
     @classmethod
     def now(cls, space: str, reason: str) -> "_Refusal":
-        """A refusal from this moment on."""
+        """Begin a refusal at this moment."""
         now = time.monotonic()
         return cls(space, reason, now + REFUSED_SECONDS, now + 4 * REFUSED_SECONDS)
 
 
 class Admission:
-    """Checks each generation once a process, and remembers the answer."""
+    """A check of each generation once a process, whose answer is remembered."""
 
     def __init__(self, pool: Pool, embedder: Embedder) -> None:
         self._pool = pool
@@ -68,12 +68,12 @@ class Admission:
 
     @property
     def refused(self) -> dict[int, str]:
-        """The generations that are closed in this process, and why. One that nobody asked for lately is forgotten."""
+        """The generations closed in this process, with the reason; those that nobody asks for are forgotten."""
         now = time.monotonic()
         return {generation: one.reason for generation, one in self._refused.items() if one.forgotten > now}
 
     async def admit(self, tenant: int, generation: Generation) -> AdmittedGeneration:
-        """The generation with its opened model.
+        """Return the generation with its opened model.
 
         Raises:
             ModelUnavailable: the model is away, or it does not make this generation's vectors.
@@ -87,7 +87,7 @@ class Admission:
         return AdmittedGeneration(generation, model)
 
     async def check_default_model(self) -> None:
-        """Whether the default model is what it should be; one that is away, or loads for long, is not looked at.
+        """Check the default model against stored vectors; one that is away, or loads for long, is not looked at.
 
         Raises:
             WrongModel: its files have been changed, or none of the vectors that are stored of it are its own.
@@ -139,7 +139,7 @@ class Admission:
         return generation
 
     async def _adopt(self, tenant: int, generation: Generation, model: OpenModel) -> Generation:
-        """The first process that makes vectors here says what they are made with."""
+        """Record the model that this process, the first to make vectors here, makes them with."""
         probe = await self._probe(model)
         async with self._pool.tenant(tenant) as tx:
             await collections.adopt(tx, generation.id, space=model.space, numerics=model.numerics, probe=probe)
@@ -149,7 +149,7 @@ class Admission:
         return found[0]
 
     async def _probe(self, model: OpenModel) -> Matrix:
-        """The vectors of PROBE_TEXTS, float32 (8, d); for thousands of generations they are made once in a while."""
+        """Return the vectors of PROBE_TEXTS, float32 (8, d), which are made once in a while for all generations."""
         key, now = (model.spec.name, model.space, model.numerics), time.monotonic()
         made_at, probe = self._probes.get(key, (-math.inf, None))
         if probe is None or now - made_at > PROBE_SECONDS:

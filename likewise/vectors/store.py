@@ -1,4 +1,4 @@
-"""VectorStore: what a store of vectors can do. Filters, tenancy and text stay in Postgres."""
+"""VectorStore: the contract of a store of vectors. Filters, tenancy and text stay in Postgres."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Ranking:
         return len(self.contents)
 
     def without(self, content: int | None) -> "Ranking":
-        """The ranking with one content left out."""
+        """Return the ranking with one content left out."""
         if content is None or content not in self.contents:
             return self
         at = self.contents.index(content)
@@ -53,7 +53,7 @@ class FilterSubset:
 
 @dataclass(frozen=True)
 class TextReading:
-    """How a text was read into its vector: tokens read, tokens cut off, characters read."""
+    """The tokens that were read of a text, those that were cut off, and the characters read."""
 
     tokens: int
     truncated: int
@@ -79,14 +79,14 @@ class VectorStore(Protocol):
         *,
         total: int,
     ) -> Ranking:
-        """The k nearest to a query, float32 (d,) of unit length, by cosine similarity; exact within an IdSubset.
+        """Find the k nearest to a query, float32 (d,) of unit length, by cosine; exact within an IdSubset.
 
         `total` is about how many vectors there are: the more, the further an approximate search has to look.
         """
         ...
 
     async def fetch(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> Mapping[int, Vector]:
-        """The vectors of those ids that have one."""
+        """Return the vectors of those ids that have one."""
         ...
 
     async def delete(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> None:

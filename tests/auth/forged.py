@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from joserfc.jwk import ECKey, OctKey
 
-from likewise.auth.bad_token import Reason
+from likewise.auth.jwt import Reason
 from likewise.testing.tokens import FakeIssuer, Signer, base64url, claims_of, compact
 
 SECRET = "a secret of the tests, of more than 32 bytes"

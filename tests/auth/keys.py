@@ -1,7 +1,7 @@
 """Keys for tests, made as `likewise keys create` makes them."""
 
+from likewise.auth.api_keys import digest_of, new_key
 from likewise.auth.caller import Scope
-from likewise.auth.tokens import digest_of, new_key
 from likewise.db import keys
 from likewise.db.pool import Pool
 from likewise.settings import Settings

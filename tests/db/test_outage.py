@@ -29,7 +29,7 @@ BEGINNING = 'connection failed: connection to server at "10.0.0.7", port 5432 fa
 def test_what_postgres_says(said: str, what: str) -> None:
     why = why_no_connection(psycopg.OperationalError(BEGINNING + said))
     assert what in why.what
-    assert "canary" not in why.what + why.mend
+    assert "canary" not in why.what + why.fix
 
 
 def test_a_name_that_nobody_knows() -> None:

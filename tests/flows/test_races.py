@@ -12,10 +12,12 @@ import pytest
 from psycopg.sql import SQL
 
 import likewise
-from likewise.db import collections
+from likewise.apps.collections.service import KIND
+from likewise.db import collections, records
 from likewise.db.transaction import Tx, table
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, Unavailable
+from likewise.ingest.writer import prepare
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.search.options import Mode
@@ -127,6 +129,59 @@ async def test_records_with_few_texts_come_go_and_change_at_once(lw: Likewise) -
 
     await asyncio.gather(*(churn(writer) for writer in range(8)))
     await embedded(lw, "notes")
+
+
+async def test_records_of_shared_texts_are_changed_at_once(lw: Likewise) -> None:
+    """Who changes a record keeps nobody waiting who only refers to the same text, new or old."""
+    # Given a text that two records have, and one that a third leaves for it
+    notes = lw.collection("notes")
+    await notes.add([{"id": one, "text": "shared"} for one in "ab"] + [{"id": "c", "text": "left"}], wait=False)
+    tenant = await lw.tenant()
+    collection = await lw.runtime.recent.get(tenant, "notes")
+    ours = [prepare(KIND, NewRecord(id=one, text="shared", payload={"n": 1})) for one in "ac"]
+    # When one write has changed its records and is not committed yet
+    async with lw.runtime.pool.tenant(tenant) as tx:
+        diff = await records.compare(tx, collection.id, ours)
+        await records.write(tx, collection.id, diff, records.StoragePolicy(), lane=records.BULK)
+        # Then others do not wait for it
+        async with asyncio.timeout(10):
+            changed = await notes.add([{"id": "b", "text": "shared", "payload": {"n": 2}}], wait=False)
+            added = await notes.add([{"id": "d", "text": "shared"}, {"id": "e", "text": "other"}], wait=False)
+            moved = await notes.add([{"id": "e", "text": "shared"}], wait=False)
+    assert (changed.changed, added.created, moved.changed) == (1, 2, 1)
+    assert (await notes.stats())["contents"] == 1
+    await embedded(lw, "notes")
+
+
+async def test_changes_moves_and_deletions_of_records_with_shared_texts_race(lw: Likewise) -> None:
+    """No text is lost that a record has, and none is left over; each batch locks its texts as strongly as it must."""
+    # Given
+    notes = lw.collection("notes")
+    await notes.create(policy=Policy(indexed=("n",)))
+    stored = [{"id": f"{writer} {n}", "text": WORDS[n % 6]} for writer in range(6) for n in range(12)]
+    await notes.add(stored, wait=False)
+
+    async def churn(writer: int) -> None:
+        chance = random.Random(writer)
+        for _ in range(30):
+            ids = [f"{chance.choice((writer, 0))} {n}" for n in chance.sample(range(12), 5)]
+            batch = [{"id": one, "text": chance.choice(WORDS[:6]), "payload": {"n": chance.random()}} for one in ids]
+            if chance.random() < 0.6:
+                # What most batches of spans do: other facts beside the text that is there.
+                batch = [one | {"text": WORDS[int(one["id"].split()[1]) % 6]} for one in batch]
+            elif chance.random() < 0.3:
+                await lw.runtime.writer.delete_many(tenant, collection, ids)
+                continue
+            await notes.add(batch, wait=False)
+
+    # When
+    tenant = await lw.tenant()
+    collection = await lw.runtime.recent.get(tenant, "notes")
+    await asyncio.gather(*(churn(writer) for writer in range(6)))
+    # Then
+    await embedded(lw, "notes")
+    stats = await notes.stats()
+    assert stats["contents"] == stats["vectors"] <= 6
 
 
 async def test_a_text_is_written_while_another_deletes_its_last_record(lw: Likewise) -> None:

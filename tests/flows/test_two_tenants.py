@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 import likewise
+from likewise.auth.api_keys import new_key
 from likewise.auth.caller import Scope
-from likewise.auth.tokens import new_key
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app
 from likewise.server.endpoints import all_routes

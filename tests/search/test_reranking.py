@@ -10,8 +10,7 @@ import pytest
 
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, LikewiseError, ModelNotAllowed, ModelUnavailable, Overloaded, SettingsError
-from likewise.search.reranker_models import NoReranker, RerankerCatalogue
-from likewise.search.reranking import Reranking
+from likewise.search.reranking import NoReranker, RerankerCatalogue, Reranking
 from likewise.settings import Settings, load_settings
 from likewise.testing import Reply, Upstream
 from tests.models_file import models_file

@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 
 import likewise
-from likewise.apps.body import JsonBody, RequestModel
+from likewise.apps.body import PARSED, RequestModel
+from likewise.apps.declaration import Body as RouteBody
+from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import Anyone, CanRead
+from likewise.auth.api_keys import KeyRing, new_key, prefix_of
 from likewise.auth.caller import Scope
-from likewise.auth.keyring import KeyRing
-from likewise.auth.tokens import new_key, prefix_of
 from likewise.db import keys
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder
@@ -190,7 +191,8 @@ def declared_too_late() -> APIRouter:
     router = APIRouter()
 
     @router.post("/forgotten")
-    async def forgotten(body: Annotated[Body, Depends(JsonBody(Body))], tenant: CanRead) -> Response:
+    @declares(Load.OTHER, RouteBody(Body))
+    async def forgotten(body: Annotated[Body, PARSED], tenant: CanRead) -> Response:
         return Response()
 
     return router
@@ -219,12 +221,29 @@ def test_a_route_without_a_scope_keeps_the_server_from_starting(
         create_app(shared, shared_settings)
 
 
+def test_a_route_that_does_not_say_how_it_loads_the_server_keeps_it_from_starting(
+    shared: Likewise, shared_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    router = APIRouter()
+
+    @router.get("/forgotten")
+    async def forgotten(_: CanRead) -> Response:
+        return Response()
+
+    monkeypatch.setattr(application, "ROUTERS", (*application.ROUTERS, router))
+    # When, then
+    with pytest.raises(StartError, match=r"/forgotten.*how it loads the server.*@declares"):
+        create_app(shared, shared_settings)
+
+
 def test_a_route_that_says_it_is_open_is_served(
     shared: Likewise, shared_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = APIRouter()
 
     @router.get("/open")
+    @declares(Load.OTHER)
     async def opened(_: Anyone, request: Request) -> Response:
         return Response()
 

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 import likewise
-from likewise.auth.bad_token import Reason
 from likewise.auth.caller import Scope
+from likewise.auth.jwt import Reason
 from likewise.db import tenants
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks import overload
+from likewise.apps.declaration import Load, RouteDeclaration
 from likewise.apps.deps import TENANT
 from likewise.errors import Overloaded
 from likewise.library import Likewise
@@ -48,6 +49,12 @@ class Slow:
 def slow() -> Slow:
     """The application behind the door."""
     return Slow()
+
+
+def declared(scope: Scope) -> RouteDeclaration:
+    """What the routes of these tests declare."""
+    probe, write = scope["path"] in ("/livez", "/metrics"), scope["path"].endswith("/records")
+    return RouteDeclaration(Load.PROBE if probe else Load.WRITE if write else Load.OTHER)
 
 
 def calling(app: ASGIApp) -> httpx2.AsyncClient:
@@ -97,7 +104,7 @@ async def test_a_request_that_failed_or_was_cancelled_holds_nothing() -> None:
 
 
 async def test_requests_have_a_limit_and_probes_are_answered(slow: Slow) -> None:
-    async with calling(RequestLimit(slow, most=2)) as client:
+    async with calling(RequestLimit(slow, declared, max_requests=2)) as client:
         # Given
         first = [asyncio.create_task(client.get("/")) for _ in range(2)]
         for _ in first:
@@ -120,7 +127,7 @@ async def test_bodies_that_do_not_come_keep_nobody_out(slow: Slow) -> None:
     coming = asyncio.Event()
     slow.go.set()
     read = BodyLimit(slow, limit=100)
-    limit = RequestLimit(read, most=2)
+    limit = RequestLimit(read, declared, max_requests=2)
     async with calling(limit) as client:
         waiting = [asyncio.create_task(client.post("/notes/records", content=_after(coming))) for _ in range(5)]
         await until(lambda: read.awaited.total() == 5)
@@ -130,14 +137,14 @@ async def test_bodies_that_do_not_come_keep_nobody_out(slow: Slow) -> None:
         assert [answer.status_code for answer in answers] == [200, 200]
         coming.set()
         assert {(await one).status_code for one in waiting} == {200}
-    assert limit.writes.running == 0
+    assert limit.limiters[Load.WRITE].running == 0
 
 
 async def test_many_bodies_that_do_not_come_are_their_tenant_s_own_trouble(
     slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given as many bodies of one tenant on their way as may be
-    monkeypatch.setattr(bodies, "MOST_AWAITED", 3)
+    monkeypatch.setattr(bodies, "MAX_AWAITED", 3)
     coming = asyncio.Event()
     slow.go.set()
 
@@ -167,7 +174,7 @@ async def test_a_body_that_has_begun_is_read_to_its_end_whoever_comes(
     slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a body in two parts, of which one is here, and as many others on their way as may be
-    monkeypatch.setattr(bodies, "MOST_AWAITED", 2)
+    monkeypatch.setattr(bodies, "MAX_AWAITED", 2)
     coming = asyncio.Event()
     slow.go.set()
     limit = BodyLimit(slow, limit=100)
@@ -195,7 +202,7 @@ async def _after(event: asyncio.Event) -> AsyncIterator[bytes]:
 async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an application that does one thing at a time, and takes longer than anybody waits when there are many
     monkeypatch.setattr(concurrency, "LEARN_SECONDS", 0.0)
-    monkeypatch.setattr(concurrency, "LEAST_REQUESTS", 2)
+    monkeypatch.setattr(concurrency, "MIN_REQUESTS", 2)
     one, seconds = asyncio.Lock(), 0.02
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,7 +211,7 @@ async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    limit = RequestLimit(app, most=40, patience_seconds=0.1)
+    limit = RequestLimit(app, declared, max_requests=40, patience_seconds=0.1)
     async with calling(limit) as client:
 
         async def statuses(path: str) -> list[int]:
@@ -214,17 +221,17 @@ async def test_what_would_wait_too_long_is_refused_and_let_in_again(monkeypatch:
         # When
         assert set(await statuses("/search")) == {200}
         # Then
-        assert limit.others.allowed < 20
+        assert limit.limiters[Load.OTHER].allowed < 20
         assert 503 in await statuses("/search")
         # And writes have room of their own
         assert set(await statuses("/notes/records")) == {200}
-        assert limit.writes.allowed < 20
+        assert limit.limiters[Load.WRITE].allowed < 20
         # When it is fast again, beside what anybody waits for
-        seconds, limit.others.patience_seconds = 0.0, 60.0
+        seconds, limit.limiters[Load.OTHER].patience_seconds = 0.0, 60.0
         for _ in range(10):
             await statuses("/search")
         # Then
-        assert limit.others.allowed == 40
+        assert limit.limiters[Load.OTHER].allowed == 40
 
 
 def test_one_body_always_fits() -> None:

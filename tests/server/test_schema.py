@@ -26,7 +26,7 @@ from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 import likewise
-from likewise.apps.body import NDJSON
+from likewise.apps.declaration import NDJSON
 from likewise.auth.caller import Scope
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app

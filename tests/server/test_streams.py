@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from likewise.apps.body import MAX_LINE_BYTES, Lines
 from likewise.apps.collections import batches
+from likewise.apps.declaration import Body, Load, RouteDeclaration, keep_declaration
 from likewise.kind import BATCH
 from likewise.library import Likewise
 from likewise.server.bodies import BodyLimit
@@ -33,6 +34,19 @@ async def fresh(shared: Likewise) -> AsyncIterator[str]:
     await shared.collection("streamed").create()
     yield "streamed"
     await shared.collection("streamed").drop()
+
+
+def taking_lines(app: ASGIApp) -> ASGIApp:
+    """The application, as if each request went to a route that takes lines."""
+    declared = RouteDeclaration(
+        Load.WRITE, Body(others={"application/x-ndjson": {}}, streamed=("application/x-ndjson",))
+    )
+
+    async def declaring(scope: Scope, receive: Receive, send: Send) -> None:
+        keep_declaration(scope, declared)
+        await app(scope, receive, send)
+
+    return declaring
 
 
 def route(name: str) -> str:
@@ -145,7 +159,7 @@ async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.
     limit = BodyLimit(app, limit=1_000, total=200_000, stream_limit=2**30)
     monkeypatch.setattr("likewise.apps.body.MAX_LINE_BYTES", 100_000)
     # When
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(limit)), base_url=BASE) as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(taking_lines(limit))), base_url=BASE) as client:
         answer = await client.post("/", content=body(), headers=NDJSON)
     # Then
     assert answer.content == b"2001"
@@ -159,7 +173,7 @@ async def test_a_body_of_lines_has_a_limit_too(monkeypatch: pytest.MonkeyPatch) 
             pass
 
     limit = BodyLimit(app, limit=100, stream_limit=1_000)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(limit)), base_url=BASE) as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(taking_lines(limit))), base_url=BASE) as client:
         assert (await client.post("/", content=b"x\n" * 600, headers=NDJSON)).status_code == 413
         assert (await client.post("/", content=_endless(), headers=NDJSON)).status_code == 413
     assert limit.held == 0
@@ -181,6 +195,6 @@ async def test_a_stream_that_pauses_is_not_waited_for() -> None:
         yield b"x\n"
 
     limit = BodyLimit(app, limit=100, stream_limit=1_000, pause_seconds=0.1)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(limit)), base_url=BASE) as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(taking_lines(limit))), base_url=BASE) as client:
         assert (await client.post("/", content=pausing(), headers=NDJSON)).status_code == 408
     assert limit.held == 0

@@ -8,7 +8,8 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from likewise.apps.body import NDJSON, JsonBody, Lines, media_type, read_json
+from likewise.apps.answers import Answer
+from likewise.apps.body import PARSED, Lines, read_json
 from likewise.apps.collections.batches import checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
     MAX_ID,
@@ -27,21 +28,11 @@ from likewise.apps.collections.schemas import (
     WriteAnswer,
 )
 from likewise.apps.collections.service import CollectionsService
-from likewise.apps.deps import (
-    BODY_REFUSALS,
-    Answer,
-    CanAdminister,
-    CanRead,
-    CanWrite,
-    ServiceOf,
-    Spending,
-    cursor_for,
-    documented_body,
-    position_of,
-    refusals,
-)
+from likewise.apps.declaration import NDJSON, Body, Load, declares, media_type
+from likewise.apps.deps import CanAdminister, CanRead, CanWrite, ServiceOf, Spending, cursor_for, position_of
 from likewise.apps.idempotency import Once
 from likewise.apps.leaving import while_connected
+from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.errors import NotFound
 
 NOT_YET = "This version does not have this route yet."
@@ -73,6 +64,7 @@ PLACE = re.compile(r"[1-9][0-9]{0,2}")
 
 
 @router.get("", response_model=CollectionsAnswer, responses=refusals(422))
+@declares(Load.OTHER)
 async def list_collections(tenant: CanRead, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
     """The collections by name, a page at a time."""
     after = None if page.cursor is None else position_of("collections", tenant, page.cursor, NAME_IN_PATH)
@@ -88,10 +80,10 @@ async def list_collections(tenant: CanRead, service: Collections, page: Annotate
     status_code=201,
     response_model=CollectionAnswer,
     responses=refusals(*BODY_REFUSALS, 409),
-    openapi_extra=documented_body(CollectionIn),
 )
+@declares(Load.OTHER, Body(CollectionIn))
 async def create_collection(
-    tenant: CanWrite, service: Collections, once: Once, body: Annotated[CollectionIn, Depends(JsonBody(CollectionIn))]
+    tenant: CanWrite, service: Collections, once: Once, body: Annotated[CollectionIn, PARSED]
 ) -> Response:
     """Make a collection; its model and policy are fixed from here on."""
     policy = body.policy.to_policy() if body.policy else None
@@ -100,12 +92,14 @@ async def create_collection(
 
 
 @router.get("/{name}", response_model=CollectionAnswer, responses=refusals(400, 404))
+@declares(Load.OTHER)
 async def get_collection(tenant: CanRead, service: Collections, name: Name) -> Answer:
     """One collection."""
     return Answer(await service.get(tenant, name))
 
 
 @router.delete("/{name}", status_code=204, responses=refusals(400, 404, 409))
+@declares(Load.OTHER)
 async def drop_collection(tenant: CanAdminister, service: Collections, name: Name) -> Response:
     """Drop a collection with all it holds."""
     await service.drop(tenant, name)
@@ -116,8 +110,8 @@ async def drop_collection(tenant: CanAdminister, service: Collections, name: Nam
     "/{name}/records",
     response_model=WriteAnswer,
     responses=refusals(*BODY_REFUSALS, 404, 409, 429),
-    openapi_extra=documented_body(RecordsBody, **{NDJSON: RecordIn.model_json_schema()}),
 )
+@declares(Load.WRITE, Body(RecordsBody, others={NDJSON: RecordIn.model_json_schema()}, streamed=(NDJSON,)))
 async def write_records(
     tenant: CanWrite, service: Collections, once: Once, spend: Spending, name: Name, request: Request
 ) -> Response:
@@ -132,12 +126,14 @@ async def write_records(
 
 
 @router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(400, 404))
+@declares(Load.OTHER)
 async def get_record(tenant: CanRead, service: Collections, name: Name, record_id: RecordId) -> Answer:
     """One record. Its id reaches to the end of the path and may hold `/`."""
     return Answer(await service.record(tenant, name, record_id))
 
 
 @router.delete("/{name}/records/{record_id:path}", status_code=204, responses=refusals(400, 404, 409))
+@declares(Load.OTHER)
 async def delete_record(tenant: CanWrite, service: Collections, name: Name, record_id: RecordId) -> Response:
     """Delete a record; it is gone from every table before the answer."""
     await service.delete(tenant, name, record_id)
@@ -148,15 +144,15 @@ async def delete_record(tenant: CanWrite, service: Collections, name: Name, reco
     "/{name}/search",
     response_model=SearchAnswer,
     responses=refusals(*BODY_REFUSALS, 404, 409, 429),
-    openapi_extra=documented_body(SearchIn, references={"filters": "Filter"}),
 )
+@declares(Load.OTHER, Body(SearchIn, references={"filters": "Filter"}))
 async def search_collection(
     tenant: CanRead,
     service: Collections,
     spend: Spending,
     name: Name,
     request: Request,
-    body: Annotated[SearchIn, Depends(JsonBody(SearchIn))],
+    body: Annotated[SearchIn, PARSED],
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
     spend(tenant, [body.query or ""])
@@ -185,6 +181,7 @@ def search_listing(name: str, body: SearchIn) -> str:
 
 
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
+@declares(Load.OTHER)
 async def collection_stats(tenant: CanRead, service: Collections, name: Name) -> Answer:
     """What the collection holds."""
     return Answer(await service.stats(tenant, name))
@@ -192,6 +189,7 @@ async def collection_stats(tenant: CanRead, service: Collections, name: Name) ->
 
 @router.api_route("/{name}/clusters", methods=["GET", "POST"], include_in_schema=False)
 @router.get("/{name}/clusters/{cluster}", include_in_schema=False)
+@declares(Load.OTHER)
 async def clusters_come_later(_: CanRead) -> Response:
     """Routes of the full API that this version knows by name only."""
     raise NotFound(NOT_YET, code="not_supported")
@@ -200,6 +198,7 @@ async def clusters_come_later(_: CanRead) -> Response:
 @router.post("/{name}/reembed", include_in_schema=False)
 @router.post("/{name}/switch", include_in_schema=False)
 @router.post("/{name}/rollback", include_in_schema=False)
+@declares(Load.OTHER)
 async def generations_come_later(_: CanAdminister) -> Response:
     """The same for those that change the model of a collection."""
     raise NotFound(NOT_YET, code="not_supported")

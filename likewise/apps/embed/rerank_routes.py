@@ -5,17 +5,19 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, CanRead, Spending, documented_body, services
-from likewise.apps.embed.answers import json_answer, written
+from likewise.apps.answers import json_answer, written
+from likewise.apps.body import PARSED
+from likewise.apps.declaration import Body, Load, declares
+from likewise.apps.deps import CanRead, Spending, services
 from likewise.apps.embed.asking import pointed
 from likewise.apps.embed.openai_routes import ModelNotFound, refusals
 from likewise.apps.embed.rerank_schemas import RerankAnswer, RerankIn
 from likewise.apps.leaving import while_connected
+from likewise.apps.problems import BODY_REFUSALS
 from likewise.cleaning import cleaned
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelNotAllowed
-from likewise.search.reranking import Reranked, Reranking
+from likewise.search.reranking import Reranking, RerankResult
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -34,14 +36,14 @@ async def reranking(request: Request) -> Reranking:
     response_model=RerankAnswer,
     response_model_exclude_none=True,
     responses=refusals(*(status for status in BODY_REFUSALS if status != 422), 404, 429),
-    openapi_extra=documented_body(RerankIn),
 )
+@declares(Load.EMBEDDING, Body(RerankIn))
 async def rerank(
     tenant: CanRead,
     request: Request,
     rerankers: Annotated[Reranking, Depends(reranking)],
     spend: Spending,
-    body: Annotated[RerankIn, Depends(JsonBody(RerankIn))],
+    body: Annotated[RerankIn, PARSED],
 ) -> Response:
     """Documents in the order in which they answer a query; `x-likewise-truncated` counts those that were cut off."""
     # What is refused for its model takes nothing from the quota.
@@ -69,7 +71,7 @@ def known_reranker(rerankers: Reranking, name: str | None) -> ModelSpec:
         raise RerankerNotFound from None
 
 
-def results(made: Reranked, body: RerankIn) -> list[dict[str, Any]]:
+def results(made: RerankResult, body: RerankIn) -> list[dict[str, Any]]:
     """The best documents, those of equal scores in their order."""
     scores: list[float] = made.scores.tolist()
     best = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[: body.top_n]

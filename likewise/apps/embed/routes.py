@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
-from likewise.apps.body import JsonBody
-from likewise.apps.deps import BODY_REFUSALS, Answer, Anyone, CanRead, documented_body, refusals
-from likewise.apps.embed.answers import json_answer, with_rows, written
+from likewise.apps.answers import Answer, json_answer, with_rows, written
+from likewise.apps.body import PARSED
+from likewise.apps.declaration import Body, Load, declares
+from likewise.apps.deps import Anyone, CanRead
 from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.metrics import loaded
 from likewise.apps.embed.results import EmbeddingResult, facts_of_batch, facts_of_one
@@ -18,6 +19,7 @@ from likewise.apps.embed.schemas import (
     QueryIn,
     TextIn,
 )
+from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.embedding import formats
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
@@ -28,23 +30,26 @@ REFUSED = refusals(*BODY_REFUSALS, 429)
 SERVICE = "embedder"
 
 
-@router.post("/text", response_model=EmbeddingResult, responses=REFUSED, openapi_extra=documented_body(TextIn))
-async def embed_text(tenant: CanRead, asks: Asks, body: Annotated[TextIn, Depends(JsonBody(TextIn))]) -> Response:
+@router.post("/text", response_model=EmbeddingResult, responses=REFUSED)
+@declares(Load.EMBEDDING, Body(TextIn))
+async def embed_text(tenant: CanRead, asks: Asks, body: Annotated[TextIn, PARSED]) -> Response:
     """The vector of one text."""
     made = await asks.embed(tenant, [body.text], lambda _: "/text", model=body.model, use_cache=body.use_cache)
     return _one(made, asks.embedder.known(made.model))
 
 
-@router.post("/query", response_model=EmbeddingResult, responses=REFUSED, openapi_extra=documented_body(QueryIn))
-async def embed_query(tenant: CanRead, asks: Asks, body: Annotated[QueryIn, Depends(JsonBody(QueryIn))]) -> Response:
+@router.post("/query", response_model=EmbeddingResult, responses=REFUSED)
+@declares(Load.EMBEDDING, Body(QueryIn))
+async def embed_query(tenant: CanRead, asks: Asks, body: Annotated[QueryIn, PARSED]) -> Response:
     """The vector of one text that documents are searched for with."""
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "role": "query"}
     made = await asks.embed(tenant, [body.query], lambda _: "/query", **options)
     return _one(made, asks.embedder.known(made.model))
 
 
-@router.post("/batch", response_model=BatchAnswer, responses=REFUSED, openapi_extra=documented_body(BatchIn))
-async def embed_batch(tenant: CanRead, asks: Asks, body: Annotated[BatchIn, Depends(JsonBody(BatchIn))]) -> Response:
+@router.post("/batch", response_model=BatchAnswer, responses=REFUSED)
+@declares(Load.EMBEDDING, Body(BatchIn))
+async def embed_batch(tenant: CanRead, asks: Asks, body: Annotated[BatchIn, PARSED]) -> Response:
     """The vectors of many texts, in their order."""
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "batch_size": body.batch_size}
     made = await asks.embed(tenant, body.texts, lambda place: f"/texts/{place}", **options)
@@ -57,6 +62,7 @@ async def embed_batch(tenant: CanRead, asks: Asks, body: Annotated[BatchIn, Depe
 
 
 @router.get("/models", response_model=ModelsAnswer, responses=refusals())
+@declares(Load.OTHER)
 async def embed_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
     specs = embedder.models()
@@ -66,6 +72,7 @@ async def embed_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
 
 
 @router.get("/health", response_model=HealthAnswer, responses=refusals())
+@declares(Load.OTHER)
 async def embed_health(_: Anyone, embedder: ProcessEmbedder) -> Answer:
     """Whether texts can be embedded; the answer is 200 in any case, and `status` says it."""
     state = embedder.states()[0].state

@@ -7,11 +7,14 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from likewise.apps.answers import Answer
 from likewise.apps.collections.schemas import Moment
-from likewise.apps.deps import Answer, CanRead, CanWrite, ServiceOf, refusals
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import CanRead, CanWrite, ServiceOf
 from likewise.apps.embed.usage import LONGEST_BY_HOUR, USUAL, GroupBy, UsageService
 from likewise.apps.filter_schema import TIME
 from likewise.apps.idempotency import Once
+from likewise.apps.problems import refusals
 
 router = APIRouter(tags=["embed"])
 
@@ -93,18 +96,21 @@ Used = Annotated[UsageService, Depends(ServiceOf(UsageService))]
 
 
 @router.get("/embed/metrics", response_model=MetricsAnswer, responses=refusals())
+@declares(Load.OTHER)
 async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
     """What the caller's tenant had embedded since it last reset this, and what that cost."""
     return Answer({"metrics": await used.metrics(tenant)})
 
 
 @router.post("/embed/metrics/reset", response_model=ResetAnswer, responses=refusals(400, 409, 413, 422))
+@declares(Load.OTHER)
 async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
     """Count the metrics of the caller's tenant from now on; what `/api/v1/usage` reports stays."""
     return await once.answer(tenant, partial(used.reset, tenant))
 
 
 @router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))
+@declares(Load.OTHER)
 async def report_usage(tenant: CanRead, used: Used, asked: Annotated[UsageQuery, Query()]) -> Answer:
     """What the caller's tenant used, by model or by hour."""
     return Answer(await used.report(tenant, asked.since, asked.until, asked.group_by))

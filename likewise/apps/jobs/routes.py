@@ -7,10 +7,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from likewise.apps.deps import Answer, CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of, refusals
+from likewise.apps.answers import Answer
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
 from likewise.apps.jobs.service import JobsService, JobView
+from likewise.apps.problems import refusals
 from likewise.db.jobs import JobCursor
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -23,6 +26,7 @@ PLACE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,15}\+00:00 [0-9a-f]{8}(-[0-9a-f]{4
 
 
 @router.get("", response_model=JobsAnswer, responses=refusals(422))
+@declares(Load.OTHER)
 async def list_jobs(tenant: CanRead, service: Jobs, page: Annotated[JobsQuery, Query()]) -> Answer:
     """Jobs, newest first, a page at a time; results do not name what failed or was found, as that of one job does."""
     listing = f"jobs\0{page.status or ''}"
@@ -34,18 +38,21 @@ async def list_jobs(tenant: CanRead, service: Jobs, page: Annotated[JobsQuery, Q
 
 
 @router.get("/{job_id:uuid}", response_model=JobAnswer, responses=refusals(400, 404))
+@declares(Load.OTHER)
 async def get_job(tenant: CanRead, service: Jobs, job_id: JobId) -> Answer:
     """One job."""
     return Answer(await service.get(tenant, job_id))
 
 
 @router.post("/{job_id:uuid}/cancel", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
+@declares(Load.OTHER)
 async def cancel_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """End a job that has not ended; what nothing else waits for is given up."""
     return await once.answer(tenant, lambda save: service.cancel(tenant, job_id, save=save))
 
 
 @router.post("/{job_id:uuid}/retry", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
+@declares(Load.OTHER)
 async def retry_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """Have what failed of a job tried again; 409 `text_gone` where a text is no longer kept: send it again."""
     return await once.answer(tenant, lambda save: service.retry(tenant, job_id, save=save))

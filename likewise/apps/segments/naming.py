@@ -1,12 +1,11 @@
 """What tenants are called: points are worked out of it, and hits tell it."""
 
-import math
+from cachetools import LRUCache
 
-from likewise.auth.recent import Recent
 from likewise.db import segments
 from likewise.db.pool import Pool
 
-MOST_REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 
 
 class TenantNames:
@@ -14,7 +13,7 @@ class TenantNames:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._known: Recent[int, str] = Recent(MOST_REMEMBERED)
+        self._known: LRUCache[int, str] = LRUCache(MAX_REMEMBERED)
 
     async def of(self, tenant: int) -> str:
         """What this tenant is called."""
@@ -22,5 +21,5 @@ class TenantNames:
         if known is None:
             async with self._pool.tenant(tenant, snapshot=True) as tx:
                 known = await segments.tenant_name(tx)
-            self._known.keep(tenant, known, math.inf)
+            self._known[tenant] = known
         return known

@@ -9,23 +9,16 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel
 
-from likewise.apps.body import JsonBody
+from likewise.apps.answers import Answer
+from likewise.apps.body import PARSED, parsed
 from likewise.apps.collections.schemas import MAX_ID, WHOLE
 from likewise.apps.collections.service import Save
-from likewise.apps.deps import (
-    BODY_REFUSALS,
-    Answer,
-    CanRead,
-    CanWrite,
-    ServiceOf,
-    Spending,
-    documented_body,
-    refusals,
-    services,
-)
+from likewise.apps.declaration import Body, Load, declares
+from likewise.apps.deps import CanRead, CanWrite, ServiceOf, Spending, services
 from likewise.apps.embed.asking import ProcessEmbedder
 from likewise.apps.idempotency import Once
 from likewise.apps.leaving import while_connected
+from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch
 from likewise.apps.segments.schemas import (
     DocumentAnswer,
@@ -108,14 +101,14 @@ Takes = Annotated[Taking, Depends(taking)]
     status_code=202,
     response_model=EmbedAnswer,
     responses=accepted(EmbedAnswer),
-    openapi_extra=documented_body(SegmentEmbedIn),
 )
+@declares(Load.WRITE, Body(SegmentEmbedIn))
 async def embed_segment(
     tenant: CanWrite,
     service: Segments,
     takes: Takes,
     embedder: ProcessEmbedder,
-    body: Annotated[SegmentEmbedIn, Depends(JsonBody(SegmentEmbedIn))],
+    body: Annotated[SegmentEmbedIn, PARSED],
 ) -> Response:
     """Store a segment and have it embedded. With the text that it holds already, the job that stored it answers."""
     known = partial(embedder.known, body.model)
@@ -127,14 +120,14 @@ async def embed_segment(
     status_code=202,
     response_model=EmbedBatchAnswer,
     responses=accepted(EmbedBatchAnswer),
-    openapi_extra=documented_body(SegmentBatchIn),
 )
+@declares(Load.WRITE, Body(SegmentBatchIn))
 async def embed_segments(
     tenant: CanWrite,
     service: Segments,
     takes: Takes,
     embedder: ProcessEmbedder,
-    body: Annotated[SegmentBatchIn, Depends(JsonBody(SegmentBatchIn))],
+    body: Annotated[SegmentBatchIn, PARSED],
 ) -> Response:
     """Store segments of an asset, all or none, with one job for all of them."""
     batch = [one.to_segment() for one in body.segments]
@@ -148,15 +141,15 @@ async def embed_segments(
     status_code=202,
     response_model=DocumentAnswer,
     responses=accepted(DocumentAnswer),
-    openapi_extra=documented_body(SegmentDocumentIn),
 )
+@declares(Load.SPLITTING, Body(SegmentDocumentIn))
 async def embed_document(
     tenant: CanWrite,
     service: Segments,
     takes: Takes,
     embedder: ProcessEmbedder,
     request: Request,
-    body: Annotated[SegmentDocumentIn, Depends(JsonBody(SegmentDocumentIn))],
+    body: Annotated[SegmentDocumentIn, PARSED],
 ) -> Response:
     """Split a text into segments and store these, `chunk_0`, `chunk_1` and so on; those of a longer text before go."""
     work = partial(
@@ -179,14 +172,14 @@ async def embed_document(
     "/search",
     response_model=SegmentSearchAnswer,
     responses=refusals(*BODY_REFUSALS, 429),
-    openapi_extra=documented_body(SegmentSearchIn, references={"filters": "Filter"}),
 )
+@declares(Load.OTHER, Body(SegmentSearchIn, references={"filters": "Filter"}))
 async def search_segments(
     tenant: CanRead,
     service: Segments,
     spend: Spending,
     request: Request,
-    body: Annotated[SegmentSearchIn, Depends(JsonBody(SegmentSearchIn))],
+    body: Annotated[SegmentSearchIn, PARSED],
 ) -> Answer:
     """The segments nearest to a query; none, where none have been stored."""
     service.known(body.model)
@@ -201,13 +194,13 @@ async def search_segments(
     status_code=202,
     response_model=SearchJobAnswer,
     responses=refusals(*BODY_REFUSALS, 409, 429),
-    openapi_extra=documented_body(SegmentSearchIn, references={"filters": "Filter"}),
 )
+@declares(Load.OTHER, Body(SegmentSearchIn, references={"filters": "Filter"}))
 async def search_segments_later(
     tenant: CanRead,
     service: Segments,
     takes: Takes,
-    body: Annotated[SegmentSearchIn, Depends(JsonBody(SegmentSearchIn))],
+    body: Annotated[SegmentSearchIn, PARSED],
 ) -> Response:
     """The same as a job, whose result is what the search answers."""
     known = partial(service.known, body.model)
@@ -216,16 +209,18 @@ async def search_segments_later(
 
 
 @router.post("/mock", status_code=202, include_in_schema=False)
+@declares(Load.WRITE, Body(SegmentEmbedIn))
 async def embed_made_up(tenant: CanWrite, service: Segments, takes: Takes, request: Request) -> Response:
     """The same as /embed with made-up vectors, where LIKEWISE_ENABLE_MOCK allows it."""
     if not services(request).runtime.settings.enable_mock:
         raise NotFound
-    body = await JsonBody(SegmentEmbedIn)(request)
+    body = await parsed(request)
     known = partial(service.known, MOCK.name)
     return await takes.answer(tenant, [body.text], known, _embedding(tenant, service, body, MOCK.name), status=how_far)
 
 
 @router.delete("/asset/{asset_id:path}", status_code=204, responses=refusals(400, 404))
+@declares(Load.OTHER)
 async def delete_asset(tenant: CanWrite, service: Segments, asset_id: AssetId) -> Response:
     """Delete all segments of an asset; they are gone from every table before the answer. Its id may hold `/`."""
     await service.delete_asset(tenant, asset_id)
@@ -233,6 +228,7 @@ async def delete_asset(tenant: CanWrite, service: Segments, asset_id: AssetId) -
 
 
 @router.delete("/{point_id:uuid}", status_code=204, responses=refusals(400, 404))
+@declares(Load.OTHER)
 async def delete_segment(tenant: CanWrite, service: Segments, point_id: PointId) -> Response:
     """Delete a segment; it is gone from every table before the answer."""
     await service.delete_point(tenant, point_id)

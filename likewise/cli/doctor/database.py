@@ -104,7 +104,7 @@ async def _entered(stack: AsyncExitStack, url: str | None, name: str) -> tuple[C
             return await stack.enter_async_context(checkup.connected(url)), None
     except (psycopg.Error, TimeoutError) as error:
         why = why_no_connection(error)
-        return None, Finding("database", f"{name}: {why.what}", why.mend.format(name=name))
+        return None, Finding("database", f"{name}: {why.what}", why.fix.format(name=name))
 
 
 async def _looked(part: str, connection: Connection, look: Look) -> Finding:

@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncIterator
 
-from likewise.auth.jwk import keys_of
-from likewise.auth.jwks_http import FetchFailed, KeysAddress
+from likewise.auth.issuer import FetchFailed, KeysAddress
+from likewise.auth.verification_keys import published_keys
 from likewise.cli.doctor.finding import Finding
 from likewise.cli.terminal import counted
 from likewise.settings import Settings
@@ -17,7 +17,7 @@ async def issuer(settings: Settings) -> AsyncIterator[Finding]:
         return
     address = KeysAddress(settings.jwks_url)
     try:
-        usable = len(keys_of(await address.fetch()).keys)
+        usable = published_keys(await address.fetch()).usable
     except FetchFailed as failed:
         yield Finding("issuer", f"It {failed}.", _MEND)
     except ValueError:

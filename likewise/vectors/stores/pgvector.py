@@ -134,7 +134,7 @@ class PgvectorStore:
 
 
 def ef_search(k: int, total: int) -> int:
-    """How many vectors a search of the index for the k nearest of about `total` keeps in view."""
+    """Return how many vectors a search of the index for the k nearest of about `total` keeps in view."""
     tenfolds = max(0.0, math.log10(max(1, total) / USUAL_TOTAL))
     return min(MAX_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from likewise.auth import jwks, jwks_http
-from likewise.auth.jwks import FRESH_SECONDS, LONGEST_REST_SECONDS, OLD_SECONDS, UNKNOWN_SECONDS, Issuer
+from likewise.auth import issuer as issuer_module
+from likewise.auth.issuer import FRESH_SECONDS, LONGEST_REST_SECONDS, OLD_SECONDS, UNKNOWN_SECONDS, Issuer
 from likewise.errors import IssuerUnavailable
 from likewise.observe import logs
 from likewise.testing import FakeIssuer, Reply, Signer
@@ -49,8 +49,7 @@ async def issuer(server: FakeIssuer, clock: Clock) -> AsyncIterator[Issuer]:
 def hurry() -> Iterator[None]:
     """In the block the issuer has a moment, and not five seconds: for an answer that does not come."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (jwks, jwks_http):
-            patch.setattr(module, "FETCH_SECONDS", 0.2)
+        patch.setattr(issuer_module, "FETCH_SECONDS", 0.2)
         yield
 
 
@@ -210,7 +209,7 @@ async def test_whatever_an_issuer_does_the_keys_that_it_told_go_on(
             asked = len(server.asked)
             assert await issuer.key("RS256", "rsa") is not None
             assert await issuer.key("RS256", "unknown") is None
-            await until(lambda: issuer._failures > 0 and not issuer._is_fetching)
+            await until(lambda: issuer._breaker.fault is not None and not issuer._is_fetching)
             assert len(server.asked) - asked <= 2
     assert issuer.fault is None
     assert issuer.version == 1
@@ -262,7 +261,7 @@ async def test_an_outage_holds_up_nobody_once_it_is_known(issuer: Issuer, server
     server.always = Reply(500)
     clock.now += OLD_SECONDS
     await issuer.key("RS256", "rsa")
-    assert issuer._failures == 1
+    assert (issuer._breaker.fault, issuer._breaker.pause) == ("The issuer of tokens answers 500.", 1.0)
     # When it hangs from now on
     server.always = Reply(hangs=True)
     clock.now += LONGEST_REST_SECONDS
@@ -275,7 +274,7 @@ async def test_an_outage_holds_up_nobody_once_it_is_known(issuer: Issuer, server
 async def test_no_more_than_half_of_the_requests_wait(
     issuer: Issuer, server: FakeIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "MOST_WAITING", 10)
+    monkeypatch.setattr(issuer_module, "MAX_WAITING", 10)
     server.gate = asyncio.Event()
     asking = [asyncio.create_task(issuer.key("RS256", "rsa")) for _ in range(30)]
     await until(lambda: sum(one.done() for one in asking) == 20)
@@ -288,7 +287,7 @@ async def test_no_more_than_half_of_the_requests_wait(
 async def test_one_that_is_closed_leaves_nothing_behind(server: FakeIssuer, clock: Clock) -> None:
     server.always = Reply(hangs=True)
     issuer = Issuer(server.url, clock)
-    fetching = issuer.fetch()
+    fetching = issuer._fetch()
     await until(lambda: len(server.asked) == 1)
     await issuer.close()
     assert fetching.cancelled()

@@ -5,19 +5,19 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from likewise.auth import tenants, verifier
+from likewise.auth import signed_tokens, tenants
 from likewise.auth.caller import Caller, Scope
-from likewise.auth.claims import LEEWAY_SECONDS, Rules
-from likewise.auth.jwks import UNKNOWN_SECONDS, Issuer
+from likewise.auth.claims import LEEWAY_SECONDS, TokenRules
+from likewise.auth.issuer import UNKNOWN_SECONDS, Issuer
+from likewise.auth.signed_tokens import SignedTokens
 from likewise.auth.tenants import Tenants
-from likewise.auth.verifier import Verifier
 from likewise.db import migrate
 from likewise.db.pool import Pool
 from likewise.testing import DatabaseUrls, FakeIssuer, Signer
 from likewise.testing.tokens import AUDIENCE, ISSUER, claims_of
 from tests.auth.clock import Clock
 
-RULES = Rules(
+RULES = TokenRules(
     algorithms=frozenset({"RS256", "ES256"}),
     audience=AUDIENCE,
     issuer=ISSUER,
@@ -50,16 +50,16 @@ def clock() -> Clock:
 @pytest.fixture
 async def checked(
     serving: Pool, server: FakeIssuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Verifier]:
+) -> AsyncIterator[SignedTokens]:
     """One that counts in `verified` how often it looked at a signature."""
     server.published = [server.rsa.jwk, server.ec.jwk]
     issuer = Issuer(server.url, clock)
-    yield Verifier(RULES, issuer, Tenants(serving, declared=False))
+    yield SignedTokens(RULES, issuer, Tenants(serving, declared=False), clock)
     await issuer.close()
 
 
 @pytest.fixture
-def verified(checked: Verifier, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def verified(checked: SignedTokens, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A line for each signature that was checked."""
     seen: list[str] = []
     real = checked._is_signed
@@ -68,7 +68,7 @@ def verified(checked: Verifier, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_a_token_is_checked_once_and_is_its_tenants(
-    checked: Verifier, verified: list[str], server: FakeIssuer
+    checked: SignedTokens, verified: list[str], server: FakeIssuer
 ) -> None:
     # Given
     tokens = [server.rsa.token(claims_of(tenant)) for tenant in ("acme", "other")]
@@ -88,21 +88,21 @@ async def test_a_token_is_checked_once_and_is_its_tenants(
 
 
 async def test_it_is_not_remembered_beyond_its_end(
-    checked: Verifier, server: FakeIssuer, monkeypatch: pytest.MonkeyPatch
+    checked: SignedTokens, server: FakeIssuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
     token = server.rsa.token(claims_of("acme", exp=time.time() - LEEWAY_SECONDS + 10))
     assert await checked.caller(token) is not None
     # When both clocks go on
-    now, wall = time.monotonic(), time.time()
-    monkeypatch.setattr(verifier.time, "monotonic", lambda: now + 11)
-    monkeypatch.setattr(verifier.time, "time", lambda: wall + 11)
+    wall = time.time()
+    clock.now += 11
+    monkeypatch.setattr(signed_tokens.time, "time", lambda: wall + 11)
     # Then
     assert await checked.caller(token) is None
 
 
 async def test_it_is_not_remembered_when_its_key_has_gone(
-    checked: Verifier, verified: list[str], server: FakeIssuer, clock: Clock
+    checked: SignedTokens, verified: list[str], server: FakeIssuer, clock: Clock
 ) -> None:
     # Given
     old, new = server.rsa.token(claims_of("acme")), server.ec.token(claims_of("acme"))
@@ -121,11 +121,11 @@ async def test_a_flood_of_tokens_and_tenants_fills_no_memory(
     serving: Pool, server: FakeIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    monkeypatch.setattr(verifier, "MOST_REMEMBERED", 3)
-    monkeypatch.setattr(tenants, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(signed_tokens, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(tenants, "MAX_REMEMBERED", 2)
     server.published = [server.ec.jwk]
     names, issuer = Tenants(serving, declared=False), Issuer(server.url)
-    many = Verifier(RULES, issuer, names)
+    many = SignedTokens(RULES, issuer, names)
     # When
     for turn in range(2):
         for n in range(6):
@@ -135,14 +135,14 @@ async def test_a_flood_of_tokens_and_tenants_fills_no_memory(
     assert (len(many._known), len(names._known)) == (3, 2)
 
 
-async def test_what_is_refused_is_not_remembered(checked: Verifier, server: FakeIssuer) -> None:
+async def test_what_is_refused_is_not_remembered(checked: SignedTokens, server: FakeIssuer) -> None:
     for n in range(5):
         assert await checked.caller(server.rsa.token(claims_of("acme", aud=f"{n}"))) is None
     assert len(checked._known) == 0
 
 
 async def test_who_names_no_key_is_checked_with_a_new_one_too(
-    checked: Verifier, server: FakeIssuer, clock: Clock
+    checked: SignedTokens, server: FakeIssuer, clock: Clock
 ) -> None:
     # Given an issuer whose one key has no name, and has just been changed
     old, new = Signer.rsa(""), Signer.rsa("")

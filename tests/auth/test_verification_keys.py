@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey
 
-from likewise.auth.jwk import KeySet, keys_of
+from likewise.auth.verification_keys import PublishedKeys, published_keys
 from likewise.testing import Signer
 
 RSA, EC = Signer.rsa("rsa"), Signer.ec("ec")
@@ -19,8 +19,8 @@ def without(jwk: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in jwk.items() if name not in names}
 
 
-def the_set(*keys: Any) -> KeySet:
-    return keys_of(orjson.dumps({"keys": keys}))
+def the_set(*keys: Any) -> PublishedKeys:
+    return published_keys(orjson.dumps({"keys": keys}))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ NOT_TAKEN: dict[str, Any] = {
 @pytest.mark.parametrize("jwk", NOT_TAKEN.values(), ids=NOT_TAKEN)
 def test_another_key_is_passed_over_and_the_rest_of_the_set_is_taken(jwk: Any) -> None:
     keys = the_set(jwk, OTHER.jwk, jwk)
-    assert [kid for _, kid, _ in keys.keys] == ["other"]
+    assert [key.kid for usable in keys.by_algorithm.values() for key in usable] == ["other"]
 
 
 def test_of_equal_names_the_first_counts_and_without_one_the_only_key() -> None:
@@ -119,4 +119,4 @@ MEMBERS = st.sampled_from(["kty", "n", "e", "crv", "x", "y", "d", "alg", "use", 
 @given(st.sampled_from([RSA.jwk, EC.jwk]), st.dictionaries(MEMBERS, VALUES, max_size=3))
 def test_no_key_breaks_the_set(jwk: dict[str, Any], members: dict[str, Any]) -> None:
     document = orjson.dumps({"keys": [{**jwk, **members}, OTHER.jwk]}, default=str)
-    assert keys_of(document).find("RS256", "other") is not None
+    assert published_keys(document).find("RS256", "other") is not None

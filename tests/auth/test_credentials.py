@@ -2,7 +2,8 @@
 
 import pytest
 
-from likewise.auth.tokens import digest_of, new_key, prefix_of, token_of
+from likewise.auth.api_keys import digest_of, new_key, prefix_of
+from likewise.auth.authentication import credential_of
 
 
 def test_a_key_tells_its_prefix_and_nothing_else() -> None:
@@ -48,4 +49,4 @@ def test_what_is_no_key_has_no_prefix(token: str) -> None:
 def test_one_credential_is_taken_and_two_are_none(
     authorization: list[str], api_key: list[str], token: str | None
 ) -> None:
-    assert token_of(authorization, api_key) == token
+    assert credential_of(authorization, api_key) == token

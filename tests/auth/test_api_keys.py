@@ -1,20 +1,19 @@
 """Keys are looked up, remembered for a moment, and counted."""
 
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from likewise.auth import keyring
+from likewise.auth import api_keys
+from likewise.auth.api_keys import KeyRing, new_key, prefix_of
 from likewise.auth.caller import Scope
-from likewise.auth.keyring import KeyRing
-from likewise.auth.tokens import new_key, prefix_of
 from likewise.db import keys, migrate
 from likewise.db.pool import Pool
 from likewise.errors import DatabaseUnavailable
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls
+from tests.auth.clock import Clock
 from tests.auth.keys import make_key
 
 
@@ -63,8 +62,8 @@ async def test_every_refused_key_was_compared(
 ) -> None:
     """One that has no row takes the same way as one with a wrong secret."""
     compared = []
-    real = keyring.hmac.compare_digest
-    monkeypatch.setattr(keyring.hmac, "compare_digest", lambda a, b: compared.append(len(a)) or real(a, b))
+    real = api_keys.hmac.compare_digest
+    monkeypatch.setattr(api_keys.hmac, "compare_digest", lambda a, b: compared.append(len(a)) or real(a, b))
     good = await make_key(settings, "acme", Scope.READ)
     for token in (good[:-1] + ("a" if good[-1] != "a" else "b"), new_key().token):
         assert await KeyRing(serving).caller(token) is None
@@ -72,23 +71,23 @@ async def test_every_refused_key_was_compared(
 
 
 async def test_a_key_is_remembered_for_a_moment_and_then_asked_for_again(
-    serving: Pool, owner: Pool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    serving: Pool, owner: Pool, settings: Settings
 ) -> None:
     # Given
-    ring, token = KeyRing(serving, remembered_seconds=5), await make_key(settings, "acme", Scope.READ)
+    clock = Clock()
+    ring, token = KeyRing(serving, remembered_seconds=5, clock=clock), await make_key(settings, "acme", Scope.READ)
     assert await ring.caller(token) is not None
     await keys.revoke(owner, prefix_of(token) or "")
     # When it is known to this process, then when that has passed
     still = await ring.caller(token)
-    now = time.monotonic()
-    monkeypatch.setattr(keyring.time, "monotonic", lambda: now + 5)
+    clock.now += 5
     # Then
     assert still is not None
     assert await ring.caller(token) is None
 
 
 async def test_memory_is_bounded(serving: Pool, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyring, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(api_keys, "MAX_REMEMBERED", 2)
     ring = KeyRing(serving)
     tokens = [await make_key(settings, "acme", Scope.READ) for _ in range(4)]
     for token in tokens * 2:

@@ -1,0 +1,57 @@
+"""Inflating bodies that come with a Content-Encoding, as a stream."""
+
+import zlib
+
+from likewise.errors import Malformed
+
+# At a time, so that neither memory nor the other requests wait for what a few bytes inflate to.
+PIECE_BYTES = 64 * 2**10
+_GZIP = zlib.MAX_WBITS | 16
+
+
+class Inflater:
+    """Inflates one body: `feed` it what has come, then take `piece` after piece until one is empty."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._stream: zlib._Decompress | None = None
+        self._input = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take in compressed bytes."""
+        self._input += data
+
+    def piece(self) -> bytes:
+        """Return the next bytes, PIECE_BYTES at most, none where more must come first; Malformed if it is broken."""
+        while True:
+            if self._stream is None:
+                if not self._input or (self._coding == "deflate" and len(self._input) < 2):
+                    return b""
+                self._stream = zlib.decompressobj(_GZIP if self._coding == "gzip" else _wbits(self._input))
+            try:
+                piece = self._stream.decompress(self._input, PIECE_BYTES)
+            except zlib.error:
+                raise self._broken() from None
+            self._input = self._stream.unconsumed_tail
+            if self._stream.eof:
+                # A gzip file may have several members, one after the other.
+                self._input, self._stream = self._stream.unused_data, None
+                if self._input and self._coding != "gzip":
+                    raise self._broken()
+            elif not piece:
+                return b""
+            if piece:
+                return piece
+
+    def end(self) -> None:
+        """Malformed if the body is over and what it holds is not."""
+        if self._stream is not None or self._input:
+            raise self._broken()
+
+    def _broken(self) -> Malformed:
+        return Malformed(f"The body is not the {self._coding} that its Content-Encoding names.")
+
+
+def _wbits(data: bytes) -> int:
+    """Return the format of what HTTP calls deflate: zlib's (RFC 1950), or the bare stream that some clients send."""
+    return zlib.MAX_WBITS if data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0 else -zlib.MAX_WBITS

@@ -1,0 +1,164 @@
+"""Bodies with a Content-Encoding: inflated for the routes that declare it, and as they come, in bounded memory."""
+
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import httpx2
+import pytest
+from fastapi import APIRouter, Request, Response
+
+from likewise.apps.answers import Answer
+from likewise.apps.app import App
+from likewise.apps.body import PARSED, RequestModel
+from likewise.apps.declaration import Body, Load, RouteDeclaration, declares, keep_declaration
+from likewise.apps.deps import CanWrite
+from likewise.library import Likewise
+from likewise.server.app import create_app
+from likewise.server.bodies import BodyLimit
+from tests.server.conftest import BASE, MAX_BODY
+
+RAW = "application/x-protobuf"
+WIDE = 2**20
+
+router = APIRouter()
+
+
+class Note(RequestModel):
+    """A text."""
+
+    text: str
+
+
+@router.post("/echo")
+@declares(Load.WRITE, Body(Note, encodings=("gzip", "deflate")))
+async def echo(_: CanWrite, body: Annotated[Note, PARSED]) -> Answer:
+    """A text of a body that may be compressed."""
+    return Answer({"text": body.text})
+
+
+@router.post("/raw")
+@declares(Load.WRITE, Body(others={RAW: {}}, encodings=("gzip",), max_bytes=WIDE))
+async def raw(_: CanWrite, request: Request) -> Response:
+    """The bytes of a body."""
+    return Response(await request.body())
+
+
+@pytest.fixture(scope="module")
+async def echoing(shared: Likewise) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a server with these two routes."""
+    app = create_app(
+        shared, shared.settings, apps=[App(name="echo", package="tests.server", routers=("test_encodings:router",))]
+    )
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=BASE) as client:
+        yield client
+
+
+def raw_deflate(data: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(data) + stream.flush()
+
+
+def headers(coding: str, kind: str = "application/json") -> dict[str, str]:
+    return {"content-type": kind, "content-encoding": coding}
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("x-gzip, identity", gzip.compress),
+        ("gzip", lambda data: gzip.compress(data[:7]) + gzip.compress(data[7:])),
+        ("deflate", zlib.compress),
+        ("deflate", raw_deflate),
+        ("identity", lambda data: data),
+    ],
+)
+async def test_a_body_is_inflated_where_its_route_says_so(
+    echoing: httpx2.AsyncClient, coding: str, compress: Any
+) -> None:
+    text = "kälte " * 5_000
+    # When it arrives in pieces that fall where they like
+    packed = compress(('{"text":"' + text + '"}').encode())
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(packed), 11):
+            yield packed[start : start + 11]
+
+    answer = await echoing.post("/echo", content=pieces(), headers=headers(coding))
+    # Then
+    assert (answer.status_code, answer.json()) == (200, {"text": text})
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "gzip, br", "x-unknown"])
+async def test_an_encoding_that_is_not_declared_is_refused(echoing: httpx2.AsyncClient, coding: str) -> None:
+    refused = await echoing.post("/echo", content=gzip.compress(b"{}"), headers=headers(coding))
+    assert (refused.status_code, refused.json()["code"]) == (415, "unsupported_media_type")
+    assert "gzip or deflate" in refused.json()["detail"]
+    packed = gzip.compress(b'{"name":"n"}')
+    elsewhere = await echoing.post("/api/v1/collections", content=packed, headers=headers("gzip"))
+    assert elsewhere.status_code == 415
+
+
+@pytest.mark.parametrize("broken", [b"no gzip", gzip.compress(b'{"text":"x"}')[:-3], gzip.compress(b"{}") + b"more"])
+async def test_what_is_not_the_encoding_that_it_says_is_refused(echoing: httpx2.AsyncClient, broken: bytes) -> None:
+    refused = await echoing.post("/echo", content=broken, headers=headers("gzip"))
+    assert (refused.status_code, refused.json()["code"]) == (400, "malformed")
+    assert "gzip" in refused.json()["detail"]
+
+
+async def test_a_bomb_is_refused_in_bounded_memory(echoing: httpx2.AsyncClient) -> None:
+    # Given 256 MiB in 260 kB
+    bomb = gzip.compress(bytes(2**28), compresslevel=1)[: MAX_BODY - 1]
+    tracemalloc.start()
+    # When
+    refused = await echoing.post("/echo", content=bomb, headers=headers("gzip"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Then
+    assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
+    assert peak < 4 * 2**20
+
+
+async def test_a_route_may_have_another_limit_and_media_type(echoing: httpx2.AsyncClient) -> None:
+    # Given more than other routes take, and what is no JSON
+    content = bytes(range(256)) * (WIDE // 256)
+    # When
+    taken = await echoing.post("/raw", content=gzip.compress(content), headers=headers("gzip", RAW))
+    refused = await echoing.post("/raw", content=gzip.compress(content + b"."), headers=headers("gzip", RAW))
+    # Then
+    assert (taken.status_code, taken.content) == (200, content)
+    assert refused.status_code == 413
+
+
+async def test_what_is_inflated_counts_among_all_bodies_until_it_is_answered() -> None:
+    held: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            held.append(limit.held)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    limit = BodyLimit(app, limit=2**20)
+    declared = gzipped()
+    messages = iter([{"type": "http.request", "body": gzip.compress(bytes(2**19)), "more_body": False}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        return None
+
+    await limit(declared, receive, send)
+    assert max(held) == 2**19
+    assert limit.held == 0
+
+
+def gzipped() -> dict[str, Any]:
+    scope: dict[str, Any] = {"type": "http", "headers": [(b"content-encoding", b"gzip")]}
+    keep_declaration(scope, RouteDeclaration(Load.WRITE, Body(others={RAW: {}}, encodings=("gzip",))))
+    return scope
