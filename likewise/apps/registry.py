@@ -15,6 +15,7 @@ APPS = (
         package="likewise.apps.embed",
         routers=("routes:router", "openai_routes:router", "rerank_routes:router", "usage_routes:router"),
         service="usage:UsageService",
+        errors={"/v1/": "openai_routes:openai_error"},
     ),
     App(
         name="segments",
@@ -23,7 +24,7 @@ APPS = (
         routers=("routes:router",),
         service="service:SegmentsService",
         tasks={"segments_search": "service:SegmentsService.run_search"},
-        job_results={"segments_search": "hits:told_again"},
+        job_results={"segments_search": "hits:rehydrate"},
     ),
     App(
         name="jobs",

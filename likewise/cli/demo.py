@@ -26,7 +26,7 @@ from likewise.errors import ModelUnavailable, NotFound
 from likewise.kind import BATCH, NewRecord
 from likewise.library import Likewise
 from likewise.progress import progress
-from likewise.search.options import SearchRequest
+from likewise.search.options import SearchOptions, SearchRequest, TextQuestion
 
 COLLECTION = "python-docs"
 QUESTIONS = (
@@ -96,7 +96,7 @@ async def ask(likewise: Likewise, *, as_json: bool) -> None:
     """Print the answers to the three questions."""
     tenant = await likewise.tenant()
     for question in QUESTIONS:
-        request = SearchRequest(query=question, like=None, limit=SHOWN)
+        request = SearchRequest(TextQuestion(question), SearchOptions(limit=SHOWN))
         result = await likewise.collections.search(tenant, COLLECTION, request)
         if as_json:
             say_json({"query": question, "hits": result.hits, "took_ms": result.took_ms})

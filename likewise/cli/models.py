@@ -15,13 +15,12 @@ from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
-from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.providers import openai
 from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
+from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable, NotSupported
-from likewise.search.reranker_models import RerankerCatalogue
-from likewise.search.reranking import Reranking
+from likewise.search.reranking import RerankerCatalogue, Reranking
 from likewise.settings import Settings
 
 # Enough for a speed: two batches of a local model.

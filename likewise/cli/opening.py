@@ -16,7 +16,7 @@ from likewise.embedding.models import MODELS, RERANKERS, Catalogue, ModelSpec
 from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
 from likewise.progress import in_mebibytes, progress
 from likewise.runtime import open_database
-from likewise.search.reranker_models import RerankerCatalogue
+from likewise.search.reranking import RerankerCatalogue
 from likewise.settings import Settings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from likewise.cli.opening import open_library
 from likewise.cli.options import AsJson, CollectionOption
 from likewise.cli.running import command_settings, in_loop
 from likewise.cli.terminal import in_a_line, note, say, say_json, scores
-from likewise.search.options import SearchRequest
+from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion
 
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=100, help="Most hits to show.")]
 RerankOption = Annotated[
@@ -25,7 +25,7 @@ async def search(
     rerank: RerankOption = False,
     as_json: AsJson = False,
 ) -> None:
-    await _search(collection, SearchRequest(query=query, like=None, limit=limit, rerank=rerank), as_json=as_json)
+    await _search(collection, TextQuestion(query), SearchOptions(limit=limit, rerank=rerank), as_json=as_json)
 
 
 @in_loop
@@ -36,12 +36,16 @@ async def similar(
     rerank: RerankOption = False,
     as_json: AsJson = False,
 ) -> None:
-    await _search(collection, SearchRequest(query=None, like=id, limit=limit, rerank=rerank), as_json=as_json)
+    await _search(collection, RecordQuestion(id), SearchOptions(limit=limit, rerank=rerank), as_json=as_json)
 
 
-async def _search(collection: str, request: SearchRequest, *, as_json: bool) -> None:
+async def _search(
+    collection: str, question: TextQuestion | RecordQuestion, options: SearchOptions, *, as_json: bool
+) -> None:
     async with open_library(command_settings(), worker=False) as likewise:
-        result = await likewise.collections.search(await likewise.tenant(), collection, request)
+        result = await likewise.collections.search(
+            await likewise.tenant(), collection, SearchRequest(question, options)
+        )
     if as_json:
         say_json(result)
     else:

@@ -14,7 +14,7 @@ from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
 from likewise.embedding.models_file import FILE
 from likewise.errors import LikewiseError, NotSupported, SettingsError
-from likewise.search.reranker_models import SETTING, RerankerCatalogue
+from likewise.search.reranking import SETTING, RerankerCatalogue
 from likewise.settings import PREFIX, Settings
 
 # Reading, compiling and trying a model; on two busy cores some seconds.
