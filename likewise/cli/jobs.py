@@ -103,8 +103,7 @@ async def _list(
 async def _service(settings: Settings, tenant: str | None) -> AsyncIterator[tuple["JobsService", int]]:
     """The service of jobs, and the tenant whose jobs are meant."""
     from likewise.apps.jobs.service import JobsService  # noqa: PLC0415
-    from likewise.apps.segments.hits import rehydrate  # noqa: PLC0415
-    from likewise.apps.segments.search import SEARCH  # noqa: PLC0415
+    from likewise.apps.registry import APPS  # noqa: PLC0415
     from likewise.cli.opening import opened_to_serve  # noqa: PLC0415
     from likewise.db.collections import tenant_named  # noqa: PLC0415
     from likewise.runtime import ONLY_TENANT  # noqa: PLC0415
@@ -112,7 +111,7 @@ async def _service(settings: Settings, tenant: str | None) -> AsyncIterator[tupl
     number = None if tenant is None else await _named(settings, tenant)
     async with opened_to_serve(settings) as pool:
         # Workers look for what waits each second, and need not be told.
-        yield JobsService(pool, lambda: None, {SEARCH: rehydrate}), number or await tenant_named(pool, ONLY_TENANT)
+        yield JobsService(pool, APPS), number or await tenant_named(pool, ONLY_TENANT)
 
 
 async def _named(settings: Settings, tenant: str) -> int:
