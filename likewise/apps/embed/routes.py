@@ -20,7 +20,7 @@ from likewise.apps.embed.schemas import (
     TextIn,
 )
 from likewise.apps.problems import BODY_REFUSALS, refusals
-from likewise.embedding import quantization
+from likewise.embedding import formats
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
 
@@ -57,7 +57,7 @@ async def embed_batch(tenant: CanRead, asks: Asks, body: Annotated[BatchIn, PARS
     form = body.format or "float"
     head = {**facts_of_batch(made, asks.embedder.known(made.model).bare_name), "format": form}
     if form != "float":
-        rows, head["scales"] = getattr(quantization, form)(made.vectors)
+        rows, head["scales"] = getattr(formats, form)(made.vectors)
     return json_answer(await with_rows(head, "embeddings", rows, made.vectors.shape[1]))
 
 
