@@ -8,7 +8,6 @@ from uuid import UUID
 
 import typer
 
-from likewise.apps.app import loaded
 from likewise.apps.jobs.service import JobsService, JobView
 from likewise.apps.registry import APPS
 from likewise.cli.opening import open_as_owner, open_to_serve, tenant_id
@@ -90,10 +89,7 @@ async def _service(tenant: str | None) -> AsyncIterator[tuple[JobsService, int]]
             number = await tenant_id(owner, tenant)
     async with open_to_serve(settings) as pool:
         # Workers look for what waits each second, and need not be told.
-        yield (
-            JobsService(pool, lambda: None, loaded(APPS, "job_results")),
-            number or await tenant_named(pool, ONLY_TENANT),
-        )
+        yield JobsService(pool, APPS), number or await tenant_named(pool, ONLY_TENANT)
 
 
 def _line(job: JobView) -> str:
