@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from likewise.embedding.graphs.openvino import able, choose
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.precision import able, choose
 from likewise.embedding.runtimes import Runtime, runtime_of, torch_installed
 from likewise.errors import ModelUnavailable, SettingsError
 from likewise.machine import memory_limit
@@ -147,7 +147,7 @@ def _arithmetic(runtime: Runtime, settings: Settings) -> str:
 
 
 def _half_of_the_gpu(settings: Settings, otherwise: int) -> int:
-    """Return half of the memory of the GPU of LIKEWISE_DEVICE; where torch does not see it, loading a model tells why."""
+    """Return half of the memory of LIKEWISE_DEVICE's GPU; where torch does not see it, loading a model tells why."""
     if torch_installed():
         with suppress(SettingsError):
             return int(importlib.import_module(TORCH).gpu_memory(settings)) // 2

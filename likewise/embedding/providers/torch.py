@@ -109,8 +109,8 @@ class TorchModel:
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "TorchProvider":
     """Check the weights of a folder, bring them to the device, and return the provider; blocks for seconds.
 
-    NotSupported names the part of the folder that this version does not run; ModelUnavailable the file that is broken; SettingsError
-    the setting that this machine cannot fulfil.
+    NotSupported names the part of the folder that this version does not run; ModelUnavailable the broken file;
+    SettingsError the setting that this machine cannot fulfil.
     """
     device, dtype = device_of(settings), arithmetic_of(settings)
     facts = TorchFolder.read(folder)
@@ -277,7 +277,7 @@ def device_of(settings: Settings) -> Any:
 
 
 def arithmetic_of(settings: Settings) -> Any:
-    """Return bf16 on a GPU that has it, else f32, unless LIKEWISE_PRECISION says otherwise; SettingsError if it cannot be."""
+    """Return bf16 on a GPU that has it, else f32, unless LIKEWISE_PRECISION asks for another, or SettingsError."""
     precision, device = settings.precision, device_of(settings)
     if precision == "int8":
         raise SettingsError("LIKEWISE_PRECISION=int8 is of models that OpenVINO runs; with torch set it to auto.")
