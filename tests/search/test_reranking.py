@@ -235,7 +235,7 @@ async def test_who_leaves_leaves_no_work(
     upstream.gate.set()
     await made.rerank(TENANT, QUERY, ["engine " * 500])
     assert len(upstream.asked) == 2
-    assert made._budget._held == 0
+    assert made._pool.budget._held == 0
 
 
 async def test_closing_fails_those_who_wait(
@@ -249,7 +249,7 @@ async def test_closing_fails_those_who_wait(
     for one in waiting:
         with pytest.raises(ModelUnavailable, match="shutting down"):
             await one
-    assert made._budget._held == 0
+    assert made._pool.budget._held == 0
 
 
 async def test_closing_while_a_local_model_works_is_safe(settings: Settings) -> None:

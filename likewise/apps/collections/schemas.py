@@ -22,6 +22,7 @@ from pydantic.json_schema import SkipJsonSchema
 from likewise.apps.body import RequestModel, wrong
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.filter_schema import KEY_PATTERN, TIME
+from likewise.apps.problems import FaultOut
 from likewise.cleaning import deeper_than
 from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
@@ -220,14 +221,6 @@ class PageQuery(BaseModel):
 
     limit: int = Field(10, ge=1, le=MAX_LIMIT)
     cursor: str | SkipJsonSchema[None] = Field(None, max_length=512, description="`cursor` of the page before.")
-
-
-class FaultOut(BaseModel):
-    """One wrong place: a JSON pointer, a stable code and a sentence."""
-
-    pointer: str
-    code: str
-    message: str
 
 
 class WriteAnswer(BaseModel):

@@ -5,14 +5,15 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from likewise.apps.answers import json_answer, written
 from likewise.apps.body import PARSED
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import BODY_REFUSALS, CanRead, Spending, services
-from likewise.apps.embed.answers import json_answer, written
+from likewise.apps.deps import CanRead, Spending, services
 from likewise.apps.embed.asking import pointed
 from likewise.apps.embed.openai_routes import ModelNotFound, refusals
 from likewise.apps.embed.rerank_schemas import RerankAnswer, RerankIn
 from likewise.apps.leaving import while_connected
+from likewise.apps.problems import BODY_REFUSALS
 from likewise.cleaning import cleaned
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelNotAllowed

@@ -17,10 +17,9 @@ from likewise.embedding.graphs.heads import scored
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
-from likewise.embedding.packing import pack
 from likewise.embedding.precision import able, choose
 from likewise.embedding.provider import Capacity, Vector
-from likewise.embedding.providers.local import CALLERS
+from likewise.embedding.providers.local import CALLERS, pack
 from likewise.embedding.providers.openvino import BATCH_TOKENS
 from likewise.embedding.queue import INTERACTIVE_TOKENS
 from likewise.embedding.tokenizing import Ids, TextTokenizer
