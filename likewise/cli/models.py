@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from likewise.cli.opening import fetch_model, model_named, rerankers
-from likewise.cli.options import AsJson
-from likewise.cli.running import command_settings, in_loop
+from likewise.cli.running import AsJson, command_settings, in_loop
 from likewise.cli.terminal import answer
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
