@@ -189,7 +189,7 @@ class SearchFields(RequestModel):
 
 
 class SearchIn(SearchFields):
-    """What to look for: `query` in words, or `like` for the neighbours of a record."""
+    """A search: `query` in words, or `like` for the neighbours of a record."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -17,7 +17,7 @@ from likewise.apps.problems import BODY_REFUSALS
 from likewise.cleaning import cleaned
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelNotAllowed
-from likewise.search.reranking import Reranking, RerankResult
+from likewise.search.reranking import Rerankers, RerankResult
 
 MAX_DOCUMENTS = 1_000
 
@@ -111,7 +111,7 @@ class RerankerNotFound(ModelNotFound):
     """There is no such reranker here. Leave `model` out for the one that the settings name."""
 
 
-async def reranking(request: Request) -> Reranking:
+async def reranking(request: Request) -> Rerankers:
     """The process's rerankers."""
     return services(request).runtime.reranking
 
@@ -126,7 +126,7 @@ async def reranking(request: Request) -> Reranking:
 async def rerank(
     tenant: CanRead,
     request: Request,
-    rerankers: Annotated[Reranking, Depends(reranking)],
+    rerankers: Annotated[Rerankers, Depends(reranking)],
     spend: Spending,
     body: Annotated[RerankIn, PARSED],
 ) -> Response:
@@ -148,7 +148,7 @@ async def rerank(
     return json_answer(written(answer), {"x-likewise-truncated": str(cut)})
 
 
-def known_reranker(rerankers: Reranking, name: str | None) -> ModelSpec:
+def known_reranker(rerankers: Rerankers, name: str | None) -> ModelSpec:
     """What is known of a reranker; RerankerNotFound if requests may not name it."""
     try:
         return rerankers.known(name)

@@ -68,7 +68,7 @@ class SegmentDocumentIn(OldRequest):
 
 
 class SegmentSearchIn(SearchFields, OldRequest):
-    """What to look for among the segments of one model."""
+    """A search among the segments of one model."""
 
     query_text: Text
     asset_id: Label | None = None
