@@ -82,7 +82,7 @@ class PairTokenizer:
 
 
 def shares(query: int, text: int, room: int) -> tuple[int, int]:
-    """How many tokens of each are read where so many have room: the longer one is cut, down to half of the room.
+    """Return how many tokens of each are read where so many have room: the longer one is cut, down to half of it.
 
     Then both are cut, so that a long query leaves room for texts. That is `longest_first` of Hugging Face's
     `tokenizers`, by which cross-encoders are trained and run.
