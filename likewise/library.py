@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 
-from likewise.apps.app import App, kinds_of, loaded, tasks_of
+from likewise.apps.app import App, kinds_of, tasks_of
 from likewise.apps.body import checked
 from likewise.apps.collections.schemas import CollectionIn, RecordIn, SearchIn
 from likewise.apps.collections.service import (
@@ -40,7 +40,7 @@ ASK_SECONDS = 1.0
 HEALTH_SECONDS = 1.0
 
 S = TypeVar("S")
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Likewise:
         self.settings = runtime.settings
         self.embedder: Embedder = runtime.embedder
         self._services = {app.name: self._started(app) for app in self.apps if app.service is not None}
-        self._services["jobs"] = JobsService(runtime.pool, runtime.wake_signal.send, loaded(self.apps, "job_results"))
+        self._services["jobs"] = JobsService(runtime.pool, self.apps, runtime.wake_signal.send)
         self.collections = self.service(CollectionsService)
         self.jobs = self.service(JobsService)
         self._tenant: int | None = None
@@ -172,7 +172,7 @@ class Likewise:
         states = self.runtime.reranking.states() if self.settings.reranker else []
         return _fault_of("reranker", states[0]) if states and states[0].state != "ready" else (None, None)
 
-    async def wait_until_embedded(self, collection: str, on_progress: Progress | None = None) -> None:
+    async def wait_until_embedded(self, collection: str, on_progress: OnProgress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
         pause = FIRST_LOOK_SECONDS
         while True:

@@ -1,6 +1,5 @@
 """Reranking: a query and texts in, a score of how well each answers it out; and the hits of a search in that order."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +7,7 @@ from pathlib import Path
 
 from likewise.embedding import models_file
 from likewise.embedding.costs import Ledger, cost_of
-from likewise.embedding.files import weights
-from likewise.embedding.loading import Making, ModelState, Slot
+from likewise.embedding.loading import ModelLoader, ModelPool, ModelState
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
 from likewise.embedding.provider import Counts, Vector
@@ -73,7 +71,7 @@ class RerankerCatalogue:
 
 @dataclass(frozen=True)
 class RerankResult:
-    """What became of n texts, in their order.
+    """The scores of n texts, in their order, with what they cost.
 
     `scores` float32 (n,) of 0 to 1; `tokens` read of query and text together and `truncated` tokens cut off int32 (n,);
     `cost` in US dollars. `estimated`: nobody counted the tokens.
@@ -91,10 +89,10 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / WEIGHTS]
 
 
-MAKING: Making[Reranker, RerankerQueue] = Making(remote.load, openvino.load, _weights, RerankerQueue)
+RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(remote.load, openvino.load, _weights, RerankerQueue)
 
 
-class Reranking:
+class Rerankers:
     """The rerankers of one process: they share its queue and its memory for models with the embedder.
 
     Belongs to one event loop.
@@ -109,25 +107,23 @@ class Reranking:
         *,
         wait_for_models: bool = False,
     ) -> None:
-        self._settings = settings
         self._catalogue = RerankerCatalogue(settings)
         self._ledger = ledger
-        self._budget = budget
-        self._memory = memory
-        self._wait_for_models = wait_for_models
-        self._slots: dict[str, Slot[Reranker, RerankerQueue]] = {}
+        self._pool: ModelPool[Reranker, RerankerQueue] = ModelPool(
+            settings, RERANKING, budget, memory, wait_for_models=wait_for_models
+        )
 
     async def start(self) -> None:
         """Begin to load the settings' reranker in the background; absent weights are no error, they are waited for."""
         if self._catalogue.default is not None:
-            self._slot(self._catalogue.default).begin(fetch=True)
+            self._pool.handle(self._catalogue.default).begin(fetch=True)
 
     async def close(self) -> None:
         """Fail what waits and let the models go."""
-        await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        await self._pool.close()
 
     async def rerank(self, tenant: int, query: str, texts: Sequence[str], *, model: str | None = None) -> RerankResult:
-        """How well each text answers a query.
+        """Return a score of how well each text answers a query.
 
         Raises:
             Invalid: names the texts, or the query, that are blank or longer than 200,000 characters.
@@ -137,9 +133,9 @@ class Reranking:
         """
         spec = self._catalogue.resolve(model)
         _refuse_unreadable(query, texts)
-        slot = self._slot(spec)
-        with steps.Reranking(spec.name) as step, slot.held():
-            _, queue = await slot.ready()
+        handle = self._pool.handle(spec)
+        with steps.Reranking(spec.name) as step, handle.held():
+            _, queue = await handle.ready()
 
             def charge(scored: RerankerScores) -> None:
                 self._charge(tenant, spec, scored)
@@ -152,11 +148,11 @@ class Reranking:
 
     async def opened(self, model: str | None = None, *, patience: float) -> Reranker:
         """The reranker in service; ModelUnavailable if it cannot be loaded now, or not in so many seconds."""
-        reranker, _ = await self._slot(self._catalogue.resolve(model)).ready(patience)
+        reranker, _ = await self._pool.handle(self._catalogue.resolve(model)).ready(patience)
         return reranker
 
     def known(self, model: str | None = None) -> ModelSpec:
-        """What is known of a reranker without loading it; NoReranker or ModelNotAllowed if there is none."""
+        """Return the facts of a reranker without loading it; NoReranker or ModelNotAllowed if there is none."""
         return self._catalogue.resolve(model)
 
     def models(self) -> list[ModelSpec]:
@@ -164,31 +160,17 @@ class Reranking:
         return self._catalogue.specs()
 
     def states(self) -> list[ModelState]:
-        """How it stands with each of them."""
-        return [self._state(spec) for spec in self._catalogue.specs()]
-
-    def _slot(self, spec: ModelSpec) -> Slot[Reranker, RerankerQueue]:
-        if spec.name not in self._slots:
-            self._slots[spec.name] = Slot(
-                spec, self._settings, self._budget, self._memory, MAKING, wait_for_models=self._wait_for_models
-            )
-        return self._slots[spec.name]
-
-    def _state(self, spec: ModelSpec) -> ModelState:
-        if spec.name in self._slots:
-            return self._slots[spec.name].state
-        if spec.endpoint or weights.locate(spec, self._settings):
-            return ModelState(spec.name, "present")
-        return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
+        """Return the state of each of them."""
+        return [self._pool.state(spec) for spec in self._catalogue.specs()]
 
     def _charge(self, tenant: int, spec: ModelSpec, scored: RerankerScores) -> None:
-        """What was read is paid for, also where the rest of its request fails."""
+        """Charge what was read, also where the rest of its request fails."""
         for tokens, truncated in zip(scored.tokens.tolist(), scored.truncated.tolist(), strict=True):
             cost = cost_of(tokens, spec.price_per_1k_tokens)
             self._ledger.generated(tenant, spec.name, tokens, truncated, estimated=scored.estimated, cost=cost)
 
 
-async def rerank_hits(reranking: Reranking, plan: SearchPlan, page: HitPage) -> HitPage:
+async def rerank_hits(reranking: Rerankers, plan: SearchPlan, page: HitPage) -> HitPage:
     """Return a page's hits in the order of the reranker's scores; those of equal ones as they were.
 
     No connection is held meanwhile. Records that share a text share its score.

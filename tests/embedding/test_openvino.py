@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.packing import pack
 from likewise.embedding.provider import ProviderResult
+from likewise.embedding.providers.local import pack
 from likewise.embedding.providers.openvino import OpenVinoProvider
 from likewise.settings import Settings, load_settings
 from tests.embedding.references import REFERENCE, TEXTS, cosines
@@ -144,7 +144,7 @@ def test_batches_hold_neighbours_and_stay_within_their_size() -> None:
 
 
 def test_openvino_does_not_call_home(tmp_path: Path, settings: Settings) -> None:
-    code = "import sys, likewise.embedding.openvino_runtime; print('openvino_telemetry' in sys.modules)"
+    code = "import sys, likewise.embedding.graphs.openvino; print('openvino_telemetry' in sys.modules)"
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path.cwd())

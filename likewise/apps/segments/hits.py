@@ -1,11 +1,13 @@
 """Hits among segments as callers see them, and as the job of a search keeps them: without what may leave."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from likewise.apps.jobs.service import JobResult
 from likewise.apps.segments.kind import METADATA, OWN
 from likewise.db import collections, lookups, segments
+from likewise.db.jobs import Job
 from likewise.db.lookups import StoredRecord
 from likewise.db.transaction import Tx
 from likewise.errors import NotFound
@@ -56,8 +58,9 @@ class SegmentSearchOutcome:
         }
 
 
-async def rehydrate(tx: Tx, kept: Mapping[str, Any]) -> dict[str, Any]:
+async def rehydrate(tx: Tx, job: Job) -> dict[str, Any]:
     """Return the answer of a search from what its job keeps: the records that are still there with the same text."""
+    kept = job.result
     name, hits = kept["hits"]["collection"], kept["hits"]["records"]
     try:
         collection = await collections.named(tx, name)
@@ -85,3 +88,6 @@ def segment_hit(record: StoredRecord, score: float, similarity: float | None, or
         METADATA: metadata,
     }
     return SegmentHit(record.payload["point_id"], score, payload, similarity)
+
+
+SEARCH_RESULT = JobResult(in_full=rehydrate)

@@ -10,11 +10,10 @@ from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, parsed
 from likewise.apps.collections.schemas import MAX_ID, WHOLE
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import CanRead, CanWrite, ServiceOf, Spending, services
-from likewise.apps.embed.asking import ProcessEmbedder
+from likewise.apps.deps import CanRead, CanWrite, ProcessEmbedder, ServiceOf, Spending, services, while_connected
 from likewise.apps.idempotency import Once, Reply
-from likewise.apps.leaving import while_connected
 from likewise.apps.problems import BODY_REFUSALS, refusals
+from likewise.apps.segments.accepted import Accepted, AcceptedBatch
 from likewise.apps.segments.schemas import (
     DocumentAnswer,
     EmbedAnswer,
@@ -27,7 +26,6 @@ from likewise.apps.segments.schemas import (
     SegmentSearchIn,
 )
 from likewise.apps.segments.service import SegmentsService
-from likewise.apps.segments.writing import Accepted, AcceptedBatch
 from likewise.embedding.models import MOCK
 from likewise.errors import NotFound
 

@@ -5,13 +5,14 @@ from typing import Any
 from uuid import UUID
 
 from likewise.apps.repeats import refuse_repeats
+from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
 from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
 from likewise.apps.segments.hits import SegmentSearchResult
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.apps.segments.points import point_id
 from likewise.apps.segments.search import SearchJob, SegmentQuery, SegmentSearches
-from likewise.apps.segments.writing import Accepted, AcceptedBatch, AcceptedDocument, Labels, SegmentWrite
+from likewise.apps.segments.writing import Labels, SegmentWrite
 from likewise.cleaning import fit_for_id
 from likewise.db import collections, segments
 from likewise.db.collections import CollectionRow

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid4
 
-from likewise.apps.jobs.service import EMBED
-from likewise.apps.segments.documents import NewSegment, Part
+from likewise.apps.segments.accepted import EMBED
+from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.points import point_id, record_id
 from likewise.db import jobs, records, segments
 from likewise.db.failures import Contended
@@ -30,34 +30,6 @@ class Labels:
     asset_id: str
     model: str
     model_ver: str
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A segment that is stored, and the job that says when it can be found."""
-
-    job_id: UUID
-    asset_id: str
-    segment_id: str
-    point_id: str
-    status: str
-
-
-@dataclass(frozen=True)
-class AcceptedBatch:
-    """Segments of an asset that are stored, and the one job that says when they can be found."""
-
-    job_id: UUID
-    asset_id: str
-    total: int
-    status: str
-
-
-@dataclass(frozen=True)
-class AcceptedDocument(AcceptedBatch):
-    """Segments that a document was split into and that are stored, with where each lies in it."""
-
-    segments: Sequence[Part] = ()
 
 
 @dataclass(frozen=True)
