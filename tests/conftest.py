@@ -109,7 +109,7 @@ async def one_redis(redis_program: str) -> AsyncIterator[RedisProcess]:
 @pytest.fixture
 async def redis(one_redis: RedisProcess) -> RedisProcess:
     """The Redis of this run, empty."""
-    await one_redis.tell("FLUSHALL")
+    await one_redis.execute("FLUSHALL")
     return one_redis
 
 

@@ -10,7 +10,7 @@ import typer
 from likewise.cli import admin, cache, data, demo, jobs, keys, serve, tenants, token, usage
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
-from likewise.observe.errors import describe
+from likewise.observe.logs import describe
 from likewise.observe.version import program_version
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from likewise.observe import logs, tracing
-from likewise.observe.loop import log_unhandled
+from likewise.observe.logs import log_unhandled
 from likewise.settings import Settings, load_settings
 
 if TYPE_CHECKING:

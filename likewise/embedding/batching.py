@@ -12,7 +12,7 @@ from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
 from likewise.embedding.queue import Charge, Queue, QueueBudget, Waiting, estimated_tokens
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
-from likewise.observe.steps import ModelBatch
+from likewise.observe.steps import ModelStep
 
 log = get_logger(__name__)
 
@@ -181,7 +181,7 @@ class Batcher:
             _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
 
     async def _call(self, batch: list[Waiting]) -> None:
-        with ModelBatch(self._model, batch[0].lane) as step:
+        with ModelStep(self._model, batch[0].lane) as step:
             async with asyncio.timeout(self._capacity.seconds):
                 result = await self._provider.embed([item.text for item in batch], batch[0].role)
             check(result, len(batch), self._provider.dimension)

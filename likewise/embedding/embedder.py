@@ -30,7 +30,7 @@ from likewise.embedding.splitter import Cut, Splitter
 from likewise.embedding.splitting import Span
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, LikewiseError, ModelUnavailable, NotSupported
-from likewise.observe.steps import Embedding
+from likewise.observe.steps import EmbedStep
 from likewise.settings import Settings
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -156,7 +156,7 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise Invalid.at("/batch_size", "This must be at least 1.", "out_of_range")
         lane = lane or _lane_of(texts)
-        with Embedding(spec.name, role, lane) as step, self._slot(spec).held(), self._forgotten.watched() as since:
+        with EmbedStep(spec.name, role, lane) as step, self._slot(spec).held(), self._forgotten.watched() as since:
             asked = _Asked(tenant, spec, texts, role, lane, use_cache, dimensions, batch_size, since)
             return step.done(await self._embed(asked))
 

@@ -90,7 +90,7 @@ class Reranking:
         spec = self._catalogue.resolve(model)
         _refuse_unreadable(query, texts)
         slot = self._slot(spec)
-        with steps.Reranking(spec.name) as step, slot.held():
+        with steps.RerankStep(spec.name) as step, slot.held():
             _, queue = await slot.ready()
 
             def charge(scored: Scored) -> None:

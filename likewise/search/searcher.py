@@ -18,7 +18,7 @@ from likewise.embedding.provider import Vector
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.filters import Field, Filter, both
 from likewise.kind import Kind
-from likewise.observe.steps import Searching
+from likewise.observe.steps import SearchStep
 from likewise.sealing import Sealing
 from likewise.search.analyzer import analyze
 from likewise.search.candidates import Scope, Scopes
@@ -77,7 +77,7 @@ class Searcher:
             ModelUnavailable: meaning was asked for (mode `dense`, or a threshold) and the model is away; or `rerank`
                 was, and the reranker is.
         """
-        with Searching(request.mode) as step:
+        with SearchStep(request.mode) as step:
             return step.done(await self._timed(tenant, name, kind, request))
 
     async def _timed(self, tenant: int, name: str, kind: Kind, request: SearchRequest) -> SearchResult:
