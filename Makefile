@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-BENCH ?= embedding quality formats ingest overload search segments serving cache
+BENCH ?= embedding quality formats ingest overload search segments serving cache memory
 UV := uv==0.13.8
 COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"

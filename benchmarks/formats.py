@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks import corpora
 from benchmarks.surroundings import DATA, machine
-from likewise.embedding import quantization
+from likewise.embedding import formats
 
 CACHE = Path.home() / ".cache" / "likewise-benchmarks"
 NEAREST, AGAIN = 10, (20, 40, 100)
@@ -28,13 +28,13 @@ Floats = NDArray[np.float32]
 
 def as_int8(vectors: Floats) -> Floats:
     """What one who has the bytes and scales takes the vectors for."""
-    numbers, scales = quantization.int8(vectors)
+    numbers, scales = formats.int8(vectors)
     return numbers.astype(np.float32) * scales[:, None]
 
 
 def as_signs(vectors: Floats) -> Floats:
     """The same of the signs and scales."""
-    bits, scales = quantization.binary(vectors)
+    bits, scales = formats.binary(vectors)
     signs = np.unpackbits(bits, axis=1, count=vectors.shape[1]).astype(np.float32) * 2 - 1
     return signs * scales[:, None]
 

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from benchmarks.ingest import STORE_ONLY, in_bodies, make_collection, record, store
-from benchmarks.surroundings import DATA, Caller, fresh_server, lines, machine
+from benchmarks.surroundings import DATA, Caller, fresh_server, lines, machine, resident_mib
 from likewise.testing import LiveServer
 
 RECORDS_A_WRITE = 50
@@ -137,12 +137,6 @@ async def interactive(url: str, records: list[dict[str, Any]], outcome: Outcome)
             await asyncio.sleep(INTERACTIVE_PAUSE)
         outcome.add(200, time.perf_counter() - began)
         await asyncio.sleep(INTERACTIVE_PAUSE)
-
-
-def resident_mib(pid: int) -> float:
-    """Memory that a process has resident, in MiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 async def best(url: str, work: Iterator[tuple[str, bytes]]) -> int:

@@ -62,6 +62,12 @@ def peak_mib(pid: int) -> float:
     return float("nan")
 
 
+def resident_mib(pid: int) -> float:
+    """Memory that a process has resident, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
 class Caller:
     """One connection that sends a request and reads its answer, at next to no cost beside the server's."""
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
-from likewise.apps.app import App, kinds_of, loaded, tasks_of
+from likewise.apps.app import App, kinds_of, tasks_of
 from likewise.apps.body import checked
 from likewise.apps.collections.schemas import CollectionIn, RecordIn, SearchIn
 from likewise.apps.collections.service import (
@@ -30,7 +30,7 @@ from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, S
 from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
-from likewise.search.options import Mode
+from likewise.search.options import SearchKeywords, SearchOptions
 from likewise.settings import Settings, load_settings
 
 # A few texts are done in an instant; many need not be counted more often than each second.
@@ -71,7 +71,7 @@ class Likewise:
         self.settings = runtime.settings
         self.embedder: Embedder = runtime.embedder
         self._services = {app.name: self._started(app) for app in self.apps if app.service is not None}
-        self._services["jobs"] = JobsService(runtime.pool, runtime.wake_signal.send, loaded(self.apps, "job_results"))
+        self._services["jobs"] = JobsService(runtime.pool, self.apps, runtime.wake_signal.send)
         self.collections = self.service(CollectionsService)
         self.jobs = self.service(JobsService)
         self._tenant: int | None = None
@@ -222,56 +222,17 @@ class Collection:
             )
         return total
 
-    async def search(
-        self,
-        query: str,
-        *,
-        limit: int = 10,
-        filters: Mapping[str, Any] | None = None,
-        mode: Mode = "hybrid",
-        threshold: float | None = None,
-        group_by: str | None = None,
-        rerank: bool = False,
-        explain: bool = False,
-    ) -> SearchResult:
-        """The records nearest to a query by words and meaning; with `group_by` one for each value of a field.
+    async def search(self, query: str, **options: Unpack[SearchKeywords]) -> SearchResult:
+        """Return the records nearest to a query by words and meaning; `options` are the fields of SearchOptions.
 
-        With `rerank` the reranker of the settings puts the first hits in order, 50 at least.
+        With `group_by` each value of a field has one hit; with `rerank` the reranker of the settings puts the first
+        hits in order, 50 at least.
         """
-        return await self._search(
-            query=cleaned(query),
-            limit=limit,
-            filters=filters,
-            mode=mode,
-            threshold=threshold,
-            group_by=group_by,
-            rerank=rerank,
-            explain=explain,
-        )
+        return await self._search({"query": cleaned(query)}, SearchOptions(**options))
 
-    async def similar(
-        self,
-        id: str,
-        *,
-        limit: int = 10,
-        filters: Mapping[str, Any] | None = None,
-        mode: Mode = "hybrid",
-        threshold: float | None = None,
-        group_by: str | None = None,
-        rerank: bool = False,
-        explain: bool = False,
-    ) -> SearchResult:
-        """The records most like one of the collection, itself left out; `group_by` and `rerank` as in `search`."""
-        return await self._search(
-            like=id,
-            limit=limit,
-            filters=filters,
-            mode=mode,
-            threshold=threshold,
-            group_by=group_by,
-            rerank=rerank,
-            explain=explain,
-        )
+    async def similar(self, id: str, **options: Unpack[SearchKeywords]) -> SearchResult:
+        """Return the records most like one of the collection, itself left out; `options` as in `search`."""
+        return await self._search({"like": id}, SearchOptions(**options))
 
     async def get(self, id: str) -> RecordView:
         """One record."""
@@ -289,9 +250,11 @@ class Collection:
         """Remove the collection with everything in it."""
         await self._service.drop(await self._likewise.tenant(), self.name)
 
-    async def _search(self, **asked: Any) -> SearchResult:
+    async def _search(self, question: Mapping[str, str], options: SearchOptions) -> SearchResult:
         """Search as the HTTP API would, with its bounds."""
-        one = checked(SearchIn, {name: value for name, value in asked.items() if value is not None})
+        named = {name: getattr(options, name) for name in SearchKeywords.__annotations__}
+        given = {name: value for name, value in named.items() if value is not None}
+        one = checked(SearchIn, {**question, **given})
         return await self._service.search(await self._likewise.tenant(), self.name, one.to_request())
 
     async def _ensure(self) -> None:

@@ -260,7 +260,7 @@ def _assemble(
         cache_invalidation=cache_invalidation,
         recent=recent,
         writer=Writer(pool, wake_signal, Backlog(pool, settings.waiting_tokens), text_keys, cache_invalidation),
-        searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing, kinds),
         worker=Worker(
             pool, embedder, admission, store, wake_signal, text_keys.sealing, lease=lease, tries=settings.text_tries
         ),

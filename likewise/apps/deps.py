@@ -5,10 +5,9 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Generic, Protocol, TypeVar
 
-import orjson
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request
 
 from likewise.auth.caller import Scope
 from likewise.errors import Forbidden, Invalid
@@ -16,7 +15,6 @@ from likewise.runtime import Runtime
 
 S = TypeVar("S")
 
-PROBLEM_JSON = "application/problem+json"
 # Where a request's scope has its caller's tenant, once it is known.
 TENANT = "likewise.tenant"
 
@@ -86,41 +84,6 @@ CanAdminister = Annotated[int, Depends(Requires(Scope.ADMIN))]
 Anyone = Annotated[None, Depends(nobody_is_asked)]
 
 Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]
-
-
-class Answer(Response):
-    """A JSON answer. Dataclasses are written as objects and times as RFC 3339 in UTC."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """The content as JSON."""
-        return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
-
-
-REFUSALS = {
-    400: "The body, or the address, cannot be read.",
-    401: "No or bad credentials.",
-    403: "The credentials do not allow this.",
-    404: "There is nothing at this address.",
-    409: "The request does not fit the present state.",
-    413: "The body, or what it asks for, is too large.",
-    415: "Wrong media type.",
-    422: "A field is wrong; `errors` names each by a JSON pointer.",
-    429: "This caller has used up its quota or its share; `Retry-After` says when to come back.",
-    500: "The server failed; its log has the reason under `request_id`.",
-    503: "A part of the server is away; `Retry-After` says when to come back.",
-}
-BODY_REFUSALS = (400, 413, 415, 422)
-
-
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented error answers of a route; 500 and 503 belong to every one."""
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {
-        status: {"description": REFUSALS[status], "content": {PROBLEM_JSON: schema}}
-        for status in sorted({*statuses, 500, 503})
-    }
 
 
 def cursor_for(listing: str, tenant: int, after: str) -> str:

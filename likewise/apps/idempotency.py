@@ -11,10 +11,11 @@ from uuid import uuid4
 from fastapi import Depends, Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
+from likewise.apps.answers import Answer
 from likewise.apps.body import PARSE_IN_THREAD, hold
 from likewise.apps.collections.service import Save
 from likewise.apps.declaration import media_type
-from likewise.apps.deps import Answer, services
+from likewise.apps.deps import services
 from likewise.db import idempotency
 from likewise.db.idempotency import Attempt
 from likewise.db.pool import Pool

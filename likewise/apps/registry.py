@@ -15,6 +15,7 @@ APPS = (
         package="likewise.apps.embed",
         routers=("routes:router", "openai_routes:router", "rerank_routes:router", "usage_routes:router"),
         service="usage:UsageService",
+        errors={"/v1/": "openai_routes:openai_error"},
     ),
     App(
         name="segments",
@@ -23,7 +24,12 @@ APPS = (
         routers=("routes:router",),
         service="service:SegmentsService",
         tasks={"segments_search": "service:SegmentsService.run_search"},
-        job_results={"segments_search": "hits:told_again"},
+        job_results={"embed": "accepted:EMBED_RESULT", "segments_search": "hits:SEARCH_RESULT"},
+        job_errors={
+            "terms_not_kept": "No words are kept of these segments; search in mode dense.",
+            "rerank_needs_text": "No texts are kept of these segments, and a reranker reads texts; "
+            "search without rerank.",
+        },
     ),
     App(
         name="jobs",

@@ -1,4 +1,4 @@
-"""Files as records: folders, text, Markdown and JSON lines."""
+"""Read files as records: folders, text, Markdown and JSON lines."""
 
 import os
 import re
@@ -28,12 +28,12 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 
 
 class Unreadable(Exception):
-    """A file or line that cannot be read, and why."""
+    """A file or line cannot be read; the message says why."""
 
 
 @dataclass
 class Source:
-    """One file and its records, or a folder that cannot be entered.
+    """A file and its records, or a folder that cannot be entered.
 
     `continued`: more of a file of which the beginning came before.
     """
@@ -45,12 +45,12 @@ class Source:
 
 
 def owner_of(path: Path) -> str:
-    """What records of a folder, or of a file that is named by itself, have as their parent: its absolute path."""
+    """Name the parent of the records of a folder, or of a file that is named by itself: its absolute path."""
     return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
 def sources(path: Path) -> Iterator[Source]:
-    """The files of a folder by name, or one file; what cannot be read comes with its faults.
+    """Read the files of a folder by name, or one file; what cannot be read comes with its faults.
 
     In a folder hidden entries and other kinds of files are passed over, and links are followed only to files within; a
     file that is named is read whatever its name. Names begin with that of the folder.
@@ -63,7 +63,7 @@ def sources(path: Path) -> Iterator[Source]:
 
 
 def count_files(path: Path) -> int:
-    """About how many files `sources` will give, found without reading any."""
+    """Count about how many files `sources` will give, without reading any."""
     if not path.is_dir():
         return 1
     count = 0
@@ -74,7 +74,7 @@ def count_files(path: Path) -> int:
 
 
 def of_lines(lines: Iterable[bytes], name: str, owner: str | None = None, first: int = 1) -> Source:
-    """JSON lines as records; a line without an id is known by its number, counted from `first`, and is the owner's."""
+    """Read JSON lines as records; a line without an id is known by its number from `first` on, and is the owner's."""
     found = Source(name, continued=first > 1)
     for number, line in enumerate(lines, first):
         if line.strip():
@@ -86,9 +86,9 @@ def of_lines(lines: Iterable[bytes], name: str, owner: str | None = None, first:
 
 
 def source(path: Path, name: str, owner: str) -> Source:
-    """One file."""
+    """Read one file."""
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             if path.suffix.lower() in LINES:
                 return of_lines(file, name, owner)
             text = _text(file)
@@ -119,7 +119,6 @@ def _of_folder(folder: Path, owner: str) -> Iterator[Source]:
 
 
 def _is_wanted(name: str) -> bool:
-    """By its name alone."""
     return not name.startswith(".") and Path(name).suffix.lower() in TEXT | LINES
 
 
@@ -127,7 +126,8 @@ def _named(path: Path, folder: Path) -> str:
     return (folder.name / path.relative_to(folder)).as_posix()
 
 
-def _open(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file; Unreadable if it is another."""
     # A FIFO would be waited on for ever, so it is not opened before we know what it is.
     if not stat.S_ISREG(path.stat().st_mode):
         raise Unreadable("is not a regular file")
@@ -167,7 +167,7 @@ def _records(name: str, owner: str, pieces: list[tuple[str, str]]) -> Iterator[N
 
 
 def _sections(text: str) -> list[tuple[str, str]]:
-    """Markdown by its headings, each in pieces; every piece begins with its heading, which says what it is about."""
+    """Cut Markdown at its headings, each part in pieces; every piece begins with its heading."""
     found: list[tuple[str, list[str]]] = [("", [])]
     fenced = False
     for line in text.splitlines():
@@ -185,7 +185,7 @@ def _sections(text: str) -> list[tuple[str, str]]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Paragraphs, joined while they fit, cut at spaces where one alone does not."""
+    """Join paragraphs while they fit, and cut at spaces where one alone does not."""
     pieces: list[str] = []
     for paragraph in (part for whole in _BLANK_LINE.split(text) for part in _cut(whole.strip())):
         if pieces and len(pieces[-1]) + 2 + len(paragraph) <= PART_CHARS:

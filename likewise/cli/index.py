@@ -1,26 +1,29 @@
-"""The work of `likewise index`: files into a collection, only what changed."""
+"""`likewise index`: files into a collection, only what changed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated
 
-from likewise.cli import standard_input
+import typer
+
 from likewise.cli.files import Source, count_files, of_lines, owner_of, sources
-from likewise.cli.models import named
-from likewise.cli.terminal import in_a_line
+from likewise.cli.opening import model_named, note_waiting, open_library, until_embedded
+from likewise.cli.options import AsJson, CollectionOption, ModelOption
+from likewise.cli.running import FAILED, OK, PARTLY, command_settings, run
+from likewise.cli.terminal import answer, counted, in_a_line, note_faults, require_stdin, stdin_batches
 from likewise.db import collections, lookups
 from likewise.errors import Invalid, NotFound
 from likewise.kind import BATCH, NewRecord
 from likewise.library import Likewise
-from likewise.progress import Report
+from likewise.progress import Report, progress
 from likewise.settings import Settings
 
 
 @dataclass
-class Indexed:
-    """What became of the files."""
+class IndexOutcome:
+    """The counts of records by what became of them, and the faults."""
 
     collection: str
     files: int = 0
@@ -32,20 +35,51 @@ class Indexed:
 
     @property
     def stored(self) -> int:
-        """Records that are in the collection now, changed or not."""
+        """Count the records that are in the collection now, changed or not."""
         return self.created + self.changed + self.unchanged
 
-    def as_json(self) -> dict[str, Any]:
-        """The same for a program."""
-        return asdict(self)
+
+def index(
+    path: Annotated[str, typer.Argument(help="A folder, a text, Markdown or JSONL file, or - for JSON lines.")],
+    collection: CollectionOption,
+    model: ModelOption = None,
+    as_json: AsJson = False,
+) -> None:
+    require_stdin(path == "-")
+    settings = command_settings()
+
+    async def work() -> int:
+        async with open_library(settings, worker=True) as likewise:
+            with progress("Reading", quiet=as_json) as report:
+                done = await index_files(likewise, path, collection, model, report)
+            reason = await until_embedded(likewise, collection, quiet=as_json) if done.stored else None
+        _print_outcome(done, reason, as_json=as_json)
+        if done.faults and not done.stored:
+            return FAILED
+        return PARTLY if done.faults or reason else OK
+
+    run(lambda _: work())
 
 
-async def index(likewise: Likewise, path: str, collection: str, model: str | None, report: Report) -> Indexed:
+def _print_outcome(done: IndexOutcome, reason: str | None, *, as_json: bool) -> None:
+    note_faults(done.faults)
+    line = (
+        f"{done.collection}: {done.created} new, {done.changed} changed, {done.unchanged} unchanged, "
+        f"{done.removed} removed, from {counted(done.files, 'file')}."
+    )
+    answer(asdict(done) | {"waiting_for_model": reason}, line, as_json=as_json)
+    if reason and not as_json:
+        note_waiting(reason)
+
+
+async def index_files(
+    likewise: Likewise, path: str, collection: str, model: str | None, report: Report
+) -> IndexOutcome:
     """Read what there is, store it in batches, and remove what the same path held before and holds no more."""
-    done = Indexed(collection)
+    done = IndexOutcome(collection)
     tenant = await likewise.tenant()
     there = await _is_there(likewise, tenant, collection, model)
-    here = _Here(None if path == "-" else owner_of(Path(path)))
+    here = _PathContents(None if path == "-" else owner_of(Path(path)))
     files = None if path == "-" else await asyncio.to_thread(count_files, Path(path))
     async for batch in _of_standard_input() if path == "-" else _of_path(path):
         if there:
@@ -65,16 +99,16 @@ async def index(likewise: Likewise, path: str, collection: str, model: str | Non
     return done
 
 
-def _expected(done: Indexed, left: int, files: int | None) -> int | None:
-    """About how many records there will be: those that are left of what was read, and as many in files to come."""
+def _expected(done: IndexOutcome, left: int, files: int | None) -> int | None:
+    """Estimate how many records there will be: those left of what was read, and as many in the files to come."""
     if files is None:
         return None
     read = done.stored + max(left, 0)
     return round(read * max(1.0, files / max(done.files, 1)))
 
 
-class _Here:
-    """What a path holds now: the ids that were read, and the names of what could not be read to its end."""
+class _PathContents:
+    """The contents of a path now: the ids that were read, and the names of what could not be read to its end."""
 
     def __init__(self, owner: str | None) -> None:
         self.owner = owner
@@ -86,7 +120,7 @@ class _Here:
         self._unread |= {file.name for file in batch if file.faults}
 
     def may_have(self, id: str) -> bool:
-        """Whether a record's file is there, or nobody could look."""
+        """Tell whether a record's file is there, or nobody could look."""
         name = id if id in self._unread else id.rpartition("#")[0] or id
         above = (str(folder) for folder in PurePosixPath(id).parents)
         return id in self._ids or name in self._unread or not self._unread.isdisjoint(above)
@@ -94,7 +128,7 @@ class _Here:
 
 async def _of_standard_input() -> AsyncIterator[list[Source]]:
     first = 1
-    async for lines in standard_input.batches(BATCH):
+    async for lines in stdin_batches(BATCH):
         yield [of_lines(lines, "stdin", first=first)]
         first += len(lines)
 
@@ -106,7 +140,7 @@ async def _of_path(path: str) -> AsyncIterator[list[Source]]:
 
 
 def _next_batch(files: Iterator[Source]) -> list[Source]:
-    """Files with about 500 records together."""
+    """Take files with about 500 records together."""
     batch: list[Source] = []
     size = 0
     for file in files:
@@ -118,7 +152,7 @@ def _next_batch(files: Iterator[Source]) -> list[Source]:
 
 
 async def _is_there(likewise: Likewise, tenant: int, collection: str, model: str | None) -> bool:
-    """Whether the collection exists; Invalid if it does with another model than the one that is asked for."""
+    """Tell whether the collection exists; Invalid if it does with another model than the one that is asked for."""
     try:
         kept = (await likewise.collections.get(tenant, collection)).model
     except NotFound:
@@ -132,13 +166,13 @@ async def _is_there(likewise: Likewise, tenant: int, collection: str, model: str
 
 def _name_of(settings: Settings, model: str) -> str:
     try:
-        return named(settings, model).name
+        return model_named(settings, model).name
     except NotFound:
         return model
 
 
 async def _leave_out_others(
-    likewise: Likewise, tenant: int, collection: str, batch: Sequence[Source], here: _Here
+    likewise: Likewise, tenant: int, collection: str, batch: Sequence[Source], here: _PathContents
 ) -> None:
     """Take the records out of files of which the collection has an id already that came from elsewhere."""
     ids = [record.id for file in batch for record in file.records if record.parent == here.owner is not None]
@@ -158,8 +192,8 @@ def _origin(parent: str | None) -> str:
     return "from elsewhere" if parent is None else f"from {in_a_line(parent)}"
 
 
-async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done: Indexed) -> None:
-    """Store a batch; records that the collection refuses are told and left out."""
+async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done: IndexOutcome) -> None:
+    """Store a batch; records that the collection refuses are named and left out."""
     # JSON lines may name a record twice; what was written later is what they say.
     batch = list({record.id: record for record in records}.values())
     while batch:
@@ -178,7 +212,7 @@ async def _write(likewise: Likewise, tenant: int, records: list[NewRecord], done
         return
 
 
-async def _remove_gone(likewise: Likewise, tenant: int, collection: str, here: _Here, owner: str) -> int:
+async def _remove_gone(likewise: Likewise, tenant: int, collection: str, here: _PathContents, owner: str) -> int:
     """Remove the records of this path whose file, or part of it, is gone; returns how many."""
     async with likewise.runtime.pool.tenant(tenant) as tx:
         number = (await collections.named(tx, collection)).id

@@ -1,122 +1,200 @@
-"""Verbs for keys: create, list and revoke API keys; change the text key."""
+"""`likewise keys` and `likewise token`: API keys, the text key, and tokens for development."""
 
+import re
+import sys
 from datetime import datetime
-from functools import partial
 from typing import Annotated
 
 import typer
 
+from likewise.auth.api_keys import REMEMBERED_SECONDS, digest_of, new_key, prefix_of
 from likewise.auth.caller import Scope
-from likewise.cli import rotating
-from likewise.cli.names import refuse_no_tenant, refuse_unprintable, scopes_of
-from likewise.cli.running import OK, Interruption, run, settings_of_verb
-from likewise.cli.terminal import note, say, say_json
+from likewise.auth.verification_keys import DevelopmentSecret
+from likewise.cli.opening import open_as_owner
+from likewise.cli.options import AsJson, refuse_no_tenant
+from likewise.cli.running import command_settings, in_loop, run
+from likewise.cli.terminal import answer, answer_list, counted, note, say, say_json
+from likewise.db import keys as key_rows
+from likewise.db.text_key import source_of
+from likewise.db.text_key_rotation import RotationOutcome, SealedCounts, rotate
+from likewise.errors import SettingsError
+from likewise.progress import progress
 from likewise.settings import Settings
 
-MADE_BY = "Keys are made by the owner of the database."
-
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-Tenant = Annotated[str, typer.Option(help="Whom the key is for; a tenant appears with its first key.")]
-Name = Annotated[str | None, typer.Option(help="What the key is for, for your own reference.")]
-Scopes = Annotated[str, typer.Option(help="What it allows, by comma: read, write, admin.")]
-Days = Annotated[int | None, typer.Option(help="Days until it ends by itself; absent: never.", min=1, max=36_500)]
-
-keys = typer.Typer(
-    help="API keys: making, listing and revoking them. And the key that texts wait encrypted with.",
-    no_args_is_help=True,
+MAX_NAME = 128
+NEVER = "never"
+MAX_SECONDS = 3_650 * 86_400
+BY_OWNER = "Keys are made by the owner of the database."
+TEXT_KEY_BY_OWNER = "The text key is changed by the owner of the database."
+NONE = "There are no keys. `likewise keys create --tenant NAME` makes one."
+LOSSES = (
+    "Texts that wait encrypted with a key that is not here are given up, and words of collections that keep no texts "
+    "are found no more."
 )
-keys.command("rotate-text")(rotating.rotate_text)
+
+_DURATION = re.compile(r"([1-9]\d{0,8})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+keys = typer.Typer()
+
+
+@keys.command("rotate-text")
+def rotate_text(
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The present key is lost for good: give up what waits encrypted with it.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --lost: do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encrypt what waits with a new text key, in one transaction; servers may run meanwhile."""
+    settings = command_settings()
+    if lost and not yes:
+        note(LOSSES)
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise typer.BadParameter("Say --yes as well: nobody is here to ask.", param_hint="--lost")
+        typer.confirm("Go on?", abort=True, err=True)
+    run(lambda _: _rotate(settings, lost=lost, as_json=as_json))
 
 
 @keys.command()
-def create(
-    tenant: Tenant, scopes: Scopes = "read,write", name: Name = None, days: Days = None, as_json: AsJson = False
+@in_loop
+async def create(
+    tenant: Annotated[str, typer.Option(help="Whom the key is for; a tenant appears with its first key.")],
+    scopes: Annotated[str, typer.Option(help="What it allows, by comma: read, write, admin.")] = "read,write",
+    name: Annotated[str | None, typer.Option(help="What the key is for, for your own reference.")] = None,
+    days: Annotated[
+        int | None, typer.Option(help="Days until it ends by itself; absent: never.", min=1, max=36_500)
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a key and show it, this once."""
-    settings = settings_of_verb()
-    granted = scopes_of(scopes)
+    settings = command_settings()
+    granted = _scopes(scopes)
     refuse_no_tenant(tenant, "--tenant")
-    refuse_unprintable(name)
-    run(partial(_create, settings=settings, tenant=tenant, scopes=granted, name=name, days=days, as_json=as_json))
+    if name is not None and not (name.strip() and name.isprintable() and len(name) <= MAX_NAME):
+        raise typer.BadParameter(f"A name has 1 to {MAX_NAME} printable characters.")
+    key = new_key()
+    async with open_as_owner(settings, BY_OWNER) as owner:
+        digest = digest_of(key.token)
+        await key_rows.make(owner, tenant, prefix=key.prefix, digest=digest, scopes=granted, name=name, days=days)
+    facts = {"key": key.token, "prefix": key.prefix, "tenant": tenant, "scopes": sorted(granted)}
+    # The key alone on stdout, so that a script may take it from there.
+    answer(facts, key.token, as_json=as_json)
+    if not as_json:
+        note(f"Tenant {tenant}: {', '.join(sorted(granted))}. Keep it: it is not shown again.")
 
 
 @keys.command("list")
-def list_keys(
+@in_loop
+async def list_keys(
     tenant: Annotated[str | None, typer.Option(help="Only those of this tenant.")] = None, as_json: AsJson = False
 ) -> None:
     """Show the keys by their prefixes, with what they allow and when they were used last."""
-    run(partial(_list, settings=settings_of_verb(), tenant=tenant, as_json=as_json))
+    async with open_as_owner(command_settings(), BY_OWNER) as owner:
+        found = await key_rows.listed(owner, tenant)
+    answer_list("keys", found, _line, NONE, as_json=as_json)
 
 
 @keys.command()
-def revoke(
+@in_loop
+async def revoke(
     prefix: Annotated[str, typer.Argument(help="The part of the key after `lw_`, as `keys list` shows it.")],
     as_json: AsJson = False,
 ) -> None:
     """End a key."""
-    run(partial(_revoke, settings=settings_of_verb(), prefix=prefix, as_json=as_json))
-
-
-async def _create(
-    _: Interruption,
-    *,
-    settings: Settings,
-    tenant: str,
-    scopes: frozenset[Scope],
-    name: str | None,
-    days: int | None,
-    as_json: bool,
-) -> int:
-    from likewise.auth.api_keys import digest_of, new_key  # noqa: PLC0415
-    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
-    from likewise.db import keys  # noqa: PLC0415
-
-    key = new_key()
-    async with opened_as_owner(settings, MADE_BY) as owner:
-        digest = digest_of(key.token)
-        await keys.make(owner, tenant, prefix=key.prefix, digest=digest, scopes=scopes, name=name, days=days)
-    if as_json:
-        say_json({"key": key.token, "prefix": key.prefix, "tenant": tenant, "scopes": sorted(scopes)})
-    else:
-        # The key alone on stdout, so that a script may take it from there.
-        say(key.token)
-        note(f"Tenant {tenant}: {', '.join(sorted(scopes))}. Keep it: it is not shown again.")
-    return OK
-
-
-async def _list(_: Interruption, *, settings: Settings, tenant: str | None, as_json: bool) -> int:
-    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
-    from likewise.db import keys  # noqa: PLC0415
-
-    async with opened_as_owner(settings, MADE_BY) as owner:
-        found = await keys.listed(owner, tenant)
-    if as_json:
-        say_json({"keys": found})
-        return OK
-    for row in found:
-        state = "revoked" if row.revoked_at else f"used {_day(row.last_used_at)}"
-        ends = f"  ends {_day(row.expires_at)}" if row.expires_at else ""
-        say(f"{row.prefix}  {row.tenant}  {','.join(row.scopes)}  {row.name or '-'}  {state}{ends}")
-    if not found:
-        note("There are no keys. `likewise keys create --tenant NAME` makes one.")
-    return OK
-
-
-async def _revoke(_: Interruption, *, settings: Settings, prefix: str, as_json: bool) -> int:
-    from likewise.auth.api_keys import REMEMBERED_SECONDS, prefix_of  # noqa: PLC0415
-    from likewise.cli.opening import opened_as_owner  # noqa: PLC0415
-    from likewise.db import keys  # noqa: PLC0415
-
     # Somebody may give the whole key, or the part that looks like its beginning.
     wanted = prefix_of(prefix) or prefix.removeprefix("lw_")
-    async with opened_as_owner(settings, MADE_BY) as owner:
-        await keys.revoke(owner, wanted)
+    async with open_as_owner(command_settings(), BY_OWNER) as owner:
+        await key_rows.revoke(owner, wanted)
+    line = f"{wanted} is revoked. A server that has just seen it takes it for {REMEMBERED_SECONDS:.0f} more seconds."
+    answer({"revoked": wanted, "within_seconds": REMEMBERED_SECONDS}, line, as_json=as_json)
+
+
+def token(
+    tenant: Annotated[str, typer.Option(help="Whom the token is for.")],
+    scopes: Annotated[
+        str, typer.Option("--scopes", "--scope", help="What it allows, by comma: read, write, admin.")
+    ] = "read,write",
+    expires: Annotated[str, typer.Option(help="When it ends: in 90s, 30m, 1h, 7d, or never.")] = "1h",
+    as_json: AsJson = False,
+) -> None:
+    settings = command_settings()
+    granted, seconds = _scopes(scopes), _seconds(expires)
+    refuse_no_tenant(tenant, "--tenant")
+    if settings.dev_jwt_secret is None:
+        words = "Set LIKEWISE_DEV_JWT_SECRET to that of the server; `openssl rand -hex 32` makes one."
+        raise SettingsError(f"A token is signed with a secret, and there is none. {words}")
+    made = DevelopmentSecret(settings.dev_jwt_secret).token(tenant, settings.jwt_tenant_claim, granted, seconds)
+    facts = {"token": made, "tenant": tenant, "scopes": sorted(granted), "expires_in": seconds}
+    # The token alone on stdout, so that a script may take it from there.
+    answer(facts, made, as_json=as_json)
+    if not as_json:
+        ends = NEVER if seconds is None else f"in {expires}"
+        note(f"Tenant {tenant}: {', '.join(sorted(granted))}. It ends {ends}.")
+    if "dev" not in settings.auth:
+        note("LIKEWISE_AUTH does not name `dev` here: a server with these settings refuses this token.")
+
+
+async def _rotate(settings: Settings, *, lost: bool, as_json: bool) -> None:
+    source = source_of(settings)
+    async with open_as_owner(settings, TEXT_KEY_BY_OWNER) as owner:
+        with progress("Encrypting anew", quiet=as_json) as report:
+            rotated = await rotate(owner, source, lost=lost, report=report)
     if as_json:
-        say_json({"revoked": wanted, "within_seconds": REMEMBERED_SECONDS})
+        say_json({"sealed": rotated.sealed, "lost": rotated.lost, "key": source.name})
+        return
+    _print_rotated(rotated)
+    if settings.text_key is not None:
+        note("Set LIKEWISE_TEXT_KEY to the new key everywhere, and destroy the old one.")
     else:
-        say(f"{wanted} is revoked. A server that has just seen it takes it for {REMEMBERED_SECONDS:.0f} more seconds.")
-    return OK
+        note(f"The new key is in {source.name}. Copy it to other machines that serve this database.")
 
 
-def _day(moment: datetime | None) -> str:
+def _print_rotated(rotated: RotationOutcome) -> None:
+    say(f"The text key is a new one; encrypted anew: {_in_words(rotated.sealed)}.")
+    lost = rotated.lost
+    if lost.texts or lost.tasks:
+        say(f"Given up: {counted(lost.texts, 'text')}, {counted(lost.tasks, 'task')}.")
+    if lost.collections:
+        say(
+            f"{counted(lost.collections, 'collection')} lost the words of all texts so far, which are found by their "
+            "meaning alone. Delete and send them again to have their words back."
+        )
+
+
+def _in_words(counts: SealedCounts) -> str:
+    return (
+        f"{counted(counts.texts, 'text')}, {counted(counts.tasks, 'task')}, "
+        f"{counted(counts.collections, 'key of words', 'keys of words')}"
+    )
+
+
+def _line(row: key_rows.KeyRow) -> str:
+    state = "revoked" if row.revoked_at else f"used {_minute(row.last_used_at)}"
+    ends = f"  ends {_minute(row.expires_at)}" if row.expires_at else ""
+    return f"{row.prefix}  {row.tenant}  {','.join(row.scopes)}  {row.name or '-'}  {state}{ends}"
+
+
+def _minute(moment: datetime | None) -> str:
     return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _scopes(given: str) -> frozenset[Scope]:
+    try:
+        granted = frozenset(Scope(part.strip()) for part in given.split(",") if part.strip())
+    except ValueError:
+        granted = frozenset()
+    if not granted:
+        raise typer.BadParameter("Name one or several of read, write and admin, by comma.", param_hint="--scopes")
+    return granted
+
+
+def _seconds(expires: str) -> int | None:
+    if expires == NEVER:
+        return None
+    found = _DURATION.fullmatch(expires)
+    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
+    if not 0 < seconds <= MAX_SECONDS:
+        words = f"Write it as 90s, 30m, 1h or 7d, up to {MAX_SECONDS // 86_400}d, or {NEVER}."
+        raise typer.BadParameter(words, param_hint="--expires")
+    return seconds

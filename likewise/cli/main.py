@@ -1,42 +1,128 @@
-"""`likewise`: the list of verbs, and how a failure reads."""
+"""`likewise`: the list of commands, and how a failure reads."""
 
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
-from likewise.cli import admin, cache, data, demo, jobs, keys, serve, tenants, token, usage
+from likewise.apps.app import load
+from likewise.apps.registry import APPS
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
 from likewise.observe.logs import describe
 from likewise.observe.version import program_version
 
+
+class CommandRow(NamedTuple):
+    """A command or a group of commands: its name, its function or `typer.Typer` as `module:name`, and its help.
+
+    Without help that of the function or `typer.Typer` is taken, which is imported for it.
+    """
+
+    name: str
+    target: str
+    help: str | None = None
+
+
+COMMANDS = (
+    CommandRow(
+        "demo",
+        "likewise.cli.demo:demo",
+        "Embed the documentation of this machine's Python, ask it three questions, then serve it.",
+    ),
+    CommandRow("serve", "likewise.cli.serve:serve", "Serve the HTTP API until stopped."),
+    CommandRow(
+        "worker", "likewise.cli.serve:worker", "Embed what waits until stopped, beside servers on the same database."
+    ),
+    CommandRow("embed", "likewise.cli.embed:embed", "Turn texts into vectors."),
+    CommandRow(
+        "index",
+        "likewise.cli.index:index",
+        """Put files into a collection; what is there unchanged costs nothing.
+
+        A file of a folder has the id FOLDER/PATH, and #1, #2 behind that if it is cut in parts; the parent of its
+        records is the folder's absolute path. Records whose file is gone from the folder are removed. A file is left
+        out, and named, if the collection has a record of its id that came from elsewhere. Links that lead out of the
+        folder are not followed.
+        """,
+    ),
+    CommandRow("search", "likewise.cli.search:search", "Find the records nearest to a query in meaning and words."),
+    CommandRow("similar", "likewise.cli.search:similar", "Find the records most like one of the collection."),
+    CommandRow(
+        "token", "likewise.cli.keys:token", "Make a JWT for a server with LIKEWISE_AUTH=dev and the same secret."
+    ),
+    CommandRow(
+        "usage",
+        "likewise.cli.usage:usage",
+        """Show what was embedded and what it cost, in whole hours.
+
+        What servers and workers embedded in the last two seconds may not be in it yet.
+        """,
+    ),
+    CommandRow(
+        "doctor", "likewise.cli.doctor.doctor:doctor", "Look for what is wrong on this machine, and say how to mend it."
+    ),
+    CommandRow(
+        "models", "likewise.cli.models:models", "The models: which there are, fetching their files, trying them."
+    ),
+    CommandRow("db", "likewise.cli.db:db", "The database: its schema, and what was deleted."),
+    CommandRow(
+        "keys",
+        "likewise.cli.keys:keys",
+        "API keys: making, listing and revoking them. And the key that texts wait encrypted with.",
+    ),
+    CommandRow("jobs", "likewise.cli.jobs:jobs", "Jobs: what became of work that outlived its request."),
+    CommandRow("tenants", "likewise.cli.tenants:tenants", "Tenants: declaring and listing them."),
+    CommandRow("cache", "likewise.cli.cache:cache", "The cache of vectors."),
+)
+
+
+def all_commands() -> tuple[CommandRow, ...]:
+    """List the commands, then those that apps bring."""
+    return (*COMMANDS, *(CommandRow(name, target) for row in APPS for name, target in row.commands.items()))
+
+
+class LazyGroup(TyperGroup):
+    """The commands of a list, each imported when it is called: `--help` need not wait for the model runtime."""
+
+    def __init__(self, **attributes: Any) -> None:
+        """Know the commands by name and help alone."""
+        listed = {row.name: TyperCommand(row.name, help=row.help) for row in all_commands()}
+        super().__init__(**attributes | {"commands": listed})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import one command; None if there is none of this name."""
+        return next((_imported(row) for row in all_commands() if row.name == cmd_name), None)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands, of which only those without help in their row are imported."""
+        without = {row.name: _imported(row) for row in all_commands() if row.help is None}
+        TyperGroup(commands={**self.commands, **without}).format_commands(ctx, formatter)
+
+
+def _imported(row: CommandRow) -> Any:
+    found = load(row.target)
+    holder = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        holder.add_typer(found, name=row.name, help=row.help or found.info.help, no_args_is_help=True)
+    else:
+        holder.command(row.name, help=row.help)(found)
+    return get_group(holder).commands[row.name]
+
+
 app = typer.Typer(
     name="likewise",
+    cls=LazyGroup,
     help="Turn text and records into vectors, keep them, and find what is alike.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(demo.demo)
-app.command()(serve.serve)
-app.command()(serve.worker)
-app.command()(data.embed)
-app.command()(data.index)
-app.command()(data.search)
-app.command()(data.similar)
-app.add_typer(admin.models, name="models")
-app.add_typer(admin.db, name="db")
-app.add_typer(keys.keys, name="keys")
-app.add_typer(jobs.jobs, name="jobs")
-app.add_typer(tenants.tenants, name="tenants")
-app.command()(token.token)
-app.command()(usage.usage)
-app.add_typer(cache.cache, name="cache")
-app.command()(admin.doctor)
 
 
 def show_version(wanted: bool) -> None:
@@ -56,7 +142,7 @@ def likewise(
 
 
 def run() -> None:
-    """The program. Exit codes: 0 ok, 1 failure, 2 usage, 3 could not start, 4 partly done, 130 Ctrl-C."""
+    """Run the program. Exit codes: 0 ok, 1 failure, 2 usage, 3 could not start, 4 partly done, 130 Ctrl-C."""
     _keep_standard_files_open()
     code = main()
     try:
@@ -76,23 +162,23 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except LikewiseError as error:
-        _tell(f"likewise: {error.detail}", error)
+        _print_error(f"likewise: {error.detail}", error)
         for fault in error.faults if len(error.faults) > 1 else ():
-            _tell(f"  {fault.pointer}: {fault.message}")
+            _print_error(f"  {fault.pointer}: {fault.message}")
         return NOT_STARTED if isinstance(error, StartError) else FAILED
     except OSError as error:
-        _tell(f"likewise: {(error.strerror or 'a file or connection failed').lower()}.", error)
+        _print_error(f"likewise: {(error.strerror or 'a file or connection failed').lower()}.", error)
         return FAILED
     except Exception as error:  # noqa: BLE001 - whatever it was, the terminal gets a line and not a traceback
         described = describe(error)
         place = f" at {described['at']}" if "at" in described else ""
-        _tell(f"likewise: failed with {described['error']}{place}. LIKEWISE_LOG_LEVEL=debug shows more.", error)
+        _print_error(f"likewise: failed with {described['error']}{place}. LIKEWISE_LOG_LEVEL=debug shows more.", error)
         return FAILED
     return 0
 
 
 def _keep_standard_files_open() -> None:
-    """Started with one of them closed (`>&-`), its number would go to the next file or socket that is opened."""
+    # Started with one of them closed (`>&-`), its number would go to the next file or socket that is opened.
     for number in range(3):
         try:
             os.fstat(number)
@@ -102,7 +188,7 @@ def _keep_standard_files_open() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
-def _tell(line: str, error: Exception | None = None) -> None:
+def _print_error(line: str, error: Exception | None = None) -> None:
     print(line, file=sys.stderr)
     if error is not None and os.environ.get("LIKEWISE_LOG_LEVEL", "").lower() == "debug":
         # Not the traceback itself: messages of errors may hold somebody's texts.

@@ -1,33 +1,71 @@
-"""The models as the command line shows and tries them."""
+"""`likewise models`: list models, fetch their files, try them."""
 
-import os
 import time
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
-from likewise.cli import rerankers
-from likewise.cli.rerankers import named_by
+import typer
+
+from likewise.cli.opening import fetch_model, model_named, rerankers
+from likewise.cli.options import AsJson
+from likewise.cli.running import command_settings, in_loop
+from likewise.cli.terminal import answer
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
 from likewise.embedding.loading import ONE_USE_SECONDS
 from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
-from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.providers import openai
 from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
-from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError
-from likewise.search.reranker_models import RerankerCatalogue
+from likewise.embedding.space import PROBE_TEXTS
+from likewise.errors import Invalid, ModelUnavailable, NotSupported
+from likewise.search.reranking import RerankerCatalogue, Reranking
 from likewise.settings import Settings
 
-TRIED_TEXTS = 64
+# Enough for a speed: two batches of a local model.
+TEXTS = (PROBE_TEXTS * 64)[:64]
+
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="Short name, hub id or bare name; absent: the default model.")
+]
+
+models = typer.Typer()
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
-    """Every model, those that the settings allow first; rerankers last."""
+@models.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Show the models and whether their files are here, or they are remote."""
+    found = model_rows(command_settings())
+    note = "\n* the default. Requests may also name those that LIKEWISE_MODELS_ALLOWED and LIKEWISE_MODELS_FILE list."
+    answer({"models": found}, *map(_line, found), note, as_json=as_json)
+
+
+@models.command()
+def pull(name: ModelArgument = None, as_json: AsJson = False) -> None:
+    """Fetch a model's files, if they are not here, and check them."""
+    settings = command_settings()
+    spec = model_named(settings, name)
+    folder = fetch_model(spec, settings, quiet=as_json) if spec.provider == "local" else None
+    line = "is a remote model: there is nothing to pull." if folder is None else f"is in {folder}."
+    answer({"model": spec.name, "folder": folder}, f"{spec.name} {line}", as_json=as_json)
+
+
+@models.command()
+@in_loop
+async def check(name: ModelArgument = None, as_json: AsJson = False) -> None:
+    """Load a model whose files are here, or ask the one that serves it, and let it work."""
+    facts = await try_model(command_settings(), name)
+    answer(facts, _verdict(facts), as_json=as_json)
+
+
+def model_rows(settings: Settings) -> list[dict[str, Any]]:
+    """List every model, those that the settings allow first; rerankers last."""
     allowed, scoring = Catalogue(settings).specs(), RerankerCatalogue(settings)
     embedding = {spec.name: spec for spec in (*allowed, *MODELS)}
     names = {spec.name for spec in (*allowed, *scoring.specs())}
     defaults = (allowed[0], scoring.default)
-    kinds = [("embedding", spec) for spec in embedding.values()] + [("reranker", spec) for spec in named_by(settings)]
+    kinds = [("embedding", spec) for spec in embedding.values()] + [("reranker", spec) for spec in rerankers(settings)]
     return [
         {
             "name": spec.name,
@@ -43,46 +81,27 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def named(settings: Settings, name: str | None) -> ModelSpec:
-    """A model by any of its names, allowed for requests or not; NotFound if there is none."""
-    allowed = Catalogue(settings).specs()
-    if name is None:
-        return allowed[0]
-    for spec in (*allowed, *MODELS, *named_by(settings)):
-        if spec.answers_to(name):
-            return spec
-    raise NotFound("There is no such model; `likewise models list` shows those there are.")
-
-
-def require_runnable(settings: Settings) -> ModelSpec:
-    """The default model; SettingsError if there is none of that name, or this version cannot run it."""
-    spec = named(settings, None)
-    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
-        raise SettingsError(
-            f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
-            "`likewise models list` shows the models there are."
-        )
-    if spec.endpoint is not None:
-        return spec
+def _state(spec: ModelSpec, settings: Settings) -> str:
+    if spec.architecture == REMOTE:
+        return "remote"
     try:
         Catalogue(settings).runtime(spec)
-    except NotSupported as error:
-        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
-    return spec
+    except NotSupported:
+        return "needs torch"
+    return "here" if weights.locate(spec, settings) else "not here"
 
 
-async def tried(settings: Settings, name: str | None) -> dict[str, Any]:
-    """Load a model, or ask the one that serves it, and let it work; ModelUnavailable says what is wrong with it."""
-    found = named(settings, name)
-    if found in named_by(settings):
-        return await rerankers.tried(settings, found)
-    chosen = settings.model_copy(update={"model": found.name, "models_allowed": ()})
+async def try_model(settings: Settings, name: str | None) -> dict[str, Any]:
+    """Load a model or reranker, or ask the one that serves it, and let it work; ModelUnavailable says what is wrong."""
+    spec = model_named(settings, name)
+    if spec in rerankers(settings):
+        return await try_reranker(settings, spec)
+    chosen = settings.model_copy(update={"model": spec.name, "models_allowed": (), "redis_url": None})
     spec = Catalogue(chosen).specs()[0]
-    return await _asked(spec) if spec.endpoint is not None else await _loaded(spec, chosen)
+    return await _ask_remote(spec) if spec.endpoint is not None else await _try_local(spec, chosen)
 
 
-async def _asked(spec: ModelSpec) -> dict[str, Any]:
-    """One request to a remote model."""
+async def _ask_remote(spec: ModelSpec) -> dict[str, Any]:
     provider = openai.load(spec, RetryPolicy(tries=1))
     started = time.perf_counter()
     try:
@@ -103,36 +122,79 @@ async def _asked(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-async def _loaded(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
-    """A model's files, loaded and at work."""
-    if weights.locate(spec, settings) is None:
-        raise weights.absent(spec, settings)
-    embedder = Embedder(settings.model_copy(update={"redis_url": None}))
+async def _try_local(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+    folder = _folder(spec, settings)
+    embedder = Embedder(settings)
     try:
         started = time.perf_counter()
         model = await embedder.opened(patience=ONE_USE_SECONDS)
         loaded = time.perf_counter()
-        await embedder.embed(0, (PROBE_TEXTS * TRIED_TEXTS)[:TRIED_TEXTS], use_cache=False)
+        await embedder.embed(0, TEXTS, use_cache=False)
         done = time.perf_counter()
     finally:
         await embedder.close()
     return {
         "model": spec.name,
-        "folder": str(weights.locate(spec, settings)),
+        "folder": folder,
         "dimension": model.dimension,
         "max_tokens": model.max_tokens,
         "numerics": model.numerics,
         "space": model.space,
         "load_seconds": round(loaded - started, 2),
-        "texts_per_second": round(TRIED_TEXTS / (done - loaded), 1),
+        "texts_per_second": round(len(TEXTS) / (done - loaded), 1),
     }
 
 
-def _state(spec: ModelSpec, settings: Settings) -> str:
-    if spec.architecture == REMOTE:
-        return "remote"
+async def try_reranker(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
+    """Load a reranker, or ask the one that serves it, and let it score; ModelUnavailable says what is wrong."""
+    folder = None if spec.endpoint else _folder(spec, settings)
+    texts = PROBE_TEXTS if spec.endpoint else TEXTS
+    chosen = settings.model_copy(update={"reranker": spec.name, "redis_url": None})
+    async with _opened(chosen) as reranking:
+        started = time.perf_counter()
+        reranker = await reranking.opened(patience=ONE_USE_SECONDS)
+        loaded = time.perf_counter()
+        try:
+            await reranking.rerank(0, PROBE_TEXTS[0], texts)
+        except Invalid as error:
+            raise ModelUnavailable(f"{spec.name} does not work: {error.detail}", code="provider_wrong") from None
+        done = time.perf_counter()
+    facts = {"model": spec.name, "kind": "reranker", "max_tokens": reranker.max_tokens, "numerics": reranker.numerics}
+    if spec.endpoint is not None:
+        return facts | {"address": spec.endpoint.base_url, "answer_seconds": round(done - loaded, 2)}
+    speed = {"load_seconds": round(loaded - started, 2), "pairs_per_second": round(len(texts) / (done - loaded), 1)}
+    return facts | {"folder": folder} | speed
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Reranking]:
+    """Open the rerankers with the queue and the memory of an embedder that does nothing."""
+    embedder = Embedder(settings)
+    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
     try:
-        Catalogue(settings).runtime(spec)
-    except NotSupported:
-        return "needs torch"
-    return "here" if weights.locate(spec, settings) else "not here"
+        yield reranking
+    finally:
+        await reranking.close()
+        await embedder.close()
+
+
+def _folder(spec: ModelSpec, settings: Settings) -> str:
+    found = weights.locate(spec, settings)
+    if found is None:
+        raise weights.absent(spec, settings)
+    return str(found)
+
+
+def _line(row: dict[str, Any]) -> str:
+    kind = f"{row['dimension']:>5} dimensions" if row["kind"] == "embedding" else f"{row['kind']:>16}"
+    return f"{'*' if row['default'] else ' '} {row['name']:<24} {kind} {row['max_tokens']:>5} tokens  {row['state']}"
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    kind = f"{facts['dimension']} dimensions" if "dimension" in facts else "a reranker"
+    first = f"{facts['model']} works: {kind}, {facts['max_tokens']} tokens"
+    if "address" in facts:
+        return f"{first}, at {facts['address']}, which answered in {facts['answer_seconds']:.1f} s."
+    unit = "texts" if "texts_per_second" in facts else "pairs"
+    speed = f"{facts[f'{unit}_per_second']:.0f} {unit}/s"
+    return f"{first}, {facts['numerics']}, loaded in {facts['load_seconds']:.1f} s, {speed}."

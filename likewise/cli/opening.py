@@ -1,47 +1,45 @@
-"""The database as the command line sees it."""
+"""Open what commands work with: the library, the database, the files of a model."""
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
-import psycopg
-from psycopg import AsyncConnection
-
-from likewise.db import migrate
-from likewise.db.failures import scrubbed
+from likewise.cli.terminal import note
+from likewise.db import collections, waiting
+from likewise.db.collections import Generation
 from likewise.db.pool import Pool
-from likewise.errors import SettingsError
-from likewise.runtime import named_database, open_database
+from likewise.db.usage import tenant_of
+from likewise.embedding.files import weights
+from likewise.embedding.models import MODELS, RERANKERS, Catalogue, ModelSpec
+from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
+from likewise.progress import in_mebibytes, progress
+from likewise.runtime import open_database
+from likewise.search.reranking import RerankerCatalogue
 from likewise.settings import Settings
 
+if TYPE_CHECKING:
+    from likewise.library import Likewise
 
-async def state_of(settings: Settings) -> dict[str, Any]:
-    """Which database, its versions and its schema; an embedded one is started for it, and upgraded by that."""
-    if settings.database_url or settings.database_serving_url:
-        return {"database": "named"} | await look((await named_database(settings)).serving_url)
-    async with open_database(settings) as database:
-        return {"database": "embedded"} | await look(database.serving_url)
+# A few texts are done in an instant; many need not be counted more often than each second.
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 1.0
 
 
-async def look(url: str) -> dict[str, Any]:
-    """Versions and schema steps of a database."""
-    try:
-        async with await AsyncConnection.connect(url, autocommit=True) as connection:
-            state = await migrate.schema_state(connection)
-            postgres, pgvector = await migrate.versions(connection)
-            return {
-                "postgres": postgres,
-                "pgvector": pgvector,
-                "applied": list(state.applied),
-                "missing": [step.name for step in state.missing],
-            }
-    except psycopg.Error as error:
-        raise scrubbed(error) from None
+def open_library(
+    settings: Settings, *, worker: bool, wait_for_models: bool = True
+) -> AbstractAsyncContextManager["Likewise"]:
+    """Open the library for as long as the context lasts; one that serves others does not wait for models."""
+    # Imported here: commands that need only the database start a quarter of a second sooner.
+    from likewise import library  # noqa: PLC0415
+
+    require_runnable(settings)
+    return library.open(settings, worker=worker, wait_for_models=wait_for_models)
 
 
 @asynccontextmanager
-async def opened_as_owner(settings: Settings, why: str) -> AsyncIterator[Pool]:
-    """The database as its owner, for what the role that serves may not; SettingsError says why if nobody knows it."""
+async def open_as_owner(settings: Settings, why: str) -> AsyncIterator[Pool]:
+    """Open the database as its owner, for what the role that serves may not do; SettingsError if nobody knows it."""
     async with open_database(settings) as database:
         if database.owner_url is None:
             raise SettingsError(f"{why} Set LIKEWISE_DATABASE_URL.")
@@ -50,8 +48,8 @@ async def opened_as_owner(settings: Settings, why: str) -> AsyncIterator[Pool]:
 
 
 @asynccontextmanager
-async def opened_to_serve(settings: Settings) -> AsyncIterator[Pool]:
-    """The database as the role that serves."""
+async def open_to_serve(settings: Settings) -> AsyncIterator[Pool]:
+    """Open the database as the role that serves."""
     async with open_database(settings) as database, _one_connection(database.serving_url) as pool:
         yield pool
 
@@ -63,3 +61,97 @@ async def _one_connection(url: str) -> AsyncIterator[Pool]:
         yield pool
     finally:
         await pool.close()
+
+
+async def tenant_id(owner: Pool, name: str) -> int:
+    """Look up a tenant by its name; NotFound if there is none."""
+    number = await tenant_of(owner, name)
+    if number is None:
+        raise NotFound("There is no tenant of this name. `likewise tenants list` shows those that there are.")
+    return number
+
+
+def rerankers(settings: Settings) -> list[ModelSpec]:
+    """List the rerankers that requests may name, then the others that are known by name."""
+    allowed = RerankerCatalogue(settings).specs()
+    return list({spec.name: spec for spec in (*allowed, *RERANKERS)}.values())
+
+
+def model_named(settings: Settings, name: str | None) -> ModelSpec:
+    """Find a model by any of its names, allowed for requests or not; NotFound if there is none."""
+    allowed = Catalogue(settings).specs()
+    if name is None:
+        return allowed[0]
+    for spec in (*allowed, *MODELS, *rerankers(settings)):
+        if spec.answers_to(name):
+            return spec
+    raise NotFound("There is no such model; `likewise models list` shows those there are.")
+
+
+def require_runnable(settings: Settings) -> ModelSpec:
+    """Find the default model; SettingsError if there is none of that name, or this version cannot run it."""
+    spec = model_named(settings, None)
+    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
+        raise SettingsError(
+            f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
+            "`likewise models list` shows the models there are."
+        )
+    if spec.endpoint is not None:
+        return spec
+    try:
+        Catalogue(settings).runtime(spec)
+    except NotSupported as error:
+        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
+    return spec
+
+
+def require_model_files(settings: Settings, model: str | None, *, quiet: bool) -> None:
+    """Fetch the files of a model that the settings allow, if they are not here; StartError if they cannot be had."""
+    spec = require_runnable(settings) if model is None else Catalogue(settings).resolve(model)
+    if spec.endpoint is not None:
+        return
+    try:
+        fetch_model(spec, settings, quiet=quiet)
+    except ModelUnavailable as error:
+        raise StartError(error.detail) from None
+
+
+def fetch_model(spec: ModelSpec, settings: Settings, *, quiet: bool) -> str:
+    """Fetch a model's files if they are not here; returns their folder."""
+    with progress(f"Fetching {spec.name} (MiB)", quiet=quiet) as report:
+        return str(weights.obtain(spec, settings, in_mebibytes(report)))
+
+
+async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) -> str | None:
+    """Wait until a collection's texts have their vectors; returns why not, if the model cannot make them."""
+    tenant = await likewise.tenant()
+    total = (await likewise.collections.stats(tenant, collection))["contents"]
+    pause = MIN_PAUSE_SECONDS
+    with progress("Embedding", quiet=quiet) as report:
+        while True:
+            async with likewise.runtime.pool.tenant(tenant) as tx:
+                generation = (await collections.named(tx, collection)).active
+                left = await waiting.count(tx, generation.id)
+            report(max(total - left, 0), total)
+            if left == 0:
+                return None
+            if reason := _why_never(likewise, generation):
+                return reason
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+
+
+def _why_never(likewise: "Likewise", generation: Generation) -> str | None:
+    """Say why vectors will not come in this process; None if they can, or the model is loading."""
+    if refused := likewise.runtime.admission.refused.get(generation.id):
+        return refused
+    for state in likewise.embedder.states():
+        if state.name == generation.model:
+            gone = state.state in ("absent", "failed")
+            return (state.reason or f"The model {state.name} cannot be used.") if gone else None
+    return f"The settings do not allow the model {generation.model}; name it in LIKEWISE_MODELS_ALLOWED."
+
+
+def note_waiting(reason: str) -> None:
+    """Note that the texts are stored and found by their words, and that vectors come later."""
+    note(f"Stored, and found by their words; vectors come when the model is there. {reason}")

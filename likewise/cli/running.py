@@ -1,10 +1,11 @@
-"""Running a verb to its end: the event loop, the first Ctrl-C and those after it, the exit code."""
+"""Run a command to its end: settings, event loop, the first Ctrl-C and those after it, exit code."""
 
 import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import ParamSpec
 
 import typer
 
@@ -12,21 +13,18 @@ from likewise.observe import logs, tracing
 from likewise.observe.logs import log_unhandled
 from likewise.settings import Settings, load_settings
 
-if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
-    from likewise.library import Likewise
-
 # 2 is wrong usage, which typer ends with itself.
 OK, FAILED, NOT_STARTED, PARTLY = 0, 1, 3, 4
 # Closing what is open takes a moment; who insists this often wants the process gone.
 INSISTING = 4
 
+P = ParamSpec("P")
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """SIGINT and SIGTERM: the first one does `act`, which cancels the verb unless the verb says otherwise.
+    """SIGINT and SIGTERM: the first one does `act`, which cancels the command unless the command sets another.
 
     The next ones do nothing, so that a second Ctrl-C cannot cut short the closing of the embedded Postgres.
     """
@@ -37,7 +35,7 @@ class Interruption:
         self._times = 0
 
     def receive(self, number: int) -> None:
-        """A signal came."""
+        """Act on the first signal, ignore the next, and leave at once on the fourth."""
         self._times += 1
         if self._times >= INSISTING:
             os._exit(128 + number)
@@ -46,18 +44,28 @@ class Interruption:
             self.act()
 
 
-Verb = Callable[[Interruption], Awaitable[int]]
+Work = Callable[[Interruption], Awaitable[int | None]]
 
 
-def run(verb: Verb) -> None:
-    """Run a verb and leave with the exit code that it returns, or with 128 + the signal that stopped it."""
+def run(work: Work) -> None:
+    """Run until it ends, and leave with the exit code that it returns, or with 128 + the signal that stopped it."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        code = runner.run(_interruptible(verb))
-    raise typer.Exit(code)
+        code = runner.run(_interruptible(work))
+    raise typer.Exit(code or OK)
 
 
-def settings_of_verb(*, serving: bool = False, **overrides: object) -> Settings:
-    """The settings, with logging set up: a verb that ends tells what went wrong itself, unless one asks for more."""
+def in_loop(command: Callable[P, Awaitable[int | None]]) -> Callable[P, None]:
+    """Make a command of a coroutine function, with the same parameters."""
+
+    @wraps(command)
+    def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(lambda _: command(*args, **kwargs))
+
+    return run_command
+
+
+def command_settings(*, serving: bool = False, **overrides: object) -> Settings:
+    """Load the settings and set up logging: a command that ends prints errors itself, unless one asks for more."""
     settings = load_settings(**overrides)
     logs.configure("error" if settings.log_level == "info" and not serving else settings.log_level)
     if serving:
@@ -65,19 +73,7 @@ def settings_of_verb(*, serving: bool = False, **overrides: object) -> Settings:
     return settings
 
 
-def opened(
-    settings: Settings, *, worker: bool, wait_for_models: bool = True
-) -> "AbstractAsyncContextManager[Likewise]":
-    """The library, open while the context lasts; what serves others refuses callers while a model is on its way."""
-    # Imported here, and in the verbs, not above: it brings the model runtime, and `--help` need not wait for that.
-    from likewise import library  # noqa: PLC0415
-    from likewise.cli.models import require_runnable  # noqa: PLC0415
-
-    require_runnable(settings)
-    return library.open(settings, worker=worker, wait_for_models=wait_for_models)
-
-
-async def _interruptible(verb: Verb) -> int:
+async def _interruptible(work: Work) -> int | None:
     task = asyncio.current_task()
     assert task is not None
     interruption = Interruption(task.cancel)
@@ -86,7 +82,7 @@ async def _interruptible(verb: Verb) -> int:
     for number in _SIGNALS:
         loop.add_signal_handler(number, interruption.receive, number)
     try:
-        return await verb(interruption)
+        return await work(interruption)
     except asyncio.CancelledError:
         if interruption.signal is None:
             raise

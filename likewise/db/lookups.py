@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Composable
 
 from likewise.cleaning import storable
 from likewise.db.ids import ContentIds
@@ -43,6 +43,27 @@ OF_CONTENTS = SQL("""
     ) best
     JOIN records r ON r.pk = best.pk JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     ORDER BY best.place, best.pk
+""")
+# The contents of a ranking that have a record which fits, each with how many do and when. Only those that are answered
+# are counted: a text may have a million records.
+OCCURRENCES = SQL("""
+    SELECT best.content, c.text, seen.records, seen.first_seen, seen.last_seen, best.similarity FROM (
+        SELECT wanted.content, wanted.place, {similarity} AS similarity
+        FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
+        LEFT JOIN {vectors} v ON v.content = wanted.content
+        WHERE {near} AND EXISTS (
+            SELECT FROM records r
+            WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition} OFFSET 0
+        )
+        ORDER BY wanted.place LIMIT %(limit)s OFFSET %(offset)s
+    ) best
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS records, min(coalesce(r.occurred_at, r.created_at)) AS first_seen,
+               max(coalesce(r.occurred_at, r.created_at)) AS last_seen
+        FROM records r WHERE r.content = best.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
+    ) seen
+    JOIN contents c ON c.pk = best.content
+    ORDER BY best.place
 """)
 # Records that were found some time ago, those of them that are there and have the same text.
 STILL = SQL("""
@@ -109,6 +130,20 @@ class StoredRecord:
 
 
 @dataclass(frozen=True)
+class ContentOccurrences:
+    """A content with its text, if that is kept, and the records that have it: how many, and from when until when.
+
+    The time of a record is when it occurred, or else when it was stored.
+    """
+
+    content: int
+    text: str | None
+    records: int
+    first_seen: datetime
+    last_seen: datetime
+
+
+@dataclass(frozen=True)
 class CollectionCounts:
     """The size of a collection: records, contents, failed contents, and vectors in a generation."""
 
@@ -156,19 +191,42 @@ async def of_contents(
 
     With `commit` the transaction ends in the same round trip.
     """
-    asked = Where(parameters={**where.parameters}, prefix="group")
+    asked = Where(parameters=_parameters(contents, where, wanted), prefix="group")
     grouped = None if wanted.one_of_each is None else json_value(wanted.one_of_each, asked)
     statement = OF_CONTENTS.format(
         view=VIEW,
         vectors=table("vec", generation),
-        condition=where.sql,
-        similarity=NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
-        near=SQL("true") if wanted.min_similarity is None else NEAR,
         of_each=SQL("r.pk") if grouped is None else SQL("DISTINCT ON ({}) r.pk").format(grouped),
         by=SQL("r.pk") if grouped is None else SQL("{}, r.pk").format(grouped),
+        **_conditions(where, wanted),
     )
+    rows = await tx.rows(statement, asked.parameters, plan=Plan(), commit=commit)
+    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+
+
+async def occurrences(
+    tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
+) -> list[tuple[ContentOccurrences, float | None]]:
+    """Return those of the contents that have a record that fits, in their order, each with its similarity.
+
+    With `commit` the transaction ends in the same round trip.
+    """
+    statement = OCCURRENCES.format(vectors=table("vec", generation), **_conditions(where, wanted))
+    rows = await tx.rows(statement, _parameters(contents, where, wanted), plan=Plan(), commit=commit)
+    return [(ContentOccurrences(*row[:-1]), row[-1]) for row in rows]
+
+
+def _conditions(where: Where, wanted: RecordQuery) -> dict[str, Composable]:
+    return {
+        "condition": where.sql,
+        "similarity": NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
+        "near": SQL("true") if wanted.min_similarity is None else NEAR,
+    }
+
+
+def _parameters(contents: Sequence[int], where: Where, wanted: RecordQuery) -> dict[str, Any]:
     parameters = {
-        **asked.parameters,
+        **where.parameters,
         "contents": ContentIds.of(contents),
         "limit": wanted.limit,
         "offset": wanted.offset,
@@ -177,8 +235,7 @@ async def of_contents(
     }
     if wanted.similar_to is not None:
         parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
-    rows = await tx.rows(statement, parameters, plan=Plan(), commit=commit)
-    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+    return parameters
 
 
 async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[int, int]]) -> dict[int, StoredRecord]:

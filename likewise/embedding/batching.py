@@ -1,4 +1,4 @@
-"""Texts of many callers to batches of one model, in two lanes."""
+"""Batches of one model, made of the texts of many callers in two lanes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import numpy as np
 
 from likewise.embedding.cache import Cached
 from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
-from likewise.embedding.queue import Charge, Queue, QueueBudget, Waiting, estimated_tokens
+from likewise.embedding.queue import Charge, LaneQueue, QueueBudget, QueuedText
+from likewise.embedding.texts import estimated_tokens
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import ModelStep
@@ -18,13 +19,13 @@ log = get_logger(__name__)
 
 INTERACTIVE_RUN = 64  # interactive batches in a row after which a bulk one goes, so that bulk never stands still
 NORM_TOLERANCE = 1e-3
-# So many texts that nobody wants any more may stand in the queues before these are gone through.
-GIVEN_UP = 1_024
+# Texts that nobody wants any more may stand in the queues until there are so many.
+MAX_GIVEN_UP = 1_024
 _HEALTH_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 class Batcher:
-    """Feeds one provider.
+    """The dispatcher of one provider.
 
     On our own cores a bulk batch starts only while nothing interactive waits or runs, or after many of those.
     """
@@ -34,7 +35,7 @@ class Batcher:
         self._capacity = provider.capacity
         self._model = model
         self._budget = budget
-        self._queues: dict[tuple[Lane, Role], Queue] = {}
+        self._queues: dict[tuple[Lane, Role], LaneQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._interactive_run = 0
         self._given_up = 0
@@ -46,14 +47,14 @@ class Batcher:
         role: Role,
         lane: Lane,
         *,
-        most: int | None = None,
+        max_texts: int | None = None,
         charge: Charge | None = None,
-    ) -> list[Waiting]:
-        """Queue texts, all or none; Overloaded if they do not fit.
+    ) -> list[QueuedText]:
+        """LaneQueue texts, all or none; Overloaded if they do not fit.
 
         Args:
-            most: how many of them may go to a remote model in one call.
-            charge: told, of each text, what a model made of it, whether anybody still waits for it or not.
+            max_texts: the most of them that go to a remote model in one call.
+            charge: called with what the model made of each text, also where nobody waits for it any more.
         """
         if self._closed:
             raise ModelUnavailable("The model is shutting down.")
@@ -61,15 +62,15 @@ class Batcher:
         self._budget.take(tokens)
         loop = asyncio.get_running_loop()
         context = copy_context()
-        most = most if most and self._capacity.remote else self._capacity.texts
-        items = [Waiting(text, role, lane, loop.create_future(), context, most, charge) for text in texts]
+        max_texts = max_texts if max_texts and self._capacity.remote else self._capacity.texts
+        items = [QueuedText(text, role, lane, loop.create_future(), context, max_texts, charge) for text in texts]
         for item in items:
             item.future.add_done_callback(partial(self._done, item.tokens))
         self._queue(lane, role).came.extend(items)
         loop.call_soon(self._start_batches)
         return items
 
-    def promote(self, item: Waiting) -> None:
+    def promote(self, item: QueuedText) -> None:
         """Let a text of the bulk lane go with the interactive ones, as somebody interactive wants it too."""
         if item.lane == "bulk" and item.open:
             item.lane = "interactive"
@@ -93,13 +94,13 @@ class Batcher:
     def _done(self, tokens: int, future: asyncio.Future[Cached]) -> None:
         self._budget.give_back(tokens)
         self._given_up += future.cancelled()
-        if self._given_up >= GIVEN_UP:
+        if self._given_up >= MAX_GIVEN_UP:
             self._given_up = 0
             for queue in self._queues.values():
                 queue.forget_closed()
 
-    def _queue(self, lane: Lane, role: Role) -> Queue:
-        return self._queues.setdefault((lane, role), Queue(lane, self._capacity))
+    def _queue(self, lane: Lane, role: Role) -> LaneQueue:
+        return self._queues.setdefault((lane, role), LaneQueue(lane, self._capacity))
 
     def _start_batches(self) -> None:
         bulk_turn = self._interactive_run >= INTERACTIVE_RUN and self._next("bulk") is not None
@@ -111,17 +112,17 @@ class Batcher:
             self._interactive_run = 0
             self._start(queue)
 
-    def _next(self, lane: Lane) -> Queue | None:
-        """A queue of that lane from which one more batch may start."""
-        return next((queue for queue in self._of(lane) if self._has_place(queue) and queue.waits()), None)
+    def _next(self, lane: Lane) -> LaneQueue | None:
+        """Return a queue of that lane from which one more batch may start."""
+        return next((queue for queue in self._in_lane(lane) if self._has_permit(queue) and queue.waits()), None)
 
-    def _has_place(self, queue: Queue) -> bool:
-        # Elsewhere all calls share the places there are; here each queue has its own.
+    def _has_permit(self, queue: LaneQueue) -> bool:
+        # Elsewhere all calls share the permits; here each queue has its own.
         running = self._running() if self._capacity.remote else queue.running
         return running < self._capacity.calls
 
     def _bulk_may_go(self) -> bool:
-        """Elsewhere while a place is left for what is short; here while nothing short waits or runs."""
+        """Return whether bulk may start: elsewhere if a permit is left for short texts, here if none wait or run."""
         if self._capacity.remote:
             return self._running() < max(1, self._capacity.calls - 1)
         return self._idle("interactive")
@@ -130,19 +131,19 @@ class Batcher:
         return sum(queue.running for queue in self._queues.values())
 
     def _idle(self, lane: Lane) -> bool:
-        return not any(queue.running or queue.waits() for queue in self._of(lane))
+        return not any(queue.running or queue.waits() for queue in self._in_lane(lane))
 
-    def _of(self, lane: Lane) -> list[Queue]:
+    def _in_lane(self, lane: Lane) -> list[LaneQueue]:
         return [queue for queue in self._queues.values() if queue.lane == lane]
 
-    def _start(self, queue: Queue) -> None:
+    def _start(self, queue: LaneQueue) -> None:
         queue.running += 1
         batch = queue.take()
         task = asyncio.create_task(self._run(queue, batch), context=batch[0].context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, queue: Queue, batch: list[Waiting]) -> None:
+    async def _run(self, queue: LaneQueue, batch: list[QueuedText]) -> None:
         try:
             await self._embed(batch)
         finally:
@@ -151,14 +152,14 @@ class Batcher:
             if not self._closed:
                 self._start_batches()
 
-    async def _embed(self, batch: list[Waiting]) -> None:
+    async def _embed(self, batch: list[QueuedText]) -> None:
         try:
             await self._call_or_split(batch)
         except TimeoutError:
             # A model that hangs is no text's fault, and each further try would take as long.
             _fail(batch, ModelUnavailable("The model does not answer.", code="model_hangs"))
 
-    async def _call_or_split(self, batch: list[Waiting]) -> None:
+    async def _call_or_split(self, batch: list[QueuedText]) -> None:
         try:
             await self._call(batch)
         except TimeoutError:
@@ -169,7 +170,7 @@ class Batcher:
             log.warning("model_batch_failed", texts=len(batch), error=error)
             await self._split_if_healthy(batch)
 
-    async def _split_if_healthy(self, batch: list[Waiting]) -> None:
+    async def _split_if_healthy(self, batch: list[QueuedText]) -> None:
         try:
             healthy = await self._healthy()
         except Unavailable as away:
@@ -180,7 +181,7 @@ class Batcher:
         else:
             _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
 
-    async def _call(self, batch: list[Waiting]) -> None:
+    async def _call(self, batch: list[QueuedText]) -> None:
         with ModelStep(self._model, batch[0].lane) as step:
             async with asyncio.timeout(self._capacity.seconds):
                 result = await self._provider.embed([item.text for item in batch], batch[0].role)
@@ -193,7 +194,7 @@ class Batcher:
                 item.future.set_result(row)
 
     async def _healthy(self) -> bool:
-        """Whether the model can do a plain text, so that the fault is one text's own; Unavailable if it is away."""
+        """Return whether the model can do a plain text, so that a text is at fault; Unavailable if it is away."""
         try:
             async with asyncio.timeout(self._capacity.seconds):
                 check(await self._provider.embed([_HEALTH_TEXT], "document"), 1, self._provider.dimension)
@@ -203,7 +204,7 @@ class Batcher:
             return False
         return True
 
-    async def _split(self, batch: list[Waiting]) -> None:
+    async def _split(self, batch: list[QueuedText]) -> None:
         """Embed the halves of a batch that failed, until the text that fails stands alone; TimeoutError ends it."""
         if len(batch) == 1:
             _fail(batch, Internal("The model could not embed this text.", code="text_failed"))
@@ -221,7 +222,7 @@ class Batcher:
 
 
 def check(result: ProviderResult, count: int, dimension: int) -> None:
-    """ValueError unless there are so many finite vectors of unit length, and so many of each count."""
+    """Raise ValueError unless there are so many finite vectors of unit length, and so many of each count."""
     vectors = np.asarray(result.vectors)
     if vectors.shape != (count, dimension):
         raise ValueError("wrong shape")
@@ -243,7 +244,7 @@ def _rows(result: ProviderResult) -> list[Cached]:
     ]
 
 
-def _fail(batch: Sequence[Waiting], error: LikewiseError) -> None:
+def _fail(batch: Sequence[QueuedText], error: LikewiseError) -> None:
     for item in batch:
         if not item.future.done():
             item.future.set_exception(error)

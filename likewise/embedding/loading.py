@@ -1,20 +1,19 @@
-"""Brings one model from its files to service, and keeps trying while it cannot."""
+"""Models in service: each is loaded from its files or opened at its address when it is first asked for."""
 
 import asyncio
 import contextlib
 import importlib
 import itertools
-import math
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
+from likewise.backoff import Backoff
 from likewise.embedding.batching import Batcher
 from likewise.embedding.files import weights
+from likewise.embedding.files.attempts import KnownFailure, WeightsFetch, signature
 from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read, size_fault
@@ -23,16 +22,14 @@ from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.logs import get_logger
-from likewise.progress import in_mebibytes, progress
 from likewise.settings import Settings
 
 log = get_logger(__name__)
 
 LOCAL_RETRY_SECONDS = 2.0
-LONGEST_RETRY_SECONDS = 60.0  # to load files again that are as they were; from the wait above it doubles
-NETWORK_RETRY_SECONDS = (30.0, 600.0)  # first and longest wait; it doubles
+MAX_RETRY_SECONDS = 60.0  # to load files again that are as they were; from the pause above it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
-ONE_USE_SECONDS = 90.0  # for who loads a model for one use, and would have to begin anew: gigabytes on a slow disk
+ONE_USE_SECONDS = 90.0  # for programs that load a model for one use, and would begin anew: gigabytes on a slow disk
 
 REMOTE_PROVIDER = "likewise.embedding.providers.openai"
 
@@ -49,8 +46,8 @@ _STATES: Mapping[str, State] = {
 _uses = itertools.count(1)
 
 
-class Loaded(Protocol):
-    """What a model is once it is loaded; `fault` says why it cannot work now."""
+class LoadedModel(Protocol):
+    """A model of any sort once it is loaded; `fault` says why it cannot work now."""
 
     @property
     def fault(self) -> str | None: ...
@@ -60,8 +57,8 @@ class Loaded(Protocol):
         ...
 
 
-class Serving(Protocol):
-    """What shares a loaded model out among its callers."""
+class Dispatcher(Protocol):
+    """The queue that shares a loaded model among its callers."""
 
     @property
     def busy(self) -> bool: ...
@@ -71,15 +68,16 @@ class Serving(Protocol):
         ...
 
 
-P = TypeVar("P", bound=Loaded)
-S = TypeVar("S", bound=Serving)
+P = TypeVar("P", bound=LoadedModel)
+S = TypeVar("S", bound=Dispatcher)
 
 
 @dataclass(frozen=True)
-class Making(Generic[P, S]):
-    """How one sort of models comes to service: by an address, from a folder's files, and for many callers.
+class ModelLoader(Generic[P, S]):
+    """The steps that bring one sort of models to service.
 
-    `weights` are the files of a folder that a model's memory is judged by.
+    `remote` opens an address, `local` loads a folder; `weights` are the files of a folder by which the memory of a
+    model is estimated; `serve` shares a loaded model among its callers.
     """
 
     remote: Callable[[ModelSpec], P]
@@ -102,15 +100,19 @@ def _local_provider(spec: ModelSpec, folder: Path, settings: Settings) -> Provid
 
 
 def _weights(folder: Path) -> Iterable[Path]:
-    return TorchFolder.read(folder).weights.values()  # it reads what has a graph, too
+    return TorchFolder.read(folder).weights.values()  # it reads folders that have a graph, too
 
 
-EMBEDDING: Making[Provider, Batcher] = Making(_remote_provider, _local_provider, _weights, Batcher)
+EMBEDDING: ModelLoader[Provider, Batcher] = ModelLoader(_remote_provider, _local_provider, _weights, Batcher)
+
+
+# For callers over the network, where the reason is one of files.
+NOT_IN_SERVICE = "The model is not in service; the server's log and `likewise doctor` say why."
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """How it stands with one model. `present`: its files are here, and nobody has asked for it yet.
+    """The state of one model, with its reason. `present`: its files are here, and nobody has asked for it yet.
 
     `public_detail` is the reason for callers over the network, where it is another.
     """
@@ -121,58 +123,82 @@ class ModelState:
     public_detail: str | None = None
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """Why these files could not be loaded; as long as they are the same, it is not tried again before then."""
+class ModelPool(Generic[P, S]):
+    """The models of one sort in this process, by name.
 
-    error: LikewiseError
-    files: frozenset[tuple[str, int, int]]
-    until: float
-
-
-class Slot(Generic[P, S]):
-    """One model's place in this process: empty, loading, or in service.
-
-    `factory` makes the model in place of its files or address. With `wait_for_models` callers wait for as long as the
-    model is on its way and see on stderr how far it is, as suits a program; a server's callers are told to come again.
+    `factories` make models in place of their files or addresses. With `wait_for_models` callers wait for a model that
+    is on its way, and stderr tells how far it is, as suits a program; callers of a server are told to come again.
     """
 
     def __init__(
         self,
-        spec: ModelSpec,
         settings: Settings,
+        loader: ModelLoader[P, S],
         budget: QueueBudget,
         memory: ModelMemory,
-        making: Making[P, S],
-        factory: Callable[[ModelSpec], P] | None = None,
         *,
+        factories: Mapping[str, Callable[[ModelSpec], P]] | None = None,
         wait_for_models: bool = False,
     ) -> None:
+        self.settings = settings
+        self.loader = loader
+        self.budget = budget
+        self.memory = memory
+        self.factories = factories or {}
+        self.wait_for_models = wait_for_models
+        self._handles: dict[str, ModelHandle[P, S]] = {}
+
+    def handle(self, spec: ModelSpec) -> "ModelHandle[P, S]":
+        """Return the handle of a model, which is not loaded by that."""
+        if spec.name not in self._handles:
+            self._handles[spec.name] = ModelHandle(spec, self)
+        return self._handles[spec.name]
+
+    def loaded(self, name: str) -> P | None:
+        """Return the model of this name, if it is loaded."""
+        return self._handles[name].provider if name in self._handles else None
+
+    def state(self, spec: ModelSpec, refuse: Callable[[ModelSpec], object] | None = None) -> ModelState:
+        """Return a model's state; `refuse` raises for local models that cannot run here."""
+        if spec.name in self._handles:
+            return self._handles[spec.name].state
+        if spec.endpoint is not None:
+            return ModelState(spec.name, "present")
+        try:
+            if refuse is not None:
+                refuse(spec)
+        except LikewiseError as error:
+            return ModelState(spec.name, "failed", error.detail)
+        if spec.name in self.factories or weights.locate(spec, self.settings) is not None:
+            return ModelState(spec.name, "present")
+        return ModelState(spec.name, "absent", weights.absent(spec, self.settings).detail)
+
+    async def close(self) -> None:
+        """Fail what waits and let the models go."""
+        await asyncio.gather(*(handle.close() for handle in self._handles.values()))
+
+
+class ModelHandle(Generic[P, S]):
+    """One model's place in this process: empty, loading, or in service."""
+
+    def __init__(self, spec: ModelSpec, pool: ModelPool[P, S]) -> None:
         self.spec = spec
         self.provider: P | None = None
         self.batcher: S | None = None
-        self.used = 0  # by a counter of all slots: whose is largest was used last
-        self._settings = settings
-        self._budget = budget
-        self._memory = memory
-        self._making = making
+        self.used = 0  # by a counter of all handles: the largest was used last
+        self._pool = pool
+        self._settings = pool.settings
         self._users = 0
-        self._factory = factory
         self._error: LikewiseError | None = None
-        self._failure: _Failure | None = None
-        self._wait = LOCAL_RETRY_SECONDS
-        self._fetch_allowed = False
-        self._fetch_at = 0.0
-        self._fetch_wait = NETWORK_RETRY_SECONDS[0]
-        self._waits = wait_for_models
+        self._fetch = WeightsFetch(spec, pool.settings, shown=pool.wait_for_models)
+        self._known_failure = KnownFailure(Backoff(LOCAL_RETRY_SECONDS, MAX_RETRY_SECONDS))
         self._settled = asyncio.Event()  # in service, failed, or being fetched, which takes long
         self._ended = asyncio.Event()  # in service or failed
-        self._stopping = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> ModelState:
-        """How it stands."""
+        """The model's state."""
         if self.provider is not None:
             fault = self.provider.fault
             return ModelState(self.spec.name, "failed" if fault else "ready", fault)
@@ -183,7 +209,7 @@ class Slot(Generic[P, S]):
 
     def begin(self, *, fetch: bool = False) -> None:
         """Start loading in the background, and go on until it works; `fetch` allows the network."""
-        self._fetch_allowed = self._fetch_allowed or (fetch and not self._settings.offline)
+        self._fetch.allowed = self._fetch.allowed or (fetch and not self._settings.offline)
         if self._task is None:
             self._error = None
             self._settled.clear()
@@ -192,12 +218,12 @@ class Slot(Generic[P, S]):
             self._task = asyncio.create_task(self._load_until_ready(), context=Context())
 
     async def ready(self, patience: float | None = None) -> tuple[P, S]:
-        """The model in service. Waits while files on this machine are being loaded.
+        """Return the model in service and its queue, after loading files that are on this machine.
 
         `patience` is in seconds, PATIENCE_SECONDS by default; after that ModelUnavailable, and loading goes on. With
-        `wait_for_models` who names none waits until the model has come or failed, also while it is being fetched.
+        `wait_for_models` a caller that names none waits until the model has come or failed, also while it is fetched.
         """
-        waits = self._waits and patience is None
+        waits = self._pool.wait_for_models and patience is None
         seconds = PATIENCE_SECONDS if patience is None else patience
         with self.held():
             self.begin()
@@ -213,7 +239,7 @@ class Slot(Generic[P, S]):
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps the model loaded for as long as this is open, once it is."""
+        """Keep the model loaded for as long as this is open, once it is."""
         self._users += 1
         self.used = next(_uses)
         try:
@@ -221,7 +247,13 @@ class Slot(Generic[P, S]):
         finally:
             self._users -= 1
             self.used = next(_uses)
-            self._memory.released()
+            self._pool.memory.released()
+
+    @contextlib.asynccontextmanager
+    async def in_service(self) -> AsyncIterator[tuple[P, S]]:
+        """Hold the model, and yield it in service with its queue; errors as `ready`."""
+        with self.held():
+            yield await self.ready()
 
     @property
     def idle(self) -> bool:
@@ -229,7 +261,7 @@ class Slot(Generic[P, S]):
         return self._users == 0 and self.batcher is not None and not self.batcher.busy
 
     async def unload(self) -> None:
-        """Let an idle model go; for who asks for it next it is loaded again."""
+        """Let an idle model go; the next call loads it again."""
         provider, batcher = self.provider, self.batcher
         self.provider = self.batcher = self._task = None
         log.info("model_unloaded", model=self.spec.name)
@@ -240,7 +272,7 @@ class Slot(Generic[P, S]):
 
     async def close(self) -> None:
         """Stop loading, fail what waits, let the model go."""
-        self._stopping.set()
+        self._fetch.stop()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -253,100 +285,71 @@ class Slot(Generic[P, S]):
         while self.provider is None:
             try:
                 provider = await self._open()
-                self.batcher = self._making.serve(provider, self._budget, self.spec.name)
+                self.batcher = self._pool.loader.serve(provider, self._pool.budget, self.spec.name)
                 self.provider, self._error = provider, None
             except Exception as error:  # noqa: BLE001 - a provider may raise anything
                 self._note(self._named(error))
             self._settled.set()
             self._ended.set()
             if self._error is not None and self._error.code == "model_memory":
-                self._task = None  # who asks next has it tried again; nobody else wants it
+                self._task = None  # the next caller has it tried again; nobody else wants it
                 return
             if self.provider is None:
                 await asyncio.sleep(LOCAL_RETRY_SECONDS)
 
     async def _open(self) -> P:
-        factory = self._factory
+        factory = self._pool.factories.get(self.spec.name)
         if factory is not None:
             needed = getattr(factory, "memory_bytes", 0)
             return await self._within_memory(needed, lambda: _made_by(factory, self.spec))
         if self.spec.endpoint is not None:
             # Reading the certificates of all authorities takes some 50 ms.
-            return await asyncio.to_thread(self._making.remote, self.spec)
+            return await asyncio.to_thread(self._pool.loader.remote, self.spec)
         folder = await asyncio.to_thread(weights.locate, self.spec, self._settings)
-        if folder is None:
-            folder = await self._fetch()
-        files = await asyncio.to_thread(_signature, folder, self._settings)
-        self._refuse_known_failure(files)
+        return await self._load(await self._fetched() if folder is None else folder)
+
+    async def _fetched(self) -> Path:
+        missing = weights.absent(self.spec, self._settings)
+        if not self._fetch.may_begin():
+            # The error of an earlier fetch says more.
+            raise self._error if self._error is not None and self._error.code == missing.code else missing
+        self._error = ModelUnavailable(f"{self.spec.name} is being fetched.", code="weights_fetching", retry_after=10)
+        self._settled.set()
+        self._ended.clear()
+        return await self._fetch.run()
+
+    async def _load(self, folder: Path) -> P:
+        files = await asyncio.to_thread(signature, folder, self._settings)
+        self._known_failure.refuse(files)
         self._settled.clear()
         self._ended.clear()
         try:
             if self.spec.folder is not None and not self.spec.dimension:  # it was not there when we looked first
                 self.spec = await asyncio.to_thread(as_read, self.spec, folder)
             needed = await asyncio.to_thread(self._needed, folder)
-            return await self._within_memory(needed, lambda: self._load(folder))
+            loader = self._pool.loader
+            return await self._within_memory(
+                needed, lambda: asyncio.to_thread(loader.local, self.spec, folder, self._settings)
+            )
         except Exception as error:  # noqa: BLE001 - a provider may raise anything
-            raise self._remembered(self._named(error), files) from None
+            named = self._named(error)
+            self._known_failure.remember(named, files)
+            raise named from None
 
     async def _within_memory(self, needed: int, load: Callable[[], Awaitable[P]]) -> P:
-        await self._memory.take(self, needed)
+        memory = self._pool.memory
+        await memory.take(self, needed)
         try:
             return await load()
         except BaseException:
-            self._memory.give_back(self)
+            memory.give_back(self)
             raise
 
-    async def _fetch(self) -> Path:
-        missing = weights.absent(self.spec, self._settings)
-        if not self._fetch_allowed or self.spec.folder is not None or time.monotonic() < self._fetch_at:
-            # An earlier one of the same tells what was tried besides.
-            raise self._error if self._error is not None and self._error.code == missing.code else missing
-        self._error = ModelUnavailable(f"{self.spec.name} is being fetched.", code="weights_fetching", retry_after=10)
-        self._settled.set()
-        self._ended.clear()
-        try:
-            what = f"Fetching {self.spec.name}"
-            with progress(
-                f"{what} (MiB)", quiet=not self._waits, once=f"{what}, which is kept for the next time."
-            ) as report:
-                shown = in_mebibytes(report)
-
-                def watch(done: int, total: int | None) -> None:
-                    if self._stopping.is_set():
-                        raise ModelUnavailable("not wanted any more")
-                    shown(done, total)
-
-                return await _in_thread(lambda: weights.obtain(self.spec, self._settings, watch))
-        finally:
-            self._fetch_at = time.monotonic() + self._fetch_wait
-            self._fetch_wait = min(2 * self._fetch_wait, NETWORK_RETRY_SECONDS[1])
-
     def _needed(self, folder: Path) -> int:
-        """About how many bytes the model will take; 0 of one that cannot be read, as loading it tells why."""
+        """Estimate the bytes that the model will take; 0 for one that cannot be read, as loading it tells why."""
         with contextlib.suppress(LikewiseError):
-            return needed_by(self.spec, self._making.weights(folder), self._settings)
+            return needed_by(self.spec, self._pool.loader.weights(folder), self._settings)
         return 0
-
-    async def _load(self, folder: Path) -> P:
-        return await asyncio.to_thread(self._making.local, self.spec, folder, self._settings)
-
-    def _refuse_known_failure(self, files: frozenset[tuple[str, int, int]]) -> None:
-        """Do not read 90 MB every other second to find again that they are the wrong ones."""
-        failure = self._failure
-        if failure is None or failure.files != files:
-            self._wait = LOCAL_RETRY_SECONDS
-        elif time.monotonic() < failure.until:
-            raise failure.error
-        self._failure = None
-
-    def _remembered(self, error: LikewiseError, files: frozenset[tuple[str, int, int]]) -> LikewiseError:
-        """What the files themselves are is so until they change; anything else may be over soon."""
-        if error.code == "model_memory":
-            return error
-        until = math.inf if _of_the_files(error) else time.monotonic() + self._wait
-        self._failure = _Failure(error, files, until)
-        self._wait = min(2 * self._wait, LONGEST_RETRY_SECONDS)
-        return error
 
     def _named(self, error: Exception) -> LikewiseError:
         if isinstance(error, LikewiseError):
@@ -355,6 +358,9 @@ class Slot(Generic[P, S]):
         return ModelUnavailable(f"{self.spec.name} could not be loaded ({type(error).__name__}).", code="failed")
 
     def _note(self, error: LikewiseError) -> None:
+        if error.public_detail is None and (isinstance(error, NotSupported) or error.code.startswith("weights_")):
+            # It names folders of this machine.
+            error.public_detail = NOT_IN_SERVICE
         if self._error is None or error.detail != self._error.detail:
             log.warning("model_unavailable", model=self.spec.name, reason=error.detail)
         self._error = error
@@ -362,44 +368,3 @@ class Slot(Generic[P, S]):
 
 async def _made_by(factory: Callable[[ModelSpec], P], spec: ModelSpec) -> P:
     return factory(spec)
-
-
-def _of_the_files(error: LikewiseError) -> bool:
-    """Whether what is in the files is wrong, and not the reading of them or what they need besides."""
-    if isinstance(error.__cause__, OSError):
-        return False
-    return isinstance(error, NotSupported) or error.code.startswith("weights_")
-
-
-def _signature(folder: Path, settings: Settings) -> frozenset[tuple[str, int, int]]:
-    signed = set()
-    for path in weights.deciding_files(folder, settings):
-        with contextlib.suppress(OSError):  # it went in between
-            facts = path.stat()
-            signed.add((str(path), facts.st_size, facts.st_mtime_ns))
-    return frozenset(signed)
-
-
-async def _in_thread(work: Callable[[], Path]) -> Path:
-    """Run in a thread that nobody has to wait for when the process ends."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Path] = loop.create_future()
-
-    def settle(result: Path | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if result is not None:
-            future.set_result(result)
-        elif error is not None:
-            future.set_exception(error)
-
-    def run() -> None:
-        try:
-            outcome: tuple[Path | None, BaseException | None] = (work(), None)
-        except Exception as error:  # noqa: BLE001 - it is raised on the other side
-            outcome = (None, error)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, name="likewise-fetch", daemon=True).start()
-    return await future

@@ -1,6 +1,6 @@
 """The contract of everything that turns texts into vectors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,7 +18,7 @@ Counts = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ProviderResult:
-    """What a provider made of n texts, in their order.
+    """Vectors and counts of n texts, in order.
 
     `vectors` float32 (n, d) of unit length; `tokens`, `truncated` and `chars_read` int32 (n,): tokens that were read,
     with the model's special ones; tokens that were cut off; characters from the start of the text that were read.
@@ -34,11 +34,11 @@ class ProviderResult:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a provider likes to be given.
+    """The size of calls that suits a provider.
 
     `tokens` and `texts` are about how much of each in one call, `calls` how many calls at a time, of each lane and
-    role, and `seconds` what one may take. A `remote` one works on other cores than ours: what is long keeps out nothing
-    that is short, and callers may say how many texts go in a call.
+    role, and `seconds` what one may take. A `remote` one works on other cores than ours: long texts
+    keep out no short ones, and callers may say how many texts go in a call.
     """
 
     tokens: int
@@ -75,15 +75,15 @@ class Provider(Protocol):
     def fault(self) -> str | None: ...
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        """The texts' vectors and counts."""
+        """Embed texts in order."""
         ...
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as a document, special ones included, before anything is cut off."""
+        """Count the tokens of each text as a document, special ones included, before anything is cut off."""
         ...
 
-    async def split(self, text: str, most: int, overlap: int) -> list[tuple[int, int]]:
-        """Where the parts of a text begin and end, of at most `most` tokens each; estimated where nobody counts them.
+    async def split(self, text: str, max_tokens: int, overlap: int) -> list[tuple[int, int]]:
+        """Return start and end of the parts of a text, of at most `max_tokens` each, estimated where nobody counts.
 
         At most `overlap` tokens of a part are those that the one before ends with.
         """
@@ -95,3 +95,12 @@ class Provider(Protocol):
 
 
 ProviderFactory = Callable[[ModelSpec], Provider]
+
+
+def prefixes(spec: ModelSpec, prompts: Mapping[str, str] | None = None) -> dict[Role, str]:
+    """Return the text before each text, by role: that of the model's row, else of its folder's prompts, if any."""
+    prompts = prompts or {}
+    return {
+        "query": spec.query_prefix or prompts.get("query", ""),
+        "document": spec.document_prefix or prompts.get("document", ""),
+    }

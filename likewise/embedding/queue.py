@@ -1,17 +1,18 @@
-"""Texts that wait for a model: how many there may be, and in which order they go."""
+"""A text on its way through a model: waiting in a lane, in flight for all who want it, and its outcome."""
 
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 
 from likewise.embedding.cache import Cached
 from likewise.embedding.provider import Capacity, Lane, Role
-from likewise.errors import Overloaded
+from likewise.embedding.texts import estimated_tokens
+from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, Overloaded
 
-CHARS_PER_TOKEN = 4  # English prose and WordPiece; an estimate is enough to bound a queue
 INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next interactive text waits for it
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 
@@ -24,7 +25,7 @@ class QueueBudget:
         self._held = 0
 
     def take(self, tokens: int) -> None:
-        """Hold so many, or Overloaded; who comes to an empty queue is never refused."""
+        """Hold so many; Overloaded if they do not fit. Nobody who comes to an empty queue is refused."""
         if self._held and self._held + tokens > self._limit:
             raise Overloaded(
                 "Too many texts wait for the model; send this again later.", retry_after=self._retry_after()
@@ -32,7 +33,7 @@ class QueueBudget:
         self._held += tokens
 
     def give_back(self, tokens: int) -> None:
-        """Hold so many less."""
+        """Hold so many fewer."""
         self._held -= tokens
 
     def _retry_after(self) -> int:
@@ -40,23 +41,24 @@ class QueueBudget:
 
 
 Charge = Callable[[Cached], None]
+Outcome = Cached | LikewiseError
 
 
 @dataclass(eq=False)
-class Waiting:
-    """One text on its way through the model, and how many callers want it.
+class QueuedText:
+    """One text on its way through the model, and the number of callers that wait for it.
 
-    `most` is how many texts may be in its batch; `charge` is told what a model made of it. It is `left_behind` once who
-    brought it waits no more.
+    `max_texts` may be in its batch; `charge` is called with what the model made of it. It is `left_behind` once the
+    caller that brought it waits no more.
     """
 
     text: str
     role: Role
     lane: Lane
     future: asyncio.Future[Cached]
-    # Whose request it is, for log lines and spans: a batch begins when another ends, which may be anybody's.
+    # Of its request, for log lines and spans: a batch begins when another ends, which may be anybody's.
     context: Context
-    most: int
+    max_texts: int
     charge: Charge | None = None
     taken: bool = False
     waiters: int = 0
@@ -74,11 +76,11 @@ class Waiting:
 
     @property
     def of_use(self) -> bool:
-        """Whether one more caller may have what becomes of it: it has not failed, and nobody gave it up."""
+        """Whether one more caller can share its outcome: it has not failed, and nobody gave it up."""
         return not self.future.done() or (not self.future.cancelled() and self.future.exception() is None)
 
     def leave(self) -> None:
-        """One caller less; a text that nobody wants any more leaves the queue."""
+        """Take one caller away; a text that nobody wants any more leaves the queue."""
         self.waiters -= 1
         if self.waiters <= 0 and self.future.cancel() and not self.taken:
             # It stands in the queue for a while yet.
@@ -86,17 +88,17 @@ class Waiting:
 
 
 @dataclass
-class Queue:
+class LaneQueue:
     """The texts of one lane and role: those that came, in order, and a window of them sorted by length."""
 
     lane: Lane
     capacity: Capacity
-    came: deque[Waiting] = field(default_factory=deque)
-    window: list[Waiting] = field(default_factory=list)
+    came: deque[QueuedText] = field(default_factory=deque)
+    window: list[QueuedText] = field(default_factory=list)
     running: int = 0
 
     def waits(self) -> bool:
-        """Whether any text still has to go to the model; forgets those that need not."""
+        """Forget the first texts that need not go to the model, and return whether any is left."""
         while self.window and not self.window[-1].open:
             self.window.pop()
         while self.came and not self.came[0].open:
@@ -104,20 +106,20 @@ class Queue:
         return bool(self.window or self.came)
 
     def forget_closed(self) -> None:
-        """Let go of those that need not go to the model, wherever they stand."""
+        """Let go of texts that need not go to the model, wherever they stand."""
         self.came = deque(item for item in self.came if item.open)
         self.window = [item for item in self.window if item.open]
 
-    def take(self) -> list[Waiting]:
-        """The next batch: neighbours by length."""
-        batch: list[Waiting] = []
-        tokens, most = 0, math.inf
+    def take(self) -> list[QueuedText]:
+        """Take the next batch: neighbours by length."""
+        batch: list[QueuedText] = []
+        tokens, max_texts = 0, math.inf
         while self.waits():
             if not self.window:
                 self._fill_window()
             item = self.window[-1]
-            most = min(most, item.most)
-            if batch and (tokens + item.tokens > self._limit or len(batch) >= most):
+            max_texts = min(max_texts, item.max_texts)
+            if batch and (tokens + item.tokens > self._limit or len(batch) >= max_texts):
                 break
             self.window.pop()
             item.taken = True
@@ -127,7 +129,7 @@ class Queue:
 
     @property
     def _limit(self) -> int:
-        """Tokens in a batch. What is interactive goes in short ones, unless they are done on other cores than ours."""
+        """Tokens in a batch: interactive texts go in short ones, unless they are embedded on other cores than ours."""
         short = self.lane == "interactive" and not self.capacity.remote
         return min(self.capacity.tokens, INTERACTIVE_TOKENS) if short else self.capacity.tokens
 
@@ -137,6 +139,66 @@ class Queue:
         self.window = sorted(texts, key=lambda item: len(item.text))
 
 
-def estimated_tokens(text: str) -> int:
-    """About how many tokens a text has, without a tokenizer."""
-    return len(text) // CHARS_PER_TOKEN + 1
+class InFlight:
+    """Texts that are being embedded, by their cache keys, so that equal ones wait for the same vector.
+
+    A text is here from when it is queued until its vector is in the cache, or nobody wants it.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[bytes, QueuedText] = {}
+
+    def of(self, keys: Iterable[bytes]) -> dict[bytes, QueuedText]:
+        """Return the texts under these keys that another caller can share."""
+        return {key: item for key in keys if (item := self._items.get(key)) and item.of_use}
+
+    def add(self, key: bytes, item: QueuedText) -> None:
+        """Share a text; its owner calls `leave_behind` in the end."""
+        self._items[key] = item
+        item.future.add_done_callback(partial(self._landed, key, item))
+
+    def leave_behind(self, key: bytes, item: QueuedText) -> None:
+        """Note that its owner needs it no more: it is in the cache, or others still wait for it."""
+        item.left_behind = True
+        if item.future.done():
+            self._forget(key, item)
+
+    def _landed(self, key: bytes, item: QueuedText, future: asyncio.Future[Cached]) -> None:
+        # A vector that is not in the cache as yet is still found here: others need not make it again.
+        if item.left_behind or future.cancelled() or future.exception() is not None:
+            self._forget(key, item)
+
+    def _forget(self, key: bytes, item: QueuedText) -> None:
+        if self._items.get(key) is item:
+            del self._items[key]
+
+
+async def outcomes(items: Mapping[bytes, QueuedText]) -> dict[bytes, Outcome]:
+    """Wait for all texts, and return the row or the error of each."""
+    if items:
+        await asyncio.wait([item.future for item in items.values()])
+    return {key: _outcome(item.future) for key, item in items.items()}
+
+
+def _outcome(future: asyncio.Future[Cached]) -> Outcome:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return error if isinstance(error, LikewiseError) else Internal()
+
+
+def all_or_faults(keys: Sequence[bytes], made: Mapping[bytes, Outcome]) -> dict[bytes, Cached]:
+    """Return all rows by key.
+
+    ModelUnavailable says what kept the model from its work; Invalid (code `text_failed`) has a fault for each place in
+    `keys` of a text that it could not embed.
+    """
+    errors = {key: row for key, row in made.items() if isinstance(row, LikewiseError)}
+    for error in errors.values():
+        if error.code != "text_failed":
+            raise ModelUnavailable.because(error, error.retry_after or 1)
+    if errors:
+        message = "The model could not embed this text."
+        faults = [Fault(f"/texts/{place}", "text_failed", message) for place, key in enumerate(keys) if key in errors]
+        raise Invalid(message, code="text_failed", faults=faults)
+    return {key: row for key, row in made.items() if isinstance(row, Cached)}

@@ -1,4 +1,4 @@
-"""The digest of all that decides what a model's vectors mean, whichever program or provider runs the model."""
+"""The identity of a vector space: a digest of all that decides what vectors mean, and texts to check it by."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,25 @@ from likewise.digests import digest_of
 from likewise.embedding.files.folder import ModelFolder, Module
 from likewise.embedding.provider import Role
 
+# Varied in language, length and kind, so that a wrong tokenizer, pooling or weight shows in at least one of them.
+# They are part of every stored generation: never change one.
+PROBE_TEXTS: tuple[str, ...] = (
+    "The quick brown fox jumps over the lazy dog.",
+    "error",
+    "How do I reset my password if I no longer have access to my e-mail address?",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Der Zug nach Zürich fährt heute fünfzehn Minuten später ab.",
+    "2024-03-01T12:00:00Z WARN payment-service timeout after 3000 ms, retrying (attempt 2 of 5)",
+    "今日は天気がいいので、公園を散歩しました。",
+    (
+        "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. It takes place in the "
+        "chloroplasts of plants and algae, and it is the source of nearly all energy in food chains."
+    ),
+)
+
 
 def space_of(folder: ModelFolder, weights: Sequence[str], prefixes: Mapping[Role, str]) -> str:
-    """The space of a folder that there is a graph for, as 64 hex digits.
+    """Return the space of a folder that there is a graph for, as 64 hex digits.
 
     `weights` are the SHA-256 of its weights' files, the Transformer's first.
     """
@@ -31,16 +47,16 @@ def space_of(folder: ModelFolder, weights: Sequence[str], prefixes: Mapping[Role
 
 
 def space_of_files(files: Mapping[str, Path], weights: Sequence[str], prefixes: Mapping[Role, str], limit: int) -> str:
-    """The space of any other folder: its weights, and every byte of the files that say what is done with them.
+    """Return the space of any other folder: its weights, and every byte of the files that say how they are used.
 
-    So a folder that was written anew by another version of a library is another space, though it may be the same.
+    A folder that was written anew by another version of a library is another space, though it may be the same.
     """
     described = [f"{name} {_sha256(path)}" for name, path in sorted(files.items())]
     return digest_of((*weights, *described, *_limits(prefixes, limit))).hex()
 
 
 def space_of_address(base_url: str, model: str, dimension: int, prefixes: Mapping[Role, str]) -> str:
-    """The space of a remote model. Declared, as nobody can look: what is alike in all of this is taken for the same."""
+    """Return the declared space of a remote model; models that are alike in all of this count as the same."""
     return digest_of(("remote", base_url, model, str(dimension), prefixes["query"], prefixes["document"])).hex()
 
 
@@ -53,6 +69,6 @@ def _sha256(path: Path) -> str:
 
 
 def _stages(modules: Sequence[Module]) -> list[str]:
-    """What comes after pooling; whether the folder asks for unit length at the end or not makes no difference."""
+    """Describe the modules after pooling; all end at unit length, whether the folder asks for it or not."""
     stages = [module if module == "normalize" else f"dense {module.outputs} {module.activation}" for module in modules]
     return [*(stages[:-1] if stages[-1:] == ["normalize"] else stages), "normalize"]

@@ -1,21 +1,94 @@
-"""Long texts as parts that a model reads whole, cut between paragraphs, sentences and words as far as that goes."""
+"""Long texts split into parts that a model reads whole, between paragraphs, sentences and words as far as that goes."""
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from semantic_text_splitter import TextSplitter
 
 from likewise.cleaning import cleaned
-from likewise.embedding.queue import CHARS_PER_TOKEN
+from likewise.embedding.provider import Provider
+from likewise.embedding.queue import QueueBudget
+from likewise.embedding.texts import CHARS_PER_TOKEN, estimated_tokens
 from likewise.embedding.tokenizing import LONG_RUN, RUN
+from likewise.errors import Invalid
 
-# Where a part begins and ends in the text, in code points.
-Span = tuple[int, int]
+# Start and end of a part in the text, in code points.
+TextSpan = tuple[int, int]
+# Ten documents of 200,000 characters; one takes 0.3 to 3 seconds, by the length of its parts.
+MAX_WAITING_TOKENS = 500_000
 
 
-def spans(text: str, splitter: TextSplitter) -> list[Span]:
-    """The parts of a text in their order, without the spaces between them; what is blank is no part."""
-    found: list[Span] = []
+@dataclass(frozen=True)
+class SplitOptions:
+    """Size of the parts of a document, in tokens, overlap of each with the one before, and the most parts of all."""
+
+    max_tokens: int
+    overlap: int = 0
+    max_parts: int | None = None
+
+    def refuse(self, tokens: int) -> None:
+        """Raise Invalid if a document of so many tokens has too many parts, each with its whole overlap."""
+        if self.max_parts is not None and tokens > self.max_parts * (self.max_tokens - self.overlap):
+            raise _too_many(self.max_parts)
+
+    def refuse_parts(self, count: int) -> None:
+        """Raise Invalid if so many are too many."""
+        if self.max_parts is not None and count > self.max_parts:
+            raise _too_many(self.max_parts)
+
+
+class Splitter:
+    """Documents of one process that are split one at a time, for all of its models; only so many wait."""
+
+    def __init__(self, waiting_tokens: int = MAX_WAITING_TOKENS) -> None:
+        self._budget = QueueBudget(waiting_tokens)
+        self._turn = asyncio.Lock()
+
+    async def split(self, provider: Provider, text: str, options: SplitOptions) -> list[TextSpan]:
+        """Split a text. A caller that is cancelled leaves the queue; a text that is being split is split to its end.
+
+        Raises:
+            Overloaded: too many documents wait.
+            Invalid: it has too many parts. A text that is sure to have them is refused before it is split.
+        """
+        tokens = estimated_tokens(text)
+        self._budget.take(tokens)
+        try:
+            return await self._in_turn(provider, text, options)
+        finally:
+            self._budget.give_back(tokens)
+
+    async def _in_turn(self, provider: Provider, text: str, options: SplitOptions) -> list[TextSpan]:
+        await self._turn.acquire()
+        running = asyncio.ensure_future(_split(provider, text, options))
+        # A thread cannot be stopped: the next one's turn is when it has ended, even if its caller has left.
+        running.add_done_callback(self._ended)
+        return await asyncio.shield(running)
+
+    def _ended(self, split: asyncio.Future[list[TextSpan]]) -> None:
+        self._turn.release()
+        if not split.cancelled():
+            # Nobody else would hear of one whose caller has left.
+            split.exception()
+
+
+def _too_many(parts: int) -> Invalid:
+    words = f"This text has more than {parts:,} parts; send it in pieces, or ask for longer parts or less overlap."
+    return Invalid.at("/text", words, "too_many_segments")
+
+
+async def _split(provider: Provider, text: str, options: SplitOptions) -> list[TextSpan]:
+    # Counting takes 0.06 s where splitting takes seconds.
+    options.refuse((await provider.lengths([text]))[0])
+    found = await provider.split(text, options.max_tokens, options.overlap)
+    options.refuse_parts(len(found))
+    return found
+
+
+def spans(text: str, splitter: TextSplitter) -> list[TextSpan]:
+    """Return the parts of a text in order, without the spaces between them and without blank parts."""
+    found: list[TextSpan] = []
     clean = cleaned(text)
     for start, end in _pieces(clean):
         for at, part in splitter.chunk_indices(clean[start:end]):
@@ -24,14 +97,14 @@ def spans(text: str, splitter: TextSplitter) -> list[Span]:
     return found
 
 
-async def spans_by_characters(text: str, most: int, overlap: int) -> list[Span]:
-    """The parts of a text of at most so many tokens, for models whose tokenizer is not here."""
-    splitter = TextSplitter(most * CHARS_PER_TOKEN, min(overlap, most - 1) * CHARS_PER_TOKEN)
+async def spans_by_characters(text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
+    """Split a text into parts of so many tokens by its characters, for models without a tokenizer here."""
+    splitter = TextSplitter(max_tokens * CHARS_PER_TOKEN, min(overlap, max_tokens - 1) * CHARS_PER_TOKEN)
     return await asyncio.to_thread(spans, text, splitter)
 
 
-def _pieces(text: str) -> Iterator[Span]:
-    """The text cut within its long runs, after every so many of their characters.
+def _pieces(text: str) -> Iterator[TextSpan]:
+    """SplitOptions a text within its long runs, after every so many of their characters.
 
     The tokenizer puts a space there as well. The splitter's time grows with the square of what no space ends: 200,000
     characters of Japanese took it 13 seconds, and in pieces take 2.

@@ -13,7 +13,8 @@ from psycopg.sql import SQL
 from likewise.db.collections import MAX_HASHES, CollectionRow
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
-from likewise.embedding.embedder import Embedder, Maker
+from likewise.embedding.cache import VectorOrigin
+from likewise.embedding.embedder import Embedder
 from likewise.errors import SealBroken, TextKeyUnavailable
 from likewise.ingest.notifications import Notifications
 from likewise.sealing import Sealing, TextKey
@@ -61,7 +62,7 @@ class CacheInvalidation:
         if len(text_hashes) > MAX_HASHES:
             await self._embedder.forget_all()
         elif text_hashes and self._embedder.caches:
-            await self._embedder.forget(collection.tenant, text_hashes, at_once=True, maker=_maker(collection))
+            await self._embedder.forget(collection.tenant, text_hashes, at_once=True, origin=_origin(collection))
 
     async def run(self) -> None:
         """Forget what other processes tell, until cancelled."""
@@ -101,8 +102,8 @@ async def notice_sealing(pool: Pool) -> Sealing:
     return Sealing([TextKey(row[0])])
 
 
-def _maker(collection: CollectionRow) -> Maker | None:
+def _origin(collection: CollectionRow) -> VectorOrigin | None:
     active = collection.active
     if active.space is None or active.numerics is None:
         return None
-    return Maker(active.space, active.numerics, active.dimension)
+    return VectorOrigin(active.space, active.numerics, active.dimension)

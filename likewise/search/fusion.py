@@ -1,4 +1,4 @@
-"""Two rankings into one.
+"""Fusion of two rankings into one.
 
 Each list's scores are scaled to 0..1 between its best and its last, then averaged; a list that is not full has
 `floor` as its lower end, so that one exact match does not count as nothing. nDCG@10 on SciFact's test claims: dense
@@ -7,11 +7,14 @@ Each list's scores are scaled to 0..1 between its best and its last, then averag
 
 from collections.abc import Sequence
 
-Scored = Sequence[tuple[int, float]]
+# A content and its score.
+ScoredContent = tuple[int, float]
 
 
-def fuse(dense: Scored, lexical: Scored, *, depth: int, background: float) -> list[tuple[int, float]]:
-    """(id, score in 0..1) of everything in either list, best first; ties by id.
+def fuse(
+    dense: Sequence[ScoredContent], lexical: Sequence[ScoredContent], *, depth: int, background: float
+) -> list[ScoredContent]:
+    """Return (id, score in 0..1) of everything in either list, best first; ties by id.
 
     Args:
         dense: (id, cosine), best first, at most `depth`.
@@ -25,8 +28,8 @@ def fuse(dense: Scored, lexical: Scored, *, depth: int, background: float) -> li
     return sorted(scores.items(), key=_best_first)
 
 
-def scaled(ranking: Scored, *, depth: int, floor: float) -> list[tuple[int, float]]:
-    """Scores between 0 (the last of a full list, or the floor) and 1 (the best)."""
+def scaled(ranking: Sequence[ScoredContent], *, depth: int, floor: float) -> list[ScoredContent]:
+    """Return scores between 0 (the last of a full list, or the floor) and 1 (the best)."""
     if not ranking:
         return []
     best, last = ranking[0][1], ranking[-1][1]
@@ -39,5 +42,5 @@ def scaled(ranking: Scored, *, depth: int, floor: float) -> list[tuple[int, floa
     return found if last >= low else [(one, max(0.0, score)) for one, score in found]
 
 
-def _best_first(item: tuple[int, float]) -> tuple[float, int]:
+def _best_first(item: ScoredContent) -> tuple[float, int]:
     return -item[1], item[0]

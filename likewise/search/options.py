@@ -1,71 +1,109 @@
-"""What a search is asked, and what it answers."""
+"""A search as it is asked for: a question, and options that every app's searches share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from likewise.db.lookups import StoredRecord
+from likewise.embedding.provider import Vector
 from likewise.filters import Filter
 
 Mode = Literal["hybrid", "dense", "lexical"]
+# A hit for each record, or for each content with the number of its records.
+HitUnit = Literal["records", "contents"]
 
+# The view that every kind has.
+TEXT_VIEW = "text"
 # Of so many hits at least a reranker makes the order anew: it can move nothing to the front that is not among them, and
 # each costs as much as the next, together about as long as somebody waits for a search gladly.
-RERANKED = 50
+MIN_RERANKED = 50
 # Hits can be paged to here; what lies deeper is better asked for with a filter.
-MOST_HITS = 1_000
+MAX_HITS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of a search, the same for every question and every app.
+
+    Attributes:
+        limit: hits of a page.
+        filters: JSON of the filter language.
+        mode: what is ranked: words and meaning, meaning alone, or words alone.
+        threshold: the minimum cosine similarity of a hit.
+        group_by: a field of which every value has one hit, its best.
+        rerank: whether the reranker of the settings puts the first hits in order.
+        explain: whether the outcome has an explanation.
+        view: the view of the kind that is compared.
+    """
+
+    limit: int = 10
+    filters: Mapping[str, Any] | None = None
+    mode: Mode = "hybrid"
+    threshold: float | None = None
+    group_by: str | None = None
+    rerank: bool = False
+    explain: bool = False
+    view: str = TEXT_VIEW
+
+
+class SearchKeywords(TypedDict, total=False):
+    """The options of a search that programs name one by one; see SearchOptions."""
+
+    limit: int
+    filters: Mapping[str, Any] | None
+    mode: Mode
+    threshold: float | None
+    group_by: str | None
+    rerank: bool
+    explain: bool
+
+
+@dataclass(frozen=True)
+class TextQuestion:
+    """A text to find records like."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TextsQuestion:
+    """Several texts to find records like all of them: by the mean of their vectors, and by the words of any."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RecordQuestion:
+    """A record, by its id, to find others like."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class ContentsQuestion:
+    """Contents of the collection, by their keys, to find records like all of them; their own records are hits too."""
+
+    contents: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class VectorQuestion:
+    """A vector of the generation's space to find the nearest to: float32 (d,) of unit length."""
+
+    vector: Vector
+
+
+SearchQuestion = TextQuestion | TextsQuestion | RecordQuestion | ContentsQuestion | VectorQuestion
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What is asked: a query's text, or the id of a record to find others like.
+    """A question with its options.
 
-    `offset` hits are passed over; `group_by` names a field of which every value has one hit, its best; with `rerank`
-    the reranker of the settings puts the first hits in order; `must` holds beside what the caller's own filters say.
+    `offset` hits are passed over; `must` holds beside what the caller's own filters say.
     """
 
-    query: str | None = None
-    like: str | None = None
-    limit: int = 10
-    filters: object | None = None
-    mode: Mode = "hybrid"
-    threshold: float | None = None
+    question: SearchQuestion
+    options: SearchOptions = SearchOptions()
     offset: int = 0
-    group_by: str | None = None
-    explain: bool = False
-    rerank: bool = False
     must: Filter | None = None
-
-    @property
-    def wanted(self) -> int:
-        """How many hits there must be to answer it, those passed over included."""
-        return min(self.offset + max(self.limit, RERANKED if self.rerank else 0), MOST_HITS)
-
-
-@dataclass(frozen=True)
-class Found:
-    """One record with how it was found. `similarity` is a cosine, None for a record without a vector.
-
-    `score` is of the ranking, or of the reranker where that was asked for.
-    """
-
-    score: float
-    similarity: float | None
-    lexical_score: float | None
-    found_by: tuple[str, ...]
-    record: StoredRecord
-    group: Any = None
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Hits, best first; `degraded` names what was away while they were looked for.
-
-    `more` says that further hits can be asked for; `explanation` tells what was done, without a word of the query.
-    """
-
-    hits: list[Found]
-    model: str
-    took_ms: float
-    degraded: tuple[str, ...] = ()
-    more: bool = False
-    explanation: dict[str, Any] | None = None
+    unit: HitUnit = "records"

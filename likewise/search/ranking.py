@@ -1,27 +1,23 @@
-"""Both rankings of a search, and their fusion."""
+"""The ranking of a search: its legs side by side, and their fusion into one order."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from likewise.db import matches
-from likewise.db.matches import NO_MATCHES, Matches
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
-from likewise.search.candidates import Scope
-from likewise.search.frequencies import TermFrequencies
-from likewise.search.fusion import fuse
-from likewise.search.meaning import nearest
-from likewise.search.state import Question, Search
+from likewise.search import meaning
+from likewise.search.candidates import CandidateSet
+from likewise.search.explanation import StepTiming
+from likewise.search.fusion import ScoredContent, fuse
+from likewise.search.legs import LegRanking
+from likewise.search.options import MAX_HITS
+from likewise.search.plan import SearchPlan
+from likewise.search.question import Question
+from likewise.search.words import WordRanker
 from likewise.stopping import stop
-from likewise.vectors.store import Ranking, VectorStore
+from likewise.vectors.store import VectorStore
 
-# What fusion was measured with; deeper brings little.
-DEPTH = 100
-# Of a long query, or a text that others like it are wanted of, so many terms are counted, and the rarest half ranked:
-# each costs time, and the hundredth changes nothing.
-MOST_COUNTED_TERMS = 128
-MOST_RANKED_TERMS = 64
 # Of so many ids, or under a filter of more, each ranking takes some milliseconds, and a connection a third of one.
 SIDE_BY_SIDE = 2_000
 # Of so many contents words take longer than it takes to embed a query.
@@ -29,122 +25,133 @@ LARGE = 300_000
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """Contents in the order of their scores, and what each ranking said of them. `exhausted`: there are no others."""
+class ContentRanking:
+    """Contents in the order of their scores, and the score of each by each leg.
 
-    order: list[tuple[int, float]]
-    by_meaning: frozenset[int]
-    words: dict[int, float]
-    exhausted: bool
+    `depth` is how far the legs went; `exhausted`: there are no others; `is_last`: deeper is not looked.
+    """
+
+    order: Sequence[ScoredContent] = ()
+    similarities: Mapping[int, float] | None = None
+    words: Mapping[int, float] | None = None
+    depth: int = 0
+    exhausted: bool = True
+    is_last: bool = True
+    timings: tuple[StepTiming, ...] = ()
+
+    def found_by(self, content: int) -> tuple[str, ...]:
+        """Return the names of the legs that found a content."""
+        legs = (("dense", self.similarities), ("lexical", self.words))
+        return tuple(name for name, scores in legs if scores and content in scores)
 
 
 class Rankings:
-    """Ranks by words and by meaning."""
+    """Ranks the candidates of a search by its legs."""
 
     def __init__(self, pool: Pool, store: VectorStore) -> None:
         self._pool = pool
         self._store = store
-        self._frequencies = TermFrequencies()
+        self._words = WordRanker()
 
-    async def rank(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Ranked:
-        """The best `depth` of each ranking, in one order. Words come first: meanwhile the query is embedded."""
-        words, meaning = await self._both(tx, search, question, scope, depth)
-        found = {*meaning.contents, *(content for content, _ in words.scored)}
-        if not words.candidates.complete and len(found) <= search.request.wanted:
+    async def rank(
+        self,
+        tx: Tx,
+        plan: SearchPlan,
+        question: Question,
+        candidates: CandidateSet,
+        before: ContentRanking | None = None,
+    ) -> ContentRanking:
+        """Return the best of each leg in one order: what a ranking before gave, and deeper than that.
+
+        Words come first: meanwhile the query is embedded.
+        """
+        if candidates.empty:
+            return ContentRanking()
+        depth = plan.deeper(before.depth) if before else plan.depth
+        words, near = await self._both(tx, plan, question, candidates, depth)
+        timings = tuple(leg.timing for leg in (words, near) if leg is not None)
+        found = {content for leg in (words, near) if leg is not None for content, _ in leg.scored}
+        if words is not None and not words.complete and len(found) <= plan.total:
             # Meaning had little to give, as while vectors are still being made: common words must do.
-            words = await self._words(tx, search, question, scope, depth, least=depth)
-        scored = [item for item in words.scored if item[0] != question.own]
-        # One is left out, which may have been among them.
-        full = depth - (question.own is not None)
-        exhausted = len(scored) < full and words.candidates.complete and len(meaning) < full
-        least_similar = search.request.threshold
-        if least_similar is not None and len(meaning) and meaning.similarities[-1] < least_similar:
-            # All others are less alike still.
-            exhausted = True
-        order = _order(search, meaning, scored, depth)
-        return Ranked(order, frozenset(meaning.contents), dict(scored), exhausted)
+            words = await self._words.rank(tx, plan, question.terms, candidates, depth, min_found=depth)
+            timings += (words.timing,)
+        words, near = (None if leg is None else leg.without(question.own) for leg in (words, near))
+        exhausted = _exhausted(plan, words, near, depth - (question.own is not None))
+        return ContentRanking(
+            _merged(before.order if before else (), _order(plan, words, near, depth)),
+            None if near is None else dict(near.scored),
+            None if words is None else dict(words.scored),
+            depth,
+            exhausted,
+            exhausted or (depth > MAX_HITS and not plan.passes_over),
+            timings,
+        )
 
     async def _both(
-        self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int
-    ) -> tuple[Matches, Ranking]:
+        self, tx: Tx, plan: SearchPlan, question: Question, candidates: CandidateSet, depth: int
+    ) -> tuple[LegRanking | None, LegRanking | None]:
         """Both rankings; what takes long at once, words on a connection of their own.
 
         What came or went between the two is left out when records are loaded.
         """
-        # Where words alone answer, common ones must do if there are no others.
-        least = 0 if search.by_meaning else depth
-        if question.terms and search.by_meaning and _is_long(search, scope):
-            async with self._pool.spare(search.tenant) as other:
+        if question.terms and plan.by_meaning and _is_long(plan, candidates):
+            async with self._pool.spare(plan.tenant) as other:
                 if other is not None:
-                    beside = asyncio.ensure_future(self._words(other, search, question, scope, depth, least=least))
+                    beside = asyncio.ensure_future(self._by_words(other, plan, question, candidates, depth))
                     try:
-                        meaning = await self._meaning(tx, search, question, scope, depth)
-                        return await beside, meaning
+                        near = await self._by_meaning(tx, plan, question, candidates, depth)
+                        return await beside, near
                     finally:
                         await stop([beside])
-        words = await self._words(tx, search, question, scope, depth, least=least)
-        return words, await self._meaning(tx, search, question, scope, depth)
+        words = await self._by_words(tx, plan, question, candidates, depth)
+        return words, await self._by_meaning(tx, plan, question, candidates, depth)
 
-    async def _words(
-        self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int, *, least: int
-    ) -> Matches:
+    async def _by_words(
+        self, tx: Tx, plan: SearchPlan, question: Question, candidates: CandidateSet, depth: int
+    ) -> LegRanking | None:
+        # Where words alone answer, common ones must do if there are no others.
+        min_found = 0 if plan.by_meaning else depth
         if not question.terms:
-            return NO_MATCHES
-        return await search.step("words", self._match(tx, search, question, scope, depth, least), _of_matches)
+            return None
+        return await self._words.rank(tx, plan, question.terms, candidates, depth, min_found=min_found)
 
-    async def _meaning(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int) -> Ranking:
-        vector = await search.vector(question)
-        if not search.by_meaning or vector is None:
-            return Ranking((), ())
-        near = nearest(tx, self._store, search.collection, vector, depth, scope)
-        return (await search.step("meaning", near, _of_ranking)).without(question.own)
-
-    async def _match(self, tx: Tx, search: Search, question: Question, scope: Scope, depth: int, least: int) -> Matches:
-        collection = search.collection
-        counted = await self._frequencies.of(tx, collection.id, question.terms, collection.contents_total)
-        rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MOST_RANKED_TERMS])
-        among = None if scope.everything else scope.where if scope.among is None else scope.among.ids
-        total = collection.contents_total
-        return await matches.rank(
-            tx, collection.id, rare, total, depth, min_found=least, among=among, share=scope.share
-        )
+    async def _by_meaning(
+        self, tx: Tx, plan: SearchPlan, question: Question, candidates: CandidateSet, depth: int
+    ) -> LegRanking | None:
+        vector = await question.vector()
+        if not plan.by_meaning or vector is None:
+            return None
+        return await meaning.rank(tx, self._store, plan, vector, candidates, depth)
 
 
-def _is_long(search: Search, scope: Scope) -> bool:
+def _is_long(plan: SearchPlan, candidates: CandidateSet) -> bool:
     """Whether each ranking takes so long that another connection for one of them pays."""
-    if scope.everything:
-        return search.collection.contents_total >= LARGE
-    return scope.among is None or len(scope.among.ids) >= SIDE_BY_SIDE
+    if candidates.everything:
+        return plan.collection.contents_total >= LARGE
+    return candidates.among is None or len(candidates.among.ids) >= SIDE_BY_SIDE
 
 
-def first_depth(search: Search) -> int:
-    """How deep the rankings go at first.
-
-    One more than is fused, by which a page of a hundred knows of the next; and one for a record in question, which is
-    left out afterwards. The same for every limit, so that pages of another size have the same order.
-    """
-    return DEPTH + 1 + (search.request.like is not None)
-
-
-def _order(search: Search, meaning: Ranking, words: list[tuple[int, float]], depth: int) -> list[tuple[int, float]]:
-    near = list(zip(meaning.contents, meaning.similarities, strict=True))
-    if search.request.mode == "dense":
-        return near
-    if search.request.mode == "lexical":
-        return words
-    full = depth - 1 - (search.request.like is not None)
-    return fuse(near[:full], words[:full], depth=full, background=search.collection.active.background)
+def _exhausted(plan: SearchPlan, words: LegRanking | None, near: LegRanking | None, full: int) -> bool:
+    """Whether no other content could be a hit; of a full ranking there may be more."""
+    threshold = plan.options.threshold
+    if threshold is not None and near is not None and near.scored and near.scored[-1][1] < threshold:
+        # All others are less alike still.
+        return True
+    return all(leg is None or (leg.complete and len(leg.scored) < full) for leg in (words, near))
 
 
-def _of_matches(found: Matches) -> dict[str, Any]:
-    chosen = found.candidates
-    return {
-        "terms": len(chosen.terms),
-        "conjunctions": len(chosen.conjunctions),
-        "every_match_ranked": chosen.complete,
-        "found": len(found.scored),
-    }
+def _order(plan: SearchPlan, words: LegRanking | None, near: LegRanking | None, depth: int) -> Sequence[ScoredContent]:
+    by_words = [] if words is None else words.scored
+    by_meaning = [] if near is None else near.scored
+    if plan.mode == "dense":
+        return by_meaning
+    if plan.mode == "lexical":
+        return by_words
+    full = depth - 1 - plan.left_out
+    return fuse(by_meaning[:full], by_words[:full], depth=full, background=plan.collection.active.background)
 
 
-def _of_ranking(found: Ranking) -> dict[str, Any]:
-    return {"plan": found.plan, "found": len(found)}
+def _merged(before: Sequence[ScoredContent], order: Sequence[ScoredContent]) -> Sequence[ScoredContent]:
+    """What a shallower ranking gave, as it was, and what is new after it."""
+    seen = {content for content, _ in before}
+    return [*before, *(one for one in order if one[0] not in seen)]

@@ -10,7 +10,7 @@ from likewise.embedding.provider import Capacity, Counts, Vector
 
 
 @dataclass(frozen=True)
-class Scored:
+class RerankerScores:
     """What a reranker made of a query with n texts, in their order.
 
     `scores` float32 (n,) of 0 to 1, more for a better answer; `tokens` and `truncated` int32 (n,): tokens of query and
@@ -43,7 +43,7 @@ class Reranker(Protocol):
     @property
     def fault(self) -> str | None: ...
 
-    async def score(self, query: str, texts: Sequence[str]) -> Scored:
+    async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
         """How well each text answers the query, and the counts."""
         ...
 
@@ -52,7 +52,7 @@ class Reranker(Protocol):
         ...
 
 
-def check(scored: Scored, count: int) -> None:
+def check(scored: RerankerScores, count: int) -> None:
     """ValueError unless there are so many finite scores of 0 to 1, and so many of each count."""
     scores = np.asarray(scored.scores)
     if scores.shape != (count,):

@@ -1,30 +1,76 @@
-"""Reranking: a query and texts in, how well each answers it out."""
+"""Reranking: a query and texts in, a score of how well each answers it out; and the hits of a search in that order."""
 
-import asyncio
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from likewise.embedding import models_file
 from likewise.embedding.costs import Ledger, cost_of
-from likewise.embedding.files import weights
-from likewise.embedding.loading import Making, ModelState, Slot
+from likewise.embedding.loading import ModelLoader, ModelPool, ModelState
 from likewise.embedding.memory import ModelMemory
-from likewise.embedding.models import ModelSpec
+from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
 from likewise.embedding.provider import Counts, Vector
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Invalid
+from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable
 from likewise.observe import steps
-from likewise.search.reranker import Reranker, Scored
-from likewise.search.reranker_models import RerankerCatalogue
+from likewise.search.explanation import StepTiming
+from likewise.search.hits import HitPage, RecordHit
+from likewise.search.plan import SearchPlan, needs_text
+from likewise.search.reranker import Reranker, RerankerScores
 from likewise.search.rerankers import openvino, remote
 from likewise.search.rerankers.folder import WEIGHTS
 from likewise.search.rerankers.queue import RerankerQueue
-from likewise.settings import Settings
+from likewise.settings import PREFIX, Settings
+
+SETTING = f"{PREFIX}RERANKER"
+# A caller of a search has not chosen these texts.
+CANNOT_SCORE = "The reranker cannot score the texts that were found; search without rerank."
+
+
+class NoReranker(ModelUnavailable):
+    """There is no reranker here."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"There is no reranker here. Set {SETTING}={RERANKERS[0].name} and run `likewise models pull "
+            f"{RERANKERS[0].name}`, or name a reranker of {models_file.FILE}.",
+            code="reranker_missing",
+            retry_after=60,
+        )
+
+
+class RerankerCatalogue:
+    """The rerankers that the settings name; SettingsError if the models file is wrong."""
+
+    def __init__(self, settings: Settings) -> None:
+        own = [_own_spec(row, settings) for row in models_file.read(settings) if row.kind == "reranker"]
+        self.default = None if settings.reranker is None else _find(settings.reranker, own, settings)
+        named = [self.default] if self.default else []
+        self._specs = list({spec.name: spec for spec in (*named, *own)}.values())
+
+    def specs(self) -> list[ModelSpec]:
+        """The rerankers that requests may name, the default first if there is one."""
+        return list(self._specs)
+
+    def resolve(self, name: str | None) -> ModelSpec:
+        """The reranker of that name, or the default; NoReranker or ModelNotAllowed if there is none."""
+        if name is None:
+            if self.default is None:
+                raise NoReranker
+            return self.default
+        for spec in self._specs:
+            if spec.answers_to(name):
+                return spec
+        if not self._specs and any(spec.answers_to(name) for spec in RERANKERS):
+            # It is one, and could be here.
+            raise NoReranker
+        raise ModelNotAllowed
 
 
 @dataclass(frozen=True)
-class Reranked:
+class RerankResult:
     """What became of n texts, in their order.
 
     `scores` float32 (n,) of 0 to 1; `tokens` read of query and text together and `truncated` tokens cut off int32 (n,);
@@ -43,7 +89,7 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / WEIGHTS]
 
 
-MAKING: Making[Reranker, RerankerQueue] = Making(remote.load, openvino.load, _weights, RerankerQueue)
+RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(remote.load, openvino.load, _weights, RerankerQueue)
 
 
 class Reranking:
@@ -61,24 +107,22 @@ class Reranking:
         *,
         wait_for_models: bool = False,
     ) -> None:
-        self._settings = settings
-        self._wait_for_models = wait_for_models
         self._catalogue = RerankerCatalogue(settings)
         self._ledger = ledger
-        self._budget = budget
-        self._memory = memory
-        self._slots: dict[str, Slot[Reranker, RerankerQueue]] = {}
+        self._pool: ModelPool[Reranker, RerankerQueue] = ModelPool(
+            settings, RERANKING, budget, memory, wait_for_models=wait_for_models
+        )
 
     async def start(self) -> None:
         """Begin to load the settings' reranker in the background; absent weights are no error, they are waited for."""
         if self._catalogue.default is not None:
-            self._slot(self._catalogue.default).begin(fetch=True)
+            self._pool.handle(self._catalogue.default).begin(fetch=True)
 
     async def close(self) -> None:
         """Fail what waits and let the models go."""
-        await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        await self._pool.close()
 
-    async def rerank(self, tenant: int, query: str, texts: Sequence[str], *, model: str | None = None) -> Reranked:
+    async def rerank(self, tenant: int, query: str, texts: Sequence[str], *, model: str | None = None) -> RerankResult:
         """How well each text answers a query.
 
         Raises:
@@ -89,22 +133,22 @@ class Reranking:
         """
         spec = self._catalogue.resolve(model)
         _refuse_unreadable(query, texts)
-        slot = self._slot(spec)
-        with steps.RerankStep(spec.name) as step, slot.held():
-            _, queue = await slot.ready()
+        handle = self._pool.handle(spec)
+        with steps.RerankStep(spec.name) as step, handle.held():
+            _, queue = await handle.ready()
 
-            def charge(scored: Scored) -> None:
+            def charge(scored: RerankerScores) -> None:
                 self._charge(tenant, spec, scored)
 
             scored = await queue.score(query, texts, charge)
             step.done(len(texts), int(scored.tokens.sum()))
         self._ledger.answered(tenant, spec.name, len(texts), 0, 0.0)
         cost = cost_of(int(scored.tokens.sum()), spec.price_per_1k_tokens)
-        return Reranked(scored.scores, scored.tokens, scored.truncated, cost, spec.name, scored.estimated)
+        return RerankResult(scored.scores, scored.tokens, scored.truncated, cost, spec.name, scored.estimated)
 
     async def opened(self, model: str | None = None, *, patience: float) -> Reranker:
         """The reranker in service; ModelUnavailable if it cannot be loaded now, or not in so many seconds."""
-        reranker, _ = await self._slot(self._catalogue.resolve(model)).ready(patience)
+        reranker, _ = await self._pool.handle(self._catalogue.resolve(model)).ready(patience)
         return reranker
 
     def known(self, model: str | None = None) -> ModelSpec:
@@ -117,27 +161,62 @@ class Reranking:
 
     def states(self) -> list[ModelState]:
         """How it stands with each of them."""
-        return [self._state(spec) for spec in self._catalogue.specs()]
+        return [self._pool.state(spec) for spec in self._catalogue.specs()]
 
-    def _slot(self, spec: ModelSpec) -> Slot[Reranker, RerankerQueue]:
-        if spec.name not in self._slots:
-            self._slots[spec.name] = Slot(
-                spec, self._settings, self._budget, self._memory, MAKING, wait_for_models=self._wait_for_models
-            )
-        return self._slots[spec.name]
-
-    def _state(self, spec: ModelSpec) -> ModelState:
-        if spec.name in self._slots:
-            return self._slots[spec.name].state
-        if spec.endpoint or weights.locate(spec, self._settings):
-            return ModelState(spec.name, "present")
-        return ModelState(spec.name, "absent", weights.absent(spec, self._settings).detail)
-
-    def _charge(self, tenant: int, spec: ModelSpec, scored: Scored) -> None:
+    def _charge(self, tenant: int, spec: ModelSpec, scored: RerankerScores) -> None:
         """What was read is paid for, also where the rest of its request fails."""
         for tokens, truncated in zip(scored.tokens.tolist(), scored.truncated.tolist(), strict=True):
             cost = cost_of(tokens, spec.price_per_1k_tokens)
             self._ledger.generated(tenant, spec.name, tokens, truncated, estimated=scored.estimated, cost=cost)
+
+
+async def rerank_hits(reranking: Reranking, plan: SearchPlan, page: HitPage) -> HitPage:
+    """Return a page's hits in the order of the reranker's scores; those of equal ones as they were.
+
+    No connection is held meanwhile. Records that share a text share its score.
+    """
+    started = time.perf_counter()
+    hits = [hit for hit in page.hits[: plan.page_size] if isinstance(hit, RecordHit)]
+    texts = {hit.record.content: hit.record.text for hit in hits}
+    known = {content: text for content, text in texts.items() if text is not None}
+    query = page.question.text
+    if query is None or len(known) < len(texts):
+        raise needs_text()
+    if not hits:
+        return replace(page, hits=(), timings=())
+    try:
+        made = await reranking.rerank(plan.tenant, query, list(known.values()))
+    except Invalid as error:
+        # The places that it names are those of hits, which the caller does not know of.
+        code = error.faults[0].code
+        words = CANNOT_SCORE if code == "text_failed" else error.detail
+        raise Invalid.at("/rerank", words, code) from None
+    scores = dict(zip(known, made.scores.tolist(), strict=True))
+    scored = [replace(hit, score=scores[hit.record.content]) for hit in hits]
+    timing = StepTiming.since(started, "rerank", texts=len(made.scores), model=made.model)
+    return replace(page, hits=sorted(scored, key=lambda hit: -hit.score), timings=(timing,))
+
+
+def _find(name: str, own: list[ModelSpec], settings: Settings) -> ModelSpec:
+    """A row of the models file or of the table, or a local folder that the settings name."""
+    for spec in (*own, *RERANKERS):
+        if spec.answers_to(name):
+            return spec
+    folder = Path(name).expanduser()
+    if not folder.is_absolute():
+        folder = folder.absolute() if len(folder.parts) > 1 else settings.models_folder / name
+    return ModelSpec(name, name, 1, 0, own=True, folder=folder, runtime="openvino")
+
+
+def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
+    """A row of the models file; SettingsError if its name is another model's."""
+    refuse_known_name(row.name)
+    if row.folder is not None:
+        return ModelSpec(row.name, row.name, 1, 0, own=True, folder=row.folder, runtime="openvino")
+    return ModelSpec(
+        row.name, row.name, 1, row.max_tokens, architecture=REMOTE, own=True, endpoint=endpoint_of(row, settings),
+        price_per_1k_tokens=row.price_per_1k_tokens,
+    )  # fmt: skip
 
 
 def _refuse_unreadable(query: str, texts: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from likewise.server.concurrency import RequestLimit
 from likewise.server.endpoints import RouteTable
 from likewise.server.middleware import AddressGuard, Errors, RequestLog
 from likewise.server.openapi import describe
-from likewise.server.problems import answer, as_likewise_error
+from likewise.server.problems import answer, as_likewise_error, shapes_of
 from likewise.settings import Settings
 
 ROUTERS = (health.router, metrics.router, reference.router)
@@ -79,6 +79,7 @@ def create_app(source: Likewise | Opener, settings: Settings, *, apps: Sequence[
         exception_handlers={HTTPException: _refusal, RequestValidationError: _refusal},
     )
     app.state.draining = False
+    app.state.error_shapes = shapes_of(rows)
     app.state.loopback_only = not settings.asks_who_calls
     if not callable(source):
         app.state.likewise = source

@@ -6,11 +6,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
+from likewise.apps.answers import Answer
 from likewise.apps.declaration import Load, declares
-from likewise.apps.deps import Answer, Anyone, refusals
+from likewise.apps.deps import Anyone
+from likewise.apps.problems import problem, refusals
 from likewise.errors import ModelUnavailable, Unavailable
 from likewise.observe.version import program_version
-from likewise.server.problems import answer, told
+from likewise.server.problems import answer, detail_for, with_headers
 
 # A database that hangs must not make the probe hang.
 PROBE_SECONDS = 3.0
@@ -46,7 +48,7 @@ async def ready(_: Anyone, request: Request, strict: bool = False) -> Response:
     away = [name for name, reason in parts.items() if reason is not None]
     if parts["database"] or parts["schema"] or (strict and away):
         error = Unavailable(f"Not working: {', '.join(away)}.", code="not_ready", retry_after=5)
-        return answer(error, request.scope, parts=parts)
+        return with_headers(problem(error, error.detail, request.scope, parts=parts), error)
     return Answer({"status": "degraded" if away else "ready", "parts": parts})
 
 
@@ -74,14 +76,14 @@ async def _parts(request: Request) -> dict[str, Any]:
             health = await request.app.state.likewise.health()
     except TimeoutError:
         return {"database": "It does not answer.", "schema": None, "model": None, "cache": None, "issuer": None}
-    model = _told(health.model, health.model_public_detail, request)
+    model = _fault_for(health.model, health.model_public_detail, request)
     parts = {"database": health.database, "schema": health.schema, "model": model, "cache": health.cache}
     parts["issuer"] = health.issuer
     if request.app.state.likewise.settings.reranker:
-        parts["reranker"] = _told(health.reranker, health.reranker_public_detail, request)
+        parts["reranker"] = _fault_for(health.reranker, health.reranker_public_detail, request)
     return parts
 
 
-def _told(fault: str | None, public_detail: str | None, request: Request) -> str | None:
-    """What is wrong with a model, as this caller may know it."""
-    return told(ModelUnavailable(fault, public_detail=public_detail), request.scope) if fault else None
+def _fault_for(fault: str | None, public_detail: str | None, request: Request) -> str | None:
+    """Return what is wrong with a model, as this caller may know it."""
+    return detail_for(ModelUnavailable(fault, public_detail=public_detail), request.scope) if fault else None

@@ -10,7 +10,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from likewise.apps.declaration import Load, declares
-from likewise.apps.deps import Anyone, refusals
+from likewise.apps.deps import Anyone
+from likewise.apps.problems import refusals
 from likewise.db import waiting
 from likewise.db.checkup import waiting_estimate
 from likewise.db.pool import Pool

@@ -7,10 +7,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from likewise.apps.declaration import JSON, Body, declaration_of
-from likewise.apps.deps import refusals
 from likewise.apps.filter_schema import SCHEMAS as FILTERS
+from likewise.apps.problems import Problem, refusals
 from likewise.server.endpoints import all_routes, scope_of
-from likewise.server.problems import Problem
 
 _REFERENCE = "#/components/schemas/{model}"
 _WORDS = "An API key. `LIKEWISE_AUTH=none` asks for none."

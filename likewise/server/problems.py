@@ -1,38 +1,21 @@
-"""Errors as answers: RFC 9457 problems, or OpenAI's shape under `/v1/`."""
+"""Errors as answers, in the shape of the app that was asked."""
 
-import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from likewise.apps.body import MAX_FAULTS, fault_of, invalid
-from likewise.apps.collections.schemas import FaultOut
-from likewise.apps.deps import PROBLEM_JSON, Answer
-from likewise.errors import (
-    Fault,
-    Internal,
-    Invalid,
-    LikewiseError,
-    Malformed,
-    MethodNotAllowed,
-    ModelUnavailable,
-    NotFound,
-    Unauthorized,
-)
-from likewise.observe.request_id import REQUEST_ID
+from likewise.apps.app import App, loaded
+from likewise.apps.body import fault_of, invalid
+from likewise.apps.problems import ErrorShape, problem
+from likewise.errors import Fault, Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound, Unauthorized
 
-OPENAI_PATHS = "/v1/"
-# LiteLLM goes by these words, and takes a 401 that says `invalid_request_error` for a wrong field.
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # The rest of such a request is not read, so nothing else can follow on its connection.
 _CLOSING = frozenset({408, 413, 414, 431})
-
-# A folder of the machine; not the name of a model, which may have a slash too.
-_PATH = re.compile(r"(?:^|[\s(,;])[/~]")
 
 
 class Refused(LikewiseError):
@@ -41,20 +24,6 @@ class Refused(LikewiseError):
     def __init__(self, status: HTTPStatus, detail: str) -> None:
         super().__init__(detail, code=status.name.lower())
         self.status = status.value
-
-
-class Problem(BaseModel):
-    """Why a request was not done (RFC 9457). `detail` and `errors` never repeat a value that was sent."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: str = Field(description="Stable, in snake_case.")
-    request_id: str
-    retryable: bool = Field(description="Whether the same request may succeed later.")
-    errors: list[FaultOut]
 
 
 def as_likewise_error(error: Exception) -> LikewiseError:
@@ -78,58 +47,40 @@ def _of_parameters(error: RequestValidationError) -> list[Fault]:
     return list(faults.values())
 
 
-def answer(error: LikewiseError, scope: Scope, headers: dict[str, str] | None = None, **members: Any) -> Answer:
-    """The answer for an error, in the shape of the family of routes that was asked; `members` extend a problem."""
-    status = error.status
-    if str(scope.get("path", "")).startswith(OPENAI_PATHS):
-        status = 400 if status == 422 else status
-        content, media_type = _openai(error, status, told(error, scope)), "application/json"
-    else:
-        content, media_type = _problem(error, told(error, scope)) | members, PROBLEM_JSON
-    return Answer(content, status, _headers(error) | (headers or {}), media_type)
+def answer(error: LikewiseError, scope: Scope, headers: dict[str, str] | None = None) -> Response:
+    """Return the answer for an error, in the shape that the app has whose routes were asked."""
+    return with_headers(_shape_at(scope)(error, detail_for(error, scope), scope), error, headers)
 
 
-def told(error: LikewiseError, scope: Scope) -> str:
-    """The detail of an error as this caller may know it.
+def with_headers(response: Response, error: LikewiseError, headers: dict[str, str] | None = None) -> Response:
+    """Return the response with the headers that go with an error's status."""
+    response.headers.update(_headers(error) | (headers or {}))
+    return response
 
-    Why a model is away names folders of the machine and addresses, which only those who run it can mend and should know
-    of: without authentication that is whoever is on it.
+
+def detail_for(error: LikewiseError, scope: Scope) -> str:
+    """Return the detail of an error as this caller may know it.
+
+    Why a model is away names folders of the machine and addresses, which only those who run it can change and should
+    know of: without authentication that is whoever is on it.
     """
-    if error.public_detail is not None and not _is_for_this_machine_only(scope):
-        return error.public_detail
-    if isinstance(error, ModelUnavailable) and _PATH.search(error.detail) and not _is_for_this_machine_only(scope):
-        return "The model is not in service; the server's log and `likewise doctor` say why."
-    return error.detail
+    return error.detail if error.public_detail is None or _is_for_this_machine_only(scope) else error.public_detail
+
+
+def shapes_of(apps: Iterable[App]) -> list[tuple[str, ErrorShape]]:
+    """Return the shapes of the apps' errors by the beginning of the path, the longest first."""
+    return sorted(loaded(apps, "errors").items(), key=lambda one: -len(one[0]))
+
+
+def _shape_at(scope: Scope) -> ErrorShape:
+    app, path = scope.get("app"), str(scope.get("path", ""))
+    shapes = app.state.error_shapes if app is not None else ()
+    return next((shape for beginning, shape in shapes if path.startswith(beginning)), problem)
 
 
 def _is_for_this_machine_only(scope: Scope) -> bool:
     app = scope.get("app")
     return app is not None and bool(app.state.loopback_only)
-
-
-def _problem(error: LikewiseError, detail: str) -> dict[str, Any]:
-    request_id = REQUEST_ID.get() or ""
-    return {
-        "type": f"urn:likewise:problem:{error.code}",
-        "title": (type(error).__doc__ or "").partition("\n")[0],
-        "status": error.status,
-        "detail": detail,
-        "instance": f"urn:likewise:request:{request_id}",
-        "code": error.code,
-        "request_id": request_id,
-        "retryable": error.retryable,
-        "errors": error.faults[:MAX_FAULTS],
-    }
-
-
-def _openai(error: LikewiseError, status: int, detail: str) -> dict[str, Any]:
-    kind = "server_error" if status >= 500 else _OPENAI_TYPES.get(status, "invalid_request_error")
-    if not error.faults:
-        return {"error": {"message": detail, "type": kind, "param": None, "code": error.code}}
-    first = error.faults[0]
-    parameter = first.pointer.strip("/").replace("/", ".")
-    code = first.code if error.code == Invalid.code else error.code
-    return {"error": {"message": detail, "type": kind, "param": parameter or None, "code": code}}
 
 
 def _headers(error: LikewiseError) -> dict[str, str]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from likewise.apps.answers import Answer
 from likewise.apps.declaration import Load, declares
-from likewise.apps.deps import Answer, Anyone
+from likewise.apps.deps import Anyone
 
 router = APIRouter()
 

@@ -11,7 +11,7 @@ from semantic_text_splitter import TextSplitter
 
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role, Vector
-from likewise.embedding.splitting import Span, spans
+from likewise.embedding.splitting import TextSpan, spans
 
 _WORD = re.compile(r"\w+")
 
@@ -80,7 +80,7 @@ class FakeProvider:
         """Return the number of words of each text, and two more."""
         return [len(_WORD.findall(text)) + 2 for text in texts]
 
-    async def split(self, text: str, most: int, overlap: int) -> list[Span]:
+    async def split(self, text: str, most: int, overlap: int) -> list[TextSpan]:
         """Split into parts of at most so many words, and two more."""
         self.splits.append(len(text))
         if self.gate is not None:

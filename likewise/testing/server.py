@@ -24,8 +24,11 @@ class LiveProcess:
         data_dir: the data folder; a second start on it finds what the first one stored.
         environment: more LIKEWISE_* variables.
         log: where its log lines go.
+
+    `program` is the module that is run, with what comes before the verb.
     """
 
+    program: Sequence[str] = ("likewise",)
     arguments: Sequence[str]
 
     def __init__(
@@ -41,7 +44,7 @@ class LiveProcess:
         with contextlib.ExitStack() as stack:
             log = DEVNULL if self._log is None else stack.enter_context(self._log.open("ab"))
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "likewise", *self.arguments),
+                *(sys.executable, "-m", *self.program, *self.arguments),
                 env={**os.environ, **self._environment},
                 stdin=DEVNULL,
                 stdout=PIPE,

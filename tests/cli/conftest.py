@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from likewise.cli import standard_input
+from likewise.cli import terminal
 from likewise.testing import ThrowawayPostgres
 from tests.environment import without_settings
 
@@ -65,6 +65,6 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stdin]:
             file = stack.enter_context(tempfile.TemporaryFile())
             file.write(read)
             file.seek(0)
-            monkeypatch.setattr(standard_input, "STDIN", file.fileno())
+            monkeypatch.setattr(terminal, "STDIN", file.fileno())
 
         yield give

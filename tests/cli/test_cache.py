@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis as sync_redis
 
-from likewise.cli import main, warming, weights
+from likewise.cli import cache, main
 from likewise.embedding.embedder import Embedder
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
@@ -41,9 +41,9 @@ def warm(
     def with_fake(settings: Settings, **options: Any) -> Embedder:
         return Embedder(settings, providers={settings.model: lambda spec: provider}, **options)
 
-    monkeypatch.setattr(warming, "Embedder", with_fake)
-    monkeypatch.setattr(weights, "fetch", lambda *_, **__: None)
-    monkeypatch.setattr(warming, "BATCH", 3)
+    monkeypatch.setattr(cache, "Embedder", with_fake)
+    monkeypatch.setattr(cache, "require_model_files", lambda *_, **__: None)
+    monkeypatch.setattr(cache, "BATCH", 3)
     monkeypatch.chdir(tmp_path)
     given = {
         "DATA_DIR": str(tmp_path),
@@ -195,7 +195,7 @@ def test_what_did_not_reach_redis_is_counted(warm: Warm, redis: RedisProcess, pr
 
 
 def test_a_model_that_is_away_is_a_reason_not_to_start(warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warming, "Embedder", Embedder)
+    monkeypatch.setattr(cache, "Embedder", Embedder)
     monkeypatch.setenv("LIKEWISE_MODEL", "of-my-own")
     assert warm("-", input=b"one\n")[0] == NOT_STARTED
 

@@ -1,7 +1,7 @@
 """The documentation of this machine's Python as records."""
 
 from likewise.apps.collections.schemas import RecordIn
-from likewise.cli.docstrings import standard_library
+from likewise.cli.demo import standard_library
 
 
 def test_there_are_thousands_each_once_and_known_by_name() -> None:

@@ -127,7 +127,7 @@ def test_a_clock_before_anything_was_installed() -> None:
 
 
 async def test_a_disk_that_is_full(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_checks, "LEAST_FREE", 2**60)
+    monkeypatch.setattr(machine_checks, "MIN_FREE_BYTES", 2**60)
     assert "LIKEWISE_DATA_DIR" in only(await examine(), "disk")
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from likewise.cli import data, main, weights
-from likewise.embedding import embedder as embedding
+from likewise.cli import embed as command
+from likewise.cli import main
+from likewise.embedding.embedder import Embedder
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from tests.cli.conftest import Stdin
@@ -18,14 +19,13 @@ FAILED = 1
 @pytest.fixture
 def embed(stdin: Stdin, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the verb over bytes of standard input; answers its exit code, lines and errors."""
-    made = embedding.Embedder
 
-    def with_fake(settings: Settings) -> embedding.Embedder:
-        return made(settings, providers={settings.model: lambda spec: FakeProvider()})
+    def with_fake(settings: Settings) -> Embedder:
+        return Embedder(settings, providers={settings.model: lambda spec: FakeProvider()})
 
-    monkeypatch.setattr(embedding, "Embedder", with_fake)
-    monkeypatch.setattr(weights, "fetch", lambda *_, **__: None)
-    monkeypatch.setattr(data, "EMBED_BATCH", 3)
+    monkeypatch.setattr(command, "Embedder", with_fake)
+    monkeypatch.setattr(command, "require_model_files", lambda *_, **__: None)
+    monkeypatch.setattr(command, "BATCH", 3)
 
     def run(*arguments: str, input: bytes = b"") -> tuple[int, list[str], str]:
         stdin(input)
@@ -85,9 +85,9 @@ def test_debugging_shows_places_and_no_messages(embed: Any, monkeypatch: pytest.
         raise ValueError("xyzzy-secret")
 
     monkeypatch.setenv("LIKEWISE_LOG_LEVEL", "debug")
-    monkeypatch.setattr(data, "_tell_vectors", breaks)
+    monkeypatch.setattr(command, "_print_vectors", breaks)
     code, _, errors = embed("one")
     assert code == FAILED
     assert '"error": "ValueError"' in errors
-    assert "data.py" in errors
+    assert "embed.py" in errors
     assert "xyzzy" not in errors

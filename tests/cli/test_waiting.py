@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from likewise.cli.waiting import until_embedded
+from likewise.cli.opening import until_embedded
 from likewise.db import collections
 from likewise.library import Likewise
 from likewise.vectors.admission import Admission

@@ -17,7 +17,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, SettingsError
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.options import SearchRequest
+from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 
@@ -403,14 +403,18 @@ async def test_two_tenants_with_equal_names_ids_and_texts_see_only_their_own(two
     # Searches: by words, by meaning, by both, with and without a filter, and by a record
     for mode in ("hybrid", "dense", "lexical"):
         for filters in (None, {"status": "beta-status"}, {"field": "beta-field 1"}, {"id": {"$exists": True}}):
-            request = SearchRequest(query="pump beta only 1", limit=100, mode=mode, filters=filters)
+            request = SearchRequest(
+                TextQuestion("pump beta only 1"), SearchOptions(limit=100, mode=mode, filters=filters)
+            )
             hits = (await service.search(alpha, "notes", request)).hits
             assert {hit.id for hit in hits} <= {"0", "1", "2"}
             assert all(hit.record.text is None or "beta" not in hit.record.text for hit in hits)
-        like = SearchRequest(like="1", limit=100, mode=mode)
+        like = SearchRequest(RecordQuestion("1"), SearchOptions(limit=100, mode=mode))
         assert {hit.id for hit in (await service.search(alpha, "notes", like)).hits} == {"0", "2"}
         with pytest.raises(NotFound):
-            await service.search(alpha, "notes", SearchRequest(like="beta-secret 1", mode=mode))
+            await service.search(
+                alpha, "notes", SearchRequest(RecordQuestion("beta-secret 1"), SearchOptions(mode=mode))
+            )
     # One record, changed and deleted on one side only
     with pytest.raises(NotFound):
         await service.record(alpha, "notes", "beta-secret 1")

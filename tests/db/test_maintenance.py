@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from likewise.db import collections
 from likewise.db.maintenance import Maintenance
 from likewise.library import Likewise
-from likewise.search.options import SearchRequest
+from likewise.search.options import SearchRequest, TextQuestion
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
 from tests.patience import until
 
@@ -111,7 +111,7 @@ async def test_the_background_is_the_mean_cosine_of_random_pairs(lw: Likewise, d
     # And fewer than a hundred tell nothing
     await lw.collections.create(await lw.tenant(), "few")
     await Maintenance(database.owner).step()
-    result = await lw.collections.search(await lw.tenant(), "few", SearchRequest(query="x"))
+    result = await lw.collections.search(await lw.tenant(), "few", SearchRequest(TextQuestion("x")))
     assert result.hits == []
 
 

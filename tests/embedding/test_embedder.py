@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding.batching import GIVEN_UP
+from likewise.embedding.batching import MAX_GIVEN_UP
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Capacity, Lane
-from likewise.embedding.queue import Waiting
+from likewise.embedding.queue import QueuedText
+from likewise.embedding.space import PROBE_TEXTS
 from likewise.embedding.texts import MAX_CHARS
 from likewise.errors import Invalid, ModelUnavailable, Overloaded
 from likewise.settings import Settings
@@ -29,7 +29,7 @@ async def settled() -> None:
 def held() -> int:
     """How many texts that were to be embedded are still in this process's memory, wherever they stand."""
     gc.collect()
-    return sum(isinstance(one, Waiting) for one in gc.get_objects())
+    return sum(isinstance(one, QueuedText) for one in gc.get_objects())
 
 
 async def test_answers_in_order_with_counts(make_embedder: Any) -> None:
@@ -423,7 +423,7 @@ async def test_texts_of_callers_that_left_are_not_kept(make_embedder: Any) -> No
     texts = [await gone(embedder, number) for number in range(30)]
     await settled()
     # Then nothing of them is held but places for some, and who waited is answered
-    assert held() - before < GIVEN_UP
+    assert held() - before < MAX_GIVEN_UP
     assert not [text for text in texts if text() is not None]
     gate.set()
     assert (await patient).vectors.shape == (2, 384)

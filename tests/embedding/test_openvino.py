@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.packing import pack
 from likewise.embedding.provider import ProviderResult
+from likewise.embedding.providers.local import pack
 from likewise.embedding.providers.openvino import OpenVinoProvider
 from likewise.settings import Settings, load_settings
 from tests.embedding.references import REFERENCE, TEXTS, cosines

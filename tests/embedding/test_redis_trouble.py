@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches.redis import PREFIX, circuit
-from likewise.embedding.caches.redis.packed import packed
+from likewise.embedding.caches.redis import PREFIX, traffic
+from likewise.embedding.caches.redis.client import packed
 from likewise.embedding.embedder import Embedder
 from likewise.observe import logs, metrics
 from likewise.settings import Settings
@@ -51,7 +51,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def forgiving(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many answers are late, the next question is asked."""
-    monkeypatch.setattr(circuit, "MOST_LATE", 10**9)
+    monkeypatch.setattr(traffic, "MAX_LATE", 10**9)
 
 
 @asynccontextmanager
@@ -305,7 +305,7 @@ async def test_a_redis_that_is_silent_is_left_out_and_taken_back(make: Make, red
         await until(lambda: embedder.cache_fault is None)
         # When
         server.pause()
-        for number in range(circuit.MOST_LATE):
+        for number in range(traffic.MAX_LATE):
             assert await known(embedder, [f"unknown {number}"]) == [False]
         # Then
         await until(lambda: embedder.cache_fault is not None)
@@ -335,7 +335,7 @@ async def test_a_slow_redis_is_left_out_until_it_is_quick(make: Make, redis_prog
         embedder = make(way.url)
         # When
         way.seconds = 0.1
-        for number in range(circuit.MOST_LATE + 1):
+        for number in range(traffic.MAX_LATE + 1):
             await embedder.embed(1, [f"unknown {number}"])
         await until(lambda: embedder.cache_fault is not None)
         way.seconds = 0.0
@@ -398,7 +398,7 @@ async def test_a_busy_process_does_not_take_redis_for_slow(
     # Given a deadline that is shorter than each turn of a loop that is busy
     monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", 0.05)
     embedder = make(redis.url, cache_bytes=0)
-    texts = THERE[: circuit.MOST_LATE + 1]
+    texts = THERE[: traffic.MAX_LATE + 1]
     await embedder.embed(1, texts)
     await until_redis_has(redis, len(texts))
     await until(lambda: embedder.cache_fault is None and embedder.cache_bytes == 0)
@@ -463,7 +463,7 @@ async def test_a_redis_with_little_room_never_fails_a_request(make: Make, redis_
 async def test_what_does_not_fit_among_what_waits_is_dropped(
     make: Make, redis_program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likewise.embedding.caches.redis.writes.MOST_BYTES", 10_000)
+    monkeypatch.setattr("likewise.embedding.caches.redis.traffic.MAX_BYTES", 10_000)
     server = RedisProcess()
     embedder = make(server.url, cache_bytes=0)
     await embedder.embed(1, [f"text {number}" for number in range(100)])
@@ -483,7 +483,7 @@ async def test_a_deletion_is_never_dropped(redis: RedisProcess, monkeypatch: pyt
         stack.push_async_callback(first.close)
         await first.put_many(dict.fromkeys((kept, forgotten, again), row))
         assert await first.flush(10) == 0
-        monkeypatch.setattr("likewise.embedding.caches.redis.writes.MOST_BYTES", 10_000)
+        monkeypatch.setattr("likewise.embedding.caches.redis.traffic.MAX_BYTES", 10_000)
         full = patient_cache(redis.url, seconds=0)
         stack.push_async_callback(full.close)
         await full.put_many({bytes([number]) * 32: row for number in range(100, 110)})

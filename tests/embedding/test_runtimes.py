@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from likewise.cli.models import require_runnable, rows
+from likewise.cli.models import model_rows
+from likewise.cli.opening import require_runnable
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.runtimes import runtime_of, torch_installed
@@ -64,7 +65,7 @@ async def test_a_missing_extra_is_named(settings: Settings, roberta: Path) -> No
         await embedder.embed(1, ["alpha"], model=str(roberta))
     assert [one.state for one in embedder.states()] == ["absent", "failed"]
     assert "likewise[torch]" in (embedder.states()[1].reason or "")
-    assert {row["name"]: row["state"] for row in rows(chosen)}[str(roberta)] == "needs torch"
+    assert {row["name"]: row["state"] for row in model_rows(chosen)}[str(roberta)] == "needs torch"
     await embedder.close()
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.splitter import Cut, Splitter
+from likewise.embedding.splitting import SplitOptions, Splitter
 from likewise.errors import Invalid, Overloaded
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider
 from tests.patience import until
 
-CUT = Cut(16, 2)
+CUT = SplitOptions(16, 2)
 TEXT = "the pump fails when it is cold. " * 20
 
 
@@ -93,13 +93,13 @@ async def test_what_comes_to_too_many_parts_is_refused_before_it_is_split(tmp_pa
     try:
         # When
         with pytest.raises(Invalid, match="more than 17 parts") as refused:
-            await embedder.split(TEXT, cut=Cut(16, 8, parts=17))
+            await embedder.split(TEXT, options=SplitOptions(16, 8, max_parts=17))
         # Then
         assert [(one.pointer, one.code) for one in refused.value.faults] == [("/text", "too_many_segments")]
         assert provider.splits == []
         # And what counting does not tell is seen once it is split
         with pytest.raises(Invalid, match="more than 11 parts"):
-            await embedder.split(TEXT, cut=Cut(14, parts=11))
+            await embedder.split(TEXT, options=SplitOptions(14, max_parts=11))
         assert len(provider.splits) == 1
     finally:
         await embedder.close()

@@ -11,8 +11,7 @@ from semantic_text_splitter import TextSplitter
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import MOCK
 from likewise.embedding.providers.mock import MockProvider
-from likewise.embedding.splitter import Cut
-from likewise.embedding.splitting import spans
+from likewise.embedding.splitting import SplitOptions, spans
 from likewise.embedding.tokenizing import RUN
 from likewise.settings import load_settings
 
@@ -60,7 +59,7 @@ async def test_the_default_model_reads_every_part_whole(real_models: Path, tmp_p
     embedder = Embedder(load_settings(data_dir=tmp_path, models_dir=real_models, precision="f32"))
     try:
         # When
-        parts = await embedder.split(text, cut=Cut(most))
+        parts = await embedder.split(text, options=SplitOptions(most))
         lengths = await embedder.lengths([text[start:end] for start, end in parts])
     finally:
         await embedder.close()

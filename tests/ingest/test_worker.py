@@ -23,8 +23,8 @@ from likewise.db.failures import DatabaseFailure
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import Matrix, Provider, ProviderResult, Role
+from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Conflict, Invalid, ModelUnavailable, Unavailable
 from likewise.ingest.notifications import Notifications, WakeSignal
 from likewise.ingest.worker import Worker

@@ -61,7 +61,7 @@ async def test_no_text_reaches_logs_spans_or_metrics(
         provider.fail = ModelUnavailable(code="away")
         await client.post(f"{COLLECTIONS}/{CANARY}/search", json={"query": f"another {CANARY}", "mode": "dense"})
         for error in (ValueError(CANARY), psycopg.errors.UniqueViolation(f"Key ({CANARY})"), KeyError(CANARY)):
-            monkeypatch.setattr(lw.runtime.searcher, "_search", raising(error))
+            monkeypatch.setattr(lw.runtime.searcher, "_answer", raising(error))
             failed = await client.post(f"{COLLECTIONS}/{CANARY}/search", json={"query": CANARY})
             assert failed.status_code == 500
         page = (await client.get("/metrics")).text

@@ -1,11 +1,16 @@
 """Fields that the text itself determines: known once a content, however many records point at it."""
 
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
 import pytest
 
+from likewise.apps.app import App
 from likewise.db import collections
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.library import Likewise
-from likewise.search.options import SearchRequest
+from likewise.search.options import SearchOptions, SearchRequest, TextQuestion
+from tests.conftest import Opener
 
 SPANS = Kind(
     name="span",
@@ -13,6 +18,14 @@ SPANS = Kind(
     indexed=("host",),
     in_text=("service", "tries"),
 )
+
+
+@pytest.fixture
+async def lw(open_likewise: Opener) -> AsyncIterator[Likewise]:
+    """A Likewise with an app whose kind these spans are."""
+    app = App("spans", "tests.search", kinds=("test_facts_of_texts:SPANS",))
+    async with open_likewise(apps=[app]) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -34,11 +47,11 @@ async def tenant(lw: Likewise) -> int:
     return tenant
 
 
-async def found(lw: Likewise, tenant: int, **asked: object) -> tuple[set[str], dict[str, object]]:
-    request = SearchRequest(query="pay", mode="lexical", limit=100, explain=True, **asked)  # type: ignore[arg-type]
-    result = await lw.runtime.searcher.search(tenant, "spans", SPANS, request)
+async def found(lw: Likewise, tenant: int, *, filters: Mapping[str, Any]) -> tuple[set[str], dict[str, object]]:
+    options = SearchOptions(mode="lexical", limit=100, explain=True, filters=filters)
+    result = await lw.runtime.searcher.search(tenant, "spans", SearchRequest(TextQuestion("pay"), options))
     assert result.explanation is not None
-    return {hit.record.id for hit in result.hits}, result.explanation["filter"]
+    return {hit.record.id for hit in result.records}, result.explanation["filter"]
 
 
 async def test_a_filter_on_a_fact_asks_the_contents_alone(lw: Likewise, tenant: int) -> None:

@@ -22,7 +22,7 @@ SOME = ("cold", "heat", "noise", "smell", "colour", "weight")
 @pytest.fixture
 async def texts(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> Collection:
     """1,200 texts of two topics with their vectors in an index, where fifty already are many."""
-    monkeypatch.setattr(candidates, "MOST_IDS", 50)
+    monkeypatch.setattr(candidates, "MAX_IDS", 50)
     monkeypatch.setattr(meaning, "BY_INDEX_US", 0.0)
     monkeypatch.setattr(matches, "MAX_READ", 30)
     collection = lw.collection("texts")
@@ -60,7 +60,7 @@ async def test_a_filter_that_goes_against_the_meaning_finds_the_nearest_that_fit
     # When
     found = await texts.search("pump valve smell noise", filters={"topic": 1}, **asked)
     # Then all that fit were compared in the end, which the index does not come to
-    monkeypatch.setattr(candidates, "MOST_IDS", 10_000)
+    monkeypatch.setattr(candidates, "MAX_IDS", 10_000)
     exact = await texts.search("pump valve smell noise", filters={"topic": 1}, **asked)
     assert [hit.score for hit in found.hits] == [pytest.approx(hit.score, abs=1e-3) for hit in exact.hits]
     assert found.explanation["meaning"]["plan"] != "index"

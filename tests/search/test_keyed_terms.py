@@ -13,7 +13,7 @@ from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.search import analyzer
 from likewise.search.analyzer import analyze, terms_of
-from likewise.search.options import SearchRequest
+from likewise.search.options import SearchOptions, SearchRequest, TextQuestion
 from likewise.testing import DatabaseUrls
 from tests.conftest import Opener
 
@@ -41,10 +41,10 @@ async def stored(lw: Likewise, name: str, policy: Policy) -> CollectionRow:
     return collection
 
 
-async def found(lw: Likewise, name: str, **asked: str) -> list[str]:
-    request = SearchRequest(mode="lexical", limit=10, **asked)  # type: ignore[arg-type]
-    result = await lw.runtime.searcher.search(await lw.tenant(), name, KIND, request)
-    return [hit.record.id for hit in result.hits]
+async def found(lw: Likewise, name: str, *, query: str) -> list[str]:
+    request = SearchRequest(TextQuestion(query), SearchOptions(mode="lexical"))
+    result = await lw.runtime.searcher.search(await lw.tenant(), name, request)
+    return [hit.record.id for hit in result.records]
 
 
 async def terms_in(database: DatabaseUrls, collection: CollectionRow) -> set[int]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, ModelUnavailable, NotFound
 from likewise.kind import Policy
 from likewise.library import Likewise
-from likewise.search.options import RERANKED, SearchRequest
+from likewise.search.options import MIN_RERANKED, SearchOptions, SearchRequest, TextQuestion
 from likewise.settings import Settings
 from likewise.testing import FakeProvider, ScriptedReply, Upstream
 from likewise.testing.upstream import ReceivedRequest
@@ -80,13 +81,13 @@ async def test_hits_come_in_the_order_of_the_reranker(lw: Likewise, upstream: Up
 async def test_it_reads_more_hits_than_are_answered(lw: Likewise, upstream: Upstream) -> None:
     # Given more records than it reads, of which it likes one that the rankings put in their middle
     notes = lw.collection("many")
-    await notes.add([{"id": str(n), "text": f"pump {'pump ' * (n % 7)}number {n}"} for n in range(RERANKED + 20)])
-    order = ids(await notes.search("pump", limit=RERANKED + 20))
-    upstream.always = scoring(**{f"number {order[RERANKED - 1]}": 1.0})
+    await notes.add([{"id": str(n), "text": f"pump {'pump ' * (n % 7)}number {n}"} for n in range(MIN_RERANKED + 20)])
+    order = ids(await notes.search("pump", limit=MIN_RERANKED + 20))
+    upstream.always = scoring(**{f"number {order[MIN_RERANKED - 1]}": 1.0})
     # When two hits are wanted, then the fifty first were read, and it comes first
     found = await notes.search("pump", limit=2, rerank=True)
-    assert sum(len(asked.texts) for asked in upstream.asked) == RERANKED
-    assert ids(found) == [order[RERANKED - 1], order[0]]
+    assert sum(len(asked.texts) for asked in upstream.asked) == MIN_RERANKED
+    assert ids(found) == [order[MIN_RERANKED - 1], order[0]]
     # And as many as are asked for come, each read
     upstream.asked.clear()
     assert len((await notes.search("pump", limit=60, rerank=True)).hits) == 60
@@ -147,10 +148,10 @@ async def test_nothing_found_asks_nobody(lw: Likewise, upstream: Upstream) -> No
 
 
 async def test_there_is_one_page(lw: Likewise) -> None:
-    request = SearchRequest(query="pump", limit=2, rerank=True)
+    request = SearchRequest(TextQuestion("pump"), SearchOptions(limit=2, rerank=True))
     found = await lw.collections.search(await lw.tenant(), "notes", request)
     assert (len(found.hits), found.more) == (2, False)
-    deeper, tenant = SearchRequest(query="pump", limit=2, offset=2, rerank=True), await lw.tenant()
+    deeper, tenant = replace(request, offset=2), await lw.tenant()
     with pytest.raises(Invalid) as refused:
         await lw.collections.search(tenant, "notes", deeper)
     assert [(one.pointer, one.code) for one in refused.value.faults] == [("/cursor", "rerank_one_page")]

@@ -7,7 +7,7 @@ import pytest
 
 from likewise.embedding.models import Catalogue
 from likewise.errors import ModelNotAllowed, SettingsError
-from likewise.search.reranker_models import NoReranker, RerankerCatalogue
+from likewise.search.reranking import NoReranker, RerankerCatalogue
 from likewise.settings import Settings, load_settings
 from tests.models_file import models_file
 

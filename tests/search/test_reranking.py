@@ -10,8 +10,7 @@ import pytest
 
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, LikewiseError, ModelNotAllowed, ModelUnavailable, Overloaded, SettingsError
-from likewise.search.reranker_models import NoReranker, RerankerCatalogue
-from likewise.search.reranking import Reranking
+from likewise.search.reranking import NoReranker, RerankerCatalogue, Reranking
 from likewise.settings import Settings, load_settings
 from likewise.testing import ScriptedReply, Upstream
 from tests.models_file import models_file
@@ -236,7 +235,7 @@ async def test_who_leaves_leaves_no_work(
     upstream.gate.set()
     await made.rerank(TENANT, QUERY, ["engine " * 500])
     assert len(upstream.asked) == 2
-    assert made._budget._held == 0
+    assert made._pool.budget._held == 0
 
 
 async def test_closing_fails_those_who_wait(
@@ -250,7 +249,7 @@ async def test_closing_fails_those_who_wait(
     for one in waiting:
         with pytest.raises(ModelUnavailable, match="shutting down"):
             await one
-    assert made._budget._held == 0
+    assert made._pool.budget._held == 0
 
 
 async def test_closing_while_a_local_model_works_is_safe(settings: Settings) -> None:

@@ -32,10 +32,10 @@ from likewise.db.transaction import table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise
-from likewise.search import frequencies
+from likewise.search import words
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
-from likewise.search.options import SearchRequest
+from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.flows.opening import likewise_on
 from tests.flows.test_filter_language import holds
@@ -240,15 +240,18 @@ def assert_as_expected(hits: Sequence[Hit], expected: Sequence[Expected], questi
 
 async def ask(lw: Likewise, name: str, question: Question) -> list[Hit]:
     """The product's answer, or all its pages."""
-    asked = asdict(question)
-    if not asked.pop("paged"):
-        words, record = asked.pop("query"), asked.pop("like")
+    options = asdict(question)
+    paged, query, record = options.pop("paged"), options.pop("query"), options.pop("like")
+    if not paged:
         collection = lw.collection(name)
-        found = await (collection.search(words, **asked) if record is None else collection.similar(record, **asked))
+        found = await (collection.search(query, **options) if record is None else collection.similar(record, **options))
         return found.hits
+    asked = TextQuestion(query) if record is None else RecordQuestion(record)
     hits: list[Hit] = []
     while True:
-        found = await lw.collections.search(await lw.tenant(), name, SearchRequest(**asked, offset=len(hits)))
+        found = await lw.collections.search(
+            await lw.tenant(), name, SearchRequest(asked, SearchOptions(**options), len(hits))
+        )
         hits += found.hits
         assert len(found.hits) == question.limit or not found.more
         if not found.more:
@@ -287,7 +290,7 @@ class Both:
 async def lw(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Likewise]:
     """One on a database of its own, whose words are counted anew for each question."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frequencies, "REMEMBERED_SECONDS", 0.0)
+        patch.setattr(words, "REMEMBERED_SECONDS", 0.0)
         async with likewise_on(postgres, tmp_path_factory, FakeProvider()) as opened:
             yield opened
 

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 import likewise
-from likewise.embedding.caches.redis import circuit
+from likewise.embedding.caches.redis import traffic
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app
 from likewise.settings import Settings
@@ -34,7 +34,7 @@ async def calling(
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a server whose settings name it, and that learns of its end from a question alone."""
     monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", PATIENT_SECONDS)
-    monkeypatch.setattr(circuit, "HEARTBEAT_SECONDS", 1_000.0)
+    monkeypatch.setattr(traffic, "HEARTBEAT_SECONDS", 1_000.0)
     url = away.url.replace("redis://", f"redis://:{SECRET}@")
     chosen = settings.model_copy(update={"redis_url": url})
     embedder = Embedder(chosen, providers={chosen.model: lambda spec: FakeProvider()})

@@ -16,7 +16,7 @@ from semantic_text_splitter import TextSplitter
 import likewise
 from likewise.auth.quotas import Quotas
 from likewise.embedding.providers import local
-from likewise.embedding.splitting import Span, spans
+from likewise.embedding.splitting import TextSpan, spans
 from likewise.library import Likewise
 from likewise.settings import Settings
 from tests.embedding import tiny
@@ -452,7 +452,7 @@ async def test_who_cuts_a_long_text_answers_the_others(
     # Given a model of ours, and a text that is being cut for as long as the test wants
     cutting, go_on = threading.Event(), threading.Event()
 
-    def held(text: str, splitter: TextSplitter) -> list[Span]:
+    def held(text: str, splitter: TextSplitter) -> list[TextSpan]:
         cutting.set()
         assert go_on.wait(20)
         return spans(text, splitter)

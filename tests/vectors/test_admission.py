@@ -15,8 +15,8 @@ from likewise.db.collections import Generation
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.probe import PROBE_TEXTS
 from likewise.embedding.provider import ProviderResult, Role
+from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import ModelUnavailable, WrongModel
 from likewise.kind import Policy
 from likewise.settings import Settings, load_settings

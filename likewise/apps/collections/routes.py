@@ -8,6 +8,7 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, Lines, read_json
 from likewise.apps.collections.batches import checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
@@ -28,20 +29,10 @@ from likewise.apps.collections.schemas import (
 )
 from likewise.apps.collections.service import CollectionsService
 from likewise.apps.declaration import NDJSON, Body, Load, declares, media_type
-from likewise.apps.deps import (
-    BODY_REFUSALS,
-    Answer,
-    CanAdminister,
-    CanRead,
-    CanWrite,
-    ServiceOf,
-    Spending,
-    cursor_for,
-    position_of,
-    refusals,
-)
+from likewise.apps.deps import CanAdminister, CanRead, CanWrite, ServiceOf, Spending, cursor_for, position_of
 from likewise.apps.idempotency import Once
 from likewise.apps.leaving import while_connected
+from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.errors import NotFound
 
 NOT_YET = "This version does not have this route yet."

@@ -1,6 +1,7 @@
 """What the routes of `collections` take and answer."""
 
 import re
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -21,10 +22,11 @@ from pydantic.json_schema import SkipJsonSchema
 from likewise.apps.body import RequestModel, wrong
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.filter_schema import KEY_PATTERN, TIME
+from likewise.apps.problems import FaultOut
 from likewise.cleaning import deeper_than
 from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
-from likewise.search.options import SearchRequest
+from likewise.search.options import Mode, RecordQuestion, SearchOptions, SearchRequest, TextQuestion
 
 MAX_ITEMS = 1_000
 MAX_ID = 512
@@ -166,7 +168,27 @@ class CollectionIn(RequestModel):
     policy: PolicyIn | None = None
 
 
-class SearchIn(RequestModel):
+class SearchFields(RequestModel):
+    """The options that searches of all apps take."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), AS_WHOLE_NUMBER] = 10
+    filters: dict[str, Any] | None = None
+    mode: Mode = "hybrid"
+    threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")
+    group_by: Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})] | None = Field(
+        None, max_length=128, description="A field of which every value has one hit, its best."
+    )
+    rerank: bool | None = Field(
+        None, description="Whether the reranker puts the first hits in order, 50 at least; there is one page then."
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields of SearchOptions that were given."""
+        given = {one.name: getattr(self, one.name, None) for one in fields(SearchOptions)}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class SearchIn(SearchFields):
     """What to look for: `query` in words, or `like` for the neighbours of a record."""
 
     model_config = ConfigDict(
@@ -177,33 +199,13 @@ class SearchIn(RequestModel):
 
     query: Text | None = None
     like: Label | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), AS_WHOLE_NUMBER] = 10
-    filters: dict[str, Any] | None = None
-    mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
-    threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")
     cursor: str | None = Field(None, max_length=512, description="`cursor` of the page before, to depth 1,000.")
-    group_by: Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})] | None = Field(
-        None, max_length=128, description="A field of which every value has one hit, its best."
-    )
-    rerank: bool | None = Field(
-        None, description="Whether the reranker puts the first hits in order, 50 at least; there is one page then."
-    )
     explain: bool = Field(False, description="Whether the answer also says what was done and how long each step took.")
 
     def to_request(self, offset: int = 0) -> SearchRequest:
-        """The request for the service, which passes over `offset` hits."""
-        return SearchRequest(
-            self.query,
-            self.like,
-            self.limit,
-            self.filters,
-            self.mode,
-            self.threshold,
-            offset,
-            self.group_by,
-            self.explain,
-            bool(self.rerank),
-        )
+        """Return the request for the service, which passes over `offset` hits."""
+        question = RecordQuestion(self.like) if self.like is not None else TextQuestion(self.query or "")
+        return SearchRequest(question, SearchOptions(**self.options()), offset)
 
     @model_validator(mode="after")
     def _one_question(self) -> "SearchIn":
@@ -219,14 +221,6 @@ class PageQuery(BaseModel):
 
     limit: int = Field(10, ge=1, le=MAX_LIMIT)
     cursor: str | SkipJsonSchema[None] = Field(None, max_length=512, description="`cursor` of the page before.")
-
-
-class FaultOut(BaseModel):
-    """One wrong place: a JSON pointer, a stable code and a sentence."""
-
-    pointer: str
-    code: str
-    message: str
 
 
 class WriteAnswer(BaseModel):

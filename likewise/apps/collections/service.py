@@ -20,7 +20,8 @@ from likewise.ingest.writer import BeforeCommit
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
-from likewise.search.options import Found, SearchRequest
+from likewise.search.hits import GroupHit, RecordHit
+from likewise.search.options import SearchRequest
 
 T = TypeVar("T")
 
@@ -213,10 +214,9 @@ class CollectionsService:
             raise NotFound("There is no record of this id.", code="record_not_found")
 
     async def search(self, tenant: int, name: str, request: SearchRequest) -> SearchResult:
-        """The records that fit best; see Searcher.search. UnknownKind if the collection's app is not there."""
-        kind = self._runtime.kinds.of((await self._recent.get(tenant, name)).kind)
-        found = await self._runtime.searcher.search(tenant, name, kind, request)
-        hits = [_hit(one) for one in found.hits]
+        """Return the records that fit best; see Searcher.search. UnknownKind if the collection's app is not there."""
+        found = await self._runtime.searcher.search(tenant, name, request)
+        hits = [_hit(one) for one in found.records]
         return SearchResult(hits, found.model, found.took_ms, found.degraded, found.more, found.explanation)
 
     async def stats(self, tenant: int, name: str) -> dict[str, Any]:
@@ -317,13 +317,13 @@ def _record_view(one: StoredRecord) -> RecordView:
     )
 
 
-def _hit(one: Found) -> Hit:
+def _hit(one: RecordHit) -> Hit:
     return Hit(
         one.record.id,
         one.score,
         one.similarity,
         one.lexical_score,
         one.found_by,
-        one.group,
+        one.group if isinstance(one, GroupHit) else None,
         _record_view(one.record),
     )

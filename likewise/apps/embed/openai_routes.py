@@ -3,16 +3,18 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
+from starlette.types import Scope
 
+from likewise.apps.answers import Answer, as_base64, json_answer, with_rows
 from likewise.apps.body import PARSED
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import BODY_REFUSALS, REFUSALS, Answer, CanRead
-from likewise.apps.embed.answers import as_base64, json_answer, with_rows
+from likewise.apps.deps import CanRead
 from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.openai_schemas import EmbeddingsAnswer, EmbeddingsIn, ErrorAnswer, ModelOut, ModelsAnswer
+from likewise.apps.problems import BODY_REFUSALS, REFUSALS
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
-from likewise.errors import Fault, ModelNotAllowed, NotFound
+from likewise.errors import Fault, Invalid, LikewiseError, ModelNotAllowed, NotFound
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -106,3 +108,19 @@ def _model(spec: ModelSpec, embedder: ProcessEmbedder, name: str | None = None) 
         "provider": spec.provider,
         "space": embedder.space(spec.name),
     }
+
+
+# LiteLLM goes by these words, and takes a 401 that says `invalid_request_error` for a wrong field.
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def openai_error(error: LikewiseError, detail: str, _: Scope, /) -> Response:
+    """Return an error as OpenAI's API has it, with 400 for a wrong field. An ErrorShape."""
+    status = 400 if error.status == Invalid.status else error.status
+    kind = "server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error")
+    parameter, code = None, error.code
+    if error.faults:
+        first = error.faults[0]
+        parameter = first.pointer.strip("/").replace("/", ".") or None
+        code = first.code if error.code == Invalid.code else error.code
+    return Answer({"error": {"message": detail, "type": kind, "param": parameter, "code": code}}, status)

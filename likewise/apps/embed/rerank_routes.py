@@ -5,18 +5,19 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from likewise.apps.answers import json_answer, written
 from likewise.apps.body import PARSED
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import BODY_REFUSALS, CanRead, Spending, services
-from likewise.apps.embed.answers import json_answer, written
+from likewise.apps.deps import CanRead, Spending, services
 from likewise.apps.embed.asking import pointed
 from likewise.apps.embed.openai_routes import ModelNotFound, refusals
 from likewise.apps.embed.rerank_schemas import RerankAnswer, RerankIn
 from likewise.apps.leaving import while_connected
+from likewise.apps.problems import BODY_REFUSALS
 from likewise.cleaning import cleaned
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelNotAllowed
-from likewise.search.reranking import Reranked, Reranking
+from likewise.search.reranking import Reranking, RerankResult
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -70,7 +71,7 @@ def known_reranker(rerankers: Reranking, name: str | None) -> ModelSpec:
         raise RerankerNotFound from None
 
 
-def results(made: Reranked, body: RerankIn) -> list[dict[str, Any]]:
+def results(made: RerankResult, body: RerankIn) -> list[dict[str, Any]]:
     """The best documents, those of equal scores in their order."""
     scores: list[float] = made.scores.tolist()
     best = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[: body.top_n]

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
+from likewise.apps.answers import Answer, json_answer, with_rows, written
 from likewise.apps.body import PARSED
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import BODY_REFUSALS, Answer, Anyone, CanRead, refusals
-from likewise.apps.embed.answers import json_answer, with_rows, written
+from likewise.apps.deps import Anyone, CanRead
 from likewise.apps.embed.asking import Asks, ProcessEmbedder
 from likewise.apps.embed.metrics import loaded
 from likewise.apps.embed.results import EmbeddingResult, facts_of_batch, facts_of_one
@@ -19,7 +19,8 @@ from likewise.apps.embed.schemas import (
     QueryIn,
     TextIn,
 )
-from likewise.embedding import quantization
+from likewise.apps.problems import BODY_REFUSALS, refusals
+from likewise.embedding import formats
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
 
@@ -56,7 +57,7 @@ async def embed_batch(tenant: CanRead, asks: Asks, body: Annotated[BatchIn, PARS
     form = body.format or "float"
     head = {**facts_of_batch(made, asks.embedder.known(made.model).bare_name), "format": form}
     if form != "float":
-        rows, head["scales"] = getattr(quantization, form)(made.vectors)
+        rows, head["scales"] = getattr(formats, form)(made.vectors)
     return json_answer(await with_rows(head, "embeddings", rows, made.vectors.shape[1]))
 
 

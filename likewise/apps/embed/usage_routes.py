@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from likewise.apps.answers import Answer
 from likewise.apps.collections.schemas import Moment
 from likewise.apps.declaration import Load, declares
-from likewise.apps.deps import Answer, CanRead, CanWrite, ServiceOf, refusals
+from likewise.apps.deps import CanRead, CanWrite, ServiceOf
 from likewise.apps.embed.usage import LONGEST_BY_HOUR, USUAL, GroupBy, UsageService
 from likewise.apps.filter_schema import TIME
 from likewise.apps.idempotency import Once
+from likewise.apps.problems import refusals
 
 router = APIRouter(tags=["embed"])
 

@@ -7,11 +7,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
+from likewise.apps.answers import Answer
 from likewise.apps.declaration import Load, declares
-from likewise.apps.deps import Answer, CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of, refusals
+from likewise.apps.deps import CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
 from likewise.apps.jobs.service import JobsService, JobView
+from likewise.apps.problems import refusals
 from likewise.db.jobs import JobCursor
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])

@@ -1,22 +1,18 @@
 """JobsService: jobs as their callers see them, for routes and for programs alike."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
+from likewise.apps.app import App, loaded
 from likewise.apps.collections.service import Save
 from likewise.db import jobs
 from likewise.db.jobs import Job, JobCursor, JobState
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
-
-# What a job that has succeeded tells of its result, worked out of what its row keeps each time that it is asked.
-Tell = Callable[[Tx, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
-
-# The kind of those that wait for the vectors of contents.
-EMBED = "embed"
 
 # Why a job, or an item of one, came to nothing. A code that is not here has no words of its own.
 REASONS: Mapping[str, str] = {
@@ -30,8 +26,6 @@ REASONS: Mapping[str, str] = {
     "lease_lost": "Each worker that had it stopped before it was done. Send it again, or without this text.",
     "blank": "The text is blank.",
     "too_long": "The text is longer than may be embedded.",
-    "terms_not_kept": "No words are kept of these segments; search in mode dense.",
-    "rerank_needs_text": "No texts are kept of these segments, and a reranker reads texts; search without rerank.",
     "model_not_allowed": "The model is not allowed here any more; name one that is listed.",
     "model_failed": "The model failed each time that it was tried; the server's log has the reason.",
     "internal": "The server failed each time that it was tried; its log has the reason.",
@@ -60,14 +54,23 @@ class JobView:
     error: JobError | None
 
 
+@dataclass(frozen=True)
+class JobResult:
+    """How the result of a kind of jobs reads: in a list of jobs from its row alone, and by itself in full."""
+
+    listed: Callable[[Job], Mapping[str, Any]] = attrgetter("result")
+    in_full: Callable[[Tx, Job], Awaitable[Mapping[str, Any]]] | None = None
+
+
 class JobsService:
     """Looks at jobs, ends them and has them tried again."""
 
-    def __init__(self, pool: Pool, tell: Callable[[], None], results: Mapping[str, Tell]) -> None:
-        """`tell` says that something waits for a worker again; `results` are those of kinds that keep less."""
+    def __init__(self, pool: Pool, apps: Sequence[App], wake: Callable[[], None] = lambda: None) -> None:
+        """Know how the jobs of apps read; `wake` says that something waits for a worker again."""
         self._pool = pool
-        self._tell = tell
-        self._results = results
+        self._wake = wake
+        self._results: Mapping[str, JobResult] = loaded(apps, "job_results")
+        self._reasons = {**REASONS, **{code: words for app in apps for code, words in app.job_errors.items()}}
 
     async def get(self, tenant: int, job: UUID) -> JobView:
         """One job; NotFound if this tenant has none of this id."""
@@ -79,7 +82,7 @@ class JobsService:
     ) -> Sequence[JobView]:
         """Jobs, newest first, those that follow the place `after`; results name neither failures nor hits."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
-            return [_view(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
+            return [self._listed(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
     async def cancel(self, tenant: int, job: UUID, *, save: Save | None = None) -> JobView:
         """End a job; what nothing else waits for is given up. `save` hears of it in the transaction, as of `retry`.
@@ -98,7 +101,7 @@ class JobsService:
             Conflict: nothing of it has failed, it has not ended, or a text has left: code `text_gone`.
         """
         changed = await self._changed(tenant, job, jobs.retry, save)
-        self._tell()
+        self._wake()
         return changed
 
     async def _changed(
@@ -115,31 +118,22 @@ class JobsService:
         return await retried(once)
 
     async def _view(self, tx: Tx, job: UUID) -> JobView:
-        """One job with all that its result tells."""
         found = await jobs.of(tx, job)
-        tell = self._results.get(found.kind)
-        if tell is not None and found.state == "SUCCEEDED":
-            found = replace(found, result=await tell(tx, found.result))
-        return _view(found)
+        in_full = self._result_of(found).in_full
+        if in_full is None or found.state != "SUCCEEDED":
+            return self._listed(found)
+        return self._rendered(found, await in_full(tx, found))
+
+    def _listed(self, job: Job) -> JobView:
+        return self._rendered(job, self._result_of(job).listed(job) if job.state == "SUCCEEDED" else None)
+
+    def _result_of(self, job: Job) -> JobResult:
+        return self._results.get(job.kind, _AS_KEPT)
+
+    def _rendered(self, job: Job, result: Mapping[str, Any] | None) -> JobView:
+        failed = job.state in ("FAILED", "CANCELLED") and job.error
+        error = JobError(job.error, self._reasons.get(job.error, WITHOUT_WORDS)) if failed and job.error else None
+        return JobView(job.id, job.kind, job.state, job.created_at, job.updated_at, result, error)
 
 
-def _view(job: Job) -> JobView:
-    failed = job.state in ("FAILED", "CANCELLED")
-    return JobView(
-        job.id,
-        job.kind,
-        job.state,
-        job.created_at,
-        job.updated_at,
-        _result(job) if job.state == "SUCCEEDED" else None,
-        JobError(job.error, REASONS.get(job.error, WITHOUT_WORDS)) if failed and job.error else None,
-    )
-
-
-def _result(job: Job) -> Mapping[str, Any]:
-    """What a job came to. That of one segment tells of its text, that of a batch counts."""
-    if job.kind != EMBED or "point_id" in job.result:
-        return job.result
-    known = {name: job.result[name] for name in ("model", "model_ver") if name in job.result}
-    failed = [{"segment_id": one.item, "code": one.code} for one in job.failures]
-    return {**known, "total": job.total, "succeeded": job.done, "failed": failed}
+_AS_KEPT = JobResult()

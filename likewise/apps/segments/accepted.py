@@ -1,10 +1,16 @@
 """What is answered to those who store segments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
+from likewise.apps.jobs.service import JobResult
 from likewise.apps.segments.documents import Part
+from likewise.db.jobs import Job
+
+# The kind of the jobs that wait for the vectors of segments.
+EMBED = "embed"
 
 
 @dataclass(frozen=True)
@@ -33,3 +39,15 @@ class AcceptedDocument(AcceptedBatch):
     """The same, with where each segment lies in the document."""
 
     segments: Sequence[Part] = ()
+
+
+def embed_result(job: Job) -> Mapping[str, Any]:
+    """Return what a job came to: that of one segment tells of its text, that of a batch counts."""
+    if "point_id" in job.result:
+        return job.result
+    known = {name: job.result[name] for name in ("model", "model_ver") if name in job.result}
+    failed = [{"segment_id": one.item, "code": one.code} for one in job.failures]
+    return {**known, "total": job.total, "succeeded": job.done, "failed": failed}
+
+
+EMBED_RESULT = JobResult(listed=embed_result)

@@ -1,15 +1,17 @@
-"""What is found of segments, as their callers see it; and as the job of a search keeps it, without what may leave."""
+"""Hits among segments as callers see them, and as the job of a search keeps them: without what may leave."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from likewise.apps.jobs.service import JobResult
 from likewise.apps.segments.kind import METADATA, OWN
 from likewise.db import collections, lookups, segments
+from likewise.db.jobs import Job
 from likewise.db.lookups import StoredRecord
 from likewise.db.transaction import Tx
 from likewise.errors import NotFound
-from likewise.search.options import Found
+from likewise.search.hits import RecordHit
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class SegmentHit:
 
 
 @dataclass(frozen=True)
-class SegmentsFound:
+class SegmentSearchResult:
     """Segments, best first, and the model that made the query's vector; `total` counts the results."""
 
     results: list[SegmentHit] = field(default_factory=list)
@@ -33,34 +35,32 @@ class SegmentsFound:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a search came to, before its hits are told; `name` is the collection's."""
+class SegmentSearchOutcome:
+    """Records that a search of segments found in the collection of a model."""
 
-    name: str
+    collection: str
     query_model: str
     query_model_ver: str
-    hits: Sequence[Found] = ()
+    hits: Sequence[RecordHit] = ()
 
-    def told(self, org: str) -> SegmentsFound:
-        """It for who waits for it."""
-        return _told(
-            self.query_model,
-            self.query_model_ver,
-            [hit_of(one.record, one.score, one.similarity, org) for one in self.hits],
-        )
+    def to_result(self, org: str) -> SegmentSearchResult:
+        """Return the answer to a caller of the tenant `org`."""
+        results = [segment_hit(one.record, one.score, one.similarity, org) for one in self.hits]
+        return SegmentSearchResult(results, self.query_model, self.query_model_ver, len(results))
 
-    def kept(self) -> dict[str, Any]:
-        """It for a job: which records, with which text, and how near. What is said of them stays with them alone."""
+    def to_job(self) -> dict[str, Any]:
+        """Return what a job keeps: which records, with which text, and how near; what they say stays with them."""
         hits = [[one.record.pk, one.record.content, one.score, one.similarity] for one in self.hits]
         return {
             "query_model": self.query_model,
             "query_model_ver": self.query_model_ver,
-            "hits": {"collection": self.name, "records": hits},
+            "hits": {"collection": self.collection, "records": hits},
         }
 
 
-async def told_again(tx: Tx, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What a search's job keeps, as `told`: of what was found all that is still there and has the same text."""
+async def rehydrate(tx: Tx, job: Job) -> dict[str, Any]:
+    """Return the answer of a search from what its job keeps: the records that are still there with the same text."""
+    kept = job.result
     name, hits = kept["hits"]["collection"], kept["hits"]["records"]
     try:
         collection = await collections.named(tx, name)
@@ -69,16 +69,12 @@ async def told_again(tx: Tx, kept: Mapping[str, Any]) -> dict[str, Any]:
     else:
         there = await lookups.still(tx, collection.id, collection.active.id, [(one[0], one[1]) for one in hits])
     org = await segments.tenant_name(tx)
-    results = [hit_of(there[pk], score, similarity, org) for pk, _, score, similarity in hits if pk in there]
-    return asdict(_told(kept["query_model"], kept["query_model_ver"], results))
+    results = [segment_hit(there[pk], score, similarity, org) for pk, _, score, similarity in hits if pk in there]
+    return asdict(SegmentSearchResult(results, kept["query_model"], kept["query_model_ver"], len(results)))
 
 
-def _told(model: str, model_ver: str, results: list[SegmentHit]) -> SegmentsFound:
-    return SegmentsFound(results, model, model_ver, len(results))
-
-
-def hit_of(record: StoredRecord, score: float, similarity: float | None, org: str) -> SegmentHit:
-    """A hit with what its vector's row says of the text; a record that waits has nothing there."""
+def segment_hit(record: StoredRecord, score: float, similarity: float | None, org: str) -> SegmentHit:
+    """Return a hit with what its vector's row says of the text; a record that waits has nothing there."""
     own = {name: record.payload.get(name) for name in OWN}
     metadata = record.payload.get(METADATA) or {}
     payload = {
@@ -92,3 +88,6 @@ def hit_of(record: StoredRecord, score: float, similarity: float | None, org: st
         METADATA: metadata,
     }
     return SegmentHit(record.payload["point_id"], score, payload, similarity)
+
+
+SEARCH_RESULT = JobResult(in_full=rehydrate)

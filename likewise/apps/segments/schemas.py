@@ -6,11 +6,11 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from likewise.apps.body import OldRequest
-from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, Label, Payload
+from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, Label, Payload, SearchFields
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
-from likewise.apps.filter_schema import KEY_PATTERN
 from likewise.apps.segments.documents import LEAST_TOKENS, NewSegment
 from likewise.apps.segments.search import SegmentQuery
+from likewise.search.options import Mode
 
 _MODEL = "One that `GET /embed/models` lists; the default if absent."
 _MODEL_VER = "The caller's name for the model's version; LIKEWISE_MODEL_VER if absent."
@@ -67,36 +67,19 @@ class SegmentDocumentIn(OldRequest):
     )
 
 
-class SegmentSearchIn(OldRequest):
+class SegmentSearchIn(SearchFields, OldRequest):
     """What to look for among the segments of one model."""
 
     query_text: Text
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), AS_WHOLE_NUMBER] | None = 10
     asset_id: Label | None = None
     segment_id: Label | None = None
     model: Model = None
-    filters: dict[str, Any] | None = None
-    mode: Literal["dense", "hybrid", "lexical"] | None = "dense"
-    rerank: bool | None = Field(None, description="Where texts are kept.")
-    threshold: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False, description="Least cosine similarity.")
-    group_by: Annotated[str, Field(json_schema_extra={"pattern": KEY_PATTERN})] | None = Field(
-        None, max_length=128, description="A field, as `asset_id`, of which every value has one result, its best."
-    )
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), AS_WHOLE_NUMBER] | None = 10  # type: ignore[assignment]
+    mode: Mode | None = "dense"  # type: ignore[assignment]
 
     def to_query(self) -> SegmentQuery:
-        """The question for the service."""
-        return SegmentQuery(
-            self.query_text,
-            10 if self.limit is None else self.limit,
-            self.asset_id,
-            self.segment_id,
-            self.model,
-            self.filters,
-            self.mode or "dense",
-            bool(self.rerank),
-            self.threshold,
-            self.group_by,
-        )
+        """Return the question for the service."""
+        return SegmentQuery(self.query_text, self.asset_id, self.segment_id, self.model, **self.options())
 
 
 Status = Literal["PENDING", "RUNNING", "SUCCEEDED"]

@@ -1,7 +1,7 @@
 """Searches of segments: at once, or as a task."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,7 +10,7 @@ import orjson
 from likewise import filters
 from likewise.apps.collections.schemas import MAX_LIMIT
 from likewise.apps.collections.service import Save
-from likewise.apps.segments.hits import Looked, SegmentsFound
+from likewise.apps.segments.hits import SegmentSearchOutcome, SegmentSearchResult
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.cleaning import cleaned
@@ -22,27 +22,22 @@ from likewise.filters import All, Compare, Field, Filter
 from likewise.ingest.tasks import Progress
 from likewise.kind import Policy
 from likewise.runtime import Runtime
-from likewise.search.grouping import group_field
-from likewise.search.options import Mode, SearchRequest
+from likewise.search.options import Mode, SearchOptions, SearchRequest, TextQuestion
+from likewise.search.plan import group_field
 
 # The kind of task that is a search.
 SEARCH = "segments_search"
 
 
 @dataclass(frozen=True)
-class SegmentQuery:
-    """What is asked of the segments of one model; `asset_id` and `segment_id` hold beside the filters."""
+class SegmentQuery(SearchOptions):
+    """A question to the segments of one model; `asset_id` and `segment_id` hold beside the filters."""
 
     query_text: str
-    limit: int = 10
     asset_id: str | None = None
     segment_id: str | None = None
     model: str | None = None
-    filters: Mapping[str, Any] | None = None
-    mode: Mode = "dense"
-    rerank: bool = False
-    threshold: float | None = None
-    group_by: str | None = None
+    mode: Mode = field(default="dense", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -67,15 +62,15 @@ class SegmentSearches:
             return MOCK
         return self._runtime.embedder.known(model)
 
-    async def search(self, tenant: int, asked: SegmentQuery) -> SegmentsFound:
+    async def search(self, tenant: int, asked: SegmentQuery) -> SegmentSearchResult:
         """The segments that fit best; none where none have been stored.
 
         Raises:
             Invalid: a model that is not allowed, a wrong filter, or words or texts asked for where none are kept.
             ModelUnavailable: the model is away.
         """
-        looked = await self._look(tenant, asked)
-        return looked.told(await self._names.of(tenant))
+        outcome = await self._look(tenant, asked)
+        return outcome.to_result(await self._names.of(tenant))
 
     async def later(self, tenant: int, asked: SegmentQuery, *, save: Save | None = None) -> SearchJob:
         """Have a search done by a worker; the job's result is what `search` answers. The query waits sealed.
@@ -103,28 +98,29 @@ class SegmentSearches:
         return answer
 
     async def task(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
-        """Do a search that `later` put off; a Handler of tasks. `told_again` tells what it found."""
+        """Do a search that `later` put off; a Handler of tasks. `rehydrate` tells what it found."""
         asked = SegmentQuery(**orjson.loads(input or b"{}"))
         try:
-            looked = await self._look(tenant, asked)
+            outcome = await self._look(tenant, asked)
         except ModelNotAllowed:
             # It was where the search was asked for: another process may have it.
             raise ModelUnavailable("This process does not have the model.", code="model_not_here") from None
-        return looked.kept()
+        return outcome.to_job()
 
-    async def _look(self, tenant: int, asked: SegmentQuery) -> Looked:
+    async def _look(self, tenant: int, asked: SegmentQuery) -> SegmentSearchOutcome:
         spec = self._refuse_query(asked)
         name = collection_name(spec)
-        none = Looked(name, spec.hub_id, self._settings.model_ver)
+        none = SegmentSearchOutcome(name, spec.hub_id, self._settings.model_ver)
         _refuse_unkept(asked, await self._policy(tenant, name))
+        request = SearchRequest(TextQuestion(cleaned(asked.query_text)), asked, must=_named(asked))
         try:
-            found = await self._runtime.searcher.search(tenant, name, KIND, _request(asked))
+            found = await self._runtime.searcher.search(tenant, name, request)
         except NotFound:
             # A search makes no collection.
             return none
         except Invalid as error:
             raise error.moved("/query", "/query_text") from None
-        return replace(none, hits=found.hits)
+        return replace(none, hits=found.records)
 
     async def _policy(self, tenant: int, name: str) -> Policy:
         """That of a collection, or of the one that would be made: who asks first hears what everybody hears."""
@@ -155,19 +151,6 @@ def _refuse_unkept(asked: SegmentQuery, policy: Policy) -> None:
     if asked.rerank and not policy.keep_text:
         message = "A reranker reads texts, and none are kept of these segments (LIKEWISE_SEGMENTS_KEEP_TEXT)."
         raise Invalid.at("/rerank", message, "rerank_needs_text")
-
-
-def _request(asked: SegmentQuery) -> SearchRequest:
-    return SearchRequest(
-        query=cleaned(asked.query_text),
-        limit=asked.limit,
-        filters=asked.filters,
-        mode=asked.mode,
-        threshold=asked.threshold,
-        group_by=asked.group_by,
-        rerank=asked.rerank,
-        must=_named(asked),
-    )
 
 
 def _named(asked: SegmentQuery) -> Filter | None:

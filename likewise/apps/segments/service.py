@@ -9,7 +9,7 @@ from likewise.apps.collections.service import Save
 from likewise.apps.repeats import refuse_repeats
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
 from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
-from likewise.apps.segments.hits import SegmentsFound
+from likewise.apps.segments.hits import SegmentSearchResult
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
 from likewise.apps.segments.points import point_id
@@ -137,7 +137,7 @@ class SegmentsService:
         await self._store(tenant, spec, Storing(labels, batch, telling.stored), whole=True)
         return telling.known
 
-    async def search(self, tenant: int, asked: SegmentQuery) -> SegmentsFound:
+    async def search(self, tenant: int, asked: SegmentQuery) -> SegmentSearchResult:
         """The segments that fit best; see SegmentSearches.search."""
         return await self.searches.search(tenant, asked)
 

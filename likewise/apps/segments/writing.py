@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from likewise.apps.jobs.service import EMBED
+from likewise.apps.segments.accepted import EMBED
 from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.points import point_id, record_id
 from likewise.db import jobs, records, segments

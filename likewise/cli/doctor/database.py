@@ -1,4 +1,4 @@
-"""What `likewise doctor` looks at of the database: server, roles, schema, clock, index, queue."""
+"""Check the database: server, roles, schema, clock, index, queue."""
 
 import asyncio
 import time
@@ -22,32 +22,32 @@ from likewise.settings import Settings
 LOOK_SECONDS = 15.0
 # A start or stop of the embedded server takes less, unless it recovers from a crash.
 BUSY_SECONDS = 5.0
-MOST_SKEW = 2.0
+MAX_SKEW_SECONDS = 2.0
 # Beyond the lease of a worker that died: by then another should have taken over.
 WAITING_SECONDS = 240.0
 # A process has these beside those that LIKEWISE_DATABASE_CONNECTIONS counts.
 OTHER_CONNECTIONS = 4
 
-Connection = AsyncConnection[Row]
-Look = Callable[[Connection], Awaitable[Finding]]
+RowConnection = AsyncConnection[Row]
+Check = Callable[[RowConnection], Awaitable[Finding]]
 
 
 async def database(settings: Settings, now: Callable[[], float] = time.time) -> AsyncIterator[Finding]:
-    """The database, then what is in it; what builds on a broken part is left out."""
+    """Check the database, then what is in it; checks that build on a broken part are left out."""
     async with AsyncExitStack() as stack:
         try:
-            where = await stack.enter_async_context(_found(settings))
-        except _NotFound as error:
+            where = await stack.enter_async_context(_opened(settings))
+        except _NoDatabase as error:
             yield error.finding
             return
         except LikewiseError as error:
             yield Finding("database", error.detail, _mend(settings))
             return
-        owner, finding = await _entered(stack, where.owner_url, "LIKEWISE_DATABASE_URL")
+        owner, finding = await _connected(stack, where.owner_url, "LIKEWISE_DATABASE_URL")
         if finding:
             yield finding
             return
-        serving, finding = await _entered(stack, where.serving_url, _serving_name(settings))
+        serving, finding = await _connected(stack, where.serving_url, _serving_name(settings))
         if finding:
             part = "roles" if owner else "database"
             yield Finding(part, finding.what, finding.mend)
@@ -58,45 +58,47 @@ async def database(settings: Settings, now: Callable[[], float] = time.time) -> 
         if serving.info.server_version < migrate.MIN_POSTGRES * 10_000:
             return
         asked = owner or serving
-        yield await _looked("locale of the database", asked, _locale)
-        yield await _looked("connections", asked, lambda one: _connections(settings, where, one))
-        yield await _looked("clock of the database", asked, lambda one: _clock(one, now))
-        yield await _looked("roles", asked, lambda one: _roles(where, one))
+        yield await _checked("locale of the database", asked, _locale)
+        yield await _checked("connections", asked, lambda one: _connections(settings, where, one))
+        yield await _checked("clock of the database", asked, lambda one: _clock(one, now))
+        yield await _checked("roles", asked, lambda one: _roles(where, one))
         if schema.mend is not None:
             return
-        yield await _looked("text key", serving, lambda one: _text_key(settings, one))
-        yield await _looked("index", asked, lambda one: _index(settings, one))
-        yield await _looked("waiting", serving, lambda one: _waiting(settings, one))
+        yield await _checked("text key", serving, lambda one: _text_key(settings, one))
+        yield await _checked("index", asked, lambda one: _index(settings, one))
+        yield await _checked("waiting", serving, lambda one: _waiting(settings, one))
         if owner is not None:
-            yield await _looked("failed texts", owner, _failed)
+            yield await _checked("failed texts", owner, _failed)
 
 
-class _NotFound(Exception):
+class _NoDatabase(Exception):
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
 
 
 @asynccontextmanager
-async def _found(settings: Settings) -> AsyncIterator[Database]:
-    """The database; an embedded one is started for as long as it is looked at, and upgraded by that."""
+async def _opened(settings: Settings) -> AsyncIterator[Database]:
+    """Open the database; an embedded one is started for as long as it is checked, and upgraded by that."""
     if settings.database_url or settings.database_serving_url:
         yield await named_database(settings)
         return
     if await asyncio.to_thread(checkup.server_is_busy, settings.data_dir, BUSY_SECONDS):
         what = f"another process has been starting or stopping the embedded Postgres for {BUSY_SECONDS:.0f} s"
-        raise _NotFound(Finding("database", what, "Wait until it is done, or stop that process; then run this again."))
+        raise _NoDatabase(
+            Finding("database", what, "Wait until it is done, or stop that process; then run this again.")
+        )
     if await checkup.server_is_silent(settings.data_dir, LOOK_SECONDS):
         what = f"the embedded Postgres runs, and has not answered for {LOOK_SECONDS:.0f} s"
         mend = (
             "See this machine's load and disk, or stop every Likewise process, end what is left of Postgres and start."
         )
-        raise _NotFound(Finding("database", what, mend))
+        raise _NoDatabase(Finding("database", what, mend))
     async with open_database(settings) as opened:
         yield opened
 
 
-async def _entered(stack: AsyncExitStack, url: str | None, name: str) -> tuple[Connection | None, Finding | None]:
-    """A connection by that URL, or what keeps it from being made; neither where there is no URL."""
+async def _connected(stack: AsyncExitStack, url: str | None, name: str) -> tuple[RowConnection | None, Finding | None]:
+    """Connect to a URL, or find why that cannot be; neither where there is no URL."""
     if url is None:
         return None, None
     try:
@@ -107,18 +109,18 @@ async def _entered(stack: AsyncExitStack, url: str | None, name: str) -> tuple[C
         return None, Finding("database", f"{name}: {why.what}", why.fix.format(name=name))
 
 
-async def _looked(part: str, connection: Connection, look: Look) -> Finding:
-    """What a look finds; that it does not come to an end is a finding too."""
+async def _checked(part: str, connection: RowConnection, check: Check) -> Finding:
+    """Run a check; one that does not come to an end is a finding too."""
     try:
         async with asyncio.timeout(LOOK_SECONDS):
-            return await look(connection)
+            return await check(connection)
     except (TimeoutError, psycopg.errors.QueryCanceled):
         return Finding(part, "the database takes too long to say", "See its load, its disk and its locks.")
     except psycopg.Error as error:
         return Finding(part, scrubbed(error).detail, "Mend that, then run this again.")
 
 
-async def _schema(settings: Settings, connection: Connection, where: Database) -> Finding:
+async def _schema(settings: Settings, connection: RowConnection, where: Database) -> Finding:
     try:
         async with asyncio.timeout(LOOK_SECONDS):
             postgres, pgvector = await migrate.versions(connection)
@@ -132,7 +134,7 @@ async def _schema(settings: Settings, connection: Connection, where: Database) -
     return Finding("database", f"{kind}, Postgres {postgres}, pgvector {pgvector}; the schema is up to date")
 
 
-async def _locale(connection: Connection) -> Finding:
+async def _locale(connection: RowConnection) -> Finding:
     part, facts = "locale of the database", await checkup.server_facts(connection)
     if facts.encoding != "UTF8":
         what = f"its encoding is {facts.encoding}, which not every text fits into"
@@ -145,7 +147,7 @@ async def _locale(connection: Connection) -> Finding:
     return Finding(part, f"{facts.encoding}")
 
 
-async def _connections(settings: Settings, where: Database, connection: Connection) -> Finding:
+async def _connections(settings: Settings, where: Database, connection: RowConnection) -> Finding:
     facts = await checkup.server_facts(connection)
     role = await checkup.role_facts(connection, roles.role_of(where.serving_url))
     limits = (facts.connections, facts.database_limit, -1 if role is None else role.limit)
@@ -159,15 +161,15 @@ async def _connections(settings: Settings, where: Database, connection: Connecti
     return Finding("connections", what)
 
 
-async def _clock(connection: Connection, now: Callable[[], float]) -> Finding:
+async def _clock(connection: RowConnection, now: Callable[[], float]) -> Finding:
     ahead = await checkup.clock_ahead(connection, now)
-    if abs(ahead) > MOST_SKEW:
+    if abs(ahead) > MAX_SKEW_SECONDS:
         what = f"it is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
         return Finding("clock of the database", what, "Let both machines take the time from one place (NTP).")
     return Finding("clock of the database", "it agrees with this machine's")
 
 
-async def _roles(where: Database, connection: Connection) -> Finding:
+async def _roles(where: Database, connection: RowConnection) -> Finding:
     name = roles.role_of(where.serving_url)
     facts = await checkup.role_facts(connection, name)
     mend = "Set LIKEWISE_DATABASE_SERVING_URL to a plain role; `likewise db upgrade` makes one if it is unset."
@@ -182,7 +184,7 @@ async def _roles(where: Database, connection: Connection) -> Finding:
     return Finding("roles", f"{name} serves; it owns nothing and sees one tenant at a time")
 
 
-async def _text_key(settings: Settings, connection: Connection) -> Finding:
+async def _text_key(settings: Settings, connection: RowConnection) -> Finding:
     part = "text key"
     try:
         source = text_key.source_of(settings)
@@ -199,7 +201,7 @@ async def _text_key(settings: Settings, connection: Connection) -> Finding:
     return Finding(part, f"the database's, from {source.name}")
 
 
-async def _index(settings: Settings, connection: Connection) -> Finding:
+async def _index(settings: Settings, connection: RowConnection) -> Finding:
     tables = await checkup.vector_tables(connection)
     faulty = [(table, fault) for table in tables if (fault := table.fault)]
     if not faulty:
@@ -214,7 +216,7 @@ async def _index(settings: Settings, connection: Connection) -> Finding:
     return Finding("index", f"generation {first.generation} {fault}{more}; searches are right, and slow", mend)
 
 
-async def _waiting(settings: Settings, connection: Connection) -> Finding:
+async def _waiting(settings: Settings, connection: RowConnection) -> Finding:
     oldest = await checkup.oldest_waiting(connection)
     if not oldest:
         return Finding("waiting", "nothing waits for a vector")
@@ -231,7 +233,7 @@ async def _waiting(settings: Settings, connection: Connection) -> Finding:
     return Finding("waiting", f"{what}; Likewise runs, and does not embed it", mend)
 
 
-async def _failed(connection: Connection) -> Finding:
+async def _failed(connection: RowConnection) -> Finding:
     failed = await checkup.failed_texts(connection)
     if not failed:
         return Finding("failed texts", "none")

@@ -1,17 +1,45 @@
-"""`likewise doctor`: one part after the other, what is found, and the mend if that is a fault."""
+"""`likewise doctor`: look at one part after the other, and print what is found, with the mend of a fault."""
 
 import os
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from dotenv import dotenv_values
 
-from likewise.cli.doctor import cache, database, issuer, machine, models
+from likewise.cli.doctor import database, machine, models, services
 from likewise.cli.doctor.finding import Finding, reason
+from likewise.cli.options import AsJson
+from likewise.cli.running import FAILED, OK, run
+from likewise.cli.terminal import answer, counted, say
 from likewise.errors import LikewiseError
+from likewise.observe import logs
 from likewise.settings import ENV_FILE, PREFIX, Settings, load_settings
 
-__all__ = ["Finding", "findings", "setting_rows"]
+
+def doctor(
+    show_settings: Annotated[bool, typer.Option("--settings", help="List every setting instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    # A finding says it in words; settings, which could ask for more, may be what is wrong.
+    logs.configure("error")
+    if show_settings:
+        rows = setting_rows()
+        answer({"settings": rows}, *map(_setting_line, rows), as_json=as_json)
+    else:
+        run(lambda _: _examine(as_json=as_json))
+
+
+async def _examine(*, as_json: bool) -> int:
+    faults = 0
+    async for finding in findings():
+        faults += finding.mend is not None
+        mark = "FAULT" if finding.mend else "ok   "
+        mend = [f"       {finding.mend}"] if finding.mend else []
+        answer(finding, f"{mark}  {finding.part}: {finding.what}", *mend, as_json=as_json)
+    if not as_json:
+        say(f"\n{counted(faults, 'fault')}." if faults else "\nNothing is wrong.")
+    return FAILED if faults else OK
 
 
 async def findings() -> AsyncIterator[Finding]:
@@ -29,20 +57,21 @@ async def findings() -> AsyncIterator[Finding]:
     yield Finding("settings", "every LIKEWISE_ variable is known and has a fitting value")
     yield machine.folder(settings)
     yield machine.disk(settings)
-    async for finding in _attempted("model", models.models(settings), settings):
-        yield finding
-    async for finding in _attempted("cache", cache.cache(settings), settings):
-        yield finding
-    async for finding in _attempted("issuer", issuer.issuer(settings), settings):
-        yield finding
-    async for finding in _attempted("database", database.database(settings), settings):
-        yield finding
+    parts = {
+        "model": models.models(settings),
+        "cache": services.cache(settings),
+        "issuer": services.issuer(settings),
+        "database": database.database(settings),
+    }
+    for part, checks in parts.items():
+        async for finding in _attempted(part, checks, settings):
+            yield finding
 
 
-async def _attempted(part: str, looks: AsyncIterator[Finding], settings: Settings) -> AsyncIterator[Finding]:
-    """What looks find; one that the file system stops is a finding too."""
+async def _attempted(part: str, checks: AsyncIterator[Finding], settings: Settings) -> AsyncIterator[Finding]:
+    """Run checks; one that the file system stops is a finding too."""
     try:
-        async for finding in looks:
+        async for finding in checks:
             yield finding
     except OSError as error:
         what = f"{error.filename or settings.data_dir}: {reason(error)}"
@@ -50,7 +79,7 @@ async def _attempted(part: str, looks: AsyncIterator[Finding], settings: Setting
 
 
 def setting_rows() -> list[dict[str, Any]]:
-    """Every setting: its variable, default, sentence, and whether it is set. Never its value, which may be a secret."""
+    """List every setting: variable, default, sentence, whether it is set; never its value, which may be a secret."""
     given = {name.upper() for name in (*dotenv_values(ENV_FILE), *os.environ)}
     return [
         {
@@ -61,6 +90,10 @@ def setting_rows() -> list[dict[str, Any]]:
         }
         for name, field in Settings.model_fields.items()
     ]
+
+
+def _setting_line(row: dict[str, Any]) -> str:
+    return f"{row['name']}{' (set)' if row['set'] else ''}\n    {row['description']} Default: {row['default']}."
 
 
 def _default(value: object) -> str:

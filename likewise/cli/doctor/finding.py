@@ -1,11 +1,11 @@
-"""What a look at one part of an installation came to."""
+"""The result of a check of one part of an installation."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One part and what was found; `mend` is None where nothing is wrong."""
+    """A part and what was found; `mend` is None where nothing is wrong."""
 
     part: str
     what: str
@@ -13,5 +13,5 @@ class Finding:
 
 
 def reason(error: OSError) -> str:
-    """The system's own word for an error."""
+    """Take the system's own word for an error."""
     return (error.strerror or "cannot be used").lower()

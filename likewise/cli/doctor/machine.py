@@ -1,4 +1,4 @@
-"""What `likewise doctor` looks at on this machine: Python, terminal, processor, clock, folder and disk."""
+"""Check this machine: Python, terminal, processor, clock, folder and disk."""
 
 import os
 import platform
@@ -14,8 +14,8 @@ from likewise.cli.doctor.finding import Finding, reason
 from likewise.settings import Settings
 
 # The model, its compiled form and an empty database take about 400 MB.
-LEAST_FREE = 2**30
-LEAST_PYTHON = (3, 11)
+MIN_FREE_BYTES = 2**30
+MIN_PYTHON = (3, 11)
 # A clock may have been a little ahead, or in another zone, when this was installed.
 INSTALLED_SECONDS = 2 * 86_400.0
 
@@ -25,13 +25,13 @@ FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf
 
 
 def python() -> Finding:
-    """The interpreter."""
+    """Check the interpreter."""
     found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding("python", found, "Install Python 3.11 or newer." if sys.version_info < LEAST_PYTHON else None)
+    return Finding("python", found, "Install Python 3.11 or newer." if sys.version_info < MIN_PYTHON else None)
 
 
 def terminal() -> Finding:
-    """Whether every text can be printed."""
+    """Check that every text can be printed."""
     encoding = sys.stdout.encoding or "unknown"
     if encoding.lower().replace("-", "") != "utf8":
         what = f"this locale prints in {encoding}, which not every text fits into"
@@ -40,13 +40,12 @@ def terminal() -> Finding:
 
 
 def processor() -> Finding:
-    """How many cores, and what they can do for a model."""
+    """Count the cores, and name what they can do for a model."""
     known = ", ".join(dict.fromkeys(FEATURES[flag] for flag in _flags() if flag in FEATURES))
     return Finding("processor", f"{os.cpu_count() or 1} cores{f' with {known}' if known else ''}")
 
 
 def _flags() -> list[str]:
-    """What the kernel says that the processor can do; nothing where it does not say."""
     try:
         lines = CPU_FACTS.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -57,7 +56,7 @@ def _flags() -> list[str]:
 
 
 def clock(now: Callable[[], float] = time.time) -> Finding:
-    """Whether this machine's clock can be right: it is not before what is on its own disk."""
+    """Check that this machine's clock can be right: it is not before what is on its own disk."""
     installed = Path(__file__).stat().st_mtime
     says = datetime.fromtimestamp(now(), UTC).isoformat(timespec="seconds")
     if now() < installed - INSTALLED_SECONDS:
@@ -67,7 +66,7 @@ def clock(now: Callable[[], float] = time.time) -> Finding:
 
 
 def folder(settings: Settings) -> Finding:
-    """Whether the data folder can be made and written."""
+    """Check that the data folder can be made and written."""
     place = settings.data_dir
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -82,10 +81,10 @@ def folder(settings: Settings) -> Finding:
 
 
 def disk(settings: Settings) -> Finding:
-    """Whether the data folder's disk has room."""
+    """Check that the data folder's disk has room."""
     places = (settings.data_dir, *settings.data_dir.parents)
     # Unlike Path.exists, this is false where one may not look.
     existing = next(place for place in places if os.path.exists(place))  # noqa: PTH110
     free = shutil.disk_usage(existing).free
     what = f"{free / 2**30:.1f} GiB free"
-    return Finding("disk", what, None if free >= LEAST_FREE else "Free at least 1 GiB, or set LIKEWISE_DATA_DIR.")
+    return Finding("disk", what, None if free >= MIN_FREE_BYTES else "Free at least 1 GiB, or set LIKEWISE_DATA_DIR.")

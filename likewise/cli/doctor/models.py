@@ -1,4 +1,4 @@
-"""What `likewise doctor` looks at of the models: that there are such, that their files are here and the right ones."""
+"""Check the models: that there are such, that their files are here and the right ones, that they work."""
 
 import asyncio
 import difflib
@@ -6,15 +6,15 @@ import mmap
 import os
 from collections.abc import AsyncIterator
 
-from likewise.cli import rerankers
 from likewise.cli.doctor.finding import Finding
-from likewise.cli.models import require_runnable, tried
+from likewise.cli.models import try_model, try_reranker
+from likewise.cli.opening import require_runnable
 from likewise.embedding.files import weights
 from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec
 from likewise.embedding.models_file import FILE
 from likewise.errors import LikewiseError, NotSupported, SettingsError
-from likewise.search.reranker_models import SETTING, RerankerCatalogue
+from likewise.search.reranking import SETTING, RerankerCatalogue
 from likewise.settings import PREFIX, Settings
 
 # Reading, compiling and trying a model; on two busy cores some seconds.
@@ -22,7 +22,7 @@ MODEL_SECONDS = 90.0
 
 
 async def models(settings: Settings) -> AsyncIterator[Finding]:
-    """The default model at work, then the others that requests may name, and the reranker of the settings."""
+    """Check the default model at work, then the others that requests may name, and the reranker of the settings."""
     try:
         specs, reranker = Catalogue(settings).specs(), RerankerCatalogue(settings).default
     except SettingsError as error:
@@ -41,7 +41,7 @@ async def models(settings: Settings) -> AsyncIterator[Finding]:
 async def _reranker(settings: Settings, spec: ModelSpec) -> Finding:
     try:
         async with asyncio.timeout(MODEL_SECONDS):
-            facts = await rerankers.tried(settings, spec)
+            facts = await try_reranker(settings, spec)
     except TimeoutError:
         what = f"{spec.name} was not loaded in {MODEL_SECONDS:.0f} s"
         return Finding("reranker", what, f"See what else keeps this machine busy, or unset {SETTING}.")
@@ -60,7 +60,7 @@ async def _default(settings: Settings) -> Finding:
         return await _remote(settings, spec, "model")
     try:
         async with asyncio.timeout(MODEL_SECONDS):
-            facts = await tried(settings, None)
+            facts = await try_model(settings, None)
     except TimeoutError:
         what = f"{spec.name} was not loaded in {MODEL_SECONDS:.0f} s"
         return Finding("model", what, "See what else keeps this machine busy, then run `likewise models check`.")
@@ -70,9 +70,8 @@ async def _default(settings: Settings) -> Finding:
 
 
 async def _remote(settings: Settings, spec: ModelSpec, part: str) -> Finding:
-    """A model at an address: it is asked once."""
     try:
-        facts = await tried(settings, spec.name)
+        facts = await try_model(settings, spec.name)
     except LikewiseError as error:
         return Finding(part, error.detail, _provider_mend(spec, error.code))
     return Finding(
@@ -97,7 +96,7 @@ def _provider_mend(spec: ModelSpec, code: str) -> str:
 
 
 def _allowed(settings: Settings, spec: ModelSpec) -> Finding:
-    """A local model of LIKEWISE_MODELS_ALLOWED or of the models file: it is looked at, and not loaded."""
+    """Check the files of a model that the settings allow, without loading it."""
     part, name = "models allowed", spec.name
     setting = f"{PREFIX}MODELS_ALLOWED" if name in settings.models_allowed else FILE
     if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
@@ -134,7 +133,6 @@ def _mend(settings: Settings, spec: ModelSpec, error: LikewiseError) -> str:
 
 
 def _meant(name: str) -> str:
-    """The model whose name is like this one."""
     known = {word.lower(): spec.name for spec in MODELS for word in (spec.name, spec.hub_id, spec.bare_name)}
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
     return f" (is {known[near[0]]} meant?)" if near and known[near[0]] != name else ""

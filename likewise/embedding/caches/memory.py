@@ -1,4 +1,4 @@
-"""The cache in this process's memory: what was used least lately goes first."""
+"""The cache in this process's memory, which drops the least recently used rows first."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ OVERHEAD = 400
 
 
 class MemoryCache:
-    """Holds at most `limit` bytes; 0 holds nothing."""
+    """A cache of at most `limit` bytes; 0 holds nothing."""
 
     fault = None
 
@@ -24,7 +24,7 @@ class MemoryCache:
         return len(self._items)
 
     async def get_many(self, keys: Sequence[bytes]) -> list[Cached | None]:
-        """What is known of each key, in order; it counts as used."""
+        """Return the row of each key in order, None where there is none; a row counts as used."""
         found = [self._items.get(key) for key in keys]
         for key, item in zip(keys, found, strict=True):
             if item is not None:
@@ -33,7 +33,7 @@ class MemoryCache:
         return found
 
     async def put_many(self, items: Mapping[bytes, Cached]) -> None:
-        """Remember these, and drop the oldest that no longer fit."""
+        """Remember these rows, and drop the oldest that no longer fit."""
         for key, item in items.items():
             self._drop(key)
             if bytes_of(item) <= self._limit:
@@ -43,20 +43,20 @@ class MemoryCache:
             self._drop(next(iter(self._items)))
 
     async def delete_many(self, keys: Sequence[bytes], *, at_once: bool = False) -> None:
-        """Forget these, at once in any case."""
+        """Forget these keys, at once in any case."""
         for key in keys:
             self._drop(key)
 
     async def clear(self) -> None:
-        """Forget all."""
+        """Forget all rows."""
         self._items.clear()
         self.memory_bytes = 0
 
     def start(self) -> None:
-        """There is nothing to begin."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """What it remembers ends with the process."""
+        """Do nothing: its rows end with the process."""
 
     def _drop(self, key: bytes) -> None:
         item = self._items.pop(key, None)
@@ -65,5 +65,5 @@ class MemoryCache:
 
 
 def bytes_of(item: Cached) -> int:
-    """Memory that an item takes with its key."""
+    """Return the memory of a row with its key."""
     return item.vector.nbytes + OVERHEAD

@@ -1,23 +1,33 @@
-"""What all local models do, whichever program runs them: texts to ids, batches of similar length, counts."""
+"""The part that all local models share: texts to ids, batches of similar length, counts."""
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
-from likewise.embedding.facts import ModelFacts
-from likewise.embedding.packing import pack
 from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role
-from likewise.embedding.splitting import Span, spans
+from likewise.embedding.splitting import TextSpan, spans
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 
 CALLERS = 4  # calls at a time: some are tokenised while others are in the model
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """Identity and limits of a loaded local model; `call_tokens` is the size of calls that suits it."""
+
+    space: str
+    numerics: str
+    dimension: int
+    max_tokens: int
+    call_tokens: int
+
+
 class LocalProvider(ABC):
-    """One local model: a tokenizer, and what a program makes of the ids."""
+    """One local model: a tokenizer, and a program that makes vectors of the ids."""
 
     def __init__(
         self,
@@ -28,14 +38,14 @@ class LocalProvider(ABC):
         batch_tokens: int,
         model_threads: int,
     ) -> None:
-        """Of a loaded model.
+        """Serve a loaded model.
 
         Args:
-            facts: what it is known by.
+            facts: its identity and limits.
             tokenizer: its own.
-            before: what goes before a text, by role.
+            before: the text before each text, by role.
             batch_tokens: the padded size of a batch.
-            model_threads: how many batches are in the model at a time.
+            model_threads: the number of batches in the model at a time.
         """
         self.space = facts.space
         self.numerics = facts.numerics
@@ -52,17 +62,17 @@ class LocalProvider(ABC):
         self._model_threads = ThreadPoolExecutor(model_threads, "likewise-model")
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        """The texts' vectors and counts; texts of similar length share a batch."""
+        """Embed texts in order; texts of similar length share a batch."""
         return await asyncio.get_running_loop().run_in_executor(self._callers, self._embed, texts, role)
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as a document, special ones included, before anything is cut off."""
+        """Count the tokens of each text as a document, special ones included, before anything is cut off."""
         count, prefix = self._tokenizer.lengths, self._prefixes["document"]
         return await asyncio.get_running_loop().run_in_executor(self._callers, count, texts, prefix)
 
-    async def split(self, text: str, most: int, overlap: int) -> list[Span]:
-        """The parts of a text of at most so many tokens each, with so many of the last one's at their beginning."""
-        return await asyncio.get_running_loop().run_in_executor(self._splitter, self._split, text, most, overlap)
+    async def split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
+        """Split a text into parts of at most so many tokens, which begin with so many of the part before."""
+        return await asyncio.get_running_loop().run_in_executor(self._splitter, self._split, text, max_tokens, overlap)
 
     async def close(self) -> None:
         """Let the threads go."""
@@ -70,8 +80,8 @@ class LocalProvider(ABC):
         self._callers.shutdown(wait=False, cancel_futures=True)
         self._model_threads.shutdown(wait=False, cancel_futures=True)
 
-    def _split(self, text: str, most: int, overlap: int) -> list[Span]:
-        splitter = self._tokenizer.splitter(most, overlap, self._prefixes["document"])
+    def _split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
+        splitter = self._tokenizer.splitter(max_tokens, overlap, self._prefixes["document"])
         return spans(self._tokenizer.as_split(text), splitter)
 
     def _embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
@@ -86,4 +96,16 @@ class LocalProvider(ABC):
 
     @abstractmethod
     def _vectors(self, ids: Sequence[Ids], batches: Sequence[Sequence[int]], role: Role) -> Matrix:
-        """Unit vectors float32 (n, d) of n texts' ids; each batch has the places of texts that go in together."""
+        """Make unit vectors float32 (n, d) of n texts' ids; each batch has the places of texts that go in together."""
+
+
+def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Group places of texts to batches of neighbours by length, whose padded size stays within `limit` tokens."""
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[place] > limit:
+            batches.append(batch)
+            batch = []
+        batch.append(place)
+    return [*batches, batch] if batch else batches

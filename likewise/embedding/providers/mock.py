@@ -8,8 +8,8 @@ import numpy as np
 
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, ProviderResult, Role, Vector
-from likewise.embedding.queue import CHARS_PER_TOKEN
-from likewise.embedding.splitting import Span, spans_by_characters
+from likewise.embedding.splitting import TextSpan, spans_by_characters
+from likewise.embedding.texts import CHARS_PER_TOKEN
 
 _ABOUT = b"likewise-mock-1"
 
@@ -43,7 +43,7 @@ class MockProvider:
         """About how many tokens each text would have."""
         return [math.ceil(len(text) / CHARS_PER_TOKEN) for text in texts]
 
-    async def split(self, text: str, most: int, overlap: int) -> list[Span]:
+    async def split(self, text: str, most: int, overlap: int) -> list[TextSpan]:
         """The parts of a text by its characters."""
         return await spans_by_characters(text, min(most, self.max_tokens), overlap)
 

@@ -11,15 +11,14 @@ import numpy.typing as npt
 import orjson
 
 from likewise.cleaning import cleaned
-from likewise.embedding.facts import prefixes
 from likewise.embedding.models import Endpoint, ModelSpec
-from likewise.embedding.provider import Capacity, Counts, Matrix, ProviderResult, Role
-from likewise.embedding.queue import CHARS_PER_TOKEN, estimated_tokens
+from likewise.embedding.provider import Capacity, Counts, Matrix, ProviderResult, Role, prefixes
 from likewise.embedding.remote.client import ProviderClient
 from likewise.embedding.remote.errors import ProviderError, RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
 from likewise.embedding.space import space_of_address
-from likewise.embedding.splitting import Span, spans_by_characters
+from likewise.embedding.splitting import TextSpan, spans_by_characters
+from likewise.embedding.texts import CHARS_PER_TOKEN, estimated_tokens
 
 # At 4 characters each: OpenAI takes 300,000 tokens in a request, and some scripts have one for each character.
 REQUEST_TOKENS = 60_000
@@ -96,7 +95,7 @@ class RemoteProvider:
         """Estimate the tokens of each text: the model's tokenizer is not known here."""
         return [estimated_tokens(text) for text in texts]
 
-    async def split(self, text: str, max_tokens: int, overlap: int) -> list[Span]:
+    async def split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
         """Split a text by its characters, 4 a token."""
         room = max(1, min(max_tokens, self.max_tokens) - len(self._prefixes["document"]) // CHARS_PER_TOKEN)
         return await spans_by_characters(text, room, overlap)

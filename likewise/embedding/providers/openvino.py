@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from likewise.embedding.facts import ModelFacts, prefixes
 from likewise.embedding.files.folder import Dense, ModelFolder
 from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import Shape
@@ -18,8 +17,8 @@ from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.precision import able, choose
-from likewise.embedding.provider import Matrix, Role
-from likewise.embedding.providers.local import CALLERS, LocalProvider
+from likewise.embedding.provider import Matrix, Role, prefixes
+from likewise.embedding.providers.local import CALLERS, LocalProvider, ModelFacts
 from likewise.embedding.space import space_of
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.settings import Settings

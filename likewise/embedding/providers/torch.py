@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from likewise.embedding.facts import ModelFacts, prefixes
 from likewise.embedding.files.folder import ModelFolder
 from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import broken
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.provider import Matrix, Role
-from likewise.embedding.providers.local import LocalProvider
+from likewise.embedding.provider import Matrix, Role, prefixes
+from likewise.embedding.providers.local import LocalProvider, ModelFacts
 from likewise.embedding.space import space_of, space_of_files
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.embedding.torch_device import arithmetic_of, device_of, name_of

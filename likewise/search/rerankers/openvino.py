@@ -3,27 +3,28 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 
 from likewise.embedding.files.weights import check_weights
+from likewise.embedding.graphs.architectures import broken
 from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
 from likewise.embedding.graphs.encoder import Encoder
 from likewise.embedding.graphs.heads import scored
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.openvino_runtime import openvino
-from likewise.embedding.packing import pack
 from likewise.embedding.precision import able, choose
 from likewise.embedding.provider import Capacity, Vector
-from likewise.embedding.providers.local import CALLERS
+from likewise.embedding.providers.local import CALLERS, pack
 from likewise.embedding.providers.openvino import BATCH_TOKENS
 from likewise.embedding.queue import INTERACTIVE_TOKENS
-from likewise.search.reranker import Scored
+from likewise.embedding.tokenizing import Ids, TextTokenizer
+from likewise.search.reranker import RerankerScores
 from likewise.search.rerankers.folder import CrossEncoderFolder
-from likewise.search.rerankers.pairs import Pair, PairTokenizer
 from likewise.settings import Settings
 
 
@@ -46,6 +47,57 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoReranker
     )
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One query and text: their ids with the special ones, where the text's type begins, and what did not fit."""
+
+    ids: Ids
+    second: int
+    truncated: int
+
+
+class PairTokenizer:
+    """A model's own tokenizer, for pairs within its limit in tokens. Safe to use from several threads."""
+
+    def __init__(self, path: Path, max_tokens: int, *, lowercase: bool = False, vocabulary: int | None = None) -> None:
+        """The tokenizer in `path`; ModelUnavailable if it is none, or not that of a model with so many embeddings."""
+        self._tokenizer = TextTokenizer(path, max_tokens, lowercase=lowercase, vocabulary=vocabulary)
+        try:
+            self._frame = self._tokenizer.pair()
+        except (ValueError, IndexError):
+            raise broken(path, "puts no pair of texts together that this version can read") from None
+        self._room = max_tokens - self._frame.size
+        if self._room < 2:
+            raise broken(path, f"leaves no room for two texts within the model's {max_tokens} tokens")
+
+    def encode(self, query: str, texts: Sequence[str]) -> list[Pair]:
+        """The ids of the query with each text, cut to the limit. The query is read once for all of them."""
+        asked = self._tokenizer.bare([query])[0]
+        return [self._pair(asked, text) for text in self._tokenizer.bare(texts)]
+
+    def _pair(self, query: Sequence[int], text: Sequence[int]) -> Pair:
+        of_query, of_text = shares(len(query), len(text), self._room)
+        frame = self._frame
+        first = [*frame.before, *query[:of_query], *frame.between]
+        ids = np.array([*first, *text[:of_text], *frame.after], np.int32)
+        return Pair(ids, len(first) if frame.typed else len(ids), len(query) - of_query + len(text) - of_text)
+
+
+def shares(query: int, text: int, room: int) -> tuple[int, int]:
+    """How many tokens of each are read where so many have room: the longer one is cut, down to half of the room.
+
+    Then both are cut, so that a long query leaves room for texts. That is `longest_first` of Hugging Face's
+    `tokenizers`, by which cross-encoders are trained and run.
+    """
+    if query + text <= room:
+        return query, text
+    half = room // 2
+    if query <= text:
+        # An odd one is the longer text's.
+        return (query, room - query) if query <= half else (half, room - half)
+    return (room - text, text) if text <= half else (room - half, half)
+
+
 class OpenVinoReranker:
     """One local cross-encoder: a tokenizer and a compiled graph. `typed`: the graph tells the text from the query."""
 
@@ -62,7 +114,7 @@ class OpenVinoReranker:
         self._callers = ThreadPoolExecutor(CALLERS, "likewise-rerank")
         self._model_threads = ThreadPoolExecutor(CALLERS * graph.requests, "likewise-cross-encoder")
 
-    async def score(self, query: str, texts: Sequence[str]) -> Scored:
+    async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
         """The sigmoid of each pair's logit, and the counts; pairs of similar length share a batch."""
         return await asyncio.get_running_loop().run_in_executor(self._callers, self._score, query, texts)
 
@@ -71,9 +123,9 @@ class OpenVinoReranker:
         self._callers.shutdown(wait=False, cancel_futures=True)
         self._model_threads.shutdown(wait=False, cancel_futures=True)
 
-    def _score(self, query: str, texts: Sequence[str]) -> Scored:
+    def _score(self, query: str, texts: Sequence[str]) -> RerankerScores:
         pairs = self._tokenizer.encode(query, texts)
-        return Scored(
+        return RerankerScores(
             scores=sigmoid(self.logits(pairs)),
             tokens=np.array([len(pair.ids) for pair in pairs], np.int32),
             truncated=np.array([pair.truncated for pair in pairs], np.int32),

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from likewise.embedding.queue import QueueBudget, estimated_tokens
+from likewise.embedding.queue import QueueBudget
 from likewise.embedding.remote.errors import RequestFails, RequestRefused
+from likewise.embedding.texts import estimated_tokens
 from likewise.errors import Invalid, ModelFails, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import RerankerStep
-from likewise.search.reranker import Reranker, Scored, check
+from likewise.search.reranker import Reranker, RerankerScores, check
 from likewise.stopping import stop
 
 log = get_logger(__name__)
 
-Charge = Callable[[Scored], None]
+Charge = Callable[[RerankerScores], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class RerankerQueue:
         """Whether any text waits or is in the model."""
         return bool(self._tasks)
 
-    async def score(self, query: str, texts: Sequence[str], charge: Charge) -> Scored:
+    async def score(self, query: str, texts: Sequence[str], charge: Charge) -> RerankerScores:
         """The scores of texts in their order. Cancelling is safe at any time: what still waits is not done.
 
         Args:
@@ -104,7 +105,7 @@ class RerankerQueue:
             charge(scored)
             made.take(part.places, scored)
 
-    async def _call(self, query: str, texts: Sequence[str]) -> Scored:
+    async def _call(self, query: str, texts: Sequence[str]) -> RerankerScores:
         with RerankerStep(self._model) as step:
             try:
                 async with asyncio.timeout(self._reranker.capacity.seconds):
@@ -137,7 +138,7 @@ class _Made:
         self._truncated = np.zeros(count, np.int32)
         self._estimated = False
 
-    def take(self, places: Sequence[int], scored: Scored) -> None:
+    def take(self, places: Sequence[int], scored: RerankerScores) -> None:
         """The texts at these places are done."""
         chosen = list(places)
         self._scores[chosen] = scored.scores
@@ -145,9 +146,9 @@ class _Made:
         self._truncated[chosen] = scored.truncated
         self._estimated = self._estimated or scored.estimated
 
-    def whole(self) -> Scored:
+    def whole(self) -> RerankerScores:
         """All of it."""
-        return Scored(self._scores, self._tokens, self._truncated, self._estimated)
+        return RerankerScores(self._scores, self._tokens, self._truncated, self._estimated)
 
 
 def _parts(reranker: Reranker, query: str, texts: Sequence[str]) -> list[_Part]:

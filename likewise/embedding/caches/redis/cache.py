@@ -5,22 +5,27 @@ from collections.abc import Mapping, Sequence
 from contextvars import Context
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches.redis.circuit import ANSWER_SECONDS, CacheTrouble, Circuit
-from likewise.embedding.caches.redis.client import RedisClient, trouble_of
-from likewise.embedding.caches.redis.packed import packed, unpacked
-from likewise.embedding.caches.redis.questions import Known, Questions
-from likewise.embedding.caches.redis.writes import Change, Writes
+from likewise.embedding.caches.redis.client import RedisClient, fault_of, packed, unpacked
+from likewise.embedding.caches.redis.traffic import (
+    ANSWER_SECONDS,
+    CacheFault,
+    Change,
+    Known,
+    StoreCircuit,
+    StoreQuestions,
+    StoreWrites,
+)
 from likewise.observe import steps
 from likewise.stopping import stop
 
 PREFIX = b"likewise:vector:"
 CLOSE_SECONDS = 1.0
-# Some 50,000 keys are deleted in one; who deletes more has deleted them here, and goes on.
+# Some 50,000 keys are deleted in one; a caller that deletes more has deleted them here, and goes on.
 DELETE_SECONDS = 5.0
-# Where no request is behind the question, less than the client gives a connection that is silent.
+# Where no request waits; less than the client gives a connection that is silent.
 PATIENT_SECONDS = 0.9
 
-REASONS: dict[CacheTrouble, str] = {
+REASONS: dict[CacheFault, str] = {
     "away": "Redis cannot be reached; vectors are made anew.",
     "slow": "Redis does not answer in time; vectors are made anew.",
     "full": "Redis is full: it is read, and takes no new vectors.",
@@ -33,38 +38,38 @@ _NOBODYS = PREFIX + bytes(32)
 class RedisCache:
     """Vectors under `likewise:vector:` and 32 bytes of digest.
 
-    It is asked with a deadline of some milliseconds, and left out while it does not keep that; it is written to in the
-    background. So it costs a caller little whatever is wrong with it.
+    Redis is asked with a deadline of some milliseconds, left out while it does not keep that, and written to in the
+    background. So it costs a caller little, whatever its fault.
     """
 
     def __init__(self, url: str, *, seconds: int, answer_seconds: float = ANSWER_SECONDS) -> None:
-        """For the Redis at `url`; SettingsError if that cannot be read.
+        """Cache in the Redis at `url`; SettingsError if that cannot be read.
 
         Args:
-            seconds: how long it keeps a vector; 0 is without limit.
-            answer_seconds: how long an answer may take.
+            seconds: for which it keeps a vector; 0 is without limit.
+            answer_seconds: the longest that an answer may take.
         """
         self._client = RedisClient(url)
         self._seconds = seconds
-        self._circuit = Circuit(lambda: self._client.look(_NOBODYS), trouble_of, answer_seconds=answer_seconds)
-        self._questions = Questions(self._fetch, self._circuit)
-        self._writes = Writes(self._write, self._circuit)
+        self._circuit = StoreCircuit(lambda: self._client.look(_NOBODYS), fault_of, answer_seconds=answer_seconds)
+        self._questions = StoreQuestions(self._fetch, self._circuit)
+        self._writes = StoreWrites(self._write, self._circuit)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def memory_bytes(self) -> int:
-        """What waits to be written."""
+        """Bytes that wait to be written."""
         return self._writes.bytes
 
     @property
     def fault(self) -> str | None:
-        """Why it is not asked, or takes nothing new, at present."""
-        trouble = self._circuit.trouble or self._writes.trouble
-        return None if trouble is None else REASONS[trouble]
+        """The reason for which it is not asked, or takes nothing new, at present."""
+        fault = self._circuit.fault or self._writes.fault
+        return None if fault is None else REASONS[fault]
 
     @property
     def dropped(self) -> int:
-        """How many vectors did not fit among those that wait to be written."""
+        """The number of vectors that did not fit among those that wait to be written."""
         return self._writes.dropped
 
     def start(self) -> None:
@@ -75,7 +80,7 @@ class RedisCache:
             self._tasks = [asyncio.create_task(one, context=Context()) for one in work]
 
     async def get_many(self, keys: Sequence[bytes]) -> list[Cached | None]:
-        """What is known of each key, in order; what waits to be written counts."""
+        """Return the row of each key in order, None where there is none; rows that wait to be written count."""
         self.start()
         asked = [key for key in dict.fromkeys(keys) if key not in self._writes]
         known = await self._questions.ask(asked) if asked and self._circuit.closed else {}
@@ -84,16 +89,16 @@ class RedisCache:
         return found
 
     async def put_many(self, items: Mapping[bytes, Cached]) -> None:
-        """Remember these: they are written a moment later."""
+        """Remember these rows, which are written a moment later."""
         self.start()
         for key, item in items.items():
             self._writes.add(key, item)
 
     async def delete_many(self, keys: Sequence[bytes], *, at_once: bool = False) -> None:
-        """Forget these: nobody here gets them any more, and they are deleted a moment later.
+        """Forget these keys: nobody here gets their rows any more, and they are deleted a moment later.
 
         Args:
-            at_once: whether to wait for that; of a Redis that is in trouble nobody waits.
+            at_once: whether to wait for that; nobody waits for a Redis with a fault.
         """
         self.start()
         for key in keys:
@@ -102,25 +107,25 @@ class RedisCache:
             await self._writes.written(keys, DELETE_SECONDS)
 
     async def clear(self) -> None:
-        """Let go of what waits to be written; what waits to be deleted is."""
+        """Let go of rows that wait to be written; keys that wait to be deleted are deleted."""
         self._writes.drop_vectors()
 
     async def look(self) -> str | None:
-        """Why it cannot be used, asked now and without a deadline of milliseconds; None if it can."""
+        """Look now, without a deadline of milliseconds, and return why it cannot be used; None if it can."""
         try:
             await self._client.look(_NOBODYS)
             (refused,) = await self._client.write({_NOBODYS: b""}, 1)
             await self._client.write({_NOBODYS: None}, 0)
         except Exception as error:  # noqa: BLE001 - whatever it is, it says why
-            return REASONS[trouble_of(error)]
-        return REASONS[trouble_of(refused)] if isinstance(refused, Exception) else None
+            return REASONS[fault_of(error)]
+        return REASONS[fault_of(refused)] if isinstance(refused, Exception) else None
 
     async def flush(self, seconds: float) -> int:
-        """Wait so long at most until all is written; returns how much is not."""
+        """Wait so long at most until all is written; return how many changes are not."""
         return await self._writes.flush(seconds)
 
     async def close(self) -> None:
-        """Write what waits, if that takes no longer than a second, and let the connections go."""
+        """Write waiting changes, if that takes no longer than a second, and let the connections go."""
         if self._tasks and self._circuit.closed:
             await self._writes.flush(CLOSE_SECONDS)
         await stop(self._tasks)
@@ -138,8 +143,8 @@ class RedisCache:
                 steps.cache_failed("rubbish")
         return known
 
-    async def _write(self, changes: Mapping[bytes, Change]) -> dict[bytes, CacheTrouble]:
+    async def _write(self, changes: Mapping[bytes, Change]) -> dict[bytes, CacheFault]:
         values = {PREFIX + key: None if item is None else packed(key, item) for key, item in changes.items()}
         results = await self._client.write(values, self._seconds)
         outcomes = zip(changes, results, strict=True)
-        return {key: trouble_of(result) for key, result in outcomes if isinstance(result, Exception)}
+        return {key: fault_of(result) for key, result in outcomes if isinstance(result, Exception)}

@@ -1,4 +1,4 @@
-"""Answers with many numbers, written without holding up the other requests."""
+"""Answers in JSON; those with many numbers are written without holding up the other requests."""
 
 import asyncio
 import base64
@@ -14,6 +14,16 @@ Row = npt.NDArray[np.generic]
 
 # Writing so many numbers as JSON takes some milliseconds, in which nothing else runs.
 NUMBERS_AT_A_TIME = 65_536
+
+
+class Answer(Response):
+    """A JSON answer. Dataclasses are written as objects and times as RFC 3339 in UTC."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The content as JSON."""
+        return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
 
 
 def written(content: Mapping[str, Any]) -> bytes:

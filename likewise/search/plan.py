@@ -1,0 +1,224 @@
+"""The plan of a search: what is ranked of which collection, under which filter, and how deep."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from likewise import filters
+from likewise.db.collections import CollectionRow
+from likewise.db.where import IndexedFields
+from likewise.embedding.provider import Vector
+from likewise.errors import Invalid
+from likewise.filters import KEY, Field, Filter, both, field_named
+from likewise.kind import Kind
+from likewise.search.options import (
+    MAX_HITS,
+    MIN_RERANKED,
+    TEXT_VIEW,
+    ContentsQuestion,
+    Mode,
+    RecordQuestion,
+    SearchOptions,
+    SearchQuestion,
+    SearchRequest,
+    TextQuestion,
+    TextsQuestion,
+    VectorQuestion,
+)
+
+# The depth that fusion was measured with; deeper brings little.
+DEPTH = 100
+# The factor by which rankings go deeper each time that too few of theirs can be answered.
+DEEPER = 10
+# Texts or contents of one question: each has a vector to make or to read.
+MAX_PARTS = 100
+# A vector in half precision is this near to unit length.
+UNIT_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One ranking of a search: of a view, by meaning or by words."""
+
+    view: str
+    by: Literal["meaning", "words"]
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A request read for the collection that answers it: its filter parsed, its legs chosen."""
+
+    tenant: int
+    collection: CollectionRow
+    request: SearchRequest
+    mode: Mode
+    tree: Filter | None
+    group_by: Field | None
+    indexed: IndexedFields
+    legs: tuple[Leg, ...]
+
+    @property
+    def options(self) -> SearchOptions:
+        """The options that were asked for."""
+        return self.request.options
+
+    @property
+    def question(self) -> SearchQuestion:
+        """The question as it was asked."""
+        return self.request.question
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The texts of the question that have to be embedded."""
+        match self.question:
+            case TextQuestion(text):
+                return (text,) if self.uses_vector else ()
+            case TextsQuestion(texts):
+                return texts if self.uses_vector else ()
+        return ()
+
+    @property
+    def by_meaning(self) -> bool:
+        """Whether vectors are ranked."""
+        return any(leg.by == "meaning" for leg in self.legs)
+
+    @property
+    def by_words(self) -> bool:
+        """Whether words are ranked."""
+        return any(leg.by == "words" for leg in self.legs)
+
+    @property
+    def needs_vector(self) -> bool:
+        """Whether there is no answer without the meaning."""
+        return self.mode == "dense" or self.options.threshold is not None
+
+    @property
+    def uses_vector(self) -> bool:
+        """Whether the question's vector is of use."""
+        return self.by_meaning or self.needs_vector
+
+    @property
+    def passes_over(self) -> bool:
+        """Whether some of the words' best are not near enough in meaning to be answered."""
+        return not self.by_meaning and self.options.threshold is not None
+
+    @property
+    def total(self) -> int:
+        """How many hits there must be to answer it, those passed over included."""
+        least = MIN_RERANKED if self.options.rerank else 0
+        return min(self.request.offset + max(self.options.limit, least), MAX_HITS)
+
+    @property
+    def page_size(self) -> int:
+        """How many hits there may be from the page's first on."""
+        return self.total - self.request.offset
+
+    @property
+    def left_out(self) -> int:
+        """How many contents may be left out of a ranking: that of the record in question."""
+        return int(isinstance(self.question, RecordQuestion))
+
+    @property
+    def depth(self) -> int:
+        """How deep the rankings go at first.
+
+        One more than is fused, by which a page of a hundred knows of the next; and one for a record in question, which
+        is left out afterwards. The same for every limit, so that pages of another size have the same order.
+        """
+        return DEPTH + 1 + self.left_out
+
+    def deeper(self, depth: int) -> int:
+        """Return the depth that follows `depth`."""
+        # By words alone a threshold may pass over any number: all are looked at, however old their count is.
+        return max(depth * DEEPER, self.collection.contents_total + 2 if self.passes_over else 0)
+
+
+def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: SearchRequest) -> SearchPlan:
+    """Return the plan of a request; Invalid for a wrong filter or field, or where what it needs is not kept."""
+    options, policy = request.options, collection.policy
+    tree = both(request.must, filters.parse(options.filters, kind.aliases, kind.within))
+    group_by = group_field(options.group_by, kind.aliases, kind.within)
+    mode = _mode(request)
+    _refuse_view(options.view)
+    _refuse_unkept(request, collection)
+    of_texts = frozenset(kind.in_text)
+    indexed = IndexedFields(frozenset((*kind.indexed, *policy.indexed)) - of_texts, of_texts)
+    by_meaning = (Leg(options.view, "meaning"),) if mode != "lexical" else ()
+    by_words = (Leg(options.view, "words"),) if mode != "dense" and policy.keep_terms else ()
+    request = replace(request, question=_fitting(request.question, collection))
+    return SearchPlan(tenant, collection, request, mode, tree, group_by, indexed, (*by_words, *by_meaning))
+
+
+def group_field(name: str | None, aliases: Mapping[str, str], within: str = "") -> Field | None:
+    """Return the field that hits are grouped by; Invalid for a name that no field can have."""
+    if name is None:
+        return None
+    if not KEY.match(name):
+        raise Invalid.at("/group_by", f"A field's name matches {KEY.pattern[:-2]}.", "invalid_key")
+    return field_named(name, aliases, within)
+
+
+def needs_text() -> Invalid:
+    """Return the error of a search that is to be reranked where no texts are kept."""
+    return Invalid.at(
+        "/rerank",
+        "A reranker reads texts, and this collection keeps none (policy keep_text is false); search without rerank.",
+        "rerank_needs_text",
+    )
+
+
+def _mode(request: SearchRequest) -> Mode:
+    """A vector has no words: it is ranked by meaning alone."""
+    if not isinstance(request.question, VectorQuestion):
+        return request.options.mode
+    if request.options.mode == "lexical":
+        raise Invalid.at("/mode", "A vector has no words; use mode dense.", "invalid_value")
+    return "dense"
+
+
+def _refuse_view(view: str) -> None:
+    if view != TEXT_VIEW:
+        raise Invalid.at("/view", "This collection has no view of this name.", "invalid_value")
+
+
+def _refuse_unkept(request: SearchRequest, collection: CollectionRow) -> None:
+    options, policy = request.options, collection.policy
+    if options.rerank and request.offset:
+        raise Invalid.at("/cursor", "What is reranked has one page; ask for a larger limit.", "rerank_one_page")
+    if options.rerank and not policy.keep_text:
+        raise needs_text()
+    if options.rerank and (
+        request.unit != "records" or isinstance(request.question, ContentsQuestion | VectorQuestion)
+    ):
+        raise Invalid.at("/rerank", "A reranker compares records with the text of a question.", "rerank_needs_text")
+    if options.group_by is not None and request.unit != "records":
+        raise Invalid.at("/group_by", "Contents have no fields to group by; ask for records.", "invalid_value")
+    if options.mode == "lexical" and not policy.keep_terms:
+        raise Invalid.at(
+            "/mode",
+            "This collection keeps no words (policy keep_terms is false); use mode dense.",
+            "terms_not_kept",
+        )
+
+
+def _fitting(question: SearchQuestion, collection: CollectionRow) -> SearchQuestion:
+    """The question, if this collection can be asked it; a vector is made exactly of unit length."""
+    match question:
+        case TextsQuestion(parts) | ContentsQuestion(parts) if not 1 <= len(parts) <= MAX_PARTS:
+            raise Invalid.at("/question", f"A question has 1 to {MAX_PARTS} texts or contents.", "out_of_range")
+        case VectorQuestion(vector):
+            return VectorQuestion(_unit_vector(np.asarray(vector, np.float32), collection.active.dimension))
+    return question
+
+
+def _unit_vector(vector: Vector, dimension: int) -> Vector:
+    if vector.shape != (dimension,):
+        raise Invalid.at("/vector", f"A vector of this collection has {dimension} numbers.", "wrong_dimension")
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    if not math.isfinite(length) or abs(length - 1) > UNIT_TOLERANCE:
+        raise Invalid.at("/vector", "A vector has unit length; divide it by its norm.", "not_unit_length")
+    unit: Vector = vector / np.float32(length)
+    return unit
