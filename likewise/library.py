@@ -40,7 +40,7 @@ ASK_SECONDS = 1.0
 HEALTH_SECONDS = 1.0
 
 S = TypeVar("S")
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Likewise:
         states = self.runtime.reranking.states() if self.settings.reranker else []
         return _fault_of("reranker", states[0]) if states and states[0].state != "ready" else (None, None)
 
-    async def wait_until_embedded(self, collection: str, on_progress: Progress | None = None) -> None:
+    async def wait_until_embedded(self, collection: str, on_progress: OnProgress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
         pause = FIRST_LOOK_SECONDS
         while True:

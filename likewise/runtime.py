@@ -35,7 +35,7 @@ from likewise.kind import Kinds
 from likewise.observe.logs import get_logger
 from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import Sealing
-from likewise.search.reranking import Reranking
+from likewise.search.reranking import Rerankers
 from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
@@ -87,7 +87,7 @@ class Runtime:
     authentication: Authentication
     quotas: Quotas
     bookkeeping: Bookkeeping
-    reranking: Reranking
+    reranking: Rerankers
     kinds: Kinds
 
     @property
@@ -238,7 +238,7 @@ def _assemble(
     store = PgvectorStore()
     admission = Admission(pool, embedder)
     recent = RecentCollections(pool)
-    reranking = Reranking(
+    reranking = Rerankers(
         settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
     )
     notifications = Notifications(settings.database_direct_url or database.serving_url)

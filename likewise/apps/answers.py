@@ -10,8 +10,6 @@ import numpy.typing as npt
 import orjson
 from fastapi import Response
 
-Row = npt.NDArray[np.generic]
-
 # Writing so many numbers as JSON takes some milliseconds, in which nothing else runs.
 NUMBERS_AT_A_TIME = 65_536
 
@@ -48,6 +46,6 @@ def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Respon
     return Response(body, headers=dict(headers or {}), media_type="application/json")
 
 
-def as_base64(vector: Row) -> str:
+def as_base64(vector: npt.NDArray[np.generic]) -> str:
     """A vector as OpenAI's clients ask for it: little-endian float32 in the standard alphabet."""
     return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()

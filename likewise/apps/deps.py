@@ -1,19 +1,24 @@
-"""What the routes of every app share: who may call, the services, answers, documented refusals, cursors."""
+"""Dependencies and helpers that the routes of every app share: callers, services, callers that leave, cursors."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from typing import Annotated, Generic, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 from fastapi import Depends, Request
+from starlette.requests import ClientDisconnect
 
 from likewise.auth.caller import Scope
+from likewise.embedding.embedder import Embedder
 from likewise.errors import Forbidden, Invalid
 from likewise.runtime import Runtime
+from likewise.stopping import stop
 
 S = TypeVar("S")
+T = TypeVar("T")
 
 # Where a request's scope has its caller's tenant, once it is known.
 TENANT = "likewise.tenant"
@@ -61,6 +66,11 @@ async def nobody_is_asked() -> None:
     """Marks a route that is open to everybody."""
 
 
+async def process_embedder(request: Request) -> Embedder:
+    """Return the process's embedder."""
+    return services(request).runtime.embedder
+
+
 async def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
     """Takes the tokens of texts from a tenant's quota; TooManyRequests or LargerThanQuota if it does not hold them."""
     return services(request).runtime.quotas.spend
@@ -83,7 +93,26 @@ CanWrite = Annotated[int, Depends(Requires(Scope.WRITE))]
 CanAdminister = Annotated[int, Depends(Requires(Scope.ADMIN))]
 Anyone = Annotated[None, Depends(nobody_is_asked)]
 
+ProcessEmbedder = Annotated[Embedder, Depends(process_embedder)]
 Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work gives; end it if the caller leaves, with ClientDisconnect. The body has been read."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        await stop([working, leaving])
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def cursor_for(listing: str, tenant: int, after: str) -> str:

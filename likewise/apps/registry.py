@@ -13,9 +13,9 @@ APPS = (
     App(
         name="embed",
         package="likewise.apps.embed",
-        routers=("routes:router", "openai_routes:router", "rerank_routes:router", "usage_routes:router"),
+        routers=("routes:router", "openai:router", "rerank:router", "usage:router"),
         service="usage:UsageService",
-        errors={"/v1/": "openai_routes:openai_error"},
+        errors={"/v1/": "openai:openai_error"},
     ),
     App(
         name="segments",

@@ -1,1 +1,1 @@
-"""The command line: `main` lists the verbs, the other files hold them."""
+"""The command line: `main` lists the commands, the other files hold them."""

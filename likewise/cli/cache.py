@@ -12,9 +12,8 @@ import typer
 from likewise.apps.body import parse_json
 from likewise.cleaning import cleaned
 from likewise.cli.files import LINES, Unreadable, open_regular
-from likewise.cli.opening import open_to_serve, require_model_files
-from likewise.cli.options import AsJson, ModelOption, refuse_no_tenant
-from likewise.cli.running import FAILED, OK, PARTLY, command_settings, run
+from likewise.cli.opening import open_to_serve, refuse_no_tenant, require_model_files
+from likewise.cli.running import FAILED, OK, PARTLY, AsJson, ModelOption, command_settings, run
 from likewise.cli.terminal import answer, counted, note, note_faults, require_stdin, stdin_batches
 from likewise.db import collections
 from likewise.db.usage import Bookkeeping
@@ -186,11 +185,8 @@ class _Warmer:
                     self._tenant, distinct, model=self._wanted.model, role=self._wanted.role, lane="bulk"
                 )
             except Invalid as error:
-                refused = {
-                    distinct[int(place)]: fault.message
-                    for fault in error.faults
-                    if (place := fault.pointer.rpartition("/")[2]).isdecimal()
-                }
+                faults = error.moved("/texts", str).faults
+                refused = {distinct[fault.index]: fault.message for fault in faults if fault.index is not None}
                 if not refused:
                     raise
                 for number in numbers:

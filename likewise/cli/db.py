@@ -6,8 +6,7 @@ import psycopg
 import typer
 from psycopg import AsyncConnection
 
-from likewise.cli.options import AsJson
-from likewise.cli.running import FAILED, OK, PARTLY, command_settings, in_loop
+from likewise.cli.running import FAILED, OK, PARTLY, AsJson, command_settings, in_loop
 from likewise.cli.terminal import answer, counted, note
 from likewise.db import migrate
 from likewise.db.failures import scrubbed

@@ -18,8 +18,7 @@ import typer
 
 from likewise.apps.collections.service import SearchResult
 from likewise.cli.opening import open_library, require_model_files, until_embedded
-from likewise.cli.options import AsJson
-from likewise.cli.running import Interruption, command_settings, run
+from likewise.cli.running import AsJson, Interruption, command_settings, run
 from likewise.cli.serve import HostOption, PortOption, listen, serve_open
 from likewise.cli.terminal import in_a_line, note, say, say_json, scores
 from likewise.errors import ModelUnavailable, NotFound

@@ -1,18 +1,16 @@
 """`likewise embed`: turn texts into vectors."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from likewise.cli.opening import require_model_files
-from likewise.cli.options import AsJson, ModelOption
-from likewise.cli.running import command_settings, run
+from likewise.cli.running import AsJson, ModelOption, command_settings, run
 from likewise.cli.terminal import counted, note, require_stdin, say, say_json, stdin_batches
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.loading import ONE_USE_SECONDS
-from likewise.errors import Fault, Invalid, ModelUnavailable, StartError
+from likewise.errors import Invalid, ModelUnavailable, StartError
 from likewise.progress import progress
 from likewise.settings import Settings
 
@@ -75,16 +73,11 @@ def _decoded(line: bytes, number: int) -> str:
 
 def _named(error: Invalid, start: int, unit: str) -> Invalid:
     """Name the texts of an error as who gave them counts: from 1."""
-    faults = [replace(fault, pointer=_place(fault, start, unit)) for fault in error.faults]
+    faults = error.moved("/texts", lambda index: f"{unit} {start + index + 1}").faults
     if not faults:
         return error
     first = f"{faults[0].pointer}: {faults[0].message}"
     return Invalid(first if len(faults) == 1 else f"{len(faults)} {unit}s cannot be embedded.", faults=faults)
-
-
-def _place(fault: Fault, start: int, unit: str) -> str:
-    place = fault.pointer.rpartition("/")[2]
-    return f"{unit} {start + int(place) + 1}" if place.isdecimal() else fault.pointer
 
 
 def _print_vectors(made: Embedded, *, as_json: bool) -> None:

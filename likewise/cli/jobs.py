@@ -11,8 +11,7 @@ import typer
 from likewise.apps.jobs.service import JobsService, JobView
 from likewise.apps.registry import APPS
 from likewise.cli.opening import open_as_owner, open_to_serve, tenant_id
-from likewise.cli.options import AsJson
-from likewise.cli.running import command_settings, in_loop
+from likewise.cli.running import AsJson, command_settings, in_loop
 from likewise.cli.terminal import answer, answer_list
 from likewise.db.collections import tenant_named
 from likewise.runtime import ONLY_TENANT

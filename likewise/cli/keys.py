@@ -10,9 +10,8 @@ import typer
 from likewise.auth.api_keys import REMEMBERED_SECONDS, digest_of, new_key, prefix_of
 from likewise.auth.caller import Scope
 from likewise.auth.verification_keys import DevelopmentSecret
-from likewise.cli.opening import open_as_owner
-from likewise.cli.options import AsJson, refuse_no_tenant
-from likewise.cli.running import command_settings, in_loop, run
+from likewise.cli.opening import open_as_owner, refuse_no_tenant
+from likewise.cli.running import AsJson, command_settings, in_loop, run
 from likewise.cli.terminal import answer, answer_list, counted, note, say, say_json
 from likewise.db import keys as key_rows
 from likewise.db.text_key import source_of

@@ -28,20 +28,22 @@ class CommandRow(NamedTuple):
     help: str | None = None
 
 
+def _own(name: str, target: str, help: str) -> CommandRow:
+    return CommandRow(name, f"{__package__}.{target}", help)
+
+
 COMMANDS = (
-    CommandRow(
+    _own(
         "demo",
-        "likewise.cli.demo:demo",
+        "demo:demo",
         "Embed the documentation of this machine's Python, ask it three questions, then serve it.",
     ),
-    CommandRow("serve", "likewise.cli.serve:serve", "Serve the HTTP API until stopped."),
-    CommandRow(
-        "worker", "likewise.cli.serve:worker", "Embed what waits until stopped, beside servers on the same database."
-    ),
-    CommandRow("embed", "likewise.cli.embed:embed", "Turn texts into vectors."),
-    CommandRow(
+    _own("serve", "serve:serve", "Serve the HTTP API until stopped."),
+    _own("worker", "serve:worker", "Embed what waits until stopped, beside servers on the same database."),
+    _own("embed", "embed:embed", "Turn texts into vectors."),
+    _own(
         "index",
-        "likewise.cli.index:index",
+        "index:index",
         """Put files into a collection; what is there unchanged costs nothing.
 
         A file of a folder has the id FOLDER/PATH, and #1, #2 behind that if it is cut in parts; the parent of its
@@ -50,34 +52,28 @@ COMMANDS = (
         folder are not followed.
         """,
     ),
-    CommandRow("search", "likewise.cli.search:search", "Find the records nearest to a query in meaning and words."),
-    CommandRow("similar", "likewise.cli.search:similar", "Find the records most like one of the collection."),
-    CommandRow(
-        "token", "likewise.cli.keys:token", "Make a JWT for a server with LIKEWISE_AUTH=dev and the same secret."
-    ),
-    CommandRow(
+    _own("search", "search:search", "Find the records nearest to a query in meaning and words."),
+    _own("similar", "search:similar", "Find the records most like one of the collection."),
+    _own("token", "keys:token", "Make a JWT for a server with LIKEWISE_AUTH=dev and the same secret."),
+    _own(
         "usage",
-        "likewise.cli.usage:usage",
+        "usage:usage",
         """Show what was embedded and what it cost, in whole hours.
 
         What servers and workers embedded in the last two seconds may not be in it yet.
         """,
     ),
-    CommandRow(
-        "doctor", "likewise.cli.doctor.doctor:doctor", "Look for what is wrong on this machine, and say how to mend it."
-    ),
-    CommandRow(
-        "models", "likewise.cli.models:models", "The models: which there are, fetching their files, trying them."
-    ),
-    CommandRow("db", "likewise.cli.db:db", "The database: its schema, and what was deleted."),
-    CommandRow(
+    _own("doctor", "doctor.doctor:doctor", "Look for what is wrong on this machine, and say how to mend it."),
+    _own("models", "models:models", "The models: which there are, fetching their files, trying them."),
+    _own("db", "db:db", "The database: its schema, and what was deleted."),
+    _own(
         "keys",
-        "likewise.cli.keys:keys",
+        "keys:keys",
         "API keys: making, listing and revoking them. And the key that texts wait encrypted with.",
     ),
-    CommandRow("jobs", "likewise.cli.jobs:jobs", "Jobs: what became of work that outlived its request."),
-    CommandRow("tenants", "likewise.cli.tenants:tenants", "Tenants: declaring and listing them."),
-    CommandRow("cache", "likewise.cli.cache:cache", "The cache of vectors."),
+    _own("jobs", "jobs:jobs", "Jobs: what became of work that outlived its request."),
+    _own("tenants", "tenants:tenants", "Tenants: declaring and listing them."),
+    _own("cache", "cache:cache", "The cache of vectors."),
 )
 
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from likewise.cli.opening import fetch_model, model_named, rerankers
-from likewise.cli.options import AsJson
-from likewise.cli.running import command_settings, in_loop
+from likewise.cli.running import AsJson, command_settings, in_loop
 from likewise.cli.terminal import answer
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
@@ -20,7 +19,7 @@ from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable, NotSupported
-from likewise.search.reranking import RerankerCatalogue, Reranking
+from likewise.search.reranking import RerankerCatalogue, Rerankers
 from likewise.settings import Settings
 
 # Enough for a speed: two batches of a local model.
@@ -167,10 +166,10 @@ async def try_reranker(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Reranking]:
+async def _opened(settings: Settings) -> AsyncIterator[Rerankers]:
     """Open the rerankers with the queue and the memory of an embedder that does nothing."""
     embedder = Embedder(settings)
-    reranking = Reranking(settings, embedder.ledger, embedder.budget, embedder.memory)
+    reranking = Rerankers(settings, embedder.ledger, embedder.budget, embedder.memory)
     try:
         yield reranking
     finally:

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
+from likewise.auth.tenants import MAX_CHARACTERS, is_name
 from likewise.cli.terminal import note
 from likewise.db import collections, waiting
 from likewise.db.collections import Generation
@@ -61,6 +64,12 @@ async def _one_connection(url: str) -> AsyncIterator[Pool]:
         yield pool
     finally:
         await pool.close()
+
+
+def refuse_no_tenant(name: str, option: str | None = None) -> None:
+    """Refuse a name that no tenant can have, in a JWT as on the command line."""
+    if not is_name(name):
+        raise typer.BadParameter(f"A tenant's name has 1 to {MAX_CHARACTERS} printable characters.", param_hint=option)
 
 
 async def tenant_id(owner: Pool, name: str) -> int:

@@ -1,11 +1,11 @@
-"""Run a command to its end: settings, event loop, the first Ctrl-C and those after it, exit code."""
+"""Run a command to its end: options, settings, event loop, the first Ctrl-C and those after it, exit code."""
 
 import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 
@@ -19,6 +19,10 @@ OK, FAILED, NOT_STARTED, PARTLY = 0, 1, 3, 4
 INSISTING = 4
 
 P = ParamSpec("P")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Model, if not the default.")]
+CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -6,8 +6,7 @@ import typer
 
 from likewise.apps.collections.service import SearchResult
 from likewise.cli.opening import open_library
-from likewise.cli.options import AsJson, CollectionOption
-from likewise.cli.running import command_settings, in_loop
+from likewise.cli.running import AsJson, CollectionOption, command_settings, in_loop
 from likewise.cli.terminal import in_a_line, note, say, say_json, scores
 from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion
 

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from likewise.cli.opening import open_library
-from likewise.cli.options import AsJson
-from likewise.cli.running import Interruption, command_settings, run
+from likewise.cli.running import AsJson, Interruption, command_settings, run
 from likewise.cli.terminal import answer, note
 from likewise.library import Likewise
 from likewise.server.app import create_app

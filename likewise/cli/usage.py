@@ -13,8 +13,7 @@ from rich.text import Text
 
 from likewise.apps.embed.usage import UsageReport, reported, window
 from likewise.cli.opening import open_as_owner, tenant_id
-from likewise.cli.options import AsJson
-from likewise.cli.running import command_settings, run
+from likewise.cli.running import AsJson, command_settings, run
 from likewise.cli.terminal import counted, note, printable, say_json
 from likewise.db import usage as usage_rows
 from likewise.embedding.costs import COUNTED, Usage

@@ -15,7 +15,7 @@ from likewise.db.terms import TERM_SPACE
 ANALYZER = "english-1"
 
 # A sparsevec holds 16,000 entries; a text with more distinct words than half of that is a dump, not prose.
-MOST_TERMS = 8_000
+MAX_TERMS = 8_000
 
 # Words so common that they say nothing of a text. Short on purpose: what is left is weighed by how rare it is.
 STOP_WORDS = frozenset(
@@ -30,11 +30,11 @@ _WORD_ASCII = re.compile(r"\w+", re.ASCII)
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 _PART = re.compile(r"[^_]+")
 # A longer run is no word that anyone would ask for; its beginning still is one term.
-_LONGEST_WORD = 64
+_MAX_WORD = 64
 # 40 MB at most, and more than the vocabulary of a large collection's common part.
-MOST_KNOWN = 200_000
+MAX_KNOWN = 200_000
 # Collections with a key of their own whose words are remembered: together as many as of all others.
-MOST_KEYS = 1_000
+MAX_KEYS = 1_000
 
 
 class _Stemmers(threading.local):
@@ -51,18 +51,18 @@ def analyze(text: str, key: bytes | None = None) -> Counter[int]:
     """Count the terms of a text; keys are in 1..1,000,000,000. A text over the limit keeps its first terms.
 
     Args:
-        key: what the words are hashed with, up to 64 bytes: without it nobody can tell which word a term is of.
+        key: hashes the words, up to 64 bytes: without it nobody can tell which word a term is of.
     """
     return Counter(terms_of(text, key))
 
 
 def terms_of(text: str, key: bytes | None = None) -> list[int]:
-    """The terms of a text as they follow each other, each as often as it occurs."""
+    """Return the terms of a text as they follow each other, each as often as it occurs."""
     words = _WORD_ASCII.findall(text.lower()) if text.isascii() else _WORD.findall(_folded(text))
     known = _KNOWN if key is None else _known_by(key)
     found = list(chain.from_iterable(map(known.__getitem__, words)))
-    if len(found) > MOST_TERMS:
-        kept = frozenset(islice(dict.fromkeys(found), MOST_TERMS))
+    if len(found) > MAX_TERMS:
+        kept = frozenset(islice(dict.fromkeys(found), MAX_TERMS))
         found = [term for term in found if term in kept]
     return found
 
@@ -80,24 +80,24 @@ class _Known(dict[str, tuple[int, ...]]):
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         self._make_room()
-        found = _terms(word[:_LONGEST_WORD], self._key)
-        if len(word) <= _LONGEST_WORD:
+        found = _terms(word[:_MAX_WORD], self._key)
+        if len(word) <= _MAX_WORD:
             self[word] = found
         return found
 
     def _make_room(self) -> None:
-        if len(self) >= MOST_KNOWN:
+        if len(self) >= MAX_KNOWN:
             # Common words are back in a moment, and rare ones are most of what was here.
             self.clear()
 
 
 class _KnownByKey(_Known):
-    """The same for the words of one key. All keys share the room: their words are counted together."""
+    """The terms of words under one key. All keys share the room: their words are counted together."""
 
     words = 0
 
     def _make_room(self) -> None:
-        if _KnownByKey.words >= MOST_KNOWN:
+        if _KnownByKey.words >= MAX_KNOWN:
             _forget_keys()
             self.clear()
         _KnownByKey.words += 1
@@ -110,7 +110,7 @@ _known_by_key: dict[bytes, _KnownByKey] = {}
 def _known_by(key: bytes) -> _KnownByKey:
     known = _known_by_key.get(key)
     if known is None:
-        if len(_known_by_key) >= MOST_KEYS:
+        if len(_known_by_key) >= MAX_KEYS:
             _forget_keys()
         known = _known_by_key.setdefault(key, _KnownByKey(key))
     return known

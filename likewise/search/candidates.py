@@ -33,7 +33,8 @@ ROWS_OF_A_PAGE = 10
 class CandidateSet:
     """The contents that may be found: all, those of `among`, or those with a record that fits `where`.
 
-    `share` is about how many of all contents these are; `source` what told; `matching` a SELECT of them.
+    `share` is about how many of all contents these are; `source` the index that knew them; `matching` a SELECT of
+    them.
     """
 
     timing: StepTiming
@@ -45,12 +46,12 @@ class CandidateSet:
 
     @property
     def everything(self) -> bool:
-        """Whether there is no filter."""
+        """True if there is no filter."""
         return self.matching is None
 
     @property
     def empty(self) -> bool:
-        """Whether nothing fits."""
+        """True if nothing fits."""
         return self.among is not None and not len(self.among.ids)
 
     async def all_ids(self, tx: Tx) -> IdSubset:

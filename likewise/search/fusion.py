@@ -7,7 +7,6 @@ Each list's scores are scaled to 0..1 between its best and its last, then averag
 
 from collections.abc import Sequence
 
-# A content and its score.
 ScoredContent = tuple[int, float]
 
 

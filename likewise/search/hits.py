@@ -14,7 +14,6 @@ from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.filters import All, Compare, Field, Filter, Not
 from likewise.search.explanation import StepTiming
-from likewise.search.fusion import ScoredContent
 from likewise.search.plan import SearchPlan
 from likewise.search.question import Question
 from likewise.search.ranking import ContentRanking
@@ -26,8 +25,8 @@ GROUPS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class RecordHit:
-    """One record with how it was found.
+class SearchHit:
+    """A hit, with how it was found.
 
     Attributes:
         score: of the ranking, or of the reranker where that was asked for.
@@ -40,6 +39,12 @@ class RecordHit:
     similarity: float | None
     lexical_score: float | None
     found_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RecordHit(SearchHit):
+    """A record that was found."""
+
     record: StoredRecord
 
 
@@ -51,17 +56,10 @@ class GroupHit(RecordHit):
 
 
 @dataclass(frozen=True)
-class ContentHit:
-    """One content, with how often and when it was seen; the rest as of a RecordHit."""
+class ContentHit(SearchHit):
+    """A content that was found, with how often and when it was seen."""
 
-    score: float
-    similarity: float | None
-    lexical_score: float | None
-    found_by: tuple[str, ...]
     content: ContentOccurrences
-
-
-SearchHit = RecordHit | GroupHit | ContentHit
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class HitPage:
         """Return the page with the hits of a ranking, which is deeper than the last or under a narrower filter."""
         if not ranking.depth:
             return replace(self, done=True, timings=())
-        if len(ranking.order) <= self.plan.total and not ranking.is_last:
+        if len(ranking.scores) <= self.plan.total and not ranking.is_last:
             return replace(self, timings=())
         started = time.perf_counter()
         query = await _query_of(self.plan, self.question)
@@ -114,7 +112,7 @@ class HitPage:
             hits = (await self._first(tx, ranking, query))[self.plan.request.offset :]
         else:
             # Mostly nothing comes after it; what does looks at everything anew.
-            hits = await _read(tx, self.plan, ranking, ranking.order, query, commit=True)
+            hits = await _read(tx, self.plan, ranking, list(ranking.scores), query, commit=True)
         done = ranking.is_last or len(hits) > self.plan.page_size
         timing = StepTiming.since(started, "load", records=len(hits))
         return replace(self, hits=hits, done=done, timings=(timing,))
@@ -122,12 +120,13 @@ class HitPage:
     async def _first(self, tx: Tx, ranking: ContentRanking, query: RecordQuery) -> list[SearchHit]:
         """The first hits, where any number of contents may have none that is near enough."""
         hits: list[SearchHit] = []
-        for at in range(0, len(ranking.order), CHUNK):
+        contents = list(ranking.scores)
+        for at in range(0, len(contents), CHUNK):
             missing = self.plan.total + 1 - len(hits)
             if missing == 0:
                 break
-            chunk = ranking.order[at : at + CHUNK]
-            hits += await _read(tx, self.plan, ranking, chunk, replace(query, offset=0, limit=missing))
+            query = replace(query, offset=0, limit=missing)
+            hits += await _read(tx, self.plan, ranking, contents[at : at + CHUNK], query)
         return hits
 
 
@@ -151,29 +150,27 @@ class GroupPage(HitPage):
 
     async def filled(self, tx: Tx, ranking: ContentRanking) -> "GroupPage":
         """Return the page with the groups of a ranking; once it is the last, beyond those met so far."""
-        groups, records = dict(self.groups), 0
-        started, by = time.perf_counter(), self.plan.group_by
+        started, by, groups, records = time.perf_counter(), self.plan.group_by, dict(self.groups), 0
         assert by is not None
         query = replace(await _query_of(self.plan, self.question), offset=0, limit=None)
-        for at in range(self.looked_at, len(ranking.order), GROUP_CHUNK):
-            chunk = ranking.order[at : at + GROUP_CHUNK]
-            for hit in await _read(tx, self.plan, ranking, chunk, query):
+        contents = list(ranking.scores)[self.looked_at :]
+        for at in range(0, len(contents), GROUP_CHUNK):
+            for hit in await _read(tx, self.plan, ranking, contents[at : at + GROUP_CHUNK], query):
                 assert isinstance(hit, RecordHit)
                 value, records = group_value(by, hit.record), records + 1
                 groups.setdefault(_key(value), GroupHit(**vars(hit), group=value))
             if len(groups) > self.plan.total:
                 break
-        looked = len(ranking.order) > self.looked_at
-        timings = (StepTiming.since(started, "load", records=records),) if looked else ()
+        timings = (StepTiming.since(started, "load", records=records),) if contents else ()
         hits = list(groups.values())[self.plan.request.offset :]
-        page = replace(self, hits=hits, groups=groups, looked_at=len(ranking.order), timings=timings)
+        page = replace(self, hits=hits, groups=groups, looked_at=len(ranking.scores), timings=timings)
         if len(groups) > self.plan.total:
             return replace(page, done=True)
         return page.beyond(ranking) if ranking.is_last else page
 
     def beyond(self, ranking: ContentRanking) -> "GroupPage":
         """Return the page under a filter without the groups met so far: what is nearest may belong to few groups."""
-        if ranking.exhausted or not ranking.order or len(self.groups) == self.known:
+        if ranking.exhausted or not ranking.scores or len(self.groups) == self.known:
             return replace(self, done=True)
         if time.monotonic() - self.began > GROUPS_SECONDS:
             return replace(self, done=True, degraded=("groups",))
@@ -224,24 +221,19 @@ async def _read(
     tx: Tx,
     plan: SearchPlan,
     ranking: ContentRanking,
-    order: Sequence[ScoredContent],
+    contents: Sequence[int],
     query: RecordQuery,
     *,
     commit: bool = False,
 ) -> list[SearchHit]:
     """The records of contents, or the contents, in their order; with `commit` the transaction ends with it."""
-    scores = dict(order)
-    contents, generation = list(scores), plan.collection.active.id
-    where = exactly(plan.tree, plan.collection.id)
-    words = ranking.words or {}
+    generation, where = plan.collection.active.id, exactly(plan.tree, plan.collection.id)
+
+    def found(content: int, similarity: float | None) -> tuple[float, float | None, float | None, tuple[str, ...]]:
+        return ranking.scores[content], similarity, ranking.lexical_score(content), ranking.found_by(content)
+
     if plan.request.unit == "contents":
         seen = await lookups.occurrences(tx, generation, contents, where, query, commit=commit)
-        return [
-            ContentHit(scores[one.content], near, words.get(one.content), ranking.found_by(one.content), one)
-            for one, near in seen
-        ]
+        return [ContentHit(*found(one.content, near), one) for one, near in seen]
     records = await lookups.of_contents(tx, generation, contents, where, query, commit=commit)
-    return [
-        RecordHit(scores[one.content], near, words.get(one.content), ranking.found_by(one.content), one)
-        for one, near in records
-    ]
+    return [RecordHit(*found(one.content, near), one) for one, near in records]

@@ -82,48 +82,48 @@ class SearchPlan:
 
     @property
     def by_meaning(self) -> bool:
-        """Whether vectors are ranked."""
+        """True if vectors are ranked."""
         return any(leg.by == "meaning" for leg in self.legs)
 
     @property
     def by_words(self) -> bool:
-        """Whether words are ranked."""
+        """True if words are ranked."""
         return any(leg.by == "words" for leg in self.legs)
 
     @property
     def needs_vector(self) -> bool:
-        """Whether there is no answer without the meaning."""
+        """True if there is no answer without the meaning."""
         return self.mode == "dense" or self.options.threshold is not None
 
     @property
     def uses_vector(self) -> bool:
-        """Whether the question's vector is of use."""
+        """True if the question's vector is of use."""
         return self.by_meaning or self.needs_vector
 
     @property
     def passes_over(self) -> bool:
-        """Whether some of the words' best are not near enough in meaning to be answered."""
+        """True if some of the words' best may not be near enough in meaning to be hits."""
         return not self.by_meaning and self.options.threshold is not None
 
     @property
     def total(self) -> int:
-        """How many hits there must be to answer it, those passed over included."""
-        least = MIN_RERANKED if self.options.rerank else 0
-        return min(self.request.offset + max(self.options.limit, least), MAX_HITS)
+        """Hits that are needed for an answer, those passed over included."""
+        reranked = MIN_RERANKED if self.options.rerank else 0
+        return min(self.request.offset + max(self.options.limit, reranked), MAX_HITS)
 
     @property
     def page_size(self) -> int:
-        """How many hits there may be from the page's first on."""
+        """Hits that there may be from the page's first on."""
         return self.total - self.request.offset
 
     @property
     def left_out(self) -> int:
-        """How many contents may be left out of a ranking: that of the record in question."""
+        """Contents that may be left out of a ranking: that of the record in question."""
         return int(isinstance(self.question, RecordQuestion))
 
     @property
     def depth(self) -> int:
-        """How deep the rankings go at first.
+        """The depth of the first rankings.
 
         One more than is fused, by which a page of a hundred knows of the next; and one for a record in question, which
         is left out afterwards. The same for every limit, so that pages of another size have the same order.
@@ -149,7 +149,7 @@ def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: Sea
     by_meaning = (Leg(options.view, "meaning"),) if mode != "lexical" else ()
     by_words = (Leg(options.view, "words"),) if mode != "dense" and policy.keep_terms else ()
     request = replace(request, question=_fitting(request.question, collection))
-    return SearchPlan(tenant, collection, request, mode, tree, group_by, indexed, (*by_words, *by_meaning))
+    return SearchPlan(tenant, collection, request, mode, tree, group_by, indexed, (*by_meaning, *by_words))
 
 
 def group_field(name: str | None, aliases: Mapping[str, str], within: str = "") -> Field | None:

@@ -72,7 +72,7 @@ class Question:
         return self.stored if self.embedding is None else (await asyncio.shield(self.embedding)).vector
 
 
-class Questions:
+class QuestionResolver:
     """Finds out what a question means: by the analyzer, the model, or the rows of what it names."""
 
     def __init__(self, embedder: Embedder, admission: Admission, store: VectorStore, sealing: Sealing) -> None:

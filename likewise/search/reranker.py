@@ -11,7 +11,7 @@ from likewise.embedding.provider import Capacity, Counts, Vector
 
 @dataclass(frozen=True)
 class RerankerScores:
-    """What a reranker made of a query with n texts, in their order.
+    """The scores of n texts for a query, in their order.
 
     `scores` float32 (n,) of 0 to 1, more for a better answer; `tokens` and `truncated` int32 (n,): tokens of query and
     text that were read, with the model's special ones, and tokens of both that were cut off. `estimated`: nobody
@@ -44,7 +44,7 @@ class Reranker(Protocol):
     def fault(self) -> str | None: ...
 
     async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
-        """How well each text answers the query, and the counts."""
+        """Return a score of how well each text answers the query, and the counts."""
         ...
 
     async def close(self) -> None:

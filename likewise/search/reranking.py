@@ -71,7 +71,7 @@ class RerankerCatalogue:
 
 @dataclass(frozen=True)
 class RerankResult:
-    """What became of n texts, in their order.
+    """The scores of n texts, in their order, with what they cost.
 
     `scores` float32 (n,) of 0 to 1; `tokens` read of query and text together and `truncated` tokens cut off int32 (n,);
     `cost` in US dollars. `estimated`: nobody counted the tokens.
@@ -92,7 +92,7 @@ def _weights(folder: Path) -> list[Path]:
 RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(remote.load, openvino.load, _weights, RerankerQueue)
 
 
-class Reranking:
+class Rerankers:
     """The rerankers of one process: they share its queue and its memory for models with the embedder.
 
     Belongs to one event loop.
@@ -123,7 +123,7 @@ class Reranking:
         await self._pool.close()
 
     async def rerank(self, tenant: int, query: str, texts: Sequence[str], *, model: str | None = None) -> RerankResult:
-        """How well each text answers a query.
+        """Return a score of how well each text answers a query.
 
         Raises:
             Invalid: names the texts, or the query, that are blank or longer than 200,000 characters.
@@ -152,7 +152,7 @@ class Reranking:
         return reranker
 
     def known(self, model: str | None = None) -> ModelSpec:
-        """What is known of a reranker without loading it; NoReranker or ModelNotAllowed if there is none."""
+        """Return the facts of a reranker without loading it; NoReranker or ModelNotAllowed if there is none."""
         return self._catalogue.resolve(model)
 
     def models(self) -> list[ModelSpec]:
@@ -160,17 +160,17 @@ class Reranking:
         return self._catalogue.specs()
 
     def states(self) -> list[ModelState]:
-        """How it stands with each of them."""
+        """Return the state of each of them."""
         return [self._pool.state(spec) for spec in self._catalogue.specs()]
 
     def _charge(self, tenant: int, spec: ModelSpec, scored: RerankerScores) -> None:
-        """What was read is paid for, also where the rest of its request fails."""
+        """Charge what was read, also where the rest of its request fails."""
         for tokens, truncated in zip(scored.tokens.tolist(), scored.truncated.tolist(), strict=True):
             cost = cost_of(tokens, spec.price_per_1k_tokens)
             self._ledger.generated(tenant, spec.name, tokens, truncated, estimated=scored.estimated, cost=cost)
 
 
-async def rerank_hits(reranking: Reranking, plan: SearchPlan, page: HitPage) -> HitPage:
+async def rerank_hits(reranking: Rerankers, plan: SearchPlan, page: HitPage) -> HitPage:
     """Return a page's hits in the order of the reranker's scores; those of equal ones as they were.
 
     No connection is held meanwhile. Records that share a text share its score.

@@ -16,9 +16,9 @@ from likewise.search.explanation import StepTiming, explain
 from likewise.search.hits import HitPage, SearchOutcome, first_page
 from likewise.search.options import MAX_HITS, SearchRequest
 from likewise.search.plan import SearchPlan, plan_search
-from likewise.search.question import Embedding, Questions
+from likewise.search.question import Embedding, QuestionResolver
 from likewise.search.ranking import Rankings
-from likewise.search.reranking import Reranking, rerank_hits
+from likewise.search.reranking import Rerankers, rerank_hits
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore
 
@@ -33,14 +33,14 @@ class Searcher:
         admission: Admission,
         store: VectorStore,
         recent: RecentCollections,
-        reranking: Reranking,
+        reranking: Rerankers,
         sealing: Sealing,
         kinds: Kinds,
     ) -> None:
         self._pool = pool
         self._recent = recent
         self._kinds = kinds
-        self._questions = Questions(embedder, admission, store, sealing)
+        self._questions = QuestionResolver(embedder, admission, store, sealing)
         self._candidates = CandidateSets()
         self._rankings = Rankings(pool, store)
         self._reranking = reranking

@@ -11,7 +11,7 @@ import numpy as np
 
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import ModelSpec
-from likewise.search.reranking import Reranking
+from likewise.search.reranking import Rerankers
 from likewise.settings import Settings
 from tests.models_file import models_file
 
@@ -38,8 +38,8 @@ def at(folder: Path, url: str, **fields: Any) -> dict[str, Any]:
     return {"reranker": "theirs", "models_file": file}
 
 
-def reranking(settings: Settings, **changes: Any) -> Reranking:
+def reranking(settings: Settings, **changes: Any) -> Rerankers:
     """The rerankers of settings, with an embedder's queue and memory that nobody else uses."""
     chosen = settings.model_copy(update=changes)
     embedder = Embedder(chosen)
-    return Reranking(chosen, embedder.ledger, embedder.budget, embedder.memory)
+    return Rerankers(chosen, embedder.ledger, embedder.budget, embedder.memory)

@@ -1,6 +1,6 @@
 """Text to search terms."""
 
-from likewise.search.analyzer import MOST_TERMS, TERM_SPACE, analyze
+from likewise.search.analyzer import MAX_TERMS, TERM_SPACE, analyze
 
 
 def test_forms_of_a_word_are_one_term() -> None:
@@ -43,7 +43,7 @@ def test_marks_and_signs_alone_are_no_terms() -> None:
 
 def test_a_dump_of_words_keeps_its_first_terms() -> None:
     counted = analyze(" ".join(f"w{n}x" for n in range(20_000)))
-    assert len(counted) == MOST_TERMS
+    assert len(counted) == MAX_TERMS
 
 
 def test_a_run_without_end_is_one_term() -> None:

@@ -112,8 +112,8 @@ def test_a_key_changes_terms_and_nothing_else() -> None:
 
 
 def test_words_of_all_keys_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analyzer, "MOST_KNOWN", 50)
-    monkeypatch.setattr(analyzer, "MOST_KEYS", 5)
+    monkeypatch.setattr(analyzer, "MAX_KNOWN", 50)
+    monkeypatch.setattr(analyzer, "MAX_KEYS", 5)
     for number in range(200):
         key = number.to_bytes(32)
         text = f"pump {number} valve {number % 7}"

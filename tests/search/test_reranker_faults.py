@@ -9,7 +9,7 @@ import pytest
 import likewise
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, ModelUnavailable
-from likewise.search.reranking import Reranking
+from likewise.search.reranking import Rerankers
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider, ScriptedReply, ThrowawayPostgres, Upstream
 from likewise.testing.scripted import ReceivedRequest
@@ -28,7 +28,7 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 
 @pytest.fixture
-async def made(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Reranking]:
+async def made(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Rerankers]:
     """A reranker at an address."""
     settings = load_settings(data_dir=tmp_path / "data", offline=True)
     async with AsyncExitStack() as stack:
@@ -48,7 +48,7 @@ def failing_on_poison(reply: ScriptedReply) -> object:
 
 @pytest.mark.parametrize("reply", [BREAKS, WRONG], ids=["500", "wrong answer"])
 async def test_texts_that_it_fails_on_close_it_for_nobody_else(
-    made: Reranking, upstream: Upstream, reply: ScriptedReply
+    made: Rerankers, upstream: Upstream, reply: ScriptedReply
 ) -> None:
     # Given a server that fails on one tenant's texts
     upstream.always = failing_on_poison(reply)  # type: ignore[assignment]
@@ -65,7 +65,7 @@ async def test_texts_that_it_fails_on_close_it_for_nobody_else(
 
 @pytest.mark.parametrize("reply", [BREAKS, WRONG], ids=["500", "wrong answer"])
 async def test_one_that_fails_on_everything_is_left_alone(
-    made: Reranking, upstream: Upstream, reply: ScriptedReply
+    made: Rerankers, upstream: Upstream, reply: ScriptedReply
 ) -> None:
     # Given a server that does nothing well
     upstream.always = reply

@@ -10,7 +10,7 @@ import pytest
 
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, LikewiseError, ModelNotAllowed, ModelUnavailable, Overloaded, SettingsError
-from likewise.search.reranking import NoReranker, RerankerCatalogue, Reranking
+from likewise.search.reranking import NoReranker, RerankerCatalogue, Rerankers
 from likewise.settings import Settings, load_settings
 from likewise.testing import ScriptedReply, Upstream
 from tests.models_file import models_file
@@ -40,7 +40,7 @@ async def closing() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
-def remote(settings: Settings, closing: AsyncExitStack, upstream: Upstream, folder: Path, **fields: Any) -> Reranking:
+def remote(settings: Settings, closing: AsyncExitStack, upstream: Upstream, folder: Path, **fields: Any) -> Rerankers:
     """Rerankers with one at an address; `fields` are of its row, but for `queue_tokens`."""
     most = fields.pop("queue_tokens", settings.queue_tokens)
     made = reranking(settings, **at(folder, upstream.url, **fields), queue_tokens=most)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
@@ -32,7 +32,7 @@ from likewise.db.transaction import table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise
-from likewise.search import words
+from likewise.search import legs
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
 from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion
@@ -290,7 +290,7 @@ class Both:
 async def lw(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Likewise]:
     """One on a database of its own, whose words are counted anew for each question."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "REMEMBERED_SECONDS", 0.0)
+        patch.setattr(legs, "REMEMBERED_SECONDS", 0.0)
         async with likewise_on(postgres, tmp_path_factory, FakeProvider()) as opened:
             yield opened
 
@@ -374,7 +374,6 @@ questions = st.one_of(
 )
 batches = st.lists(records, min_size=1, max_size=8, unique_by=lambda one: one["id"])
 steps = st.lists(st.one_of(batches, batches, IDS, questions, questions), max_size=10)
-often = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -385,7 +384,7 @@ def nothing_remembered() -> Iterator[None]:
         yield
 
 
-@settings(often, max_examples=40)
+@settings(max_examples=40)
 @given(first=batches, steps=steps, last=questions, indexed=st.sampled_from([(), INDEXED]))
 async def test_answers_are_those_of_the_model_whatever_came_before(
     lw: Likewise, first: list[dict[str, Any]], steps: list[Step], last: Question, indexed: Sequence[str]

@@ -29,9 +29,17 @@ from likewise.apps.collections.schemas import (
 )
 from likewise.apps.collections.service import CollectionsService
 from likewise.apps.declaration import NDJSON, Body, Load, declares, media_type
-from likewise.apps.deps import CanAdminister, CanRead, CanWrite, ServiceOf, Spending, cursor_for, position_of
+from likewise.apps.deps import (
+    CanAdminister,
+    CanRead,
+    CanWrite,
+    ServiceOf,
+    Spending,
+    cursor_for,
+    position_of,
+    while_connected,
+)
 from likewise.apps.idempotency import Once
-from likewise.apps.leaving import while_connected
 from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.errors import NotFound
 

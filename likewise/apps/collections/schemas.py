@@ -102,7 +102,7 @@ Label = Annotated[
 Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=Annotated[str, WithJsonSchema(TIME)])]
 # A field of the full API that is known by name and refused.
 Later = Annotated[SkipJsonSchema[None], BeforeValidator(_later)]
-Payload = Annotated[dict[str, Any], AfterValidator(_bounded)]
+CheckedPayload = Annotated[dict[str, Any], AfterValidator(_bounded)]
 
 
 class RecordIn(RequestModel):
@@ -110,7 +110,7 @@ class RecordIn(RequestModel):
 
     id: Label
     text: Text
-    payload: Payload = Field(default_factory=dict)
+    payload: CheckedPayload = Field(default_factory=dict)
     parent: Label | None = None
     status: Label | None = None
     occurred_at: Moment | None = None
@@ -189,7 +189,7 @@ class SearchFields(RequestModel):
 
 
 class SearchIn(SearchFields):
-    """What to look for: `query` in words, or `like` for the neighbours of a record."""
+    """A search: `query` in words, or `like` for the neighbours of a record."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -1,9 +1,10 @@
-"""What a caller learns of embedded texts, over HTTP and in Python alike."""
+"""What a caller learns of embedded texts and of their sums, over HTTP and in Python alike."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from likewise.embedding.embedder import Embedded
+from likewise.embedding.costs import Usage
+from likewise.embedding.embedder import Embedded, Embedder
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,22 @@ def facts_of_batch(made: Embedded, model: str) -> dict[str, Any]:
         "truncated_tokens": made.truncated.tolist(),
         "space": made.space,
     }
+
+
+def usage_metrics(used: Usage, embedder: Embedder) -> dict[str, Any]:
+    """The sums as `GET /embed/metrics` tells them, costs in US dollars, and the models that are loaded now."""
+    return {
+        "total_embeddings_generated": used.generated,
+        "cache_hits": used.cached,
+        "cache_misses": used.texts - used.cached,
+        "cache_hit_rate": used.cached / used.texts if used.texts else 0.0,
+        "total_cost_usd": float(used.cost),
+        "cost_saved_usd": float(used.cost_avoided),
+        "models_loaded": loaded(embedder),
+    }
+
+
+def loaded(embedder: Embedder) -> list[str]:
+    """The models in service, as this app calls them."""
+    ready = {one.name for one in embedder.states() if one.state == "ready"}
+    return [spec.bare_name for spec in embedder.models() if spec.name in ready]

@@ -1,28 +1,107 @@
 """The routes of the embedder that this one replaces, `/embed`."""
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
+from pydantic import AfterValidator, BaseModel, Field
 
 from likewise.apps.answers import Answer, json_answer, with_rows, written
-from likewise.apps.body import PARSED
+from likewise.apps.body import PARSED, OldRequest
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import Anyone, CanRead
-from likewise.apps.embed.asking import Asks, ProcessEmbedder
-from likewise.apps.embed.metrics import loaded
-from likewise.apps.embed.results import EmbeddingResult, facts_of_batch, facts_of_one
-from likewise.apps.embed.schemas import (
-    BatchAnswer,
-    BatchIn,
-    HealthAnswer,
-    ModelsAnswer,
-    QueryIn,
-    TextIn,
-)
+from likewise.apps.deps import Anyone, CanRead, ProcessEmbedder
+from likewise.apps.embed.metered import Metered
+from likewise.apps.embed.results import BatchEmbeddingResult, EmbeddingResult, facts_of_batch, facts_of_one, loaded
+from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.embedding import formats
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
+
+MAX_TEXTS = 2_048
+
+Format = Literal["float", "int8", "binary"]
+_MODEL = "One that `GET /embed/models` lists; the default if absent."
+
+UseCache = Annotated[
+    bool | None,
+    # As everywhere here, null is the same as absent.
+    AfterValidator(lambda value: value is not False),
+    Field(description="Whether the cache may answer, and keeps what is new."),
+]
+
+
+class TextIn(OldRequest):
+    """One text, as a document."""
+
+    text: Text
+    model: str | None = Field(None, description=_MODEL)
+    use_cache: UseCache = True
+
+
+class QueryIn(OldRequest):
+    """One text, as a query: with the prefix that some models want before it."""
+
+    query: Text
+    model: str | None = Field(None, description=_MODEL)
+    use_cache: UseCache = True
+
+
+class BatchIn(OldRequest):
+    """Many texts, as documents."""
+
+    texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS)
+    model: str | None = Field(None, description=_MODEL)
+    batch_size: Annotated[int, Field(ge=1, le=MAX_TEXTS), AS_WHOLE_NUMBER] | None = Field(
+        None, description="How many texts go to a remote model at a time; local ones see to it."
+    )
+    use_cache: UseCache = True
+    format: Format | None = Field("float", description="`int8` and `binary` are smaller, and come with `scales`.")
+
+
+@dataclass(frozen=True)
+class BatchAnswer(BatchEmbeddingResult):
+    """The vectors of all texts in their order, and what they cost together in US dollars.
+
+    With `int8` a scale times the numbers is about the vector; with `binary` each number holds eight signs, the first
+    highest.
+    """
+
+    format: Format
+    scales: list[float] | None = None
+
+
+class EmbedModelOut(BaseModel):
+    """One model that requests may name; `cost_per_1k_tokens` in US dollars, `space` null before it is loaded."""
+
+    name: str
+    provider: str
+    dimension: int
+    max_batch_size: int
+    max_input_length: int
+    cost_per_1k_tokens: float
+    hub_id: str
+    state: str
+    matryoshka: bool
+    space: str | None
+
+
+class EmbedModelsAnswer(BaseModel):
+    """All of them, and the name of the one that is taken where a request names none."""
+
+    models: list[EmbedModelOut]
+    default: str
+
+
+class EmbedHealthAnswer(BaseModel):
+    """`healthy`, or `degraded` while the default model is away."""
+
+    status: Literal["healthy", "degraded"]
+    service: str
+    default_model: str
+    caching_enabled: bool
+    models_loaded: list[str]
+
 
 router = APIRouter(prefix="/embed", tags=["embed"])
 
@@ -32,36 +111,36 @@ SERVICE = "embedder"
 
 @router.post("/text", response_model=EmbeddingResult, responses=REFUSED)
 @declares(Load.EMBEDDING, Body(TextIn))
-async def embed_text(tenant: CanRead, asks: Asks, body: Annotated[TextIn, PARSED]) -> Response:
+async def embed_text(tenant: CanRead, metered: Metered, body: Annotated[TextIn, PARSED]) -> Response:
     """The vector of one text."""
-    made = await asks.embed(tenant, [body.text], lambda _: "/text", model=body.model, use_cache=body.use_cache)
-    return _one(made, asks.embedder.known(made.model))
+    made = await metered.embed(tenant, [body.text], lambda _: "/text", model=body.model, use_cache=body.use_cache)
+    return _one(made, metered.embedder.known(made.model))
 
 
 @router.post("/query", response_model=EmbeddingResult, responses=REFUSED)
 @declares(Load.EMBEDDING, Body(QueryIn))
-async def embed_query(tenant: CanRead, asks: Asks, body: Annotated[QueryIn, PARSED]) -> Response:
+async def embed_query(tenant: CanRead, metered: Metered, body: Annotated[QueryIn, PARSED]) -> Response:
     """The vector of one text that documents are searched for with."""
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "role": "query"}
-    made = await asks.embed(tenant, [body.query], lambda _: "/query", **options)
-    return _one(made, asks.embedder.known(made.model))
+    made = await metered.embed(tenant, [body.query], lambda _: "/query", **options)
+    return _one(made, metered.embedder.known(made.model))
 
 
 @router.post("/batch", response_model=BatchAnswer, responses=REFUSED)
 @declares(Load.EMBEDDING, Body(BatchIn))
-async def embed_batch(tenant: CanRead, asks: Asks, body: Annotated[BatchIn, PARSED]) -> Response:
+async def embed_batch(tenant: CanRead, metered: Metered, body: Annotated[BatchIn, PARSED]) -> Response:
     """The vectors of many texts, in their order."""
     options: dict[str, Any] = {"model": body.model, "use_cache": body.use_cache, "batch_size": body.batch_size}
-    made = await asks.embed(tenant, body.texts, lambda place: f"/texts/{place}", **options)
+    made = await metered.embed(tenant, body.texts, lambda place: f"/texts/{place}", **options)
     rows: Any = made.vectors
     form = body.format or "float"
-    head = {**facts_of_batch(made, asks.embedder.known(made.model).bare_name), "format": form}
+    head = {**facts_of_batch(made, metered.embedder.known(made.model).bare_name), "format": form}
     if form != "float":
         rows, head["scales"] = getattr(formats, form)(made.vectors)
     return json_answer(await with_rows(head, "embeddings", rows, made.vectors.shape[1]))
 
 
-@router.get("/models", response_model=ModelsAnswer, responses=refusals())
+@router.get("/models", response_model=EmbedModelsAnswer, responses=refusals())
 @declares(Load.OTHER)
 async def embed_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
@@ -71,7 +150,7 @@ async def embed_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
     return Answer({"models": models, "default": specs[0].bare_name})
 
 
-@router.get("/health", response_model=HealthAnswer, responses=refusals())
+@router.get("/health", response_model=EmbedHealthAnswer, responses=refusals())
 @declares(Load.OTHER)
 async def embed_health(_: Anyone, embedder: ProcessEmbedder) -> Answer:
     """Whether texts can be embedded; the answer is 200 in any case, and `status` says it."""

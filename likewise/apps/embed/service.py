@@ -7,8 +7,13 @@ from functools import cache
 from typing import Any, Self
 
 from likewise.apps.embed.cache import url_of
-from likewise.apps.embed.metrics import told
-from likewise.apps.embed.results import BatchEmbeddingResult, EmbeddingResult, facts_of_batch, facts_of_one
+from likewise.apps.embed.results import (
+    BatchEmbeddingResult,
+    EmbeddingResult,
+    facts_of_batch,
+    facts_of_one,
+    usage_metrics,
+)
 from likewise.embedding.costs import Usage
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.models import MODELS, ModelSpec
@@ -101,7 +106,7 @@ class EmbedderService:
 
     def get_metrics(self) -> dict[str, Any]:
         """What was embedded since the last reset, as `GET /embed/metrics` tells it."""
-        return told(self._used().since(self._before), self.embedder)
+        return usage_metrics(self._used().since(self._before), self.embedder)
 
     def reset_metrics(self) -> None:
         """Begin to count anew."""

@@ -1,12 +1,23 @@
-"""The service of what embedding took: the counts of the embedder that this one replaces, and sums by model and hour."""
+"""What embedding took: sums by model and hour, the counts of the embedder that this one replaces, and their routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from likewise.apps.answers import Answer
+from likewise.apps.collections.schemas import Moment
 from likewise.apps.collections.service import Save
-from likewise.apps.embed.metrics import told
+from likewise.apps.declaration import Load, declares
+from likewise.apps.deps import CanRead, CanWrite, ServiceOf
+from likewise.apps.embed.results import usage_metrics
+from likewise.apps.filter_schema import TIME
+from likewise.apps.idempotency import Once
+from likewise.apps.problems import refusals
 from likewise.db import usage
 from likewise.db.usage import UsageGroup, UsageKey
 from likewise.embedding.costs import Usage
@@ -50,7 +61,7 @@ class UsageService:
     async def metrics(self, tenant: int) -> dict[str, Any]:
         """The tenant's counts since its last reset, under the names that the old embedder gave them."""
         await self._bookkeeping.flush()
-        return told(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
+        return usage_metrics(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
 
     async def reset(self, tenant: int, save: Save | None = None) -> dict[str, str]:
         """Have `metrics` of a tenant begin anew; `save` keeps the answer in the same transaction."""
@@ -91,3 +102,103 @@ def reported(since: datetime, until: datetime, by: UsageGroup, rows: Mapping[Usa
     for one in rows.values():
         total.add(one)
     return UsageReport(since, until, by, [{by: key} | vars(one) for key, one in rows.items()], total)
+
+
+router = APIRouter(tags=["embed"])
+
+# A parameter is absent or a time, and never null.
+MaybeMoment = Annotated[Moment | None, WithJsonSchema(TIME)]
+
+
+class UsageQuery(BaseModel):
+    """Which time to report on, and how to group it."""
+
+    model_config = {"extra": "forbid"}
+
+    since: MaybeMoment = Field(None, description=f"By default {USUAL.days} days before `until`.")
+    until: MaybeMoment = Field(None, description="By default now.")
+    group_by: GroupBy = Field("model", description=f"`hour` takes {LONGEST_BY_HOUR.days} days at most.")
+
+
+class Sums(BaseModel):
+    """What was asked for and what it took; costs in US dollars."""
+
+    texts: int = Field(description="Answered with a vector.")
+    cached: int = Field(description="Of these, by the cache.")
+    generated: int = Field(description="Embedded by a model.")
+    tokens: int = Field(description="Read by a model.")
+    truncated: int = Field(description="Tokens cut off before it.")
+    estimated: int = Field(description="Of `tokens`, those that nobody counted: a fourth of the characters.")
+    cost: float = Field(description="Of `tokens`.")
+    cost_avoided: float = Field(description="Of texts whose vector was known, or was being made.")
+
+
+class UsageOfModel(Sums):
+    """What one model took."""
+
+    model: str
+
+
+class UsageOfHour(Sums):
+    """What the hour took that begins at `hour`."""
+
+    hour: datetime
+
+
+class UsageAnswer(BaseModel):
+    """What the tenant used in the hours from `since` on that began before `until`."""
+
+    since: datetime
+    until: datetime
+    group_by: GroupBy
+    usage: list[UsageOfModel | UsageOfHour]
+    total: Sums
+
+
+class Metrics(BaseModel):
+    """What the tenant used since it last reset this; costs in US dollars."""
+
+    total_embeddings_generated: int
+    cache_hits: int
+    cache_misses: int
+    cache_hit_rate: float
+    total_cost_usd: float
+    cost_saved_usd: float
+    models_loaded: list[str]
+
+
+class MetricsAnswer(BaseModel):
+    """The tenant's metrics."""
+
+    metrics: Metrics
+
+
+class ResetAnswer(BaseModel):
+    """That it was done."""
+
+    status: Literal["success"]
+    message: str
+
+
+Used = Annotated[UsageService, Depends(ServiceOf(UsageService))]
+
+
+@router.get("/embed/metrics", response_model=MetricsAnswer, responses=refusals())
+@declares(Load.OTHER)
+async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
+    """What the caller's tenant had embedded since it last reset this, and what that cost."""
+    return Answer({"metrics": await used.metrics(tenant)})
+
+
+@router.post("/embed/metrics/reset", response_model=ResetAnswer, responses=refusals(400, 409, 413, 422))
+@declares(Load.OTHER)
+async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
+    """Count the metrics of the caller's tenant from now on; what `/api/v1/usage` reports stays."""
+    return await once.answer(tenant, partial(used.reset, tenant))
+
+
+@router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))
+@declares(Load.OTHER)
+async def report_usage(tenant: CanRead, used: Used, asked: Annotated[UsageQuery, Query()]) -> Answer:
+    """What the caller's tenant used, by model or by hour."""
+    return Answer(await used.report(tenant, asked.since, asked.until, asked.group_by))

@@ -2,19 +2,58 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.answers import Answer
+from likewise.apps.collections.schemas import MAX_LIMIT
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of
 from likewise.apps.idempotency import Once
-from likewise.apps.jobs.schemas import JobAnswer, JobsAnswer, JobsQuery
 from likewise.apps.jobs.service import JobsService, JobView
 from likewise.apps.problems import refusals
-from likewise.db.jobs import JobCursor
+from likewise.db.jobs import JobCursor, JobState
+
+
+class JobErrorAnswer(BaseModel):
+    """Why a job came to nothing."""
+
+    code: str
+    message: str
+
+
+class JobAnswer(BaseModel):
+    """A job. `result` is null until it has succeeded, `error` unless it failed or was cancelled."""
+
+    job_id: UUID
+    kind: str
+    status: JobState
+    created_at: datetime
+    updated_at: datetime
+    result: dict[str, Any] | None
+    error: JobErrorAnswer | None
+
+
+class JobsAnswer(BaseModel):
+    """A page of jobs, newest first; `cursor` leads to the next and is null on the last."""
+
+    jobs: list[JobAnswer]
+    cursor: str | None
+
+
+class JobsQuery(BaseModel):
+    """Which jobs to answer."""
+
+    model_config = {"extra": "forbid"}
+
+    status: JobState | SkipJsonSchema[None] = Field(None, description="Only those that are so far.")
+    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    cursor: str | SkipJsonSchema[None] = Field(None, max_length=512, description="`cursor` of the page before.")
+
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

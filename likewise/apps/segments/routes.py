@@ -14,10 +14,8 @@ from likewise.apps.body import PARSED, parsed
 from likewise.apps.collections.schemas import MAX_ID, WHOLE
 from likewise.apps.collections.service import Save
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import CanRead, CanWrite, ServiceOf, Spending, services
-from likewise.apps.embed.asking import ProcessEmbedder
+from likewise.apps.deps import CanRead, CanWrite, ProcessEmbedder, ServiceOf, Spending, services, while_connected
 from likewise.apps.idempotency import Once
-from likewise.apps.leaving import while_connected
 from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch
 from likewise.apps.segments.schemas import (

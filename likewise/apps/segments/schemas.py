@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from likewise.apps.body import OldRequest
-from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, Label, Payload, SearchFields
+from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, SearchFields
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.segments.documents import LEAST_TOKENS, NewSegment
 from likewise.apps.segments.search import SegmentQuery
@@ -18,7 +18,7 @@ _MODEL_VER = "The caller's name for the model's version; LIKEWISE_MODEL_VER if a
 Model = Annotated[str | None, Field(description=_MODEL)]
 ModelVer = Annotated[Label | None, Field(description=_MODEL_VER)]
 # As everywhere on these routes, null is the same as absent.
-Metadata = Annotated[Payload | None, Field(description="What filters find, and hits give back.")]
+Metadata = Annotated[CheckedPayload | None, Field(description="What filters find, and hits give back.")]
 
 
 class SegmentIn(OldRequest):
@@ -68,7 +68,7 @@ class SegmentDocumentIn(OldRequest):
 
 
 class SegmentSearchIn(SearchFields, OldRequest):
-    """What to look for among the segments of one model."""
+    """A search among the segments of one model."""
 
     query_text: Text
     asset_id: Label | None = None
@@ -82,7 +82,7 @@ class SegmentSearchIn(SearchFields, OldRequest):
         return SegmentQuery(self.query_text, self.asset_id, self.segment_id, self.model, **self.options())
 
 
-Status = Literal["PENDING", "RUNNING", "SUCCEEDED"]
+AcceptedStatus = Literal["PENDING", "RUNNING", "SUCCEEDED"]
 
 
 class EmbedAnswer(BaseModel):
@@ -92,7 +92,7 @@ class EmbedAnswer(BaseModel):
     asset_id: str
     segment_id: str
     point_id: UUID
-    status: Status
+    status: AcceptedStatus
 
 
 class EmbedBatchAnswer(BaseModel):
@@ -101,7 +101,7 @@ class EmbedBatchAnswer(BaseModel):
     job_id: UUID
     asset_id: str
     total: int
-    status: Status
+    status: AcceptedStatus
 
 
 class PartAnswer(BaseModel):
@@ -140,4 +140,4 @@ class SearchJobAnswer(BaseModel):
     """The job whose result is what the search answers."""
 
     job_id: UUID
-    status: Status
+    status: AcceptedStatus

@@ -123,7 +123,7 @@ class SegmentSearches:
         return replace(none, hits=found.records)
 
     async def _policy(self, tenant: int, name: str) -> Policy:
-        """That of a collection, or of the one that would be made: who asks first hears what everybody hears."""
+        """The policy of a collection, or of the one that a first write would make."""
         try:
             return (await self._runtime.recent.get(tenant, name)).policy
         except NotFound:

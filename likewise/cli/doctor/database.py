@@ -37,20 +37,14 @@ async def database(settings: Settings, now: Callable[[], float] = time.time) -> 
     async with AsyncExitStack() as stack:
         try:
             where = await stack.enter_async_context(_opened(settings))
+            owner = await _connected(stack, where.owner_url, "LIKEWISE_DATABASE_URL", "database")
+            part = "roles" if owner else "database"
+            serving = await _connected(stack, where.serving_url, _serving_name(settings), part)
         except _NoDatabase as error:
             yield error.finding
             return
         except LikewiseError as error:
             yield Finding("database", error.detail, _mend(settings))
-            return
-        owner, finding = await _connected(stack, where.owner_url, "LIKEWISE_DATABASE_URL")
-        if finding:
-            yield finding
-            return
-        serving, finding = await _connected(stack, where.serving_url, _serving_name(settings))
-        if finding:
-            part = "roles" if owner else "database"
-            yield Finding(part, finding.what, finding.mend)
             return
         assert serving is not None
         schema = await _schema(settings, serving, where)
@@ -97,16 +91,16 @@ async def _opened(settings: Settings) -> AsyncIterator[Database]:
         yield opened
 
 
-async def _connected(stack: AsyncExitStack, url: str | None, name: str) -> tuple[RowConnection | None, Finding | None]:
-    """Connect to a URL, or find why that cannot be; neither where there is no URL."""
+async def _connected(stack: AsyncExitStack, url: str | None, name: str, part: str) -> RowConnection | None:
+    """Connect to a URL, if there is one; _NoDatabase names the fault of the part."""
     if url is None:
-        return None, None
+        return None
     try:
         async with asyncio.timeout(LOOK_SECONDS):
-            return await stack.enter_async_context(checkup.connected(url)), None
+            return await stack.enter_async_context(checkup.connected(url))
     except (psycopg.Error, TimeoutError) as error:
         why = why_no_connection(error)
-        return None, Finding("database", f"{name}: {why.what}", why.fix.format(name=name))
+        raise _NoDatabase(Finding(part, f"{name}: {why.what}", why.fix.format(name=name))) from None
 
 
 async def _checked(part: str, connection: RowConnection, check: Check) -> Finding:

@@ -9,8 +9,7 @@ from dotenv import dotenv_values
 
 from likewise.cli.doctor import database, machine, models, services
 from likewise.cli.doctor.finding import Finding, reason
-from likewise.cli.options import AsJson
-from likewise.cli.running import FAILED, OK, run
+from likewise.cli.running import FAILED, OK, AsJson, run
 from likewise.cli.terminal import answer, counted, say
 from likewise.errors import LikewiseError
 from likewise.observe import logs

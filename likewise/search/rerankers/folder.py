@@ -1,4 +1,4 @@
-"""What a folder says of its cross-encoder. What this version cannot do is refused by name."""
+"""The folder of a cross-encoder, read; a feature that this version does not have is refused by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

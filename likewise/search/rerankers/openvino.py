@@ -11,13 +11,11 @@ import numpy as np
 
 from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import broken
-from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
 from likewise.embedding.graphs.encoder import Encoder
 from likewise.embedding.graphs.heads import scored
+from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, compile_graph, openvino
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.openvino_runtime import openvino
-from likewise.embedding.precision import able, choose
 from likewise.embedding.provider import Capacity, Vector
 from likewise.embedding.providers.local import CALLERS, pack
 from likewise.embedding.providers.openvino import BATCH_TOKENS
@@ -84,7 +82,7 @@ class PairTokenizer:
 
 
 def shares(query: int, text: int, room: int) -> tuple[int, int]:
-    """How many tokens of each are read where so many have room: the longer one is cut, down to half of the room.
+    """Return how many tokens of each are read where so many have room: the longer one is cut, down to half of it.
 
     Then both are cut, so that a long query leaves room for texts. That is `longest_first` of Hugging Face's
     `tokenizers`, by which cross-encoders are trained and run.

@@ -45,14 +45,14 @@ class RerankerQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether any text waits or is in the model."""
+        """True if any text waits or is in the model."""
         return bool(self._tasks)
 
     async def score(self, query: str, texts: Sequence[str], charge: Charge) -> RerankerScores:
         """The scores of texts in their order. Cancelling is safe at any time: what still waits is not done.
 
         Args:
-            charge: told of each call that was done, also where a later one fails.
+            charge: called with each call that was done, also where a later one fails.
 
         Raises:
             Overloaded: they do not fit in what may wait.
@@ -130,7 +130,7 @@ class RerankerQueue:
 
 
 class _Made:
-    """What has come of n texts so far."""
+    """The scores of n texts, as far as they have come."""
 
     def __init__(self, count: int) -> None:
         self._scores = np.zeros(count, np.float32)

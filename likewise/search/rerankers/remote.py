@@ -38,7 +38,7 @@ def load(spec: ModelSpec, policy: RetryPolicy | None = None) -> "RemoteReranker"
 
 
 @dataclass(frozen=True)
-class RerankAnswer:
+class RerankReply:
     """Scores float32 (n,) of 0 to 1 in the order of the texts, and the tokens read, None if nobody counted them."""
 
     scores: Vector
@@ -58,7 +58,7 @@ class RemoteReranker:
 
     @property
     def fault(self) -> str | None:
-        """Why it is left alone, without its address."""
+        """The reason for which it is left alone, without its address."""
         return self._client.fault
 
     async def score(self, query: str, texts: Sequence[str]) -> RerankerScores:
@@ -67,7 +67,7 @@ class RemoteReranker:
         RequestRefused also for texts that it fails on while it does others.
         """
         if not texts:
-            return _scored("", [], RerankAnswer(np.empty(0, np.float32), None))
+            return _scored("", [], RerankReply(np.empty(0, np.float32), None))
         asked, sent = cleaned(query), [cleaned(text) for text in texts]
         try:
             return _scored(asked, sent, await self._client.retried(lambda: self._ask(asked, sent), 1 + len(sent)))
@@ -82,7 +82,7 @@ class RemoteReranker:
         await self._client.close()
 
     async def _answers_plainly(self) -> bool:
-        """Whether what failed was the texts' own fault; ModelUnavailable if the reranker is away."""
+        """True if the texts themselves were at fault; ModelUnavailable if the reranker is away."""
         query, texts = PLAIN
         try:
             await self._client.once(lambda: self._ask(query, texts[: self._endpoint.texts]))
@@ -90,14 +90,14 @@ class RemoteReranker:
             return False
         return True
 
-    async def _ask(self, query: str, texts: Sequence[str]) -> RerankAnswer:
+    async def _ask(self, query: str, texts: Sequence[str]) -> RerankReply:
         asked: Mapping[str, Any] = {"query": query, self._endpoint.texts_named: texts}
         if self._endpoint.texts_named == "documents":
             asked = {"model": self._endpoint.model, **asked}
         return await self._client.post(asked, len(texts), max_bytes(texts), lambda body: read_answer(body, len(texts)))
 
 
-def _scored(query: str, texts: Sequence[str], answer: RerankAnswer) -> RerankerScores:
+def _scored(query: str, texts: Sequence[str], answer: RerankReply) -> RerankerScores:
     guessed = np.array([estimated_tokens(query) + estimated_tokens(text) for text in texts], np.int64)
     maximum = sum(len(query.encode()) + len(text.encode()) + AROUND for text in texts)
     counted = answer.tokens if answer.tokens is not None and answer.tokens <= maximum else None
@@ -106,11 +106,11 @@ def _scored(query: str, texts: Sequence[str], answer: RerankAnswer) -> RerankerS
 
 
 def max_bytes(texts: Sequence[str]) -> int:
-    """What an answer takes at most, with the texts in it, as some servers have it."""
+    """Return the size of the largest answer, with the texts in it, as some servers have it."""
     return ANSWER_BYTES + sum(ITEM_BYTES + ESCAPED * len(text.encode()) for text in texts)
 
 
-def read_answer(body: bytes, count: int) -> RerankAnswer:
+def read_answer(body: bytes, count: int) -> RerankReply:
     """The answer for so many texts; WrongAnswer if any of them has no score of 0 to 1."""
     try:
         answer = orjson.loads(body)
@@ -126,7 +126,7 @@ def read_answer(body: bytes, count: int) -> RerankAnswer:
     if len(by_index) != count:
         raise WrongAnswer("its results do not have one index each")
     scores = np.array([by_index[index] for index in range(count)], np.float32)
-    return RerankAnswer(scores, _tokens(answer) if isinstance(answer, dict) else None)
+    return RerankReply(scores, _tokens(answer) if isinstance(answer, dict) else None)
 
 
 def _score(item: Mapping[str, Any]) -> float:
@@ -142,10 +142,10 @@ def _tokens(answer: Mapping[str, Any]) -> int | None:
     """As Jina and vLLM tell it, or Cohere."""
     usage, meta = answer.get("usage"), answer.get("meta")
     of_meta = meta.get("tokens") if isinstance(meta, dict) else None
-    told = [usage.get("total_tokens")] if isinstance(usage, dict) else []
-    told += [of_meta.get("input_tokens")] if isinstance(of_meta, dict) else []
+    counts = [usage.get("total_tokens")] if isinstance(usage, dict) else []
+    counts += [of_meta.get("input_tokens")] if isinstance(of_meta, dict) else []
     # No pair has none: those who answer 0 have not counted.
-    return next((tokens for tokens in told if _is_count(tokens) and tokens), None)
+    return next((tokens for tokens in counts if _is_count(tokens) and tokens), None)
 
 
 def _is_count(value: Any, maximum: int = MAX_TOKENS) -> bool:

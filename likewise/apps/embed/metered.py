@@ -1,4 +1,4 @@
-"""What every route that embeds does around it."""
+"""The embedder as routes use it: within a quota, and for as long as somebody waits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from likewise.apps.deps import Spending, services
-from likewise.apps.leaving import while_connected
+from likewise.apps.deps import ProcessEmbedder, Spending, while_connected
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Invalid
@@ -17,16 +16,8 @@ from likewise.errors import Invalid
 Pointer = Callable[[int], str]
 
 
-async def embedder(request: Request) -> Embedder:
-    """The process's embedder."""
-    return services(request).runtime.embedder
-
-
-ProcessEmbedder = Annotated[Embedder, Depends(embedder)]
-
-
 @dataclass(frozen=True)
-class Asking:
+class MeteredEmbedder:
     """Embeds the texts of one request, within its tenant's quota and for as long as its caller is there."""
 
     request: Request
@@ -34,7 +25,7 @@ class Asking:
     spend: Spending
 
     async def embed(self, tenant: int, texts: Sequence[str], pointer: Pointer, **options: Any) -> Embedded:
-        """The texts' vectors; errors name the places of the request itself."""
+        """Return the vectors of texts; errors name the places of the request itself."""
         # What is refused for its model takes nothing from the quota.
         self.embedder.known(options.get("model"))
         self.spend(tenant, texts)
@@ -43,17 +34,17 @@ class Asking:
             return await while_connected(self.request, work)
 
 
-async def asking(request: Request, embedder: ProcessEmbedder, spend: Spending) -> Asking:
-    """For the routes that embed."""
-    return Asking(request, embedder, spend)
+async def metered_embedder(request: Request, embedder: ProcessEmbedder, spend: Spending) -> MeteredEmbedder:
+    """Return the embedder for a request."""
+    return MeteredEmbedder(request, embedder, spend)
 
 
-Asks = Annotated[Asking, Depends(asking)]
+Metered = Annotated[MeteredEmbedder, Depends(metered_embedder)]
 
 
 @contextmanager
 def pointed(pointer: Pointer) -> Iterator[None]:
-    """Faults at the embedder's `/texts/3` as faults where that text is in the request."""
+    """Move faults at the embedder's `/texts/3` to where that text is in the request."""
     try:
         yield
     except Invalid as error:

@@ -1,20 +1,126 @@
 """OpenAI's API for embeddings, `/v1`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from starlette.types import Scope
 
 from likewise.apps.answers import Answer, as_base64, json_answer, with_rows
-from likewise.apps.body import PARSED
+from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, PARSED, OldRequest, wrong
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import CanRead
-from likewise.apps.embed.asking import Asks, ProcessEmbedder
-from likewise.apps.embed.openai_schemas import EmbeddingsAnswer, EmbeddingsIn, ErrorAnswer, ModelOut, ModelsAnswer
+from likewise.apps.deps import CanRead, ProcessEmbedder
+from likewise.apps.embed.metered import Metered
+from likewise.apps.embed.routes import MAX_TEXTS
+from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.apps.problems import BODY_REFUSALS, REFUSALS
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
 from likewise.errors import Fault, Invalid, LikewiseError, ModelNotAllowed, NotFound
+
+TOKENS = (
+    "Arrays of token ids are not taken, because they are another tokenizer's: send texts. "
+    "(LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False).)"
+)
+
+
+def _no_tokens(value: Any) -> Any:
+    """What is wrong in a word, where the forms that there are would each find something to say."""
+    if isinstance(value, list) and value and (_are_ids(value) or all(_are_ids(one) for one in value)):
+        raise wrong("token_ids", TOKENS)
+    if not isinstance(value, str | list):
+        raise wrong("wrong_type", "This must be a string or a list of strings.")
+    return value
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+def _form(value: Any) -> str:
+    return LIST_OF_IT if isinstance(value, list) else ONE_OF_IT
+
+
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+Input = Annotated[
+    Annotated[Text, Tag(ONE_OF_IT)] | Annotated[Texts, Tag(LIST_OF_IT)],
+    Discriminator(_form),
+    BeforeValidator(_no_tokens),
+]
+
+
+class EmbeddingsIn(OldRequest):
+    """OpenAI's request: one text or up to 2,048. Fields that are not here are ignored."""
+
+    input: Input
+    model: str | None = Field(None, description="One that `GET /v1/models` lists; the default if absent.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="`float` if absent; `base64` is of little-endian float32."
+    )
+    dimensions: Annotated[int, Field(ge=1, le=16_000), AS_WHOLE_NUMBER] | None = Field(
+        None, description="The first so many numbers of each vector, for models that are made for it."
+    )
+
+
+class EmbeddingOut(BaseModel):
+    """One text's vector; `truncated_tokens` only where some were cut off."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    truncated_tokens: int | None = None
+
+
+class UsageOut(BaseModel):
+    """Tokens of all texts as the model reads them: with its special ones, and without what is cut off."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    """The vectors, of unit length, in the order of the texts."""
+
+    object: Literal["list"]
+    data: list[EmbeddingOut]
+    model: str
+    usage: UsageOut
+
+
+class OpenAIModelOut(BaseModel):
+    """One model; `dimensions` and `max_input_tokens` of each text, `space` null before it is loaded."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    dimensions: int
+    max_input_tokens: int
+    provider: str
+    space: str | None
+
+
+class OpenAIModelsAnswer(BaseModel):
+    """All models that requests may name, the default first."""
+
+    object: Literal["list"]
+    data: list[OpenAIModelOut]
+
+
+class ErrorOut(BaseModel):
+    """What is wrong; `param` names the field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """OpenAI's shape of an error."""
+
+    error: ErrorOut
+
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -42,15 +148,15 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     responses=refusals(*(status for status in BODY_REFUSALS if status != 422), 404, 429),
 )
 @declares(Load.EMBEDDING, Body(EmbeddingsIn))
-async def embeddings(tenant: CanRead, asks: Asks, body: Annotated[EmbeddingsIn, PARSED]) -> Response:
+async def embeddings(tenant: CanRead, metered: Metered, body: Annotated[EmbeddingsIn, PARSED]) -> Response:
     """The vectors of texts; `x-likewise-cached` and `x-likewise-truncated` count texts."""
     texts = [body.input] if isinstance(body.input, str) else body.input
-    spec = known_model(asks.embedder, body.model)
+    spec = known_model(metered.embedder, body.model)
 
     def pointer(place: int) -> str:
         return "/input" if isinstance(body.input, str) else f"/input/{place}"
 
-    made = await asks.embed(tenant, texts, pointer, model=body.model, dimensions=body.dimensions)
+    made = await metered.embed(tenant, texts, pointer, model=body.model, dimensions=body.dimensions)
     tokens = int(made.tokens.sum())
     head = {
         "object": "list",
@@ -62,14 +168,14 @@ async def embeddings(tenant: CanRead, asks: Asks, body: Annotated[EmbeddingsIn, 
     return json_answer(written, {"x-likewise-cached": str(int(made.cached.sum())), "x-likewise-truncated": str(cut)})
 
 
-@router.get("/models", response_model=ModelsAnswer, responses=refusals())
+@router.get("/models", response_model=OpenAIModelsAnswer, responses=refusals())
 @declares(Load.OTHER)
 async def list_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
     """The models that requests may name, the default first."""
     return Answer({"object": "list", "data": [_model(spec, embedder) for spec in embedder.models()]})
 
 
-@router.get("/models/{model:path}", response_model=ModelOut, responses=refusals(400, 404))
+@router.get("/models/{model:path}", response_model=OpenAIModelOut, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def get_model(
     _: CanRead, embedder: ProcessEmbedder, model: Annotated[str, Path(description="Any of a model's names.")]
