@@ -27,9 +27,8 @@ from benchmarks.surroundings import DATA, MODELS_FOLDER, lines, machine
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
 from likewise.embedding.files.folder import ModelFolder
+from likewise.embedding.graphs.openvino import able, openvino, ops
 from likewise.embedding.models import MODELS
-from likewise.embedding.openvino_runtime import openvino, ops
-from likewise.embedding.precision import able
 from likewise.embedding.provider import Matrix
 from likewise.settings import Settings, load_settings
 

@@ -22,7 +22,7 @@ import orjson
 
 from benchmarks.surroundings import MODELS_FOLDER, Caller, machine, resident_mib
 from likewise.cli.main import run as likewise_program
-from likewise.embedding.graphs import compiled
+from likewise.embedding.graphs import openvino
 from likewise.testing import LiveServer, open_folder
 
 SEED = 20_261_130
@@ -79,7 +79,7 @@ async def serving(capacity: int | None) -> AsyncIterator[Server]:
         live.program = ("benchmarks.memory", "--serve-with", str(capacity or DEFAULT_CAPACITY))
     try:
         async with live.running():
-            kept = compiled.SHAPES_KEPT if capacity is None else capacity
+            kept = openvino.MAX_SHAPES if capacity is None else capacity
             yield Server(kept, live, [Caller(live.url) for _ in range(CALLERS)])
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -115,7 +115,7 @@ def tell(server: Server, first: Server) -> None:
 def main() -> None:
     """Measure, or serve with another capacity."""
     if sys.argv[1:2] == ["--serve-with"]:
-        compiled.SHAPES_KEPT = int(sys.argv[2])
+        openvino.MAX_SHAPES = int(sys.argv[2])
         sys.argv[1:] = sys.argv[3:]
         likewise_program()
         return

@@ -1,4 +1,4 @@
-"""The memory that local models take together: who is let go before another is loaded."""
+"""The memory that local models take together, and the models that are unloaded before another is loaded."""
 
 import asyncio
 import ctypes
@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from likewise.embedding.graphs.openvino import able, choose
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.precision import able, choose
 from likewise.embedding.runtimes import Runtime, runtime_of, torch_installed
 from likewise.errors import ModelUnavailable, SettingsError
 from likewise.machine import memory_limit
@@ -19,11 +19,11 @@ from likewise.settings import PREFIX, Settings
 from likewise.stopping import to_its_end
 
 SETTING = f"{PREFIX}MODELS_BYTES"
-TORCH_DEVICE = "likewise.embedding.torch_device"  # imported where torch runs models: it needs an extra
+TORCH = "likewise.embedding.providers.torch"  # imported where torch runs models: it needs an extra
 BUSY_SECONDS = 5.0  # less than a caller waits for a model that is being loaded
 MIB = 2**20
 
-# Bytes for each weight, and for a model besides: what a process had grown by after 1,400 texts, some calls at a time,
+# Bytes for each weight, and for a model besides, by which a process had grown after 1,400 texts, some calls at a time,
 # on two cores, with models of 23 and 109 million weights. OpenVINO: f32 387 and 1,729 MiB, bf16 329 and 1,102, int8 299
 # and 652; it has the graph twice, and packs the weights of each for its kernels at the first text. torch: f32 269 MiB
 # of the small one, bf16 276 and (after 200 texts) 284.
@@ -34,7 +34,7 @@ BYTES = {
 BESIDES = 160 * MIB
 
 
-class Resident(Protocol):
+class ResidentModel(Protocol):
     """A model that takes memory. `idle`: it is loaded, and nobody uses it; `used` grows with each use."""
 
     @property
@@ -52,7 +52,7 @@ class Resident(Protocol):
 
 
 class ModelMemory:
-    """What the loaded local models of one process take, within LIKEWISE_MODELS_BYTES.
+    """The loaded local models of one process and the bytes of each, within LIKEWISE_MODELS_BYTES.
 
     The model named `keep` is never let go. Belongs to one event loop.
     """
@@ -62,14 +62,14 @@ class ModelMemory:
         self._limit = memory_limit() // 2 if given is None else given or sys.maxsize
         self._gpu_settings = settings if given is None and settings.device != "cpu" else None
         self._keep = keep
-        self._taken: dict[Resident, int] = {}
+        self._taken: dict[ResidentModel, int] = {}
         self._turn = asyncio.Lock()
         self._released = asyncio.Event()
 
-    async def take(self, resident: Resident, needed: int) -> None:
-        """Hold so many bytes for a model that is to be loaded; those least recently used are let go for it.
+    async def take(self, resident: ResidentModel, needed: int) -> None:
+        """Hold so many bytes for a model that is to be loaded; the least recently used models are unloaded for it.
 
-        ModelUnavailable (code `model_memory`) if it does not fit beside those that must stay, or that stay in use.
+        ModelUnavailable (code `model_memory`) if it does not fit beside those that must stay, or stay in use.
         """
         if self._gpu_settings is not None:
             # Not sooner: torch must be imported to say it.
@@ -84,18 +84,18 @@ class ModelMemory:
         if resident not in self._taken:
             raise self._too_small(resident, needed)
 
-    def give_back(self, resident: Resident) -> None:
+    def give_back(self, resident: ResidentModel) -> None:
         """Hold nothing for a model any more."""
         self._taken.pop(resident, None)
         self.released()
 
     def released(self) -> None:
-        """Tell those who wait that a model may have become idle."""
+        """Wake callers that wait for a model to become idle."""
         self._released.set()
 
-    async def _taken_now(self, resident: Resident, needed: int) -> bool:
+    async def _taken_now(self, resident: ResidentModel, needed: int) -> bool:
         async with self._turn:
-            while going := self._who_goes(needed):
+            while going := self._to_unload(needed):
                 del self._taken[going[0]]
                 # Half let go, it would keep its memory, and nobody would ask it to go again.
                 await to_its_end(going[0].unload())
@@ -106,22 +106,22 @@ class ModelMemory:
 
     async def _something_released(self) -> None:
         self._released.clear()
-        # What a cancelled caller left in a model ends without a word.
+        # Texts that a cancelled caller left in a model end without a word.
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1):
                 await self._released.wait()
 
-    def _who_goes(self, needed: int) -> list[Resident] | None:
-        """Idle models that make room for so many bytes, least recently used first; None if all of them do not."""
+    def _to_unload(self, needed: int) -> list[ResidentModel] | None:
+        """Choose idle models that make room for so many bytes, least recently used first; None if all do not."""
         missing = needed + sum(self._taken.values()) - self._limit
-        going: list[Resident] = []
+        going: list[ResidentModel] = []
         for one in sorted(self._taken, key=lambda one: one.used):
             if missing > 0 and one.idle and one.spec.name != self._keep:
                 going.append(one)
                 missing -= self._taken[one]
         return going if missing <= 0 else None
 
-    def _too_small(self, resident: Resident, needed: int) -> ModelUnavailable:
+    def _too_small(self, resident: ResidentModel, needed: int) -> ModelUnavailable:
         return ModelUnavailable(
             f"{resident.spec.name} takes about {needed // MIB:,} MiB of memory, more than {SETTING} "
             f"({self._limit // MIB:,} MiB) leaves beside the default model and those in use; set it higher, or name a "
@@ -132,7 +132,7 @@ class ModelMemory:
 
 
 def needed_by(spec: ModelSpec, files: Iterable[Path], settings: Settings) -> int:
-    """About how many bytes a model of these files of weights will take once it works."""
+    """Estimate the bytes that a model of these files of weights takes once it works."""
     runtime = runtime_of(spec.architecture, spec.runtime, settings.device)
     count = sum(Tensors(path).count for path in files)
     return BESIDES + BYTES[runtime, _arithmetic(runtime, settings)] * count
@@ -140,21 +140,21 @@ def needed_by(spec: ModelSpec, files: Iterable[Path], settings: Settings) -> int
 
 def _arithmetic(runtime: Runtime, settings: Settings) -> str:
     if runtime == "torch":
-        device = importlib.import_module(TORCH_DEVICE)
-        return str(device.name_of(device.arithmetic_of(settings)))
+        torch = importlib.import_module(TORCH)
+        return str(torch.name_of(torch.arithmetic_of(settings)))
     precision = choose(settings.precision, able())
     return "int8" if precision.int8 else precision.arithmetic
 
 
 def _half_of_the_gpu(settings: Settings, otherwise: int) -> int:
-    """Half of the memory of the GPU of LIKEWISE_DEVICE; where torch does not see it, loading a model tells why."""
+    """Return half of the memory of LIKEWISE_DEVICE's GPU; where torch does not see it, loading a model tells why."""
     if torch_installed():
         with suppress(SettingsError):
-            return int(importlib.import_module(TORCH_DEVICE).gpu_memory(settings)) // 2
+            return int(importlib.import_module(TORCH).gpu_memory(settings)) // 2
     return otherwise
 
 
 def _trim() -> None:
-    """Have the C library give back what it keeps of freed memory: 160 MiB of a small model in torch, measured."""
+    """Have the C library give back freed memory that it keeps: 160 MiB of a small model in torch, measured."""
     with suppress(OSError, AttributeError):  # another system, or another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -7,8 +7,8 @@ import pytest
 
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
+from likewise.embedding.graphs.openvino import openvino
 from likewise.embedding.models import MODELS
-from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.providers.openvino import OpenVinoProvider, load
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider

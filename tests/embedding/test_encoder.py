@@ -10,9 +10,9 @@ from likewise.embedding.files.folder import ModelFolder
 from likewise.embedding.graphs.architectures import Shape
 from likewise.embedding.graphs.encoder import Encoder
 from likewise.embedding.graphs.heads import headed, pooled
+from likewise.embedding.graphs.openvino import openvino
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import local_spec
-from likewise.embedding.openvino_runtime import openvino
 from likewise.embedding.providers.openvino import load
 from likewise.errors import LikewiseError, ModelUnavailable
 from likewise.settings import Settings, load_settings

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from likewise.embedding.graphs.openvino import Precision, able, choose
 from likewise.embedding.models import MODELS
-from likewise.embedding.precision import Precision, able, choose
 from likewise.embedding.providers.openvino import OpenVinoProvider, load
 from likewise.errors import SettingsError
 from likewise.settings import load_settings

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from likewise.embedding.graphs.architectures import ARCHITECTURES
-from likewise.embedding.graphs.relative_bias import buckets
+from likewise.embedding.graphs.encoder import buckets
+from likewise.embedding.graphs.openvino import able
 from likewise.embedding.models import MODELS, local_spec
-from likewise.embedding.precision import able
 from likewise.embedding.providers.openvino import load
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.settings import Settings, load_settings

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from likewise.embedding.openvino_runtime import openvino as runtime
+from likewise.embedding.graphs.openvino import openvino as runtime
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.search.rerankers import openvino
 from likewise.search.rerankers.folder import CrossEncoderFolder

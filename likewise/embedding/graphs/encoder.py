@@ -6,21 +6,25 @@ The graph takes token ids and lengths and gives unit vectors, so that nothing bu
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from likewise.embedding.graphs.architectures import Shape
 from likewise.embedding.graphs.nodes import Node, floats, ints, linear, normed
-from likewise.embedding.graphs.relative_bias import BUCKETS, relative_bias
+from likewise.embedding.graphs.openvino import ops
 from likewise.embedding.graphs.safetensors import Float32, Tensors
-from likewise.embedding.openvino_runtime import ops
+
+# MPNet's attention bias by relative position, in T5's buckets (Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
+BUCKETS = 32  # half for each direction
+_MAX_DISTANCE = 128  # all beyond shares the last bucket
 
 
 class Encoder:
-    """One encoder's nodes: token ids in, token states out.
+    """The nodes of one encoder: token ids in, token states out.
 
     `ids` int32 (n, length) and `lengths` int32 (n, 1) are its inputs. Positions at and after a text's length are
     padding and change nothing; `inside` (n, length) is true before them. With `int8`, the layers' linear maps have
-    weights of int8. Of `pairs` the architecture may want to know where the second text begins: that is `second`, int32
-    (n, 1), a third input.
+    weights of int8. With `pairs` the place where the second text begins may be a third input,
+    `second`, int32 (n, 1).
     """
 
     def __init__(self, shape: Shape, tensors: Tensors, *, int8: bool = False, pairs: bool = False) -> None:
@@ -45,11 +49,11 @@ class Encoder:
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids there are embeddings for."""
+        """The number of token ids that have embeddings."""
         return len(self._words)
 
     def states(self) -> Node:
-        """The last layer's token states, float32 (n, length, hidden)."""
+        """Return the last layer's token states, float32 (n, length, hidden)."""
         bias = self._attention_bias()
         state = self._embedded()
         for number in range(self._shape.layers):
@@ -112,7 +116,7 @@ class Encoder:
         return ops.reshape(ops.transpose(mixed, ints([1, 3, 0, 2, 4])), ints([0, 0, self._shape.hidden]), True)
 
     def _fused(self, name: str, kind: str) -> Float32:
-        """Query, key and value as one. The query is scaled here and not at each run: 4 % more texts a second."""
+        """Join query, key and value. The query is scaled here and not at each run: 4 % more texts a second."""
         names, hidden = self._shape.architecture.layers, self._shape.hidden
         size = (hidden, hidden) if kind == "weight" else (hidden,)
         query, key, value = (
@@ -131,3 +135,23 @@ class Encoder:
 
     def _read(self, name: str, *size: int) -> Float32:
         return self._tensors.read(self._prefix + name, size)
+
+
+def relative_bias(table: Float32, length: Node, max_tokens: int) -> Node:
+    """Return biases (1, heads, length, length) of keys (last axis) for queries, from `table` (buckets, heads)."""
+    by_distance = floats(table[buckets(max_tokens)].T)
+    places = ops.range(ints(0), length, ints(1), "i32")
+    distances = ops.subtract(ops.unsqueeze(places, ints(0)), ops.unsqueeze(places, ints(1)))
+    return ops.unsqueeze(ops.gather(by_distance, ops.add(distances, ints(max_tokens - 1)), ints(1)), ints(0))
+
+
+def buckets(max_tokens: int) -> npt.NDArray[np.int64]:
+    """Return the bucket of each relative position from 1 - max_tokens to max_tokens - 1, key minus query."""
+    relative = np.arange(1 - max_tokens, max_tokens)
+    half, exact = BUCKETS // 2, BUCKETS // 4
+    distance = np.abs(relative)
+    # in float32 as the models were trained, since the borders between buckets depend on rounding
+    share = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(_MAX_DISTANCE / exact))
+    far = np.minimum(exact + (share * (half - exact)).astype(np.int64), half - 1)
+    result: npt.NDArray[np.int64] = np.where(distance < exact, distance, far) + np.where(relative > 0, half, 0)
+    return result

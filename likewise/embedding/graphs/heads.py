@@ -1,4 +1,4 @@
-"""What makes a vector of the encoder's token states: pooling, then the folder's further modules. Or a score of a pair.
+"""Heads of an encoder: a vector of its token states, by pooling and the folder's further modules; or a pair's score.
 
 Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084; Nogueira and Cho 2019, https://arxiv.org/abs/1901.04085.
 """
@@ -10,12 +10,12 @@ import numpy as np
 from likewise.embedding.files.folder import Dense, Module, Pooling
 from likewise.embedding.graphs.architectures import Shape
 from likewise.embedding.graphs.nodes import Node, floats, ints, linear, to_float, unit_length
+from likewise.embedding.graphs.openvino import ops
 from likewise.embedding.graphs.safetensors import Tensors
-from likewise.embedding.openvino_runtime import ops
 
 
 def pooled(state: Node, inside: Node, pooling: Pooling) -> Node:
-    """Vectors (n, d) of token states (n, length, d), over the positions where `inside` (n, length) is true."""
+    """Pool vectors (n, d) of token states (n, length, d), over the positions where `inside` (n, length) is true."""
     if pooling == "cls":
         return _first(state)
     kept = ops.unsqueeze(inside, ints([2]))
@@ -26,14 +26,14 @@ def pooled(state: Node, inside: Node, pooling: Pooling) -> Node:
 
 
 def headed(vectors: Node, modules: Sequence[Module], weights: Mapping[Dense, Tensors]) -> Node:
-    """The vectors after the modules, and of unit length."""
+    """Pass vectors through the modules, to unit length."""
     for module in modules:
         vectors = unit_length(vectors) if module == "normalize" else _dense(vectors, module, weights[module])
     return vectors if modules and modules[-1] == "normalize" else unit_length(vectors)
 
 
 def scored(state: Node, shape: Shape, tensors: Tensors) -> Node:
-    """One number, float32 (n,), of the token states (n, length, hidden) of each pair: a cross-encoder's logit."""
+    """Score the token states (n, length, hidden) of each pair: float32 (n,), a cross-encoder's logit."""
     head, hidden = shape.architecture.scoring, shape.hidden
     first = _first(state)
     inner = _linear(first, tensors, head.inner, hidden, hidden)

@@ -1,11 +1,15 @@
 """Any local sentence-transformers folder through torch: on a GPU, or on the CPU where there is no graph for it."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentence_transformers.sentence_transformer.modules as parts
 import torch
+import transformers
 
 from likewise.embedding.files.folder import ModelFolder
 from likewise.embedding.files.torch_folder import TorchFolder
@@ -17,20 +21,96 @@ from likewise.embedding.provider import Matrix, Role, prefixes
 from likewise.embedding.providers.local import LocalProvider, ModelFacts
 from likewise.embedding.space import space_of, space_of_files
 from likewise.embedding.tokenizing import Ids, TextTokenizer
-from likewise.embedding.torch_device import arithmetic_of, device_of, name_of
-from likewise.embedding.torch_model import ENDLESS, TorchModel
-from likewise.errors import ModelUnavailable, NotSupported
+from likewise.errors import ModelUnavailable, NotSupported, SettingsError
 from likewise.machine import cores
 from likewise.settings import Settings
 
 _FIRST_TEXT = "a"
+ENDLESS = 2**31  # the limit of tokenizers without one is larger
+# A batch's padded size; a call's tokens, least and most; and the weights of a model that gets the longest calls. On the
+# CPU more than 512 gains nothing in f32 and costs in bf16 (73 texts/s; 1,024: 58, 4,096: 45, on a busy machine). On a
+# GPU it is arithmetic, not measured: 190 million weights times 131,072 tokens are 5e13 operations, a second of a small
+# one.
+CPU_SIZES = (512, 4_096, 32_768, 22_000_000)
+GPU_SIZES = (16_384, 8_192, 131_072, 190_000_000)
+_UNUSED = re.compile(r"(^|\.)pooler\.")  # weights that no vector is made with, and that many folders leave out
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """The modules of a folder on a device: the Transformer in the arithmetic that is asked for, the rest in float32."""
+
+    transformer: Any
+    heads: Sequence[Any]
+    device: Any
+
+    @classmethod
+    def load(cls, facts: TorchFolder, device: Any, dtype: Any) -> "TorchModel":
+        """Read the weights, from safetensors only; no code and no word of a folder is run, and nothing is fetched."""
+        heads = [_head(one.kind, one.path) for one in facts.heads]
+        if not any(one.kind == "Pooling" for one in facts.heads):
+            heads.insert(0, parts.Pooling(1, "mean"))
+        transformer = _transformer(facts.transformer, dtype)
+        return cls(transformer.to(device).eval(), [head.to(device).eval() for head in heads], device)
+
+    def run(self, batch: Sequence[Ids], left_out: int | None) -> Matrix:
+        """Unit vectors float32 (n, d) of n texts' token ids; the first `left_out` tokens of each are not pooled."""
+        ids, mask = self._padded(batch)
+        with torch.inference_mode():
+            states = self.transformer(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            # Sums over many tokens need more digits than bf16 has.
+            features = {"token_embeddings": states.float(), "attention_mask": mask, "input_ids": ids}
+            if left_out is not None:
+                features["prompt_length"] = left_out
+            for head in self.heads:
+                features = head(features)
+            vectors = torch.nn.functional.normalize(features["sentence_embedding"].float(), dim=1)
+            made: Matrix = vectors.cpu().numpy()
+        return made
+
+    @property
+    def positions(self) -> int:
+        """The number of positions; those of fairseq's models begin after the id of padding."""
+        positions = ENDLESS
+        for name, module in self.transformer.named_modules():
+            if isinstance(module, torch.nn.Embedding) and "position" in name and "relative" not in name:
+                skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+                positions = min(positions, module.num_embeddings - skipped)
+        return positions
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that have embeddings."""
+        return int(self.transformer.get_input_embeddings().num_embeddings)
+
+    @property
+    def batch_tokens(self) -> int:
+        """The padded size of a batch."""
+        return (CPU_SIZES if self.device.type == "cpu" else GPU_SIZES)[0]
+
+    @property
+    def call_tokens(self) -> int:
+        """Tokens of a call: fewer for a larger model, so that a call takes as long."""
+        _, shortest, longest, weights = CPU_SIZES if self.device.type == "cpu" else GPU_SIZES
+        parameters = int(self.transformer.num_parameters())
+        return max(shortest, min(longest, longest * weights // max(1, parameters)))
+
+    def _padded(self, batch: Sequence[Ids]) -> tuple[Any, Any]:
+        lengths = [len(ids) for ids in batch]
+        padding = getattr(self.transformer.config, "pad_token_id", None)
+        padded = np.full((len(batch), max(lengths)), 0 if padding is None else padding, np.int64)
+        mask = np.zeros_like(padded)
+        for place, ids in enumerate(batch):
+            padded[place, : len(ids)] = ids
+            mask[place, : len(ids)] = 1
+        return torch.from_numpy(padded).to(self.device), torch.from_numpy(mask).to(self.device)
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "TorchProvider":
-    """Check the weights of a folder, bring them to the device, and give the provider; blocks for seconds.
+    """Check the weights of a folder, bring them to the device, and return the provider; blocks for seconds.
 
-    NotSupported names what the folder asks for and is not done; ModelUnavailable the file that is broken; SettingsError
-    the setting that this machine cannot fulfil.
+    NotSupported names the part of the folder that this version does not run; ModelUnavailable the broken file;
+    SettingsError the setting that this machine cannot fulfil.
     """
     device, dtype = device_of(settings), arithmetic_of(settings)
     facts = TorchFolder.read(folder)
@@ -41,8 +121,8 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "TorchProvider":
     tokenizer = _tokenizer(facts, limit, model.vocabulary)
     first = model.run([each.ids for each in tokenizer.encode([_FIRST_TEXT])], None)
     space = space_of(known, digests, before) if known else space_of_files(facts.described_by, digests, before, limit)
-    told = ModelFacts(space, _numerics(device, dtype), first.shape[1], limit, model.call_tokens)
-    return TorchProvider(told, tokenizer, before, model, prompt_pooled=facts.prompt_pooled)
+    identity = ModelFacts(space, _numerics(device, dtype), first.shape[1], limit, model.call_tokens)
+    return TorchProvider(identity, tokenizer, before, model, prompt_pooled=facts.prompt_pooled)
 
 
 class TorchProvider(LocalProvider):
@@ -86,7 +166,7 @@ class TorchProvider(LocalProvider):
 def _checked(
     spec: ModelSpec, facts: TorchFolder, settings: Settings, device: Any, dtype: Any
 ) -> tuple[TorchModel, list[str]]:
-    """The modules on the device, and the checksums of the files that they were read from."""
+    """Load the modules on the device; also return the checksums of the files that they were read from."""
     unread = _signatures(facts)
     digests = [check_weights(spec, path, Tensors(path).content, settings, name) for name, path in facts.weights.items()]
     if device.type == "cpu":
@@ -113,7 +193,7 @@ def _tokenizer(facts: TorchFolder, limit: int, vocabulary: int) -> TextTokenizer
 
 
 def _with_a_graph(folder: Path) -> ModelFolder | None:
-    """What is known of a folder that OpenVINO runs too: their vectors are of one space."""
+    """Read a folder that OpenVINO runs too, as the vectors of both are of one space; None for others."""
     try:
         return ModelFolder.read(folder)
     except NotSupported:
@@ -126,6 +206,93 @@ def _numerics(device: Any, dtype: Any) -> str:
 
 
 def _signatures(facts: TorchFolder) -> list[tuple[int, int, int]]:
-    """What changes when a file is replaced."""
+    """Return what changes when a file is replaced."""
     found = [path.stat() for path in facts.weights.values() if path.is_file()]
     return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
+
+
+def _transformer(path: Path, dtype: Any) -> Any:
+    config = _configuration(path)
+    encodes = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING  # of T5 and its like, the half that reads
+    if getattr(config, "is_encoder_decoder", False) and not encodes:
+        raise NotSupported(f"{path / 'config.json'} is of a model that also writes, which this version does not run.")
+    kind = transformers.AutoModelForTextEncoding if encodes else transformers.AutoModel
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # its warnings are no log lines; those that matter are below
+    model, loaded = kind.from_pretrained(
+        str(path),
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    missing = sorted(name for name in loaded["missing_keys"] if not _UNUSED.search(name))
+    if missing:  # the library makes up what is missing
+        raise broken(path / "model.safetensors", f"has no tensor `{missing[0]}`")
+    for name, found, wanted in sorted(loaded["mismatched_keys"]):
+        sizes = f"{_size(found)} where config.json asks for {_size(wanted)}"
+        raise broken(path / "model.safetensors", f"has `{name}` of {sizes}")
+    return model
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _configuration(path: Path) -> Any:
+    given = str(transformers.PretrainedConfig.get_config_dict(str(path), local_files_only=True)[0].get("model_type"))
+    if given not in transformers.CONFIG_MAPPING:
+        raise NotSupported(
+            f"{path / 'config.json'} is of a model of type `{given}`, which transformers {transformers.__version__} "
+            "does not have; code that comes with a model is not run."
+        )
+    config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    config.use_cache = False  # of no use where a text is read once
+    return config
+
+
+def _head(kind: str, path: Path) -> Any:
+    if kind == "Normalize":
+        return parts.Normalize()
+    if kind == "Pooling":
+        config = parts.Pooling.load_config(str(path), local_files_only=True)
+        if not {"embedding_dimension", "word_embedding_dimension"} & set(config):
+            config["embedding_dimension"] = 1  # never used
+        return parts.Pooling(**config)
+    return {"Dense": parts.Dense, "LayerNorm": parts.LayerNorm}[kind].load(str(path), local_files_only=True)
+
+
+def device_of(settings: Settings) -> Any:
+    """Return the device of LIKEWISE_DEVICE; SettingsError if torch does not see it."""
+    device = torch.device(settings.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"LIKEWISE_DEVICE names a GPU that torch does not see (it sees {torch.cuda.device_count()}); set it to "
+            "cpu, or see that the GPU's driver and a torch that is built for CUDA are installed."
+        )
+    return device
+
+
+def arithmetic_of(settings: Settings) -> Any:
+    """Return bf16 on a GPU that has it, else f32, unless LIKEWISE_PRECISION asks for another, or SettingsError."""
+    precision, device = settings.precision, device_of(settings)
+    if precision == "int8":
+        raise SettingsError("LIKEWISE_PRECISION=int8 is of models that OpenVINO runs; with torch set it to auto.")
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not able:
+        raise SettingsError("LIKEWISE_PRECISION=bf16 needs a GPU with bf16; set it to auto or f32.")
+    chosen = precision == "bf16" or (device.type == "cuda" and precision != "f32" and able)
+    return torch.bfloat16 if chosen else torch.float32
+
+
+def name_of(arithmetic: Any) -> str:
+    """Return the name of an arithmetic in numerics: vectors of two names do not share a cache."""
+    return "bf16" if arithmetic is torch.bfloat16 else "f32"
+
+
+def gpu_memory(settings: Settings) -> int:
+    """Return the bytes of memory of the GPU that LIKEWISE_DEVICE names; SettingsError if torch does not see it."""
+    return int(torch.cuda.get_device_properties(device_of(settings)).total_memory)

@@ -11,13 +11,11 @@ import numpy as np
 
 from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import broken
-from likewise.embedding.graphs.compiled import CompiledGraph, compile_graph
 from likewise.embedding.graphs.encoder import Encoder
 from likewise.embedding.graphs.heads import scored
+from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, compile_graph, openvino
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.openvino_runtime import openvino
-from likewise.embedding.precision import able, choose
 from likewise.embedding.provider import Capacity, Vector
 from likewise.embedding.providers.local import CALLERS, pack
 from likewise.embedding.providers.openvino import BATCH_TOKENS
