@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
@@ -61,7 +61,7 @@ def requests() -> st.SearchStrategy[Request]:
     shared=st.booleans(),
     batch_tokens=st.sampled_from([1, 8, 2_048]),
 )
-@tries(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(max_examples=60)
 async def test_every_text_gets_its_own_vector_and_what_was_known_is_told(
     redis: RedisProcess,
     known: dict[tuple[int, int, Role], Known],
