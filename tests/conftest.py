@@ -1,11 +1,14 @@
 """One Postgres for the run, a database for each test, and a Likewise on it with a deterministic model."""
 
+import hashlib
 import logging
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import likewise
@@ -16,12 +19,45 @@ from likewise.errors import LikewiseError
 from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres, throwaway_postgres
-from likewise.testing.redis import RedisProcess, find_redis
+from likewise.testing.redis import PATIENT_SECONDS, RedisProcess, find_redis
 
 # They have an environment of their own: `make test-clients`.
 collect_ignore = ["clients"]
 
 Opener = Callable[..., AbstractAsyncContextManager[Likewise]]
+
+# Nothing that is drawn depends on how fast this machine is.
+hypothesis.settings.register_profile(
+    "likewise", deadline=None, suppress_health_check=list(hypothesis.HealthCheck), print_blob=True
+)
+hypothesis.settings.load_profile("likewise")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give all that is drawn in this run one seed: TEST_SEED, --hypothesis-seed, or one by chance."""
+    asked = config.getoption("--hypothesis-seed", default=None)
+    seed = os.environ.setdefault("TEST_SEED", str(asked or random.SystemRandom().randrange(2**32)))
+    # The workers of a parallel run find it in their environment.
+    config.option.hypothesis_seed = seed
+
+
+def pytest_report_header() -> str:
+    """The seed, at the top."""
+    return f"seed: TEST_SEED={os.environ['TEST_SEED']}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The seed again, below what failed."""
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"To draw the same again: TEST_SEED={os.environ['TEST_SEED']}")
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """The draws of one test, by the run's seed."""
+    drawn = f"{os.environ['TEST_SEED']} {request.node.nodeid}".encode()
+    return random.Random(hashlib.sha256(drawn).digest())
 
 
 @pytest.fixture(autouse=True)
@@ -107,9 +143,10 @@ async def one_redis(redis_program: str) -> AsyncIterator[RedisProcess]:
 
 
 @pytest.fixture
-async def redis(one_redis: RedisProcess) -> RedisProcess:
-    """The Redis of this run, empty."""
-    await one_redis.tell("FLUSHALL")
+async def redis(one_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> RedisProcess:
+    """The Redis of this run, empty. Its answers are waited for, however busy the machine is."""
+    monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", PATIENT_SECONDS)
+    await one_redis.execute("FLUSHALL")
     return one_redis
 
 

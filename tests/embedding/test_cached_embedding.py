@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
@@ -61,7 +61,7 @@ def requests() -> st.SearchStrategy[Request]:
     shared=st.booleans(),
     batch_tokens=st.sampled_from([1, 8, 2_048]),
 )
-@tries(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(max_examples=60)
 async def test_every_text_gets_its_own_vector_and_what_was_known_is_told(
     redis: RedisProcess,
     known: dict[tuple[int, int, Role], Known],
@@ -70,7 +70,7 @@ async def test_every_text_gets_its_own_vector_and_what_was_known_is_told(
     batch_tokens: int,
 ) -> None:
     # Given: some texts known in memory, some only in Redis
-    await redis.tell("FLUSHALL")
+    await redis.execute("FLUSHALL")
     settings = load_settings(redis_url=redis.url, cache_scope="shared" if shared else "tenant")
     remembered = await _put_in_redis(redis, settings, known)
     async with _embedder(redis, settings, batch_tokens) as (embedder, provider, _):

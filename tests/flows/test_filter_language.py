@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likewise.apps.collections.service import RecordView
@@ -184,7 +184,7 @@ filters = st.recursive(
     ),
     max_leaves=6,
 )
-exactly_again = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+exactly_again = settings(derandomize=True)
 
 
 @settings(exactly_again, max_examples=250)

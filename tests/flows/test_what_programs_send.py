@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likewise.cleaning import cleaned, cleaned_json
@@ -17,7 +17,7 @@ from likewise.library import Likewise
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.flows.opening import likewise_on
 
-exactly_again = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+exactly_again = settings(derandomize=True)
 anything = st.text(st.characters(), max_size=40)
 labels = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=40)
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)

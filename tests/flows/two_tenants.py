@@ -11,7 +11,7 @@ from itertools import chain, count
 from typing import Any
 
 import httpx2
-from hypothesis import HealthCheck, Phase
+from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -24,9 +24,7 @@ AT_ONCE = 10
 
 # What a call does depends on those before it: fewer of them would be another story, so none is looked for.
 SETTINGS = hypothesis_settings(
-    deadline=None,
     database=None,
-    suppress_health_check=list(HealthCheck),
     print_blob=False,
     phases=(Phase.generate,),
 )

@@ -52,7 +52,7 @@ async def with_redis(settings: Settings, provider: FakeProvider, redis: RedisPro
 
 
 async def keys_in(redis: RedisProcess) -> int:
-    return int(await redis.tell("DBSIZE"))
+    return int(await redis.execute("DBSIZE"))
 
 
 @pytest.mark.parametrize(

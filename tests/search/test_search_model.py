@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
@@ -374,7 +374,6 @@ questions = st.one_of(
 )
 batches = st.lists(records, min_size=1, max_size=8, unique_by=lambda one: one["id"])
 steps = st.lists(st.one_of(batches, batches, IDS, questions, questions), max_size=10)
-often = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -385,7 +384,7 @@ def nothing_remembered() -> Iterator[None]:
         yield
 
 
-@settings(often, max_examples=40)
+@settings(max_examples=40)
 @given(first=batches, steps=steps, last=questions, indexed=st.sampled_from([(), INDEXED]))
 async def test_answers_are_those_of_the_model_whatever_came_before(
     lw: Likewise, first: list[dict[str, Any]], steps: list[Step], last: Question, indexed: Sequence[str]

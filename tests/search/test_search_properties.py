@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -38,7 +38,7 @@ async def cosines(provider: FakeProvider, query: str, texts: list[str]) -> np.nd
     return np.asarray(products / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(asked)))
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=40),
     query=TEXTS,
@@ -72,7 +72,7 @@ async def test_if_k_records_match_k_come_back(
             assert mode == "lexical"
 
 
-@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=30)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=40, unique=True),
     query=TEXTS,

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -92,10 +92,8 @@ CONFIG: dict[str, Any] = {
 GENERATED = hypothesis_settings(
     max_examples=15,
     derandomize=True,
-    deadline=None,
     database=None,
     phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
 )
 SCENARIOS = hypothesis_settings(GENERATED, max_examples=40, stateful_step_count=8)
 

@@ -1,7 +1,7 @@
 """Batches of records as they arrive: a JSON array is stored whole or not at all, NDJSON line by line."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 from likewise.apps.body import MAX_LINE_BYTES, NUMBER_TOO_LARGE, Lines, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
-from likewise.apps.collections.service import CollectionsService, Save, WriteResult
+from likewise.apps.collections.service import CollectionsService, Save, WriteResult, refuse_repeats
+from likewise.cleaning import cleaned_json, is_json
 from likewise.errors import Fault, Internal, Invalid, LargerThanQuota, LikewiseError, Malformed, TooManyRequests
+from likewise.ingest.writer import NOT_JSON, refuse_unstorable
 from likewise.kind import BATCH, NewRecord
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import refused
@@ -48,6 +50,32 @@ def checked_array(body: Any) -> Array:
     except Invalid as error:
         raise (error.moved("/records", "") if bare else error) from None
     return Array([record.to_record() for record in records], "" if bare else "/records")
+
+
+def checked_records(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
+    """Return the records that a program gives, checked as the HTTP API would; Invalid with the place of each fault."""
+    if isinstance(records, str | Mapping) or not isinstance(records, Sequence):
+        raise Invalid.at("", "Records come as a list, one of them as a list of one.", "wrong_type")
+    incoming = [_given_record(one, place) for place, one in enumerate(records)]
+    refuse_unstorable(incoming)
+    refuse_repeats(incoming)
+    return incoming
+
+
+def _given_record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
+
+    if isinstance(one, NewRecord):
+        return one
+    if not isinstance(one, Mapping):
+        raise Invalid.at(f"/{place}", "A record is an object with an id and a text.", "wrong_type")
+    if not is_json(one.get("payload", {})):
+        raise Invalid.at(f"/{place}/payload", NOT_JSON)
+    # The id keeps its form, and is refused if it cannot.
+    fixed = {name: value if name == "id" else cleaned_json(value) for name, value in one.items()}
+    try:
+        return checked(RecordIn, fixed).to_record()
+    except Invalid as error:
+        raise error.moved("", f"/{place}") from None
 
 
 async def write_array(
