@@ -50,7 +50,7 @@ class Batcher:
         max_texts: int | None = None,
         charge: Charge | None = None,
     ) -> list[QueuedText]:
-        """LaneQueue texts, all or none; Overloaded if they do not fit.
+        """Queue texts, all or none; Overloaded if they do not fit.
 
         Args:
             max_texts: the most of them that go to a remote model in one call.
