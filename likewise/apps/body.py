@@ -201,7 +201,7 @@ def fault_of(details: ErrorDetails, place: Iterable[object]) -> Fault:
 
 
 def wrong(code: str, message: str) -> PydanticCustomError:
-    """What a validator of a field raises; the message must not hold the value."""
+    """Return the error that a validator of a field raises; its message must not hold the value."""
     return PydanticCustomError(_OWN + code, message)
 
 
