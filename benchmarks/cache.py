@@ -63,7 +63,7 @@ async def slow(stack: AsyncExitStack) -> str:
 async def full(stack: AsyncExitStack) -> str:
     """It takes no new values."""
     server = await filled(stack)
-    await server.tell("CONFIG", "SET", "maxmemory", "1")
+    await server.execute("CONFIG", "SET", "maxmemory", "1")
     return server.url
 
 
@@ -87,7 +87,7 @@ async def filled(stack: AsyncExitStack) -> RedisProcess:
     async with an_embedder(server.url) as other:
         for start in range(0, REQUESTS, AT_ONCE):
             await other.embed(1, [text("in Redis", number) for number in range(start, start + AT_ONCE)])
-        while await server.tell("DBSIZE") < REQUESTS:
+        while await server.execute("DBSIZE") < REQUESTS:
             await asyncio.sleep(0.01)
     return server
 

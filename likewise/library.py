@@ -2,64 +2,38 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 
 from likewise.apps.app import App, kinds_of, tasks_of
 from likewise.apps.body import checked
-from likewise.apps.collections.schemas import CollectionIn, RecordIn, SearchIn
+from likewise.apps.collections.batches import checked_records
+from likewise.apps.collections.schemas import CollectionIn, SearchIn
 from likewise.apps.collections.service import (
     CollectionsService,
     CollectionView,
     RecordView,
     SearchResult,
     WriteResult,
-    refuse_repeats,
 )
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
 from likewise.apps.registry import APPS
-from likewise.cleaning import cleaned, cleaned_json, is_json
-from likewise.db import migrate, waiting
+from likewise.backoff import Backoff
+from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedded, Embedder
-from likewise.embedding.loading import ModelState
-from likewise.errors import Conflict, Fault, Invalid, LikewiseError, NotFound, StartError
-from likewise.ingest.writer import NOT_JSON, refuse_unstorable
-from likewise.kind import BATCH, NewRecord, Policy
+from likewise.health import Health, HealthReader
+from likewise.kind import NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
 from likewise.search.options import SearchKeywords, SearchOptions
 from likewise.settings import Settings, load_settings
 
 # A few texts are done in an instant; many need not be counted more often than each second.
-FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
-# The database has answered already; what is waited for here is a connection of ours that is free.
-ASK_SECONDS = 1.0
-HEALTH_SECONDS = 1.0
+LOOK_AGAIN = Backoff(0.05, 1.0)
 
 S = TypeVar("S")
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Health:
-    """What is wrong with each part, None where nothing is. `oldest_waiting` is in seconds.
-
-    `model_public_detail` is the model's fault for callers over the network, where it is another, and so is that of the
-    reranker, which has none where the settings name none.
-    """
-
-    database: str | None
-    schema: str | None
-    model: str | None
-    oldest_waiting: float
-    cache: str | None = None
-    model_public_detail: str | None = None
-    issuer: str | None = None
-    reranker: str | None = None
-    reranker_public_detail: str | None = None
 
 
 class Likewise:
@@ -75,9 +49,7 @@ class Likewise:
         self.collections = self.service(CollectionsService)
         self.jobs = self.service(JobsService)
         self._tenant: int | None = None
-        self._asking = asyncio.Lock()
-        self._asked: Health | None = None
-        self._ask_again = 0.0
+        self._health = HealthReader(runtime)
 
     def service(self, of: type[S]) -> S:
         """Return the service of this class; LookupError if no app that is open has one."""
@@ -122,67 +94,18 @@ class Likewise:
         return Collection(self, name)
 
     async def health(self) -> Health:
-        """How each part is; the database as of a second ago at most: any number of probes cost it no more than one."""
-        async with self._asking:
-            if self._asked is None or time.monotonic() >= self._ask_again:
-                self._asked = await self._ask_database()
-                self._ask_again = time.monotonic() + HEALTH_SECONDS
-            asked = self._asked
-        # An answer is believed, whatever is said of the server; what a write met is not seen by asking.
-        fault = (asked.database and self.runtime.server_away) or asked.database or self.runtime.pool.storage_fault
-        model, public_detail = self._model_fault()
-        cache = self.embedder.cache_fault
-        issuer = self.runtime.authentication.issuer_fault
-        faults = replace(
-            asked, database=fault, model=model, model_public_detail=public_detail, cache=cache, issuer=issuer
-        )
-        reranker, public_detail = self._reranker_fault()
-        return replace(faults, reranker=reranker, reranker_public_detail=public_detail)
-
-    async def _ask_database(self) -> Health:
-        """What can be told of the database and its schema."""
-        try:
-            await migrate.check(self.runtime.database.serving_url)
-            return Health(None, None, None, await self._oldest_waiting())
-        except StartError as error:
-            return Health(None, error.detail, None, 0.0)
-        except LikewiseError as error:
-            return Health(error.detail, None, None, 0.0)
-
-    async def _oldest_waiting(self) -> float:
-        """In seconds; 0 while every connection is busy, which is no fault."""
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                return max((await waiting.models(self.runtime.pool)).values(), default=0.0)
-        except TimeoutError:
-            return 0.0
-        except LikewiseError as error:
-            if error.code != "database_busy":
-                raise
-            return 0.0
-
-    def _model_fault(self) -> tuple[str | None, str | None]:
-        state = self.embedder.states()[0]
-        if state.state == "ready":
-            refused = self.runtime.admission.refused
-            return next(iter(refused.values()), None), None
-        return _fault_of("model", state)
-
-    def _reranker_fault(self) -> tuple[str | None, str | None]:
-        states = self.runtime.reranking.states() if self.settings.reranker else []
-        return _fault_of("reranker", states[0]) if states and states[0].state != "ready" else (None, None)
+        """Return what is wrong with each part; the database as of a second ago at most."""
+        return await self._health.read()
 
     async def wait_until_embedded(self, collection: str, on_progress: OnProgress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
-        pause = FIRST_LOOK_SECONDS
-        while True:
+        for pause in LOOK_AGAIN.pauses():
             stats = await self.collections.stats(await self.tenant(), collection)
             if on_progress is not None:
                 on_progress(stats["contents"] - stats["waiting"], stats["contents"])
             if stats["waiting"] == 0:
                 return
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LOOK_SECONDS)
 
 
 class Collection:
@@ -208,19 +131,8 @@ class Collection:
             Invalid: a record that is none, or two with one id; nothing is stored.
             ModelUnavailable: with `wait`, the records of this batch and those before it are stored, later ones not.
         """
-        incoming = _checked_list(records)
-        await self._ensure()
-        tenant = await self._likewise.tenant()
-        total = WriteResult(0, 0, 0)
-        for start in range(0, len(incoming), BATCH):
-            part = await self._service.write(tenant, self.name, incoming[start : start + BATCH], wait=wait)
-            total = WriteResult(
-                total.created + part.created,
-                total.changed + part.changed,
-                total.unchanged + part.unchanged,
-                total.failed + _moved_by(start, part.failed),
-            )
-        return total
+        incoming = checked_records(records)
+        return await self._service.add(await self._likewise.tenant(), self.name, incoming, wait=wait)
 
     async def search(self, query: str, **options: Unpack[SearchKeywords]) -> SearchResult:
         """Return the records nearest to a query by words and meaning; `options` are the fields of SearchOptions.
@@ -256,49 +168,6 @@ class Collection:
         given = {name: value for name, value in named.items() if value is not None}
         one = checked(SearchIn, {**question, **given})
         return await self._service.search(await self._likewise.tenant(), self.name, one.to_request())
-
-    async def _ensure(self) -> None:
-        try:
-            await self._service.get(await self._likewise.tenant(), self.name)
-        except NotFound:
-            with contextlib.suppress(Conflict):
-                await self.create()
-
-
-def _fault_of(sort: str, state: ModelState) -> tuple[str, str | None]:
-    """What is wrong with a model that is not ready, and the same for callers over the network, where it is another."""
-    what = f"The {sort} {state.name} is {state.state}."
-    return f"{what} {state.reason or ''}".strip(), state.public_detail and f"{what} {state.public_detail}"
-
-
-def _moved_by(start: int, faults: Sequence[Fault]) -> list[Fault]:
-    return [fault.moved("", lambda place: f"/{start + place}") for fault in faults]
-
-
-def _checked_list(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[NewRecord]:
-    """All records, or Invalid before the first of them is stored."""
-    if isinstance(records, str | Mapping) or not isinstance(records, Sequence):
-        raise Invalid.at("", "Records come as a list, one of them as a list of one.", "wrong_type")
-    incoming = [_record(one, place) for place, one in enumerate(records)]
-    refuse_unstorable(incoming)
-    refuse_repeats(incoming)
-    return incoming
-
-
-def _record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
-    """A record as the HTTP API would take it; Invalid with its place in the list if it is not one."""
-    if isinstance(one, NewRecord):
-        return one
-    if not isinstance(one, Mapping):
-        raise Invalid.at(f"/{place}", "A record is an object with an id and a text.", "wrong_type")
-    if not is_json(one.get("payload", {})):
-        raise Invalid.at(f"/{place}/payload", NOT_JSON)
-    # The id keeps its form, and is refused if it cannot.
-    mended = {name: value if name == "id" else cleaned_json(value) for name, value in one.items()}
-    try:
-        return checked(RecordIn, mended).to_record()
-    except Invalid as error:
-        raise error.moved("", f"/{place}") from None
 
 
 @contextlib.asynccontextmanager

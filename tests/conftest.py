@@ -146,7 +146,7 @@ async def one_redis(redis_program: str) -> AsyncIterator[RedisProcess]:
 async def redis(one_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> RedisProcess:
     """The Redis of this run, empty. Its answers are waited for, however busy the machine is."""
     monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", PATIENT_SECONDS)
-    await one_redis.tell("FLUSHALL")
+    await one_redis.execute("FLUSHALL")
     return one_redis
 
 

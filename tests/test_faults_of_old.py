@@ -29,7 +29,7 @@ from likewise.errors import Invalid, ModelUnavailable, NotFound, SettingsError
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
-from likewise.testing import DatabaseUrls, FakeProvider, Reply, Upstream
+from likewise.testing import DatabaseUrls, FakeProvider, ScriptedReply, Upstream
 from tests.conftest import Opener
 from tests.jobs import ended
 from tests.models_file import models_file
@@ -120,9 +120,9 @@ async def test_only_what_can_heal_is_asked_again(settings: Settings, tmp_path: P
         provider = openai.load(spec, RetryPolicy(between=Backoff(0.01, 0.02)))
         embedder = Embedder(chosen, providers={"ours": lambda _: provider})
         await embedder.embed(1, ["plain"])
-        upstream.always = lambda asked: Reply(400) if "bad" in asked.texts else None
+        upstream.always = lambda asked: ScriptedReply(400) if "bad" in asked.texts else None
         # When each is embedded, and the bad one with others
-        upstream.next.append(Reply(503))
+        upstream.next.append(ScriptedReply(503))
         assert (await embedder.embed(1, ["comes back"])).vectors.shape == (1, 16)
         with pytest.raises(Invalid) as refused:
             await embedder.embed(1, ["fine", "bad", "fine too"])

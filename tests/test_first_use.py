@@ -32,7 +32,7 @@ class SlowFetch:
         self.fails = False
         self.times = 0
 
-    def __call__(self, spec: ModelSpec, into: Path, progress: weights.Progress) -> None:
+    def __call__(self, spec: ModelSpec, into: Path, progress: weights.FetchProgress) -> None:
         self.times += 1
         self.begun.set()
         try:

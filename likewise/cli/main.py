@@ -13,7 +13,7 @@ from likewise.apps.app import load
 from likewise.apps.registry import APPS
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
-from likewise.observe.errors import describe
+from likewise.observe.logs import describe
 from likewise.observe.version import program_version
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from likewise.observe import logs, tracing
-from likewise.observe.loop import log_unhandled
+from likewise.observe.logs import log_unhandled
 from likewise.settings import Settings, load_settings
 
 # 2 is wrong usage, which typer ends with itself.

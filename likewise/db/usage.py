@@ -10,7 +10,7 @@ from psycopg.sql import SQL, Composed
 
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
-from likewise.embedding.costs import COUNTED, Account, Ledger, Usage
+from likewise.embedding.costs import COUNTED, Ledger, Usage, UsageAccount
 from likewise.errors import DatabaseUnavailable, LikewiseError
 from likewise.observe.logs import get_logger
 
@@ -62,7 +62,7 @@ UsageKey = str | datetime
 log = get_logger(__name__)
 
 
-async def add(tx: Tx, used: Mapping[Account, Usage]) -> str:
+async def add(tx: Tx, used: Mapping[UsageAccount, Usage]) -> str:
     """Add to the rows of any tenants; return the transaction's number, for `ending`."""
     rows = [vars(account) | vars(usage) for account, usage in used.items()]
     row = await tx.row(ADD, [orjson.dumps(rows).decode()])
@@ -133,7 +133,7 @@ class Bookkeeping:
         self._pool = pool
         self._ledger = ledger
         self._turn = asyncio.Lock()
-        self._in_doubt: tuple[str, Mapping[Account, Usage]] | None = None
+        self._in_doubt: tuple[str, Mapping[UsageAccount, Usage]] | None = None
 
     async def flush(self) -> None:
         """Keep all that was used until now; what cannot be kept stays for the next time, and the error says why."""
@@ -151,7 +151,7 @@ class Bookkeeping:
             _, in_doubt = self._in_doubt or ("", {})
             log.error("usage_lost", code=error.code, texts=_texts(self._ledger.take()), in_doubt=_texts(in_doubt))
 
-    async def _add(self, taken: Mapping[Account, Usage]) -> None:
+    async def _add(self, taken: Mapping[UsageAccount, Usage]) -> None:
         number: str | None = None
         try:
             async with self._pool.nobody() as tx:
@@ -178,5 +178,5 @@ class Bookkeeping:
             self._ledger.put_back(taken)
 
 
-def _texts(used: Mapping[Account, Usage]) -> int:
+def _texts(used: Mapping[UsageAccount, Usage]) -> int:
     return sum(one.texts for one in used.values())

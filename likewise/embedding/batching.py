@@ -13,7 +13,7 @@ from likewise.embedding.queue import Charge, LaneQueue, QueueBudget, QueuedText
 from likewise.embedding.texts import estimated_tokens
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
-from likewise.observe.steps import ModelBatch
+from likewise.observe.steps import ModelStep
 
 log = get_logger(__name__)
 
@@ -50,7 +50,7 @@ class Batcher:
         max_texts: int | None = None,
         charge: Charge | None = None,
     ) -> list[QueuedText]:
-        """LaneQueue texts, all or none; Overloaded if they do not fit.
+        """Queue texts, all or none; Overloaded if they do not fit.
 
         Args:
             max_texts: the most of them that go to a remote model in one call.
@@ -182,7 +182,7 @@ class Batcher:
             _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
 
     async def _call(self, batch: list[QueuedText]) -> None:
-        with ModelBatch(self._model, batch[0].lane) as step:
+        with ModelStep(self._model, batch[0].lane) as step:
             async with asyncio.timeout(self._capacity.seconds):
                 result = await self._provider.embed([item.text for item in batch], batch[0].role)
             check(result, len(batch), self._provider.dimension)

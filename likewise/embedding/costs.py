@@ -1,4 +1,4 @@
-"""What embedding costs: the prices of remote models, and what was used since somebody last asked."""
+"""Prices of remote models, and the usage of tenants until it is taken to be kept."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -31,7 +31,7 @@ PRICES: Mapping[str, Price] = {
 
 @dataclass
 class Usage:
-    """What was asked for and what it took, in sums.
+    """Sums of texts, tokens and costs.
 
     `texts` were answered with a vector, `cached` of them by the cache; `generated` were embedded by a model, with
     `tokens` read, `truncated` cut off and `estimated` of those that were read guessed from characters; `cost` was paid,
@@ -48,12 +48,12 @@ class Usage:
     cost_avoided: float = 0.0
 
     def add(self, other: "Usage") -> None:
-        """Take another's sums in."""
+        """Add the sums of another."""
         for name in COUNTED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def since(self, before: "Usage") -> "Usage":
-        """What came to it since it was `before`."""
+        """Return the usage since it was `before`."""
         return Usage(**{name: getattr(self, name) - getattr(before, name) for name in COUNTED})
 
 
@@ -61,8 +61,8 @@ COUNTED: tuple[str, ...] = tuple(one.name for one in fields(Usage))
 
 
 @dataclass(frozen=True)
-class Account:
-    """Whose usage of which model, in the hour that begins at `hour` (UTC)."""
+class UsageAccount:
+    """The usage of one model by one tenant, in the hour that begins at `hour` (UTC)."""
 
     tenant: int
     model: str
@@ -73,13 +73,13 @@ class Ledger:
     """Usage in this process's memory, until it is taken to be kept."""
 
     def __init__(self) -> None:
-        self._open: dict[Account, Usage] = {}
+        self._open: dict[UsageAccount, Usage] = {}
 
     def __bool__(self) -> bool:
         return bool(self._open)
 
     def answered(self, tenant: int, model: str, texts: int, cached: int, cost_avoided: float) -> None:
-        """So many texts have their vectors, so many of them without a model."""
+        """Count texts that were answered, those of them that were cached, and the cost that was avoided."""
         usage = self._now(tenant, model)
         usage.texts += texts
         usage.cached += cached
@@ -87,7 +87,7 @@ class Ledger:
         steps.avoided(model, cost_avoided)
 
     def generated(self, tenant: int, model: str, tokens: int, truncated: int, *, estimated: bool, cost: float) -> None:
-        """A model has embedded one text; that is paid for, whether anybody still waits for it or not."""
+        """Count one text that a model embedded; it is paid for, whether anybody still waits for it or not."""
         usage = self._now(tenant, model)
         usage.generated += 1
         usage.tokens += tokens
@@ -96,22 +96,22 @@ class Ledger:
         usage.cost += cost
         steps.paid(model, cost, tokens if estimated else 0)
 
-    def take(self) -> dict[Account, Usage]:
-        """All of it, which is no longer here."""
+    def take(self) -> dict[UsageAccount, Usage]:
+        """Take all usage out of the ledger."""
         taken, self._open = self._open, {}
         return taken
 
-    def put_back(self, taken: Mapping[Account, Usage]) -> None:
-        """What could not be kept."""
+    def put_back(self, taken: Mapping[UsageAccount, Usage]) -> None:
+        """Put usage back that could not be kept."""
         for account, usage in taken.items():
             self._open.setdefault(account, Usage()).add(usage)
 
-    def of(self, tenant: int) -> Iterator[tuple[Account, Usage]]:
-        """What one tenant has here."""
+    def of(self, tenant: int) -> Iterator[tuple[UsageAccount, Usage]]:
+        """Return the usage of one tenant."""
         return ((account, usage) for account, usage in list(self._open.items()) if account.tenant == tenant)
 
     def _now(self, tenant: int, model: str) -> Usage:
-        account = Account(tenant, model, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
+        account = UsageAccount(tenant, model, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
         usage = self._open.get(account)
         if usage is None:
             usage = self._open[account] = Usage()
@@ -119,5 +119,5 @@ class Ledger:
 
 
 def cost_of(tokens: int, per_1k_tokens: float) -> float:
-    """US dollars for so many tokens."""
+    """Return the US dollars for so many tokens."""
     return tokens * per_1k_tokens / 1000

@@ -28,7 +28,7 @@ from likewise.embedding.space import PROBE_TEXTS
 from likewise.embedding.splitting import SplitOptions, Splitter, TextSpan
 from likewise.embedding.texts import estimated_tokens, refuse_unreadable
 from likewise.errors import Invalid
-from likewise.observe.steps import Embedding
+from likewise.observe.steps import EmbedStep
 from likewise.settings import Settings
 
 
@@ -128,7 +128,7 @@ class Embedder(EmbeddingModels):
             raise Invalid.at("/batch_size", "This must be at least 1.", "out_of_range")
         lane = lane or _lane_of(texts)
         with (
-            Embedding(spec.name, role, lane) as step,
+            EmbedStep(spec.name, role, lane) as step,
             self._pool.handle(spec).held(),
             self._cache.watched() as since,
         ):

@@ -12,7 +12,7 @@ from typing import Protocol
 from likewise.embedding.graphs.openvino import able, choose
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.runtimes import Runtime, runtime_of, torch_installed
+from likewise.embedding.runtimes import ModelRuntime, runtime_of, torch_installed
 from likewise.errors import ModelUnavailable, SettingsError
 from likewise.machine import memory_limit
 from likewise.settings import PREFIX, Settings
@@ -138,7 +138,7 @@ def needed_by(spec: ModelSpec, files: Iterable[Path], settings: Settings) -> int
     return BESIDES + BYTES[runtime, _arithmetic(runtime, settings)] * count
 
 
-def _arithmetic(runtime: Runtime, settings: Settings) -> str:
+def _arithmetic(runtime: ModelRuntime, settings: Settings) -> str:
     if runtime == "torch":
         torch = importlib.import_module(TORCH)
         return str(torch.name_of(torch.arithmetic_of(settings)))

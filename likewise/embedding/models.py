@@ -1,4 +1,4 @@
-"""The models that there are, and how they are named."""
+"""The models that there are, their names, and the rows of models of one's own."""
 
 import sys
 from dataclasses import dataclass, field, replace
@@ -9,13 +9,13 @@ from likewise.embedding import models_file
 from likewise.embedding.costs import PRICES
 from likewise.embedding.files.folder import ModelFolder, Pooling
 from likewise.embedding.files.torch_folder import TorchFolder
-from likewise.embedding.runtimes import Runtime, runtime_of
+from likewise.embedding.runtimes import ModelRuntime, runtime_of
 from likewise.errors import Fault, LikewiseError, ModelNotAllowed, NotSupported, SettingsError
 from likewise.settings import PREFIX, Settings
 
 # The architecture of what runs elsewhere.
 REMOTE = "remote"
-# What callers of the embedder that Likewise replaces are used to; local models make their own batches.
+# As in the embedder that Likewise replaces; local models make their own batches.
 LOCAL_TEXTS = 32
 
 
@@ -69,7 +69,7 @@ class ModelSpec:
     wheel: str | None = None
     own: bool = False
     folder: Path | None = None
-    runtime: Runtime | None = None
+    runtime: ModelRuntime | None = None
     endpoint: Endpoint | None = None
     price_per_1k_tokens: float = 0.0
     matryoshka: bool = False
@@ -81,16 +81,16 @@ class ModelSpec:
 
     @property
     def provider(self) -> str:
-        """Who runs it."""
+        """The name of the program or company that runs it."""
         return "openai" if self.architecture == REMOTE else "local"
 
     @property
-    def most_texts(self) -> int:
-        """How many texts go in one call unless a caller says otherwise."""
+    def max_texts(self) -> int:
+        """The most texts in one call unless a caller asks for others."""
         return self.endpoint.texts if self.endpoint else LOCAL_TEXTS
 
     def answers_to(self, name: str) -> bool:
-        """Whether this is one of the model's names, case-exact; one of one's own has just that of the settings."""
+        """Return whether this is one of the model's names, case-exact; a model of one's own has just one."""
         return name == self.name if self.own else name in (self.name, self.hub_id, self.bare_name)
 
 
@@ -135,13 +135,13 @@ MOCK = ModelSpec("mock", "mock", 384, 256, architecture="mock")
 
 
 def refuse_other_size(model: str, dimension: int, expected: int) -> None:
-    """SettingsError unless the vectors of a model, named by its id on the hub, have so many numbers."""
+    """Raise SettingsError unless the vectors of a model, named by its id on the hub, have the expected dimension."""
     if dimension != expected:
         raise SettingsError(_other_size(model, dimension, expected))
 
 
 def size_fault(spec: ModelSpec, dimension: int, settings: Settings) -> str | None:
-    """Why vectors of so many numbers may not be the default model's; None if they may, or it is another model."""
+    """Return why the default model may not have that dimension; None if it may, or for another model."""
     expected = settings.vector_size
     if expected is None or dimension in (0, expected) or not spec.answers_to(settings.model):
         return None
@@ -167,15 +167,15 @@ class Catalogue:
         self._allowed = tuple(dict.fromkeys((settings.model, *settings.models_allowed, *self._own)))
 
     def specs(self) -> list[ModelSpec]:
-        """The allowed models, the default first, each once."""
+        """Return the allowed models, the default first, each once."""
         return list({spec.name: spec for spec in map(self._find, self._allowed)}.values())
 
     def resolve(self, name: str | None) -> ModelSpec:
-        """The same for what is stored already, which may be of the deterministic model, where that is enabled."""
+        """Return the model of that name, as `named`, or the deterministic one, where it is enabled."""
         return MOCK if name == MOCK.name and self._settings.enable_mock else self.named(name)
 
     def named(self, name: str | None) -> ModelSpec:
-        """The model of that name, or the default, for those who may choose.
+        """Return the model of that name, or the default.
 
         Invalid if the settings do not allow it, NotSupported if this version cannot run it.
         """
@@ -190,13 +190,13 @@ class Catalogue:
             self._resolved[name] = spec
         return spec
 
-    def runtime(self, spec: ModelSpec) -> Runtime:
-        """What runs a local model here; NotSupported says why nothing does."""
+    def runtime(self, spec: ModelSpec) -> ModelRuntime:
+        """Return the runtime of a local model; NotSupported says why there is none here."""
         try:
             return runtime_of(spec.architecture, spec.runtime, self._settings.device)
         except NotSupported as error:
             why = f"{_no_graph(spec)}{error.detail}"
-            # Folders of this machine are for those who run it.
+            # Folders of this machine are for its operators.
             public_detail = f"This server cannot run {spec.name}; `likewise doctor` says why." if spec.folder else why
             known = NotSupported(why, faults=[Fault("/model", NotSupported.code, public_detail)])
             known.public_detail = public_detail
@@ -209,7 +209,7 @@ class Catalogue:
         raise ModelNotAllowed
 
     def _find(self, name: str) -> ModelSpec:
-        """A row of the models file or of the table, or a local folder that the settings name."""
+        """Find a row of the models file or of the table, or make that of a local folder that the settings name."""
         if name in self._own:
             return self._own[name]
         for spec in MODELS:
@@ -238,7 +238,7 @@ def _openai(spec: ModelSpec, settings: Settings) -> Endpoint:
 
 
 def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
-    """A row of the models file; SettingsError if its name is another model's."""
+    """Make the row of a model of one's own; SettingsError if its name is another model's."""
     refuse_known_name(row.name)
     if row.folder is not None:
         return as_read(
@@ -256,13 +256,13 @@ def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
 
 
 def refuse_known_name(name: str) -> None:
-    """SettingsError if a row of the models file has the name of a model of ours, whatever that makes."""
+    """Raise SettingsError if a row of the models file has the name of a model of ours, of any kind."""
     if any(spec.answers_to(name) for spec in (*MODELS, *RERANKERS, MOCK)):
         raise SettingsError(f"{models_file.FILE}: {name} is the name of a model that Likewise knows; choose another.")
 
 
 def endpoint_of(row: models_file.ModelRow, settings: Settings) -> Endpoint:
-    """Where a row of the models file with an address is served."""
+    """Return the endpoint of a row of the models file that has an address."""
     return Endpoint(
         row.base_url or "",
         row.model or row.name,
@@ -277,7 +277,7 @@ def endpoint_of(row: models_file.ModelRow, settings: Settings) -> Endpoint:
 
 
 def as_read(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """A folder of one's own with what its files say; what its row in the models file says goes before that."""
+    """Read a folder of one's own; its row in the models file goes before its files."""
     read = local_spec(spec.name, folder)
     return replace(
         read,
@@ -289,7 +289,7 @@ def as_read(spec: ModelSpec, folder: Path) -> ModelSpec:
 
 
 def local_spec(name: str, folder: Path) -> ModelSpec:
-    """The row of a folder of one's own; dimension 0 while it cannot be read."""
+    """Make the row of a folder of one's own, of dimension 0 while it cannot be read."""
     try:
         facts = ModelFolder.read(folder)
     except NotSupported:
@@ -304,7 +304,7 @@ def local_spec(name: str, folder: Path) -> ModelSpec:
 
 
 def _torch_spec(name: str, folder: Path) -> ModelSpec:
-    """The row of a folder that there is no graph for."""
+    """Make the row of a folder that there is no graph for."""
     try:
         facts = TorchFolder.read(folder)
     except LikewiseError:  # loading it tells why
@@ -318,7 +318,7 @@ def _torch_spec(name: str, folder: Path) -> ModelSpec:
 
 
 def _no_graph(spec: ModelSpec) -> str:
-    """Why there is no graph for a folder of one's own, to go before what that leads to."""
+    """Say why there is no graph for a folder of one's own, as the beginning of a message."""
     try:
         if spec.folder is not None:
             ModelFolder.read(spec.folder)

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from likewise.embedding.runtimes import Runtime
+from likewise.embedding.runtimes import ModelRuntime
 from likewise.errors import SettingsError
 from likewise.settings import ENV_FILE, PREFIX, Settings
 
@@ -45,7 +45,7 @@ def _has_host(url: str) -> bool:
         return False
 
 
-# What only models of one kind have.
+# Fields of one kind of models only.
 _OF_VECTORS = frozenset({"dimension", "query_prefix", "document_prefix", "matryoshka", "runtime"})
 _OF_RERANKERS = frozenset({"texts_named"})
 
@@ -75,7 +75,7 @@ class ModelRow(BaseModel):
     document_prefix: str = ""
     price_per_1k_tokens: float = Field(0.0, ge=0, allow_inf_nan=False)
     matryoshka: bool = False
-    runtime: Runtime | None = None
+    runtime: ModelRuntime | None = None
     texts_per_request: Whole = Field(100, ge=1, le=2_048)
     requests_at_once: Whole = Field(8, ge=1, le=256)
     texts_named: Literal["documents", "texts"] = "documents"
@@ -101,7 +101,7 @@ class ModelRow(BaseModel):
         return self
 
     def key(self) -> str | None:
-        """The key, from the environment or `.env`; None if none is named, or there is none."""
+        """Return the key, from the environment or `.env`; None if none is named, or there is none."""
         if self.key_variable is None:
             return None
         return os.environ.get(self.key_variable) or dotenv_values(ENV_FILE).get(self.key_variable) or None
@@ -121,7 +121,7 @@ class _File(BaseModel):
 
 
 def read(settings: Settings) -> list[ModelRow]:
-    """The rows of the file that the settings name, none if they name none; SettingsError says what is wrong in it."""
+    """Read the rows of the file that the settings name, if they name one; SettingsError says what is wrong in it."""
     if settings.models_file is None:
         return []
     try:
@@ -143,4 +143,4 @@ def _parsed(path: Path) -> Mapping[str, Any]:
     except UnicodeDecodeError:
         raise SettingsError(f"{FILE} names a file that is not text in UTF-8.") from None
     except OSError as error:
-        raise SettingsError(f"{FILE} cannot be read: {error.strerror}. Mend the path or unset it.") from None
+        raise SettingsError(f"{FILE} cannot be read: {error.strerror}. Fix the path or unset it.") from None

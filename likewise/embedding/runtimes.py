@@ -1,4 +1,4 @@
-"""Which program runs a local model: OpenVINO on the processor where there is a graph for it, else torch."""
+"""The runtime of a local model: OpenVINO on the processor where there is a graph for it, else torch."""
 
 import functools
 import importlib.util
@@ -8,18 +8,18 @@ from typing import Literal
 from likewise.embedding.graphs.architectures import ARCHITECTURES
 from likewise.errors import NotSupported
 
-Runtime = Literal["openvino", "torch"]
+ModelRuntime = Literal["openvino", "torch"]
 
 # imported when a model is loaded that it runs
-PROVIDERS: Mapping[Runtime, str] = {
+PROVIDERS: Mapping[ModelRuntime, str] = {
     "openvino": "likewise.embedding.providers.openvino",
     "torch": "likewise.embedding.providers.torch",
 }
 TORCH_NEEDED = "torch needs an extra: pip install 'likewise[torch]'"
 
 
-def runtime_of(architecture: str, asked: Runtime | None, device: str) -> Runtime:
-    """The runtime of a model of that architecture on LIKEWISE_DEVICE; `asked` is what its row says.
+def runtime_of(architecture: str, asked: ModelRuntime | None, device: str) -> ModelRuntime:
+    """Choose the runtime of a model of that architecture on LIKEWISE_DEVICE; `asked` is that of its row.
 
     NotSupported if there is none: the architecture has no graph, or torch is not installed.
     """
@@ -38,5 +38,5 @@ def runtime_of(architecture: str, asked: Runtime | None, device: str) -> Runtime
 
 @functools.cache
 def torch_installed() -> bool:
-    """Whether what the extra `torch` brings is here; nothing is imported."""
+    """Return whether the packages of the extra `torch` are here; nothing is imported."""
     return all(importlib.util.find_spec(name) for name in ("sentence_transformers", "torch", "transformers"))

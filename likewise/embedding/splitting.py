@@ -104,7 +104,7 @@ async def spans_by_characters(text: str, max_tokens: int, overlap: int) -> list[
 
 
 def _pieces(text: str) -> Iterator[TextSpan]:
-    """SplitOptions a text within its long runs, after every so many of their characters.
+    """Cut a text within its long runs, after every so many of their characters.
 
     The tokenizer puts a space there as well. The splitter's time grows with the square of what no space ends: 200,000
     characters of Japanese took it 13 seconds, and in pieces take 2.

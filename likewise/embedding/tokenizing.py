@@ -1,4 +1,4 @@
-"""Texts to token ids, with exact counts of what was read and what was cut off."""
+"""Texts to token ids, with exact counts of those that were read and those that were cut off."""
 
 import re
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One text as the model reads it: its ids with the special ones, and what did not fit.
+class EncodedText:
+    """One text as the model reads it: its ids with the special ones, and the number that did not fit.
 
     `chars_read` counts characters of the text itself, without a prefix.
     """
@@ -34,7 +34,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class PairFrame:
-    """The special ids before, between and after two texts. `typed`: what follows `between` is of another type."""
+    """The special ids before, between and after two texts. `typed`: the ids after `between` are of another type."""
 
     before: tuple[int, ...]
     between: tuple[int, ...]
@@ -43,7 +43,7 @@ class PairFrame:
 
     @property
     def size(self) -> int:
-        """How many special ids there are."""
+        """The number of special ids."""
         return len(self.before) + len(self.between) + len(self.after)
 
 
@@ -51,7 +51,7 @@ class TextTokenizer:
     """A model's own tokenizer, with its limit in tokens. Safe to use from several threads."""
 
     def __init__(self, path: Path, max_tokens: int, *, lowercase: bool = False, vocabulary: int | None = None) -> None:
-        """The tokenizer in `path`; ModelUnavailable if it is none, or not that of a model with so many embeddings."""
+        """Read the tokenizer in `path`; ModelUnavailable if it is none, or not of a model with so many embeddings."""
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
             self._tokenizer.no_truncation()
@@ -66,41 +66,41 @@ class TextTokenizer:
         if self._room < 1:
             raise broken(path, f"leaves no room for a text within the model's {max_tokens} tokens")
 
-    def encode(self, texts: Sequence[str], prefix: str = "") -> list[Encoded]:
-        """Each text's ids, cut to the limit."""
+    def encode(self, texts: Sequence[str], prefix: str = "") -> list[EncodedText]:
+        """Encode each text to ids, cut to the limit."""
         prepared = [prefix + self._prepare(text) for text in texts]
         encodings = self._tokenizer.encode_batch(prepared, add_special_tokens=False)
         return [self._cut(text, encoding, len(prefix)) for text, encoding in zip(texts, encodings, strict=True)]
 
     def lengths(self, texts: Sequence[str], prefix: str = "") -> list[int]:
-        """Tokens of each text with the special ones, before anything is cut off."""
+        """Count the tokens of each text with the special ones, before anything is cut off."""
         special = len(self._before) + len(self._after)
         prepared = [prefix + self._prepare(text) for text in texts]
         return [special + len(each) for each in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
 
     def prefix_length(self, prefix: str) -> int:
-        """Tokens of a prefix, with the special ones that come before it."""
+        """Count the tokens of a prefix, with the special ones that come before it."""
         return len(self._before) + len(self._tokenizer.encode(prefix, add_special_tokens=False))
 
-    def splitter(self, most: int, overlap: int, prefix: str = "") -> TextSplitter:
-        """What cuts texts in parts of at most so many tokens, the special ones and a prefix included."""
+    def splitter(self, max_tokens: int, overlap: int, prefix: str = "") -> TextSplitter:
+        """Return a splitter to parts of at most so many tokens, the special ones and a prefix included."""
         special = len(self._after) + self.prefix_length(prefix)
-        room = max(1, min(most, self._room + len(self._before) + len(self._after)) - special)
+        room = max(1, min(max_tokens, self._room + len(self._before) + len(self._after)) - special)
         return TextSplitter.from_huggingface_tokenizer(self._tokenizer, room, min(overlap, room - 1))
 
     def as_split(self, text: str) -> str:
-        """A text of the same length as its parts will be read."""
+        """Return a text as its parts are read, at the same length."""
         lower = text.lower() if self._lowercase else text
         # Few letters become two.
         return lower if len(lower) == len(text) else text
 
     def bare(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's ids without the special ones, however many."""
+        """Encode each text to ids without the special ones, however many."""
         prepared = [self._prepare(text) for text in texts]
         return [each.ids for each in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
 
     def pair(self) -> "PairFrame":
-        """What the tokenizer puts around and between two texts; ValueError where that is not around each as it is."""
+        """Find the ids around and between two texts; ValueError where the texts themselves are changed."""
         one, both = self._tokenizer.encode("a", add_special_tokens=False).ids, self._tokenizer.encode("a", "a")
         places = [at for at in range(len(both.ids)) if both.ids[at : at + len(one)] == one]
         first, second = places[0], places[-1]
@@ -117,7 +117,7 @@ class TextTokenizer:
 
     @property
     def has_types(self) -> bool:
-        """Whether it gives tokens other types than the first."""
+        """Whether tokens have other types than the first."""
         return any(self._tokenizer.encode("a").type_ids)
 
     def _prepare(self, text: str) -> str:
@@ -126,15 +126,15 @@ class TextTokenizer:
         split = LONG_RUN.sub(_split_run, clean) if len(clean) > RUN else clean
         return split.lower() if self._lowercase else split
 
-    def _cut(self, text: str, encoding: Encoding, prefix: int) -> Encoded:
+    def _cut(self, text: str, encoding: Encoding, prefix: int) -> EncodedText:
         excess = max(0, len(encoding) - self._room)
         kept = encoding.ids[: self._room] if excess else encoding.ids
         ids = np.array([*self._before, *kept, *self._after], np.int32)
         chars = _chars_read(text, encoding, len(kept), prefix) if excess else len(text)
-        return Encoded(ids, excess, chars)
+        return EncodedText(ids, excess, chars)
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
-        """The special ids before and after a text."""
+        """Find the special ids before and after a text."""
         bare = self._tokenizer.encode("a", add_special_tokens=False).ids
         full = self._tokenizer.encode("a").ids
         start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
@@ -147,14 +147,14 @@ def _split_run(run: re.Match[str]) -> str:
 
 
 def _chars_read(text: str, encoding: Encoding, kept: int, prefix: int) -> int:
-    """Characters of the text up to the end of its last token that was read."""
+    """Count the characters of the text up to the end of its last token that was read."""
     span = encoding.token_to_chars(kept - 1) if kept else None
     end = max(0, span[1] - prefix) if span else 0
     return min(len(text), end - _spaces_added(text, end))
 
 
 def _spaces_added(text: str, end: int) -> int:
-    """How many of the first `end` characters are spaces that split long runs."""
+    """Count the spaces that split long runs among the first `end` characters."""
     added = 0
     for run in LONG_RUN.finditer(text):
         length = run.end() - run.start()

@@ -25,7 +25,7 @@ def start() -> None:
 
 
 def resource() -> Resource:
-    """Who sends: `likewise`, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise."""
+    """Return the sender: `likewise`, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise."""
     known = Resource.create({SERVICE_VERSION: program_version()})
     if str(known.attributes.get(SERVICE_NAME, _UNNAMED)).startswith(_UNNAMED):
         return known.merge(Resource({SERVICE_NAME: "likewise"}))

@@ -1,9 +1,12 @@
 """Log lines: one JSON object each, pure ASCII, without texts, values or messages of errors."""
 
+import asyncio
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -11,7 +14,6 @@ from opentelemetry import trace
 from structlog.stdlib import BoundLogger
 from structlog.typing import EventDict, WrappedLogger
 
-from likewise.observe.errors import describe
 from likewise.observe.request_id import REQUEST_ID
 
 # What these say at `info` is of use only while debugging.
@@ -46,10 +48,11 @@ _HARMLESS = frozenset(
     }
 )
 _WITHHELD = "a message that may hold values"
+_PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 def get_logger(name: str) -> BoundLogger:
-    """A logger of structured lines on top of the standard one of this name.
+    """Return a logger of events in snake_case, with facts as fields, on top of the standard one of this name.
 
     Pass an error as `error=`; its type and place are logged, never its message. A program that uses the library decides
     itself, by the standard `logging`, whether and where lines appear.
@@ -71,6 +74,21 @@ def configure(level: str, stream: TextIO | None = None) -> None:
         logging.getLogger(name).setLevel("WARNING" if level == "info" else level.upper())
 
 
+def log_unhandled(loop: asyncio.AbstractEventLoop) -> None:
+    """Log errors that nobody waits for, as those of a task that was dropped, by type and place.
+
+    The loop's own words for them hold the error's message and the task's arguments.
+    """
+    log = get_logger(__name__)
+
+    def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        facts = {"error": error} if isinstance(error, BaseException) else {}
+        log.error("unhandled", **facts)
+
+    loop.set_exception_handler(handle)
+
+
 class JsonLines(logging.Formatter):
     """A log record as one line of JSON.
 
@@ -78,7 +96,7 @@ class JsonLines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, without its end."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -116,7 +134,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _without_values(record: logging.LogRecord) -> str:
-    """A library's message with numbers only: its other arguments may be rows, texts or addresses with passwords.
+    """Return a library's message with numbers only: its other arguments may be rows, texts or addresses with passwords.
 
     One without arguments may be a finished sentence with all of these in it, so it is shown only if it is known.
     """
@@ -137,3 +155,50 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 def _type_only(value: object) -> str:
     return f"<{type(value).__name__}>"
+
+
+def describe(error: BaseException, *, trace: bool = False) -> dict[str, Any]:
+    """Return what may be logged of an error: its type and place, and a database's SQLSTATE, table and constraint.
+
+    Its message may hold somebody's text, and is left out. With `trace` the frames are added: files, lines and
+    functions, no values.
+    """
+    described: dict[str, Any] = {"error": _type_name(error), **_of_database(error)}
+    if place := _place(error):
+        described["at"] = place
+    if cause := _cause(error):
+        described = {"cause": _type_name(cause), **_of_database(cause), **described}
+    if trace:
+        described["trace"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in _frames(error)]
+    return described
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _of_database(error: BaseException) -> dict[str, str]:
+    # Read by attribute, the driver's or our own: this layer knows no database.
+    diagnosis = getattr(error, "diag", None)
+    found = {
+        "sqlstate": getattr(error, "sqlstate", None),
+        "table": getattr(diagnosis, "table_name", getattr(error, "table", None)),
+        "constraint": getattr(diagnosis, "constraint_name", getattr(error, "constraint", None)),
+    }
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _frames(error: BaseException) -> traceback.StackSummary:
+    return traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__), lookup_lines=False)
+
+
+def _place(error: BaseException) -> str | None:
+    ours = [frame for frame in _frames(error) if frame.filename.startswith(_PACKAGE)]
+    if not ours:
+        return None
+    return f"likewise{ours[-1].filename[len(_PACKAGE) :]}:{ours[-1].lineno}"

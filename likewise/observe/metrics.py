@@ -133,13 +133,13 @@ def begin_at_zero() -> None:
 
 
 def one_of(value: str, known: Iterable[str]) -> str:
-    """The value as a label, if it is a known one."""
+    """Return the value as a label, if it is a known one, else `other`."""
     return value if value in known else OTHER
 
 
 @dataclass(frozen=True)
-class Now:
-    """What is so at the moment of a scrape. None, or an absent model: it could not be learnt in time.
+class MetricsSnapshot:
+    """The values at the moment of a scrape. None, or an absent model: it could not be learnt in time.
 
     `oldest_waiting` is in seconds, by model; `models` has each allowed model's state; times of the pool in seconds.
     """
@@ -153,23 +153,23 @@ class Now:
     redis_up: bool | None = None
     pool_in_use: int = 0
     pool_idle: int = 0
-    pool_most: int = 0
+    pool_max: int = 0
     pool_waiting: int = 0
     pool_waits: int = 0
     pool_wait_seconds: float = 0.0
 
 
-def exposition(now: Now) -> bytes:
-    """All metrics in Prometheus's text format."""
+def exposition(now: MetricsSnapshot) -> bytes:
+    """Return all metrics in Prometheus's text format."""
     return generate_latest(_Shown(now))
 
 
 class _Shown(Collector):
-    def __init__(self, now: Now) -> None:
+    def __init__(self, now: MetricsSnapshot) -> None:
         self._now = now
 
     def collect(self) -> Iterator[Metric]:
-        """What was counted, then what is."""
+        """Yield the counters, then the values of the moment."""
         for metric in REGISTRY.collect():
             # The library tells of each series when it began, which doubles the page and helps nobody here.
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
@@ -177,7 +177,7 @@ class _Shown(Collector):
         yield from _metrics_of(self._now)
 
 
-def _metrics_of(now: Now) -> Iterator[Metric]:
+def _metrics_of(now: MetricsSnapshot) -> Iterator[Metric]:
     yield _gauge("build_info", "The version that runs.", {(program_version(),): 1}, "version")
     yield _gauge("database_up", "1 while the database answers.", {(): now.database_up})
     yield _gauge(
@@ -202,7 +202,7 @@ def _metrics_of(now: Now) -> Iterator[Metric]:
         yield _gauge("cache_up", words, {("redis",): now.redis_up}, "tier")
     words = "Connections to the database."
     yield _gauge("pool_connections", words, {("in_use",): now.pool_in_use, ("idle",): now.pool_idle}, "state")
-    yield _gauge("pool_connections_max", "Connections that this process keeps at most.", {(): now.pool_most})
+    yield _gauge("pool_connections_max", "Connections that this process keeps at most.", {(): now.pool_max})
     yield _gauge("pool_waiting", "Callers that wait for a connection.", {(): now.pool_waiting})
     yield _sum("pool_waits", "Times that a connection had to be waited for.", now.pool_waits)
     yield _sum("pool_wait_seconds", "Time that connections were waited for.", now.pool_wait_seconds)

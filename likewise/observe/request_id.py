@@ -10,7 +10,7 @@ _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def request_id_for(offered: str | None) -> str:
-    """The caller's own id if it is harmless to repeat, else a new one."""
+    """Return the caller's own id if it is harmless to repeat, else a new one."""
     if offered is not None and _ACCEPTED.fullmatch(offered):
         return offered
     return secrets.token_hex(16)

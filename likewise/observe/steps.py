@@ -1,4 +1,4 @@
-"""What conductors call: each step as one span and its metrics, by numbers alone."""
+"""The steps of each flow, each as one span with its metrics, by numbers alone."""
 
 import asyncio
 import time
@@ -13,17 +13,17 @@ from likewise.observe import metrics, tracing
 from likewise.observe.logs import get_logger
 
 # Of the requests whose texts are in one claim, so many are named.
-MOST_REQUEST_IDS = 16
+MAX_REQUEST_IDS = 16
 NO_ROUTE = "none"
 
 log = get_logger(__name__)
 
-E = TypeVar("E", bound="Embeddings")
-F = TypeVar("F", bound="Hits")
+E = TypeVar("E", bound="EmbeddingCounts")
+F = TypeVar("F", bound="SearchCounts")
 
 
-class Embeddings(Protocol):
-    """What became of texts, as far as it is counted: arrays of one number for each."""
+class EmbeddingCounts(Protocol):
+    """The counts of embedded texts: arrays of one number for each."""
 
     @property
     def tokens(self) -> Any: ...
@@ -32,8 +32,8 @@ class Embeddings(Protocol):
     def cached(self) -> Any: ...
 
 
-class Hits(Protocol):
-    """What a search found, as far as it is counted."""
+class SearchCounts(Protocol):
+    """The counts of a search."""
 
     @property
     def hits(self) -> Collection[Any]: ...
@@ -43,7 +43,7 @@ class Hits(Protocol):
 
 
 class _Step:
-    """A span and a stopwatch around a block; `_count` is told how it went."""
+    """A span and a stopwatch around a block; `_count` counts its end."""
 
     def __init__(self, span: tracing.Span) -> None:
         self._span = span
@@ -64,7 +64,7 @@ class _Step:
         raise NotImplementedError
 
 
-class Answering(_Step):
+class RequestStep(_Step):
     """One HTTP request; `headers` may name the trace that it belongs to."""
 
     def __init__(self, method: str, headers: Mapping[str, str], request_id: str) -> None:
@@ -75,7 +75,7 @@ class Answering(_Step):
         self._status: int | None = None
 
     def answered(self, route: str | None, status: int | None) -> None:
-        """The route's template, and the status; None for a client that left before its answer."""
+        """Note the route's template, and the status; None for a client that left before its answer."""
         self._route, self._status = route or NO_ROUTE, status
 
     def _count(self, seconds: float, error: BaseException | None) -> None:
@@ -88,8 +88,8 @@ class Answering(_Step):
             self._span.failed(str(self._status))
 
 
-class Embedding(_Step):
-    """Texts that a caller wants the vectors of. `model` is one that the settings allow."""
+class EmbedStep(_Step):
+    """A request for the vectors of texts. `model` is one that the settings allow."""
 
     def __init__(self, model: str, role: str, lane: str) -> None:
         super().__init__(tracing.Span("embed"))
@@ -97,7 +97,7 @@ class Embedding(_Step):
         self._span.set(model=model, role=role, lane=lane)
 
     def done(self, made: E) -> E:
-        """Their vectors, passed on."""
+        """Count their vectors, and pass them on."""
         cached, texts = int(made.cached.sum()), len(made.tokens)
         metrics.EMBED_TEXTS.labels(self._model, self._lane).inc(texts)
         metrics.CACHE_MISSES.inc(texts - cached)
@@ -108,8 +108,8 @@ class Embedding(_Step):
         metrics.EMBED_REQUESTS.labels(self._model, self._lane, outcome(error)).inc()
 
 
-class Reranking(_Step):
-    """Texts that a caller wants scored for a query. `model` is one that the settings name."""
+class RerankStep(_Step):
+    """A request for the scores of texts. `model` is one that the settings name."""
 
     def __init__(self, model: str) -> None:
         super().__init__(tracing.Span("rerank"))
@@ -117,7 +117,7 @@ class Reranking(_Step):
         self._span.set(model=model)
 
     def done(self, texts: int, tokens: int) -> None:
-        """So many texts have their scores, of so many tokens with the query."""
+        """Count texts with their scores, and their tokens with the query."""
         metrics.RERANK_TEXTS.labels(self._model).inc(texts)
         self._span.set(texts=texts, tokens=tokens)
 
@@ -126,7 +126,7 @@ class Reranking(_Step):
         metrics.RERANK_SECONDS.labels(self._model).observe(seconds)
 
 
-class RerankerCall(_Step):
+class RerankerStep(_Step):
     """One call of a reranker; one that fails counts by its time alone."""
 
     def __init__(self, model: str) -> None:
@@ -134,7 +134,7 @@ class RerankerCall(_Step):
         self._model = model
 
     def done(self, texts: int, tokens: Any, truncated: Any) -> None:
-        """So many texts, with arrays of the tokens read and cut off of each."""
+        """Count texts, by arrays of the tokens read and cut off of each."""
         read, cut = int(sum(tokens)), int(sum(truncated))
         metrics.RERANK_TOKENS.labels(self._model).inc(read)
         metrics.RERANK_TRUNCATED.labels(self._model).inc(cut)
@@ -144,7 +144,7 @@ class RerankerCall(_Step):
         metrics.RERANK_CALL_SECONDS.labels(self._model).observe(seconds)
 
 
-class Searching(_Step):
+class SearchStep(_Step):
     """One search."""
 
     def __init__(self, mode: str) -> None:
@@ -153,7 +153,7 @@ class Searching(_Step):
         self._span.set(mode=self._mode)
 
     def done(self, found: F) -> F:
-        """What it found, passed on."""
+        """Count the hits, and pass them on."""
         metrics.SEARCH_RESULTS.labels(self._mode).inc(len(found.hits))
         if found.degraded:
             metrics.SEARCH_DEGRADED.inc()
@@ -171,7 +171,7 @@ class WorkerStep(_Step):
     def __init__(self, contents: int, request_ids: Collection[str | None] = ()) -> None:
         super().__init__(tracing.Span("worker"))
         known = dict.fromkeys(one for one in request_ids if one is not None)
-        self._contents, self._requests, self._named = contents, len(known), list(known)[:MOST_REQUEST_IDS]
+        self._contents, self._requests, self._named = contents, len(known), list(known)[:MAX_REQUEST_IDS]
         metrics.WORKER_CLAIMS.inc()
         self._span.set(contents=contents, requests=self._requests, request_ids=self._named)
 
@@ -191,14 +191,13 @@ class TaskStep(_Step):
     """A claimed task; one that is left without a word goes back to the others."""
 
     def __init__(self, kind: str) -> None:
-        """Of a registered kind."""
         super().__init__(tracing.Span("task"))
         self._kind = kind
         self._became = "released"
         self._span.set(kind=kind)
 
     def became(self, word: str) -> None:
-        """One of `metrics.TASKS`."""
+        """Note its end: one of `metrics.TASKS`."""
         self._became = word
 
     def _count(self, seconds: float, error: BaseException | None) -> None:
@@ -207,7 +206,7 @@ class TaskStep(_Step):
         log.info("task_worked_on", kind=self._kind, ms=round(seconds * 1000, 1), outcome=self._became)
 
 
-class ModelBatch(_Step):
+class ModelStep(_Step):
     """One batch in a model; one that fails counts by its time alone."""
 
     def __init__(self, model: str, lane: str) -> None:
@@ -215,7 +214,7 @@ class ModelBatch(_Step):
         self._labels = (model, metrics.one_of(lane, metrics.LANES))
 
     def done(self, texts: int, tokens: Any, truncated: Any) -> None:
-        """So many texts, with arrays of the tokens read and cut off of each."""
+        """Count texts, by arrays of the tokens read and cut off of each."""
         read, cut = int(sum(tokens)), int(sum(truncated))
         metrics.MODEL_TEXTS.labels(*self._labels).inc(texts)
         metrics.MODEL_TOKENS.labels(*self._labels).inc(read)
@@ -226,7 +225,7 @@ class ModelBatch(_Step):
         metrics.MODEL_SECONDS.labels(*self._labels).observe(seconds)
 
 
-class ProviderRequest(_Step):
+class ProviderStep(_Step):
     """One try of a request to a remote model; one that raises after a good status had no good answer."""
 
     def __init__(self, model: str, texts: int) -> None:
@@ -236,7 +235,7 @@ class ProviderRequest(_Step):
         self._span.set(model=model, texts=texts)
 
     def answered(self, status: int) -> None:
-        """With this status."""
+        """Note the status."""
         self._status = status
         self._span.set(http__response__status_code=status)
 
@@ -258,64 +257,64 @@ class ProviderRequest(_Step):
 
 
 def paid(model: str, cost: float, estimated: int) -> None:
-    """A model read a text: what that costs in US dollars, and how many of its tokens nobody counted."""
+    """Count the cost in US dollars of a text that a model read, and the tokens of it that are an estimate."""
     metrics.EMBED_COST.labels(model).inc(cost)
     if estimated:
         metrics.EMBED_ESTIMATED.labels(model).inc(estimated)
 
 
 def avoided(model: str, cost: float) -> None:
-    """What a model need not read, in US dollars."""
+    """Count the cost in US dollars that a cached vector has saved."""
     metrics.EMBED_COST_AVOIDED.labels(model).inc(cost)
 
 
 def cache_hits(tier: str, count: int) -> None:
-    """A tier of `metrics.CACHE_TIERS` knew so many vectors."""
+    """Count the vectors that a tier of `metrics.CACHE_TIERS` knew."""
     if count:
         metrics.CACHE_HITS.labels(tier).inc(count)
 
 
 def cache_failed(kind: str) -> None:
-    """A tier of the cache was no help: one of `metrics.CACHE_ERRORS`."""
+    """Count a failure of the cache: one of `metrics.CACHE_ERRORS`."""
     metrics.CACHE_FAILED.labels(metrics.one_of(kind, metrics.CACHE_ERRORS)).inc()
 
 
 def cache_dropped() -> None:
-    """A vector did not fit among those that wait to be written."""
+    """Count a vector that did not fit among those that wait to be written."""
     metrics.CACHE_DROPPED.inc()
 
 
 def search_plan(plan: str) -> None:
-    """How the vectors of the current search are compared: one of `metrics.PLANS`."""
+    """Count a way of comparing the vectors of the current search: one of `metrics.PLANS`."""
     metrics.SEARCH_PLANS.labels(metrics.one_of(plan, metrics.PLANS)).inc()
     tracing.note(plan=plan)
 
 
 def stored(created: int, changed: int, unchanged: int, text_bytes: int) -> None:
-    """A batch of records that is committed."""
+    """Count a batch of records that is committed."""
     for became, count in (("created", created), ("changed", changed), ("unchanged", unchanged)):
         metrics.INGEST_RECORDS.labels(became).inc(count)
     metrics.INGEST_BYTES.inc(text_bytes)
 
 
 def refused(records: int) -> None:
-    """So many records were not stored, for what they say."""
+    """Count records that were not stored, for what they say."""
     metrics.INGEST_RECORDS.labels("refused").inc(records)
 
 
 def kind_of_task(kind: str) -> None:
-    """There are tasks of this kind from now on: a rate needs a value to rise from."""
+    """Begin to count tasks of this kind: a rate needs a value to rise from."""
     for word in metrics.TASKS:
         metrics.TASKS_ENDED.labels(kind, word)
 
 
 def contents_became(became: str, count: int) -> None:
-    """What became of claimed contents: one of `metrics.CONTENTS`."""
+    """Count the end of claimed contents: one of `metrics.CONTENTS`."""
     metrics.WORKER_CONTENTS.labels(became).inc(count)
 
 
 def outcome(error: BaseException | None) -> str:
-    """The word of `metrics.OUTCOMES` for how something ended."""
+    """Return the word of `metrics.OUTCOMES` for an ending."""
     if error is None:
         return "ok"
     if isinstance(error, asyncio.CancelledError | GeneratorExit):

@@ -1,10 +1,10 @@
-"""Which Likewise this is."""
+"""The version of the program."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def program_version() -> str:
-    """The installed version."""
+    """Return the installed version."""
     try:
         return version("likewise")
     except PackageNotFoundError:

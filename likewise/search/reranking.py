@@ -134,7 +134,7 @@ class Rerankers:
         spec = self._catalogue.resolve(model)
         _refuse_unreadable(query, texts)
         handle = self._pool.handle(spec)
-        with steps.Reranking(spec.name) as step, handle.held():
+        with steps.RerankStep(spec.name) as step, handle.held():
             _, queue = await handle.ready()
 
             def charge(scored: RerankerScores) -> None:

@@ -9,7 +9,7 @@ from likewise.db.pool import Pool, retried
 from likewise.embedding.embedder import Embedder
 from likewise.errors import NotFound
 from likewise.kind import Kinds
-from likewise.observe.steps import Searching
+from likewise.observe.steps import SearchStep
 from likewise.sealing import Sealing
 from likewise.search.candidates import CandidateSets
 from likewise.search.explanation import StepTiming, explain
@@ -60,7 +60,7 @@ class Searcher:
         async def answer(collection: CollectionRow) -> SearchOutcome:
             return await self._answer(plan_search(tenant, collection, self._kinds.of(collection.kind), request))
 
-        with Searching(request.options.mode) as step:
+        with SearchStep(request.options.mode) as step:
             outcome = await self._as_it_is(tenant, name, answer)
             return step.done(replace(outcome, took_ms=(time.perf_counter() - started) * 1000))
 

@@ -17,7 +17,7 @@ from likewise.db.checkup import waiting_estimate
 from likewise.db.pool import Pool
 from likewise.errors import LikewiseError, NotFound, Unauthorized
 from likewise.library import Likewise
-from likewise.observe.metrics import CONTENT_TYPE, OTHER, Now, exposition
+from likewise.observe.metrics import CONTENT_TYPE, OTHER, MetricsSnapshot, exposition
 from likewise.settings import Settings
 
 # A database that hangs must not make the scrape hang, and many scrapers cost it no more than one.
@@ -89,12 +89,12 @@ class QueueReader:
             return None
 
 
-def now(likewise: Likewise, queue: Queue | None) -> Now:
+def now(likewise: Likewise, queue: Queue | None) -> MetricsSnapshot:
     """What the parts of an open Likewise say of themselves."""
     models = {one.name: one.state for one in likewise.embedder.states()}
     pool = likewise.runtime.pool
     numbers = pool.numbers
-    return Now(
+    return MetricsSnapshot(
         database_up=queue is not None,
         storage_fault=likewise.runtime.storage_fault is not None,
         oldest_waiting={} if queue is None else _of_allowed(queue.oldest, models),
@@ -104,7 +104,7 @@ def now(likewise: Likewise, queue: Queue | None) -> Now:
         redis_up=likewise.embedder.cache_fault is None if likewise.settings.redis_url else None,
         pool_in_use=numbers.get("pool_size", 0) - numbers.get("pool_available", 0),
         pool_idle=numbers.get("pool_available", 0),
-        pool_most=numbers.get("pool_max", 0),
+        pool_max=numbers.get("pool_max", 0),
         pool_waiting=numbers.get("requests_waiting", 0),
         pool_waits=numbers.get("requests_queued", 0),
         pool_wait_seconds=numbers.get("requests_wait_ms", 0) / 1000,

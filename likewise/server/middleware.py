@@ -18,7 +18,7 @@ from likewise.errors import Forbidden, Internal, Malformed, Overloaded, Unavaila
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import METHODS, one_of
 from likewise.observe.request_id import REQUEST_ID, request_id_for
-from likewise.observe.steps import Answering
+from likewise.observe.steps import RequestStep
 from likewise.server.answered import Answered
 from likewise.server.concurrency import REFUSED
 from likewise.server.problems import Refused, answer, as_likewise_error
@@ -53,7 +53,7 @@ class RequestLog:
         answered = Answered(send, request_id)
         started = time.perf_counter()
         try:
-            with Answering(scope["method"], headers, request_id) as step:
+            with RequestStep(scope["method"], headers, request_id) as step:
                 try:
                     await self.app(scope, receive, answered.send)
                 finally:

@@ -2,20 +2,20 @@
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
 from likewise.testing.provider import FakeLoader, FakeProvider
-from likewise.testing.scripted import Asked, Reply
+from likewise.testing.scripted import ReceivedRequest, ScriptedReply
 from likewise.testing.server import LiveServer, LiveWorker
 from likewise.testing.tokens import FakeIssuer, Signer
 from likewise.testing.upstream import Upstream
 
 __all__ = [
-    "Asked",
     "DatabaseUrls",
     "FakeIssuer",
     "FakeLoader",
     "FakeProvider",
     "LiveServer",
     "LiveWorker",
-    "Reply",
+    "ReceivedRequest",
+    "ScriptedReply",
     "Signer",
     "ThrowawayPostgres",
     "Upstream",

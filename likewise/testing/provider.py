@@ -60,7 +60,7 @@ class FakeProvider:
         self.closed = False
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        """The texts' vectors and counts, or the trouble that was asked for."""
+        """Return the texts' vectors and counts, or make the trouble that was asked for."""
         self.calls.append(len(texts))
         self.texts.extend(texts)
         if self.delay:
@@ -77,11 +77,11 @@ class FakeProvider:
         return result
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Words of each text, and two."""
+        """Return the number of words of each text, and two more."""
         return [len(_WORD.findall(text)) + 2 for text in texts]
 
     async def split(self, text: str, most: int, overlap: int) -> list[TextSpan]:
-        """Parts of at most so many words, and two."""
+        """Split into parts of at most so many words, and two more."""
         self.splits.append(len(text))
         if self.gate is not None:
             await self.gate.wait()
@@ -90,7 +90,7 @@ class FakeProvider:
         return await asyncio.to_thread(spans, text, splitter)
 
     async def close(self) -> None:
-        """Remembers that it was closed."""
+        """Remember that it was closed."""
         self.closed = True
 
     def _result(self, texts: Sequence[str]) -> ProviderResult:
@@ -123,17 +123,17 @@ class FakeLoader:
         self.made: list[FakeProvider] = []
 
     def __call__(self, spec: ModelSpec) -> FakeProvider:
-        """One more provider."""
+        """Return one more provider."""
         self.made.append(FakeProvider(**self.options))
         return self.made[-1]
 
 
 def _end(text: str, spans: Sequence[tuple[int, int]], room: int) -> int:
-    """Where reading ends in a text of these words."""
+    """Return the place at which reading ends in a text of these words."""
     return spans[room - 1][1] if len(spans) > room else len(text)
 
 
 def _direction(word: str, dimension: int) -> Vector:
-    """A word's own direction: normal numbers from a generator seeded with its hash."""
+    """Return a word's own direction: normal numbers from a generator seeded with its hash."""
     seed = int.from_bytes(hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()[:8], "big")
     return np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)

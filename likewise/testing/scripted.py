@@ -1,4 +1,4 @@
-"""An HTTP server on the loopback that answers well, or with the trouble that it is told to make."""
+"""An HTTP server on the loopback that follows a script: good answers, and trouble."""
 
 import asyncio
 import contextlib
@@ -15,10 +15,10 @@ CHUNK = b"x" * 65_536
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request as it came. Names of headers are in small letters.
+class ReceivedRequest:
+    """A request as the server received it. Names of headers are in small letters.
 
-    `at`: when it was read, in seconds of the monotonic clock. `good`: what answers it well.
+    `at`: when it was read, in seconds of the monotonic clock. `good`: the good answer.
     """
 
     path: str
@@ -35,11 +35,11 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What is answered.
+class ScriptedReply:
+    """An answer to send.
 
-    `hangs`: nothing is, until the server closes. `cut`: so many bytes of it all, and the connection ends. `endless`:
-    the body never ends. `delay`: seconds before the first byte.
+    `hangs`: nothing is sent until the server closes. `cut`: the connection ends after so many bytes. `endless`: the
+    body never ends. `delay`: seconds before the first byte.
     """
 
     status: int = 200
@@ -51,21 +51,21 @@ class Reply:
     delay: float = 0.0
 
     @staticmethod
-    def of(answer: Any, status: int = 200, **headers: str) -> "Reply":
-        """An answer in JSON; `_` in a header's name stands for `-`."""
+    def of(answer: Any, status: int = 200, **headers: str) -> "ScriptedReply":
+        """Return an answer in JSON; `_` in a header's name stands for `-`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return Reply(status, orjson.dumps(answer), named)
+        return ScriptedReply(status, orjson.dumps(answer), named)
 
 
 # One that returns None wants the good answer.
-Behaviour = Reply | Callable[[Asked], Reply | None]
+Behaviour = ScriptedReply | Callable[[ReceivedRequest], ScriptedReply | None]
 
 
 class ScriptedServer(ABC):
     """A server that knows one good answer to each request.
 
-    `next` has what becomes of the next requests, in order; all others get what `always` says, by default a good
-    answer. `asked` has every request, and `most_at_once` how many were under way. While `gate` is set to an event,
+    `next` has the answers to the next requests, in order; all others get `always`, by default a good answer. `asked`
+    has every request, and `max_at_once` how many were under way. While `gate` is set to an event,
     answers wait for it. `path` is that of `url`.
     """
 
@@ -75,21 +75,21 @@ class ScriptedServer(ABC):
         self.next: deque[Behaviour] = deque()
         self.always: Behaviour | None = None
         self.gate: asyncio.Event | None = None
-        self.asked: list[Asked] = []
+        self.asked: list[ReceivedRequest] = []
         self.under_way = 0
-        self.most_at_once = 0
+        self.max_at_once = 0
         self.connections = 0
         self.url = ""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
-    async def good(self, asked: Asked) -> Any:
-        """What answers a request well."""
+    async def good(self, asked: ReceivedRequest) -> Any:
+        """Return the good answer to a request."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
-        """Listening at `url` for the time of the block."""
+        """Listen at `url` for the time of the block."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}{self.path}"
         try:
@@ -116,12 +116,12 @@ class ScriptedServer(ABC):
             writer.close()
 
     async def _served(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request; whether another may follow."""
+        """Serve one request, and return whether another may follow."""
         asked = await _read(reader)
         asked = replace(asked, good=await self.good(asked))
         self.asked.append(asked)
         self.under_way += 1
-        self.most_at_once = max(self.most_at_once, self.under_way)
+        self.max_at_once = max(self.max_at_once, self.under_way)
         try:
             reply = self._reply(asked)
             if self.gate is not None:
@@ -133,20 +133,20 @@ class ScriptedServer(ABC):
             self.under_way -= 1
         return await _write(writer, reply)
 
-    def _reply(self, asked: Asked) -> Reply:
+    def _reply(self, asked: ReceivedRequest) -> ScriptedReply:
         behaviour = self.next.popleft() if self.next else self.always
         reply = behaviour(asked) if callable(behaviour) else behaviour
-        return Reply.of(asked.good) if reply is None else reply
+        return ScriptedReply.of(asked.good) if reply is None else reply
 
 
-async def _read(reader: asyncio.StreamReader) -> Asked:
+async def _read(reader: asyncio.StreamReader) -> ReceivedRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Asked(head[0].split(" ")[1], headers, orjson.loads(body or b"{}"), time.monotonic())
+    return ReceivedRequest(head[0].split(" ")[1], headers, orjson.loads(body or b"{}"), time.monotonic())
 
 
-async def _write(writer: asyncio.StreamWriter, reply: Reply) -> bool:
+async def _write(writer: asyncio.StreamWriter, reply: ScriptedReply) -> bool:
     length = [] if reply.endless else [f"content-length: {len(reply.body)}"]
     headers = [f"{name}: {value}" for name, value in {"content-type": "application/json", **reply.headers}.items()]
     head = "\r\n".join([f"HTTP/1.1 {reply.status} X", *length, *headers, "", ""]).encode("latin-1")

@@ -66,8 +66,8 @@ class LiveProcess:
             raise RuntimeError(f"The process ended with exit code {await process.wait()} before it was there.")
         return line
 
-    def _started(self, told: Mapping[str, str]) -> None:
-        """Take note of what its first line tells."""
+    def _started(self, line: Mapping[str, str]) -> None:
+        """Take note of its first line."""
 
     @property
     def pid(self) -> int:
@@ -107,7 +107,7 @@ class LiveProcess:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
-        """Started at the beginning of the block, stopped at its end."""
+        """Start it for the time of the block, and stop it at its end."""
         await self.start()
         try:
             yield self
@@ -121,8 +121,8 @@ class LiveServer(LiveProcess):
     arguments = ("serve", "--json", "--port", "0")
     url = ""
 
-    def _started(self, told: Mapping[str, str]) -> None:
-        self.url = told["url"]
+    def _started(self, line: Mapping[str, str]) -> None:
+        self.url = line["url"]
 
     def postmaster_pid(self) -> int:
         """The id of its Postgres."""

@@ -10,13 +10,13 @@ import orjson
 from joserfc.jwk import ECKey, OctKey, RSAKey
 from joserfc.jws import JWSRegistry
 
-from likewise.testing.scripted import Asked, ScriptedServer
+from likewise.testing.scripted import ReceivedRequest, ScriptedServer
 
 AUDIENCE = "likewise"
 ISSUER = "https://issuer.example/"
 HOUR = 3_600.0
 
-Key = RSAKey | ECKey | OctKey
+SigningKey = RSAKey | ECKey | OctKey
 
 
 def base64url(raw: bytes) -> str:
@@ -37,7 +37,7 @@ class Signer:
 
     algorithm: str
     kid: str
-    key: Key = field(repr=False)
+    key: SigningKey = field(repr=False)
 
     @staticmethod
     def rsa(kid: str, bits: int = 2_048) -> "Signer":
@@ -90,6 +90,6 @@ class FakeIssuer(ScriptedServer):
         self.ec = Signer.ec("ec")
         self.published: list[Mapping[str, Any]] = [self.rsa.jwk, self.ec.jwk]
 
-    async def good(self, asked: Asked) -> dict[str, Any]:
+    async def good(self, asked: ReceivedRequest) -> dict[str, Any]:
         """The set of keys."""
         return {"keys": self.published}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from likewise.testing.provider import FakeProvider
-from likewise.testing.scripted import Asked, ScriptedServer
+from likewise.testing.scripted import ReceivedRequest, ScriptedServer
 
 
 class Upstream(ScriptedServer):
@@ -22,11 +22,11 @@ class Upstream(ScriptedServer):
         self.model = FakeProvider(dimension)
         self.counts = True
 
-    async def good(self, asked: Asked) -> Any:
+    async def good(self, asked: ReceivedRequest) -> Any:
         """Scores, or the vectors of the texts that were asked for, as OpenAI writes them."""
         return await (self._ranked(asked) if asked.path.endswith("/rerank") else self._embedded(asked))
 
-    async def _ranked(self, asked: Asked) -> Any:
+    async def _ranked(self, asked: ReceivedRequest) -> Any:
         """Scores by the words that a text shares with the query, best first, as rerankers answer."""
         query, *vectors = (await self.model.embed([asked.body["query"], *asked.texts], "document")).vectors
         scores = [min(1.0, max(0.0, float(query @ vector))) for vector in vectors]
@@ -38,7 +38,7 @@ class Upstream(ScriptedServer):
         usage = {"usage": {"total_tokens": tokens}} if self.counts else {}
         return {"id": "theirs", "model": asked.body["model"], "results": results, **usage}
 
-    async def _embedded(self, asked: Asked) -> dict[str, Any]:
+    async def _embedded(self, asked: ReceivedRequest) -> dict[str, Any]:
         texts = asked.texts
         made = await self.model.embed(texts, "document")
         in_base64 = asked.body.get("encoding_format") == "base64"

@@ -12,7 +12,7 @@ from likewise.auth import issuer as issuer_module
 from likewise.auth.issuer import FRESH_SECONDS, LONGEST_REST_SECONDS, OLD_SECONDS, UNKNOWN_SECONDS, Issuer
 from likewise.errors import IssuerUnavailable
 from likewise.observe import logs
-from likewise.testing import FakeIssuer, Reply, Signer
+from likewise.testing import FakeIssuer, ScriptedReply, Signer
 from tests.auth.clock import Clock
 from tests.patience import until
 
@@ -156,37 +156,37 @@ async def test_an_issuer_that_takes_all_its_keys_back_is_believed(
 
 BOMB = gzip.compress(b'{"keys":[' + b" " * 20_000_000 + b"]}")
 
-TROUBLE: dict[str, Reply] = {
-    "fails": Reply(500),
-    "is not there": Reply(404),
-    "wants a login": Reply(401, headers={"www-authenticate": "Basic"}),
-    "is silent": Reply(hangs=True),
-    "is slow": Reply(delay=30),
-    "is cut": Reply(body=b"x" * 1_000, cut=100),
-    "has no head": Reply(cut=5),
-    "is huge": Reply(body=b'{"keys":[],"x":"' + b"x" * 300 * 2**10 + b'"}'),
-    "is endless": Reply(endless=True),
-    "is a bomb": Reply(body=BOMB, headers={"content-encoding": "gzip"}),
-    "is compressed": Reply(body=gzip.compress(b'{"keys":[]}'), headers={"content-encoding": "GZIP"}),
-    "says it is compressed twice": Reply(body=b'{"keys":[]}', headers={"content-encoding": "gzip, br"}),
-    "is rubbish": Reply(body=b"<html>maintenance</html>"),
-    "is empty": Reply(body=b""),
-    "is a list": Reply(body=b"[]"),
-    "has no keys": Reply(body=b"{}"),
-    "has keys that are none": Reply(body=b'{"keys":{"kty":"RSA"}}'),
-    "has keys twice": Reply(body=b'{"keys":[],"keys":[]}'),
-    "has too many keys": Reply.of({"keys": [{"kty": "RSA"}] * 101}),
-    "is nested": Reply(body=b'{"keys":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-    "has a number without end": Reply(body=b'{"keys":[],"n":' + b"9" * 200_000 + b"}"),
-    "has NaN": Reply(body=b'{"keys":[],"n":NaN}'),
-    "has a byte order mark": Reply(body=b'\xef\xbb\xbf{"keys":[]}'),
-    "is in UTF-16": Reply(body='{"keys":[]}'.encode("utf-16")),
+TROUBLE: dict[str, ScriptedReply] = {
+    "fails": ScriptedReply(500),
+    "is not there": ScriptedReply(404),
+    "wants a login": ScriptedReply(401, headers={"www-authenticate": "Basic"}),
+    "is silent": ScriptedReply(hangs=True),
+    "is slow": ScriptedReply(delay=30),
+    "is cut": ScriptedReply(body=b"x" * 1_000, cut=100),
+    "has no head": ScriptedReply(cut=5),
+    "is huge": ScriptedReply(body=b'{"keys":[],"x":"' + b"x" * 300 * 2**10 + b'"}'),
+    "is endless": ScriptedReply(endless=True),
+    "is a bomb": ScriptedReply(body=BOMB, headers={"content-encoding": "gzip"}),
+    "is compressed": ScriptedReply(body=gzip.compress(b'{"keys":[]}'), headers={"content-encoding": "GZIP"}),
+    "says it is compressed twice": ScriptedReply(body=b'{"keys":[]}', headers={"content-encoding": "gzip, br"}),
+    "is rubbish": ScriptedReply(body=b"<html>maintenance</html>"),
+    "is empty": ScriptedReply(body=b""),
+    "is a list": ScriptedReply(body=b"[]"),
+    "has no keys": ScriptedReply(body=b"{}"),
+    "has keys that are none": ScriptedReply(body=b'{"keys":{"kty":"RSA"}}'),
+    "has keys twice": ScriptedReply(body=b'{"keys":[],"keys":[]}'),
+    "has too many keys": ScriptedReply.of({"keys": [{"kty": "RSA"}] * 101}),
+    "is nested": ScriptedReply(body=b'{"keys":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "has a number without end": ScriptedReply(body=b'{"keys":[],"n":' + b"9" * 200_000 + b"}"),
+    "has NaN": ScriptedReply(body=b'{"keys":[],"n":NaN}'),
+    "has a byte order mark": ScriptedReply(body=b'\xef\xbb\xbf{"keys":[]}'),
+    "is in UTF-16": ScriptedReply(body='{"keys":[]}'.encode("utf-16")),
 }
 
 
 @pytest.mark.parametrize("reply", TROUBLE.values(), ids=TROUBLE)
 async def test_whatever_an_issuer_does_the_keys_that_it_told_go_on(
-    issuer: Issuer, server: FakeIssuer, clock: Clock, reply: Reply
+    issuer: Issuer, server: FakeIssuer, clock: Clock, reply: ScriptedReply
 ) -> None:
     # Given one that never told any; its client is made beforehand, with the usual limits
     issuer._address._opened()
@@ -218,7 +218,7 @@ async def test_whatever_an_issuer_does_the_keys_that_it_told_go_on(
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_followed_nowhere(issuer: Issuer, server: FakeIssuer, status: int) -> None:
     async with FakeIssuer().running() as elsewhere:
-        server.always = Reply(status, headers={"location": elsewhere.url})
+        server.always = ScriptedReply(status, headers={"location": elsewhere.url})
         with pytest.raises(IssuerUnavailable):
             await issuer.key("RS256", "rsa")
         assert elsewhere.asked == []
@@ -227,8 +227,8 @@ async def test_a_redirect_is_followed_nowhere(issuer: Issuer, server: FakeIssuer
 
 
 async def test_any_media_type_is_taken(issuer: Issuer, server: FakeIssuer) -> None:
-    good = Reply.of({"keys": server.published}).body
-    server.next.append(Reply(body=good, headers={"content-type": "application/octet-stream"}))
+    good = ScriptedReply.of({"keys": server.published}).body
+    server.next.append(ScriptedReply(body=good, headers={"content-type": "application/octet-stream"}))
     assert await issuer.key("RS256", "rsa") is not None
 
 
@@ -236,7 +236,7 @@ async def test_nobody_there_is_asked_less_and_less_often(clock: Clock, server: F
     # Given
     lines = io.StringIO()
     logs.configure("info", lines)
-    server.always = Reply(503)
+    server.always = ScriptedReply(503)
     issuer = Issuer(server.url, clock)
     # When
     asked = []
@@ -258,12 +258,12 @@ async def test_nobody_there_is_asked_less_and_less_often(clock: Clock, server: F
 async def test_an_outage_holds_up_nobody_once_it_is_known(issuer: Issuer, server: FakeIssuer, clock: Clock) -> None:
     # Given
     await issuer.key("RS256", "rsa")
-    server.always = Reply(500)
+    server.always = ScriptedReply(500)
     clock.now += OLD_SECONDS
     await issuer.key("RS256", "rsa")
     assert (issuer._breaker.fault, issuer._breaker.pause) == ("The issuer of tokens answers 500.", 1.0)
     # When it hangs from now on
-    server.always = Reply(hangs=True)
+    server.always = ScriptedReply(hangs=True)
     clock.now += LONGEST_REST_SECONDS
     # Then
     asking = [asyncio.create_task(issuer.key("RS256", "rsa")) for _ in range(50)]
@@ -285,7 +285,7 @@ async def test_no_more_than_half_of_the_requests_wait(
 
 
 async def test_one_that_is_closed_leaves_nothing_behind(server: FakeIssuer, clock: Clock) -> None:
-    server.always = Reply(hangs=True)
+    server.always = ScriptedReply(hangs=True)
     issuer = Issuer(server.url, clock)
     fetching = issuer._fetch()
     await until(lambda: len(server.asked) == 1)

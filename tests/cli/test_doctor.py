@@ -29,7 +29,7 @@ from likewise.postgres.postmaster import postgres_processes
 from likewise.postgres.server import EmbeddedServer
 from likewise.sealing import new_key
 from likewise.settings import Settings, load_settings
-from likewise.testing import DatabaseUrls, FakeIssuer, Reply, ThrowawayPostgres, Upstream, open_folder
+from likewise.testing import DatabaseUrls, FakeIssuer, ScriptedReply, ThrowawayPostgres, Upstream, open_folder
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.embedding.tiny import weights, write_folder
@@ -144,7 +144,7 @@ async def test_a_redis_that_is_well(examine: Examine, redis: RedisProcess) -> No
     found = await examine(REDIS_URL=redis.url)
     assert faults(found) == {}
     assert found["cache"].what == "Redis answers, and takes vectors"
-    assert await redis.tell("DBSIZE") == 0
+    assert await redis.execute("DBSIZE") == 0
 
 
 async def test_a_redis_that_is_away(examine: Examine) -> None:
@@ -174,7 +174,7 @@ async def test_an_issuer(examine: Examine) -> None:
         well = await examine(**jwks)
         server.published = []
         empty = only(await examine(**jwks), "issuer")
-        server.next.append(Reply(body=b"<html>"))
+        server.next.append(ScriptedReply(body=b"<html>"))
         rubbish = only(await examine(**jwks), "issuer")
     away = only(await examine(**jwks), "issuer")
     assert faults(well) == {}
@@ -275,7 +275,7 @@ async def test_a_remote_model_that_does_not_work(
 ) -> None:
     monkeypatch.setenv("FAR_KEY", key)
     async with Upstream(16).running() as upstream:
-        upstream.always = None if status == 200 else Reply(status)
+        upstream.always = None if status == 200 else ScriptedReply(status)
         found = only(await examine(MODELS_FILE=models_file(tmp_path, upstream.url, dimension)), "models allowed")
         assert len(upstream.asked) <= 2
     assert words in found

@@ -10,7 +10,7 @@ import pytest
 from likewise.db import collections
 from likewise.db.pool import Pool
 from likewise.db.usage import Bookkeeping
-from likewise.embedding.costs import Account, Ledger, Usage
+from likewise.embedding.costs import Ledger, Usage, UsageAccount
 from tests.cli.conftest import Run
 from tests.cli.screen import on_a_terminal, plain
 
@@ -28,10 +28,10 @@ async def used(environment: dict[str, str]) -> AsyncIterator[None]:
         local = Usage(texts=3, cached=1, generated=2, tokens=2_000)
         ledger.put_back(
             {
-                Account(acme, "minilm-l6-v2", FIRST): local,
-                Account(acme, "text-embedding-3-small", FIRST): Usage(10, 2, 8, 1_000, 5, 40, 0.00002, 0.000004),
-                Account(acme, "text-embedding-3-small", next_hour): Usage(1, 0, 1, 50_000_000, 0, 0, 1.0, 0.0),
-                Account(other, "minilm-l6-v2", next_hour): local,
+                UsageAccount(acme, "minilm-l6-v2", FIRST): local,
+                UsageAccount(acme, "text-embedding-3-small", FIRST): Usage(10, 2, 8, 1_000, 5, 40, 0.00002, 0.000004),
+                UsageAccount(acme, "text-embedding-3-small", next_hour): Usage(1, 0, 1, 50_000_000, 0, 0, 1.0, 0.0),
+                UsageAccount(other, "minilm-l6-v2", next_hour): local,
             }
         )
         await Bookkeeping(pool, ledger).flush()

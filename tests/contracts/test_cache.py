@@ -48,7 +48,7 @@ async def members(redis_program: str) -> AsyncIterator[list[RedisProcess]]:
 @pytest.fixture
 async def cluster(members: list[RedisProcess]) -> str:
     """The URL of the cluster, empty."""
-    await asyncio.gather(*(member.tell("FLUSHALL") for member in members))
+    await asyncio.gather(*(member.execute("FLUSHALL") for member in members))
     return members[0].url.replace("redis://", "redis+cluster://")
 
 

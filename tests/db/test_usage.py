@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import likewise
 from likewise.db import outage
-from likewise.embedding.costs import Account, Usage
+from likewise.embedding.costs import Usage, UsageAccount
 from likewise.embedding.embedder import Embedder
 from likewise.errors import DatabaseUnavailable
 from likewise.library import Likewise
@@ -161,7 +161,7 @@ async def test_what_many_tenants_used_is_one_transaction(open_likewise: Opener, 
     # Given usage of as many tenants as there may be at once
     hour = datetime(2026, 3, 1, tzinfo=UTC)
     tenants = range(1, 2_001)
-    used = {Account(tenant, model, hour): Usage(1, 0, 1, 10) for tenant in tenants for model in ("a", "b")}
+    used = {UsageAccount(tenant, model, hour): Usage(1, 0, 1, 10) for tenant in tenants for model in ("a", "b")}
     # When
     async with open_likewise(worker=False) as lw:
         lw.embedder.ledger.put_back(used)

@@ -70,7 +70,7 @@ async def test_every_text_gets_its_own_vector_and_what_was_known_is_told(
     batch_tokens: int,
 ) -> None:
     # Given: some texts known in memory, some only in Redis
-    await redis.tell("FLUSHALL")
+    await redis.execute("FLUSHALL")
     settings = load_settings(redis_url=redis.url, cache_scope="shared" if shared else "tenant")
     remembered = await _put_in_redis(redis, settings, known)
     async with _embedder(redis, settings, batch_tokens) as (embedder, provider, _):

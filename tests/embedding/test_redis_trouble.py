@@ -70,7 +70,7 @@ async def until_redis_has(server: RedisProcess, count: int) -> None:
 
 
 async def _has(server: RedisProcess, count: int) -> bool:
-    return bool(await server.tell("DBSIZE") == count)
+    return bool(await server.execute("DBSIZE") == count)
 
 
 def errors(kind: str) -> float:
@@ -112,7 +112,7 @@ async def test_memory_is_asked_first_and_learns_from_redis(redis: RedisProcess, 
     embedder = make(redis.url)
     assert await known(embedder, ["red fox"]) == [True]
     # When
-    await redis.tell("FLUSHALL")
+    await redis.execute("FLUSHALL")
     # Then
     assert await known(embedder, ["red fox"]) == [True]
 
@@ -140,9 +140,9 @@ async def test_what_redis_keeps_expires_when_the_settings_say(redis: RedisProces
     await make(redis.url, cache_seconds=1_000).embed(1, ["for a while"])
     await until_redis_has(redis, 1)
     (limited,) = await keys_of(redis)
-    assert 900 < await redis.tell("TTL", limited) <= 1_000
+    assert 900 < await redis.execute("TTL", limited) <= 1_000
     # When its time is over, which is not waited for
-    await redis.tell("PEXPIRE", limited, 1)
+    await redis.execute("PEXPIRE", limited, 1)
     await until_redis_has(redis, 0)
     # Then it is made anew
     assert await known(make(redis.url), ["for a while"]) == [False]
@@ -152,7 +152,7 @@ async def test_it_keeps_without_limit_what_the_settings_give_none(redis: RedisPr
     await make(redis.url, cache_seconds=0).embed(1, ["for good"])
     await until_redis_has(redis, 1)
     (unlimited,) = await keys_of(redis)
-    assert await redis.tell("TTL", unlimited) == -1
+    assert await redis.execute("TTL", unlimited) == -1
 
 
 async def test_redis_alone_remembers_where_memory_keeps_none(redis: RedisProcess, make: Make, patient: None) -> None:
@@ -202,8 +202,10 @@ async def test_rubbish_is_not_served_and_is_mended(redis: RedisProcess, make: Ma
     await make(redis.url).embed(1, ["other"])
     await until_redis_has(redis, 2)
     (other,) = set(await keys_of(redis)) - {name}
-    spoilt = RUBBISH[kind](name.removeprefix(PREFIX), await redis.tell("GET", name), await redis.tell("GET", other))
-    await redis.tell("SET", name, spoilt)
+    spoilt = RUBBISH[kind](
+        name.removeprefix(PREFIX), await redis.execute("GET", name), await redis.execute("GET", other)
+    )
+    await redis.execute("SET", name, spoilt)
     # When
     embedder = make(redis.url)
     got = await embedder.embed(1, ["one"])
@@ -216,15 +218,15 @@ async def test_rubbish_is_not_served_and_is_mended(redis: RedisProcess, make: Ma
 
 
 async def _differs(server: RedisProcess, key: bytes, value: bytes) -> bool:
-    return bool(await server.tell("GET", key) != value)
+    return bool(await server.execute("GET", key) != value)
 
 
 async def test_a_value_of_another_type_is_not_served(redis: RedisProcess, make: Make, patient: None) -> None:
     await make(redis.url).embed(1, ["one"])
     await until_redis_has(redis, 1)
     (name,) = await keys_of(redis)
-    await redis.tell("DEL", name)
-    await redis.tell("LPUSH", name, "rubbish")
+    await redis.execute("DEL", name)
+    await redis.execute("LPUSH", name, "rubbish")
     assert await known(make(redis.url), ["one"]) == [False]
 
 
@@ -283,14 +285,14 @@ async def test_killed_and_restarted_under_load_it_harms_no_request(make: Make, r
         stop.set()
         # Then: every answer was right, and it is used again
         await asyncio.gather(*callers)
-        await server.tell("FLUSHALL")
+        await server.execute("FLUSHALL")
         await make(server.url).embed(1, THERE)
         await until(lambda: _has_at_least(server, len(THERE)))
         await found_again(make(server.url))
 
 
 async def _has_at_least(server: RedisProcess, count: int) -> bool:
-    return bool(await server.tell("DBSIZE") >= count)
+    return bool(await server.execute("DBSIZE") >= count)
 
 
 async def test_a_redis_that_is_silent_is_left_out_and_taken_back(make: Make, redis_program: str) -> None:
@@ -431,7 +433,7 @@ async def test_a_full_redis_is_read_and_written_again_when_there_is_room(
         # Given
         await make(server.url).embed(1, ["one"])
         await until_redis_has(server, 1)
-        await server.tell("CONFIG", "SET", "maxmemory", "1")
+        await server.execute("CONFIG", "SET", "maxmemory", "1")
         # When
         embedder = make(server.url)
         assert (await embedder.embed(1, ["one", "two"])).cached.tolist() == [True, False]
@@ -440,7 +442,7 @@ async def test_a_full_redis_is_read_and_written_again_when_there_is_room(
         assert "full" in str(embedder.cache_fault)
         other = make(server.url)
         await until(lambda: _knows(other, "one"))
-        await server.tell("CONFIG", "SET", "maxmemory", "0")
+        await server.execute("CONFIG", "SET", "maxmemory", "0")
         await until_redis_has(server, 2)
         await until(lambda: embedder.cache_fault is None)
 
@@ -469,7 +471,7 @@ async def test_what_does_not_fit_among_what_waits_is_dropped(
     async with server.running():
         await until(lambda: _has_at_least(server, 1))
         await until(lambda: embedder.cache_bytes == 0)
-        assert await server.tell("DBSIZE") < 100
+        assert await server.execute("DBSIZE") < 100
 
 
 async def test_a_deletion_is_never_dropped(redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +502,7 @@ async def test_a_deletion_is_never_dropped(redis: RedisProcess, monkeypatch: pyt
 @pytest.mark.parametrize("rights", ["+@all -mget", "+@all -set"])
 async def test_a_user_without_the_rights_is_told_of(make: Make, redis_program: str, rights: str) -> None:
     async with a_redis() as server:
-        await server.tell("ACL", "SETUSER", "likewise", "on", ">hunter2", "~*", *rights.split())
+        await server.execute("ACL", "SETUSER", "likewise", "on", ">hunter2", "~*", *rights.split())
         url = server.url.replace("redis://", "redis://likewise:hunter2@")
         embedder = make(url)
         assert await known(embedder, ["one"]) == [False]
@@ -510,7 +512,7 @@ async def test_a_user_without_the_rights_is_told_of(make: Make, redis_program: s
 
 async def test_a_user_needs_no_more_rights_than_the_page_says(make: Make, redis_program: str, patient: None) -> None:
     async with a_redis() as server:
-        await server.tell(*"ACL SETUSER likewise on >hunter2 ~likewise:vector:* +mget +set +del".split())
+        await server.execute(*"ACL SETUSER likewise on >hunter2 ~likewise:vector:* +mget +set +del".split())
         url = server.url.replace("redis://", "redis://likewise:hunter2@")
         await make(url).embed(1, ["one"])
         await until_redis_has(server, 1)
@@ -523,7 +525,7 @@ async def test_a_wrong_password_is_told_of_and_is_in_no_line(make: Make, redis_p
     stream = io.StringIO()
     logs.configure("debug", stream)
     async with a_redis() as server:
-        await server.tell("CONFIG", "SET", "requirepass", "right")
+        await server.execute("CONFIG", "SET", "requirepass", "right")
         embedder = make(server.url.replace("redis://", "redis://:xyzzy-wrong@"))
         assert await known(embedder, ["one"]) == [False]
         await until(lambda: embedder.cache_fault is not None)
@@ -542,4 +544,4 @@ async def test_what_waits_is_written_when_it_closes(
     embedder = make(redis.url)
     await embedder.embed(1, [f"text {number}" for number in range(500)])
     await embedder.close()
-    assert await redis.tell("DBSIZE") == 500
+    assert await redis.execute("DBSIZE") == 500

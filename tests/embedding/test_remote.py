@@ -24,7 +24,7 @@ from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy, duration, rate_reset, retry_after
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
-from likewise.testing import Asked, Reply, Upstream
+from likewise.testing import ReceivedRequest, ScriptedReply, Upstream
 from likewise.testing.scripted import Behaviour
 from likewise.testing.upstream import written
 from tests.models_file import models_file
@@ -95,9 +95,9 @@ async def embedder(upstream: Upstream, settings: Settings, tmp_path: Path) -> As
         yield make
 
 
-def spoilt(**changes: Any) -> Callable[[Asked], Reply]:
+def spoilt(**changes: Any) -> Callable[[ReceivedRequest], ScriptedReply]:
     """A good answer, changed."""
-    return lambda asked: Reply.of({**asked.good, **changes})
+    return lambda asked: ScriptedReply.of({**asked.good, **changes})
 
 
 # What is asked
@@ -153,12 +153,12 @@ async def test_vectors_come_in_the_order_of_their_index(
     upstream: Upstream, remote: MakeProvider, in_base64: bool
 ) -> None:
     # Given a server that answers backwards, with vectors that are not of unit length
-    def backwards(asked: Asked) -> Reply:
+    def backwards(asked: ReceivedRequest) -> ScriptedReply:
         data = [
             {"index": place, "embedding": written(np.eye(D)[place] * 3, in_base64=in_base64)}
             for place in reversed(range(len(asked.texts)))
         ]
-        return Reply.of({"data": data})
+        return ScriptedReply.of({"data": data})
 
     upstream.always = backwards
     made = await remote().embed(["a", "b", "c"], "document")
@@ -192,9 +192,11 @@ async def test_a_count_that_cannot_be_is_not_believed(upstream: Upstream, remote
 
 
 async def test_what_another_likewise_cut_off_is_told(upstream: Upstream, remote: MakeProvider) -> None:
-    def cut(asked: Asked) -> Reply:
+    def cut(asked: ReceivedRequest) -> ScriptedReply:
         cut_off = zip(asked.good["data"], (5, -1, "7"), strict=True)
-        return Reply.of({**asked.good, "data": [{**item, "truncated_tokens": tokens} for item, tokens in cut_off]})
+        return ScriptedReply.of(
+            {**asked.good, "data": [{**item, "truncated_tokens": tokens} for item, tokens in cut_off]}
+        )
 
     upstream.next.append(cut)
     made = await remote().embed(["x" * 40] * 3, "document")
@@ -204,7 +206,7 @@ async def test_what_another_likewise_cut_off_is_told(upstream: Upstream, remote:
 
 
 async def test_a_server_that_refuses_base64_is_asked_without(upstream: Upstream, remote: MakeProvider) -> None:
-    refusal = Reply.of({"error": "what is encoding_format?"}, 400)
+    refusal = ScriptedReply.of({"error": "what is encoding_format?"}, 400)
     upstream.always = lambda asked: refusal if "encoding_format" in asked.body else None
     provider = remote()
     for _ in range(3):
@@ -213,13 +215,13 @@ async def test_a_server_that_refuses_base64_is_asked_without(upstream: Upstream,
 
 
 NOT_ANSWERS: dict[str, Behaviour] = {
-    "no JSON": Reply(body=b"<html>"),
-    "half of it": Reply(body=b'{"data": [{"index": 0, "embe'),
-    "no object": Reply(body=b"[]"),
-    "no data": Reply.of({"error": {"message": TEXT}}),
-    "data of another kind": Reply.of({"data": [TEXT]}),
-    "too few": Reply.of({"data": []}),
-    "too many": lambda asked: Reply.of({"data": 2 * asked.good["data"]}),
+    "no JSON": ScriptedReply(body=b"<html>"),
+    "half of it": ScriptedReply(body=b'{"data": [{"index": 0, "embe'),
+    "no object": ScriptedReply(body=b"[]"),
+    "no data": ScriptedReply.of({"error": {"message": TEXT}}),
+    "data of another kind": ScriptedReply.of({"data": [TEXT]}),
+    "too few": ScriptedReply.of({"data": []}),
+    "too many": lambda asked: ScriptedReply.of({"data": 2 * asked.good["data"]}),
     "no index": spoilt(data=[{"embedding": [1.0] * D}]),
     "an index of another kind": spoilt(data=[{"index": True, "embedding": [1.0] * D}]),
     "an index that is none": spoilt(data=[{"index": 1, "embedding": [1.0] * D}]),
@@ -228,17 +230,17 @@ NOT_ANSWERS: dict[str, Behaviour] = {
     "words in it": spoilt(data=[{"index": 0, "embedding": ["1.0"] * D}]),
     "lists in it": spoilt(data=[{"index": 0, "embedding": [[1.0] * D]}]),
     "ragged lists in it": spoilt(data=[{"index": 0, "embedding": [[1.0], 1.0]}]),
-    "NaN in it": Reply(body=b'{"data": [{"index": 0, "embedding": [NaN]}]}'),
-    "1e999 in it": Reply(body=b'{"data": [{"index": 0, "embedding": [%s]}]}' % b",".join([b"1e999"] * D)),
+    "NaN in it": ScriptedReply(body=b'{"data": [{"index": 0, "embedding": [NaN]}]}'),
+    "1e999 in it": ScriptedReply(body=b'{"data": [{"index": 0, "embedding": [%s]}]}' % b",".join([b"1e999"] * D)),
     "NaN in base64": spoilt(data=[{"index": 0, "embedding": written([np.nan] * D, in_base64=True)}]),
     "infinity in base64": spoilt(data=[{"index": 0, "embedding": written([np.inf] * D, in_base64=True)}]),
     "no base64": spoilt(data=[{"index": 0, "embedding": "***"}]),
     "base64 of a part": spoilt(data=[{"index": 0, "embedding": base64.b64encode(b"abc").decode()}]),
     "zeros": spoilt(data=[{"index": 0, "embedding": [0.0] * D}]),
     "nothing in it": spoilt(data=[{"index": 0, "embedding": []}]),
-    "too large": Reply(body=b" " * 2**20),
-    "without an end": Reply(endless=True),
-    "compressed": Reply(body=b"x", headers={"content-encoding": "gzip"}),
+    "too large": ScriptedReply(body=b" " * 2**20),
+    "without an end": ScriptedReply(endless=True),
+    "compressed": ScriptedReply(body=b"x", headers={"content-encoding": "gzip"}),
 }
 
 
@@ -257,7 +259,7 @@ async def test_what_is_no_answer_makes_no_vector(upstream: Upstream, remote: Mak
 
 
 async def test_a_duplicate_index_is_no_answer(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.next.append(lambda asked: Reply.of({"data": 2 * asked.good["data"][:1]}))
+    upstream.next.append(lambda asked: ScriptedReply.of({"data": 2 * asked.good["data"][:1]}))
     with pytest.raises(WrongAnswer):
         await remote().embed(["a", "b"], "document")
 
@@ -274,7 +276,7 @@ async def test_vectors_of_another_dimension_are_said_at_once(upstream: Upstream,
 
 async def test_a_provider_that_always_answers_wrongly_ends_soon(upstream: Upstream, embedder: MakeEmbedder) -> None:
     # Given a server that answers all with a page of its own
-    upstream.always = Reply(body=b"<html>")
+    upstream.always = ScriptedReply(body=b"<html>")
     ours = embedder(RetryPolicy(rest=Backoff(60.0, 60.0)))
     # When ten batches of many texts come, one after the other
     for batch in range(10):
@@ -287,19 +289,19 @@ async def test_a_provider_that_always_answers_wrongly_ends_soon(upstream: Upstre
 
 # What heals, and what does not
 
-HEALS: dict[str, Reply] = {
-    "502": Reply(502),
-    "503": Reply(503, headers={"retry-after": "0"}),
-    "408": Reply(408),
-    "429": Reply(429),
-    "dropped before the answer": Reply(cut=0),
-    "dropped in the head": Reply(body=b"{}", cut=20),
-    "dropped in the body": Reply(body=b" " * 1_000, cut=500),
+HEALS: dict[str, ScriptedReply] = {
+    "502": ScriptedReply(502),
+    "503": ScriptedReply(503, headers={"retry-after": "0"}),
+    "408": ScriptedReply(408),
+    "429": ScriptedReply(429),
+    "dropped before the answer": ScriptedReply(cut=0),
+    "dropped in the head": ScriptedReply(body=b"{}", cut=20),
+    "dropped in the body": ScriptedReply(body=b" " * 1_000, cut=500),
 }
 
 
 @pytest.mark.parametrize("reply", HEALS.values(), ids=HEALS.keys())
-async def test_what_heals_is_tried_three_times(upstream: Upstream, remote: MakeProvider, reply: Reply) -> None:
+async def test_what_heals_is_tried_three_times(upstream: Upstream, remote: MakeProvider, reply: ScriptedReply) -> None:
     # Given two that fail, then a good one
     upstream.next.extend([reply, reply])
     provider = remote()
@@ -317,7 +319,7 @@ async def test_what_heals_is_tried_three_times(upstream: Upstream, remote: MakeP
 
 
 async def test_a_server_that_hangs_has_so_much_time(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.always = Reply(hangs=True)
+    upstream.always = ScriptedReply(hangs=True)
     with pytest.raises(ModelUnavailable, match=r"within 0.5 s") as away:
         await remote(seconds=0.5).embed([TEXT], "document")
     assert away.value.code == "provider_unreachable"
@@ -331,16 +333,16 @@ async def test_nobody_listens(remote: MakeProvider) -> None:
 
 
 REFUSES = {
-    "provider_unauthorized": Reply.of({"error": {"message": KEY}}, 401),
-    "provider_model_missing": Reply(404),
-    "provider_refuses": Reply(308, headers={"location": "/v1/elsewhere"}),
-    "provider_spent": Reply.of({"error": {"code": "insufficient_quota"}}, 429),
+    "provider_unauthorized": ScriptedReply.of({"error": {"message": KEY}}, 401),
+    "provider_model_missing": ScriptedReply(404),
+    "provider_refuses": ScriptedReply(308, headers={"location": "/v1/elsewhere"}),
+    "provider_spent": ScriptedReply.of({"error": {"code": "insufficient_quota"}}, 429),
 }
 
 
 @pytest.mark.parametrize(("code", "reply"), REFUSES.items(), ids=REFUSES.keys())
 async def test_what_does_not_heal_is_asked_once(
-    upstream: Upstream, remote: MakeProvider, code: str, reply: Reply
+    upstream: Upstream, remote: MakeProvider, code: str, reply: ScriptedReply
 ) -> None:
     upstream.next.append(reply)
     provider = remote(PATIENT)
@@ -355,7 +357,7 @@ async def test_what_does_not_heal_is_asked_once(
 
 
 async def test_a_refused_key_is_named_by_its_variable(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.next.append(Reply(403))
+    upstream.next.append(ScriptedReply(403))
     with pytest.raises(ModelUnavailable, match="THEIR_KEY"):
         await remote().embed([TEXT], "document")
 
@@ -389,7 +391,7 @@ async def test_a_broken_proxy_does_not_load_and_is_not_repeated(
 
 async def test_a_text_that_is_refused_fails_alone(upstream: Upstream, embedder: MakeEmbedder) -> None:
     # Given a server that refuses whatever has one text in it
-    refusal = Reply.of({"error": {"message": TEXT}}, 400)
+    refusal = ScriptedReply.of({"error": {"message": TEXT}}, 400)
     upstream.always = lambda asked: refusal if any("poison" in text for text in asked.texts) else None
     ours = embedder()
     texts = [f"text {place}" for place in range(32)]
@@ -406,7 +408,7 @@ async def test_a_text_that_breaks_the_server_fails_alone(
     upstream: Upstream, embedder: MakeEmbedder, place: int
 ) -> None:
     # Given a server that answers 500 to whatever has one text in it
-    upstream.always = lambda asked: Reply(500) if any("poison" in text for text in asked.texts) else None
+    upstream.always = lambda asked: ScriptedReply(500) if any("poison" in text for text in asked.texts) else None
     ours = embedder()
     texts = [f"text {place:02}" for place in range(32)]
     with pytest.raises(Invalid) as refused:
@@ -420,7 +422,7 @@ async def test_a_text_that_breaks_the_server_fails_alone(
 async def test_a_server_that_answers_500_to_everything_is_left_alone(
     upstream: Upstream, embedder: MakeEmbedder
 ) -> None:
-    upstream.always = Reply(500)
+    upstream.always = ScriptedReply(500)
     ours = embedder(PATIENT)
     for batch in range(5):
         with pytest.raises(ModelUnavailable):
@@ -430,7 +432,7 @@ async def test_a_server_that_answers_500_to_everything_is_left_alone(
 
 
 async def test_a_refusal_holds_nothing_of_the_answer(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.always = Reply.of({"error": {"message": TEXT}}, 422)
+    upstream.always = ScriptedReply.of({"error": {"message": TEXT}}, 422)
     with pytest.raises(RequestRefused) as refused:
         await remote().embed([TEXT, TEXT], "document")
     assert "canary" not in repr(refused.value)
@@ -441,7 +443,7 @@ async def test_a_refusal_holds_nothing_of_the_answer(upstream: Upstream, remote:
 
 async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakeProvider) -> None:
     # Given a server that wants to be left alone
-    upstream.next.append(Reply(429, headers={"retry-after-ms": "250"}))
+    upstream.next.append(ScriptedReply(429, headers={"retry-after-ms": "250"}))
     provider = remote()
     first = asyncio.create_task(provider.embed(["a"], "document"))
     await until(lambda: provider._client._gate._until > 0)
@@ -456,7 +458,7 @@ async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakePro
 
 async def test_a_rate_that_is_rate_reset_is_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
     used = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "200ms"}
-    upstream.next.append(lambda asked: Reply.of(asked.good, **used))
+    upstream.next.append(lambda asked: ScriptedReply.of(asked.good, **used))
     provider = remote()
     for text in ("a", "b"):
         assert (await provider.embed([text], "document")).vectors.shape == (1, D)
@@ -465,7 +467,7 @@ async def test_a_rate_that_is_rate_reset_is_waited_for(upstream: Upstream, remot
 
 
 async def test_what_takes_too_long_is_not_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.next.append(Reply(429, headers={"retry-after": "3000"}))
+    upstream.next.append(ScriptedReply(429, headers={"retry-after": "3000"}))
     provider = remote()
     for _ in range(3):
         with pytest.raises(ModelUnavailable) as away:
@@ -494,7 +496,7 @@ def test_headers_of_rates_are_read() -> None:
 
 async def test_so_many_requests_are_under_way(upstream: Upstream, embedder: MakeEmbedder) -> None:
     # Given more requests than may be under way, at a server that answers none
-    upstream.always = lambda asked: replace(Reply.of(asked.good), delay=0.01)
+    upstream.always = lambda asked: replace(ScriptedReply.of(asked.good), delay=0.01)
     upstream.gate = asyncio.Event()
     ours = embedder(calls=4, texts=1)
     asking = [
@@ -505,7 +507,7 @@ async def test_so_many_requests_are_under_way(upstream: Upstream, embedder: Make
     await until(lambda: upstream.under_way == 4)
     upstream.gate.set()
     assert len(await asyncio.gather(*asking)) == 52
-    assert upstream.most_at_once == 4
+    assert upstream.max_at_once == 4
 
 
 # The breaker
@@ -533,7 +535,7 @@ async def test_a_broken_provider_is_left_alone_and_asked_once(
     upstream: Upstream, remote: MakeProvider, clock: Clock
 ) -> None:
     # Given a server that fails
-    upstream.always = Reply(503)
+    upstream.always = ScriptedReply(503)
     provider = remote(PATIENT)
     while provider.fault is None:
         with pytest.raises(ModelUnavailable):
@@ -561,7 +563,7 @@ async def test_a_broken_provider_is_left_alone_and_asked_once(
 
 
 async def test_a_probe_that_fails_is_one_request(upstream: Upstream, remote: MakeProvider, clock: Clock) -> None:
-    upstream.always = Reply(401)
+    upstream.always = ScriptedReply(401)
     provider = remote()
     for times in (1, 2, 3):
         with pytest.raises(ModelUnavailable, match="THEIR_KEY"):
@@ -573,12 +575,12 @@ async def test_a_probe_that_fails_is_one_request(upstream: Upstream, remote: Mak
 async def test_a_probe_that_is_cancelled_makes_room_for_another(
     upstream: Upstream, remote: MakeProvider, clock: Clock
 ) -> None:
-    upstream.next.append(Reply(401))
+    upstream.next.append(ScriptedReply(401))
     provider = remote()
     with pytest.raises(ModelUnavailable):
         await provider.embed(["a"], "document")
     clock.ahead = QUICK.rest.first
-    upstream.next.append(Reply(hangs=True))
+    upstream.next.append(ScriptedReply(hangs=True))
     probe = asyncio.create_task(provider.embed(["a"], "document"))
     await until(lambda: len(upstream.asked) == 2)
     probe.cancel()
@@ -590,7 +592,7 @@ async def test_a_probe_that_is_cancelled_makes_room_for_another(
 async def test_one_moment_of_trouble_is_not_many(upstream: Upstream, remote: MakeProvider) -> None:
     # Given a server that drops all connections once
     upstream.gate = asyncio.Event()
-    upstream.next.extend([Reply(cut=0)] * 8)
+    upstream.next.extend([ScriptedReply(cut=0)] * 8)
     provider = remote(calls=8)
     asking = [asyncio.create_task(provider.embed([f"{place}"], "document")) for place in range(8)]
     await until(lambda: upstream.under_way == 8)
@@ -620,8 +622,8 @@ TROUBLES: dict[str, Behaviour] = {
     **NOT_ANSWERS,
     **HEALS,
     **REFUSES,
-    "hangs": Reply(hangs=True),
-    "refuses and repeats the text": Reply(400, TEXT.encode()),
+    "hangs": ScriptedReply(hangs=True),
+    "refuses and repeats the text": ScriptedReply(400, TEXT.encode()),
 }
 
 
@@ -648,7 +650,7 @@ async def test_neither_key_nor_text_is_told(
 
 
 async def test_cookies_are_not_kept(upstream: Upstream, remote: MakeProvider) -> None:
-    upstream.next.append(lambda asked: Reply.of(asked.good, set_cookie="a=b; Path=/"))
+    upstream.next.append(lambda asked: ScriptedReply.of(asked.good, set_cookie="a=b; Path=/"))
     provider = remote()
     for _ in range(2):
         await provider.embed(["a"], "document")

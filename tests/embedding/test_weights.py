@@ -261,7 +261,7 @@ async def test_a_fetch_does_not_hold_up_requests_and_ends_with_the_embedder(
 ) -> None:
     begun, ended = threading.Event(), threading.Event()
 
-    def endless(spec: ModelSpec, into: Path, progress: weights.Progress) -> None:
+    def endless(spec: ModelSpec, into: Path, progress: weights.FetchProgress) -> None:
         begun.set()
         try:
             while True:

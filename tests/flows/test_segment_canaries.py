@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from likewise.testing import Asked, FakeProvider, LiveWorker, Reply
+from likewise.testing import FakeProvider, LiveWorker, ReceivedRequest, ScriptedReply
 from tests.files import files_with
 from tests.flows.house import House, open_house
 from tests.patience import until
@@ -19,7 +19,7 @@ from tests.patience import until
 # In texts and queries; in ids, metadata and names of fields.
 TEXT, ID = "zwitscher", "trillerpfeife"
 ASSET = f"{ID}/asset"
-AWAY = Reply.of({"error": "away"}, 503)
+AWAY = ScriptedReply.of({"error": "away"}, 503)
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ async def _hurried(house: House, job: str) -> bool:
     return (await house.client.get(f"/jobs/{job}")).json()["status"] == "FAILED"
 
 
-def _refuses_poison(asked: Asked) -> Reply | None:
+def _refuses_poison(asked: ReceivedRequest) -> ScriptedReply | None:
     """400 for a batch with a text that it does not like, as a provider says it, with the text in its own words."""
     poisoned = [text for text in asked.texts if "poison" in text]
-    return Reply.of({"error": {"message": f"I do not like {poisoned[0]}"}}, 400) if poisoned else None
+    return ScriptedReply.of({"error": {"message": f"I do not like {poisoned[0]}"}}, 400) if poisoned else None

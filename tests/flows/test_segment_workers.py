@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from likewise.testing import Asked, Reply
+from likewise.testing import ReceivedRequest, ScriptedReply
 from tests.flows.house import House, open_house
 from tests.models_file import models_file
 from tests.patience import until
@@ -28,7 +28,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 async def test_two_workers_that_race_embed_each_text_once(house: House, tmp_path: Path) -> None:
     # Given two that can be told apart by the key that they show, and a model that takes its time
     models_file(tmp_path, house.upstream.url, key_variable="OURS_KEY")
-    house.upstream.always = lambda asked: replace(Reply.of(asked.good), delay=0.02)
+    house.upstream.always = lambda asked: replace(ScriptedReply.of(asked.good), delay=0.02)
     async with house.worker(OURS_KEY="one").running(), house.worker(OURS_KEY="two").running():
         await house.ended(await house.embed("warm", ["it is warm"]))
         # When many small batches come at once
@@ -81,12 +81,12 @@ async def test_a_worker_that_slept_past_its_lease_writes_nothing(house: House, t
     assert (await house.client.get(f"/jobs/{job}")).json()["status"] == "SUCCEEDED"
 
 
-def _of_other_texts(asked: Asked) -> Reply | None:
+def _of_other_texts(asked: ReceivedRequest) -> ScriptedReply | None:
     """For a text the vector of nothing like it; the probe is answered well."""
     if asked.texts != ["the pump freezes"]:
         return None
     vector = [1.0, *[0.0] * 15]
-    return Reply.of({**asked.good, "data": [{"object": "embedding", "index": 0, "embedding": vector}]})
+    return ScriptedReply.of({**asked.good, "data": [{"object": "embedding", "index": 0, "embedding": vector}]})
 
 
 async def _vectors(house: House) -> dict[int, tuple[str, Any]]:

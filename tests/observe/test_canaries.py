@@ -14,7 +14,7 @@ import likewise
 from likewise.embedding.embedder import Embedder
 from likewise.errors import ModelUnavailable
 from likewise.settings import Settings
-from likewise.testing import FakeProvider, Reply, Upstream
+from likewise.testing import FakeProvider, ScriptedReply, Upstream
 from tests.conftest import Opener
 from tests.patience import until
 from tests.search.rerankers import at
@@ -88,7 +88,7 @@ async def test_no_text_of_a_reranker_does(
             asked = {"query": CANARY, "documents": [f"{CANARY} two", f"{CANARY} three"]}
             search = {"query": CANARY, "rerank": True}
             # When all goes well, and when it says what it was sent, or fails at it
-            for reply in (None, *(Reply.of({CANARY: CANARY}, status) for status in (200, 400, 404))):
+            for reply in (None, *(ScriptedReply.of({CANARY: CANARY}, status) for status in (200, 400, 404))):
                 upstream.always = reply
                 answers = [
                     await client.post("/v1/rerank", json=asked),

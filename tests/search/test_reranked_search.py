@@ -16,8 +16,8 @@ from likewise.kind import Policy
 from likewise.library import Likewise
 from likewise.search.options import MIN_RERANKED, SearchOptions, SearchRequest, TextQuestion
 from likewise.settings import Settings
-from likewise.testing import FakeProvider, Reply, Upstream
-from likewise.testing.upstream import Asked
+from likewise.testing import FakeProvider, ScriptedReply, Upstream
+from likewise.testing.upstream import ReceivedRequest
 from tests.search.rerankers import at
 
 NOTES = [
@@ -49,9 +49,9 @@ async def lw(settings: Settings, upstream: Upstream, tmp_path: Path) -> AsyncIte
 def scoring(**scores: float) -> Any:
     """A reranker that knows texts by a word of theirs, and scores the others 0."""
 
-    def reply(asked: Asked) -> Reply:
+    def reply(asked: ReceivedRequest) -> ScriptedReply:
         found = [next((score for word, score in scores.items() if word in text), 0.0) for text in asked.texts]
-        return Reply.of({"results": [{"index": n, "relevance_score": score} for n, score in enumerate(found)]})
+        return ScriptedReply.of({"results": [{"index": n, "relevance_score": score} for n, score in enumerate(found)]})
 
     return reply
 
@@ -167,7 +167,7 @@ async def test_a_collection_that_keeps_no_texts_is_refused(lw: Likewise, upstrea
 
 async def test_while_the_reranker_is_away_the_search_is_refused(lw: Likewise, upstream: Upstream) -> None:
     notes = lw.collection("notes")
-    upstream.always = Reply(401)
+    upstream.always = ScriptedReply(401)
     with pytest.raises(ModelUnavailable):
         await notes.search("pump", rerank=True)
     assert (await notes.search("pump")).hits

@@ -11,14 +11,14 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.search.reranking import Rerankers
 from likewise.settings import Settings, load_settings
-from likewise.testing import FakeProvider, Reply, ThrowawayPostgres, Upstream
-from likewise.testing.scripted import Asked
+from likewise.testing import FakeProvider, ScriptedReply, ThrowawayPostgres, Upstream
+from likewise.testing.scripted import ReceivedRequest
 from tests.search.rerankers import at, reranking
 
 TENANT, OTHER = 1, 2
 QUERY, TEXTS, POISON = "silver engine", ["winter in the garden"], ["poison in the garden"]
-BREAKS = Reply(500, headers={"retry-after-ms": "1"})
-WRONG = Reply.of({"results": []})
+BREAKS = ScriptedReply(500, headers={"retry-after-ms": "1"})
+WRONG = ScriptedReply.of({"results": []})
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ async def made(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Rerankers]:
         yield made
 
 
-def failing_on_poison(reply: Reply) -> object:
+def failing_on_poison(reply: ScriptedReply) -> object:
     """What a server does that gives this answer to some texts."""
 
-    def behaviour(asked: Asked) -> Reply | None:
+    def behaviour(asked: ReceivedRequest) -> ScriptedReply | None:
         return reply if any("poison" in text for text in asked.texts) else None
 
     return behaviour
@@ -48,7 +48,7 @@ def failing_on_poison(reply: Reply) -> object:
 
 @pytest.mark.parametrize("reply", [BREAKS, WRONG], ids=["500", "wrong answer"])
 async def test_texts_that_it_fails_on_close_it_for_nobody_else(
-    made: Rerankers, upstream: Upstream, reply: Reply
+    made: Rerankers, upstream: Upstream, reply: ScriptedReply
 ) -> None:
     # Given a server that fails on one tenant's texts
     upstream.always = failing_on_poison(reply)  # type: ignore[assignment]
@@ -64,7 +64,9 @@ async def test_texts_that_it_fails_on_close_it_for_nobody_else(
 
 
 @pytest.mark.parametrize("reply", [BREAKS, WRONG], ids=["500", "wrong answer"])
-async def test_one_that_fails_on_everything_is_left_alone(made: Rerankers, upstream: Upstream, reply: Reply) -> None:
+async def test_one_that_fails_on_everything_is_left_alone(
+    made: Rerankers, upstream: Upstream, reply: ScriptedReply
+) -> None:
     # Given a server that does nothing well
     upstream.always = reply
     # When it has failed on plain texts as well, as often as a provider may
@@ -95,7 +97,7 @@ async def test_a_search_whose_texts_it_fails_on_is_told_to_do_without(
             notes = lw.collection("notes")
             await notes.create()
             await notes.add([{"id": "a", "text": TEXTS[0]}, {"id": "b", "text": POISON[0]}], wait=True)
-            for reply in (BREAKS, Reply(413)):
+            for reply in (BREAKS, ScriptedReply(413)):
                 upstream.always = failing_on_poison(reply)  # type: ignore[assignment]
                 # When somebody searches
                 with pytest.raises(Invalid, match="search without rerank") as refused:

@@ -12,7 +12,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid, LikewiseError, ModelNotAllowed, ModelUnavailable, Overloaded, SettingsError
 from likewise.search.reranking import NoReranker, RerankerCatalogue, Rerankers
 from likewise.settings import Settings, load_settings
-from likewise.testing import Reply, Upstream
+from likewise.testing import ScriptedReply, Upstream
 from tests.models_file import models_file
 from tests.patience import until
 from tests.search.rerankers import BERT, at, expected, reranking
@@ -198,7 +198,7 @@ async def test_a_long_request_goes_in_parts_and_a_short_one_between(
     alone = await made.rerank(TENANT, QUERY, [texts[7]])
     assert done.scores[7] == pytest.approx(float(alone.scores[0]), abs=1e-6)
     assert max(len(asked.texts) for asked in upstream.asked) == 10
-    assert upstream.most_at_once == 1
+    assert upstream.max_at_once == 1
 
 
 async def test_what_does_not_fit_is_refused_at_once(
@@ -289,7 +289,7 @@ async def test_wrong_answers_are_none(
     settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path, answer: Any
 ) -> None:
     made = remote(settings, closing, upstream, tmp_path)
-    upstream.always = Reply.of(answer)
+    upstream.always = ScriptedReply.of(answer)
     with pytest.raises(ModelUnavailable) as refused:
         await made.rerank(TENANT, QUERY, TEXTS)
     assert refused.value.code == "model_failed"
@@ -300,17 +300,17 @@ async def test_wrong_answers_are_none(
 @pytest.mark.parametrize(
     "reply",
     [
-        Reply(200, b'{"results": [{"index": 0, "relevance_score": NaN}]}'),
-        Reply(200, b"not json"),
-        Reply(200, endless=True),
-        Reply(302, headers={"location": "http://127.0.0.1:1/elsewhere"}),
-        Reply(404),
-        Reply(401),
+        ScriptedReply(200, b'{"results": [{"index": 0, "relevance_score": NaN}]}'),
+        ScriptedReply(200, b"not json"),
+        ScriptedReply(200, endless=True),
+        ScriptedReply(302, headers={"location": "http://127.0.0.1:1/elsewhere"}),
+        ScriptedReply(404),
+        ScriptedReply(401),
     ],
     ids=["nan", "no json", "endless", "redirect", "not there", "unauthorized"],
 )
 async def test_trouble_at_the_address_is_trouble_of_the_model(
-    settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path, reply: Reply
+    settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path, reply: ScriptedReply
 ) -> None:
     made = remote(settings, closing, upstream, tmp_path)
     upstream.always = reply
@@ -325,7 +325,7 @@ async def test_what_heals_is_tried_again(
     settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path
 ) -> None:
     made = remote(settings, closing, upstream, tmp_path)
-    upstream.next.append(Reply(503, headers={"retry-after-ms": "10"}))
+    upstream.next.append(ScriptedReply(503, headers={"retry-after-ms": "10"}))
     assert len((await made.rerank(TENANT, QUERY, TEXTS)).scores) == 3
     assert len(upstream.asked) == 2
 
@@ -334,7 +334,7 @@ async def test_what_does_not_heal_is_trouble_of_the_model_too(
     settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path
 ) -> None:
     made = remote(settings, closing, upstream, tmp_path)
-    upstream.always = Reply(500, headers={"retry-after-ms": "10"})
+    upstream.always = ScriptedReply(500, headers={"retry-after-ms": "10"})
     with pytest.raises(ModelUnavailable):
         await made.rerank(TENANT, QUERY, TEXTS)
     # Three times with these texts, and once with others
@@ -345,7 +345,7 @@ async def test_a_request_that_is_refused_is_the_callers_affair(
     settings: Settings, closing: AsyncExitStack, upstream: Upstream, tmp_path: Path
 ) -> None:
     made = remote(settings, closing, upstream, tmp_path)
-    upstream.always = Reply.of({"message": "canary"}, 413)
+    upstream.always = ScriptedReply.of({"message": "canary"}, 413)
     with pytest.raises(Invalid, match="fewer or shorter") as refused:
         await made.rerank(TENANT, QUERY, TEXTS)
     assert refused.value.faults[0].code == "text_failed"

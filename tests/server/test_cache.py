@@ -68,7 +68,7 @@ async def test_a_redis_that_is_away_degrades_and_comes_back(calling: httpx2.Asyn
         await until(lambda: says_of_redis(calling, "rights"))
 
         # When
-        await away.tell("CONFIG", "SET", "requirepass", SECRET)
+        await away.execute("CONFIG", "SET", "requirepass", SECRET)
         # Then
         await until(lambda: says_of_redis(calling, "None"))
         assert (await calling.get("/readyz?strict=true")).json()["status"] == "ready"

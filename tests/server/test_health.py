@@ -11,10 +11,10 @@ import pytest
 from fastapi import FastAPI
 from psycopg.sql import SQL
 
-from likewise import library
 from likewise.db import pool
 from likewise.errors import DatabaseUnavailable
-from likewise.library import Health, Likewise
+from likewise.health import Health
+from likewise.library import Likewise
 from likewise.server.app import create_app
 from tests.server.conftest import BASE
 
@@ -146,7 +146,7 @@ async def test_busy_connections_are_no_fault(
     client: httpx2.AsyncClient, shared: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    monkeypatch.setattr(library, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr("likewise.health.ASK_SECONDS", 0.2)
     pool, tenant = shared.runtime.pool, await shared.tenant()
     async with AsyncExitStack() as stack:
         for _ in range(shared.settings.database_connections):

@@ -21,7 +21,7 @@ from likewise.library import Likewise
 from likewise.observe import logs
 from likewise.observe.metrics import TOKEN_FAULTS, TOKENS_REFUSED
 from likewise.settings import Settings, load_settings
-from likewise.testing import FakeIssuer, FakeProvider, Reply, ThrowawayPostgres
+from likewise.testing import FakeIssuer, FakeProvider, ScriptedReply, ThrowawayPostgres
 from likewise.testing.tokens import AUDIENCE, ISSUER, claims_of
 from tests.auth import forged
 from tests.auth.forged import SECRET, Forger, Forgery, headed, now
@@ -309,7 +309,7 @@ async def test_no_token_reaches_a_log_line_or_a_metric(jwks: Door) -> None:
 
 async def test_an_issuer_that_is_away_is_a_503_until_it_is_back(serving: Serving, forger: Forger) -> None:
     # Given
-    forger.issuer.always = Reply(500, b"zqsecret")
+    forger.issuer.always = ScriptedReply(500, b"zqsecret")
     try:
         async with serving(auth="jwks,keys") as (lw, client):
             door, token = Door(client, lw, forger), forged.good(forger.rsa)

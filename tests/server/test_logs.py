@@ -14,9 +14,7 @@ import pytest
 
 from likewise.library import Likewise
 from likewise.observe import logs
-from likewise.observe.errors import describe
-from likewise.observe.logs import get_logger
-from likewise.observe.loop import log_unhandled
+from likewise.observe.logs import describe, get_logger, log_unhandled
 
 SECRET = "xyzzy-secret"
 
@@ -153,7 +151,7 @@ async def test_an_error_that_nobody_waits_for_is_logged_without_its_message(
     # Then
     (line,) = lines()
     assert (line["level"], line["error"]) == ("error", "ValueError")
-    assert line["logger"] == ("likewise.observe.loop" if ours else "asyncio")
+    assert line["logger"] == ("likewise.observe.logs" if ours else "asyncio")
     assert SECRET not in json.dumps(line)
 
 

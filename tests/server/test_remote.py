@@ -16,7 +16,7 @@ from likewise.embedding.remote.errors import RequestRefused
 from likewise.embedding.remote.limits import RetryPolicy
 from likewise.library import Likewise
 from likewise.settings import Settings
-from likewise.testing import FakeProvider, Reply, Upstream
+from likewise.testing import FakeProvider, ScriptedReply, Upstream
 from tests.patience import until
 from tests.server.conftest import calling
 
@@ -95,7 +95,7 @@ async def test_callers_over_the_network_learn_no_address(shared_settings: Settin
         serving(shared_settings, upstream.url, to_all=to_all) as (_, client),
     ):
         # Given a provider that refuses the key
-        upstream.always = Reply(401, KEY.encode())
+        upstream.always = ScriptedReply(401, KEY.encode())
         # When texts are sent, on every way
         answers = [
             await client.post("/embed/text", json={"text": "red fox"}),
@@ -134,7 +134,7 @@ async def test_an_outage_loses_nothing(settings: Settings) -> None:
         likewise.open(settings, embedder=embedder_at(settings, upstream.url)) as lw,
     ):
         # Given a provider that fails
-        upstream.always = Reply(503)
+        upstream.always = ScriptedReply(503)
         outage = lw.collection("outage")
         # When records are stored and searched
         await outage.add([{"id": f"{place}", "text": f"the pump {place} fails"} for place in range(20)], wait=False)

@@ -14,7 +14,7 @@ import likewise
 from likewise.embedding.embedder import Embedder
 from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
-from likewise.testing import FakeProvider, Reply, ThrowawayPostgres, Upstream
+from likewise.testing import FakeProvider, ScriptedReply, ThrowawayPostgres, Upstream
 from tests.patience import until
 from tests.search.rerankers import BERT, at, expected
 from tests.server.conftest import calling
@@ -231,7 +231,7 @@ async def test_one_at_an_address(opened: Any, upstream: Upstream, tmp_path: Path
 
 async def test_texts_of_a_refusal_are_nobodys(opened: Any, upstream: Upstream, tmp_path: Path) -> None:
     _, client = await opened(**at(tmp_path, upstream.url))
-    upstream.always = Reply.of({"error": "canary of theirs"}, 400)
+    upstream.always = ScriptedReply.of({"error": "canary of theirs"}, 400)
     error = await refused(client, 400, documents=["canary of a text"])
     assert (error["code"], error["param"]) == ("text_failed", None)
     assert "canary" not in str(error)

@@ -15,7 +15,7 @@ from likewise.embedding.embedder import Embedder
 from likewise.ingest import tasks
 from likewise.library import Likewise
 from likewise.settings import Settings
-from likewise.testing import DatabaseUrls, FakeProvider, Reply, Upstream
+from likewise.testing import DatabaseUrls, FakeProvider, ScriptedReply, Upstream
 from tests.ingest.rows import asked
 from tests.search.rerankers import at
 from tests.server.conftest import calling
@@ -153,7 +153,7 @@ async def test_a_reranker_that_fails_on_the_texts_is_not_asked_for_a_day(
     monkeypatch.setattr(tasks, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(tasks, "LONGEST_WAIT", 0.02)
     async with Upstream().running() as upstream:
-        upstream.always = lambda _: Reply.of({"results": SECRET})
+        upstream.always = lambda _: ScriptedReply.of({"results": SECRET})
         async with opened(settings, segments_keep_text=True, **at(tmp_path, upstream.url)) as (_, client):
             await stored(client, segment("manual"), EMBED)
             # When

@@ -13,7 +13,7 @@ import pytest
 
 import likewise
 from likewise.auth.caller import Scope
-from likewise.embedding.costs import Account, Usage
+from likewise.embedding.costs import Usage, UsageAccount
 from likewise.embedding.embedder import Embedder
 from likewise.library import Likewise
 from likewise.settings import Settings
@@ -149,7 +149,7 @@ async def test_usage_by_the_hour_begins_and_ends_at_hours(lw: Likewise, client: 
     # Given usage of three hours, one text more in each
     tenant, first = await lw.tenant(), datetime(2026, 3, 1, 22, tzinfo=UTC)
     hours = [first + number * HOUR for number in range(3)]
-    used = {Account(tenant, "minilm-l6-v2", hour): Usage(texts=n, generated=n) for n, hour in enumerate(hours, 1)}
+    used = {UsageAccount(tenant, "minilm-l6-v2", hour): Usage(texts=n, generated=n) for n, hour in enumerate(hours, 1)}
     lw.embedder.ledger.put_back(used)
 
     async def asked(since: str, until: str) -> list[tuple[str, int]]:

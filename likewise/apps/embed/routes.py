@@ -177,7 +177,7 @@ def _model(spec: ModelSpec, state: str, space: str | None) -> dict[str, Any]:
         "name": spec.bare_name,
         "provider": spec.provider,
         "dimension": spec.dimension,
-        "max_batch_size": spec.most_texts,
+        "max_batch_size": spec.max_texts,
         "max_input_length": spec.max_tokens,
         "cost_per_1k_tokens": spec.price_per_1k_tokens,
         "hub_id": spec.hub_id,

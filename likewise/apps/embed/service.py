@@ -49,7 +49,7 @@ class EmbeddingModelConfig:
             spec.bare_name,
             EmbeddingProvider(spec.provider),
             spec.dimension,
-            spec.most_texts,
+            spec.max_texts,
             spec.max_tokens,
             spec.price_per_1k_tokens,
         )

@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says about its model. What this version cannot do is refused by name."""
+"""A sentence-transformers folder, read from its JSON files. Parts that this version cannot run are refused by name."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "torch.nn.modules.activation.Tanh": "tanh",
     "torch.nn.modules.linear.Identity": "identity",
 }
-# of a Dense module, besides its size: what there is a graph for, and what an absent value stands for
+# values of a Dense module that there is a graph for, which absent ones stand for
 _DENSE_ONLY: Mapping[str, Any] = {
     "module_input_name": "sentence_embedding",
     "module_output_name": "sentence_embedding",
@@ -68,7 +68,7 @@ Module: TypeAlias = Dense | Literal["normalize"]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One folder, read: where its Transformer lies and how its token states become a vector.
+    """One folder, read: the place of its Transformer, and the way from token states to a vector.
 
     `modules` come after pooling, in order; `lowercase` is asked for besides what the tokenizer does by itself;
     `prompts` go before a text, by role.
@@ -122,12 +122,12 @@ class ModelFolder:
 
 
 def has_weights(path: Path) -> bool:
-    """Whether the files that no model can do without are all in this folder, or in its Transformer's."""
+    """Return whether the files that every model needs are all in this folder, or in its Transformer's."""
     return any(_has_all(base, REQUIRED) or _has_all(base, IN_SHARDS) for base in (path, path / "0_Transformer"))
 
 
 def module_files(path: Path) -> list[tuple[str, bool]]:
-    """Files of the modules that follow pooling in a folder's `modules.json`, and whether each must be there."""
+    """List the files of the modules that follow pooling in `modules.json`, and whether each must be there."""
     _, rest = _split(path, read_modules(path)[1:])
     names = [(place.relative_to(path), kind == "Dense") for kind, place in rest]
     return [((name / "config.json").as_posix(), needed) for name, needed in names] + [
@@ -136,7 +136,7 @@ def module_files(path: Path) -> list[tuple[str, bool]]:
 
 
 def read_modules(path: Path, kinds: Collection[str] = KINDS) -> list[tuple[str, str]]:
-    """Kind and place of each module that `modules.json` names, the Transformer first; NotSupported for other kinds."""
+    """Read kind and place of each module in `modules.json`, the Transformer first; NotSupported for other kinds."""
     file = path / "modules.json"
     entries = read_json(file, [], kind=list)
     if not all(isinstance(entry, dict) for entry in entries):
@@ -164,7 +164,7 @@ def _place(entry: Mapping[str, Any], file: Path) -> str:
 
 
 def _split(path: Path, listed: Sequence[tuple[str, str]]) -> tuple[Path | None, list[tuple[str, Path]]]:
-    """The folder of the pooling, and kind and folder of what follows it."""
+    """Return the folder of the pooling, and kind and folder of the modules after it."""
     places = [(kind, path / place) for kind, place in listed]
     pooling = places.pop(0)[1] if places and places[0][0] == "Pooling" else None
     for kind, place in places:
@@ -231,7 +231,7 @@ def _has_all(base: Path, names: Iterable[str]) -> bool:
 
 
 def token_limit(sentence: Mapping[str, Any], transformer: Path) -> int:
-    """Tokens that are read of a text: sentence-transformers keeps the number with the tokenizer, before 6 by itself."""
+    """Read the most tokens of a text: sentence-transformers keeps them with the tokenizer, before 6 by themselves."""
     tokenizer = read_json(transformer / "tokenizer_config.json", {})
     for value in (sentence.get("max_seq_length"), tokenizer.get("model_max_length")):
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -240,7 +240,7 @@ def token_limit(sentence: Mapping[str, Any], transformer: Path) -> int:
 
 
 def read_prompts(file: Path) -> dict[str, str]:
-    """What `config_sentence_transformers.json` puts before texts, by role."""
+    """Read the prompts of `config_sentence_transformers.json` by role."""
     config = read_json(file, {})
     given = config.get("prompts") or {}
     if not isinstance(given, dict):
@@ -253,7 +253,7 @@ def read_prompts(file: Path) -> dict[str, str]:
 
 
 def read_json(path: Path, absent: Any = None, kind: type = dict) -> Any:
-    """What a JSON file holds, `absent` where there is no such file; ModelUnavailable names it where it is broken."""
+    """Read a JSON file, `absent` where there is no such file; ModelUnavailable names a broken one."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

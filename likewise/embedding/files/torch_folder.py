@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says that torch runs: any architecture, and modules that there is no graph for.
+"""A sentence-transformers folder that torch runs: any architecture, and modules that there is no graph for.
 
 Nothing in a folder names code to import: modules, activations and ways to attend are of closed lists.
 """
@@ -25,9 +25,9 @@ from likewise.errors import ModelUnavailable, NotSupported
 _WEIGHTS = "model.safetensors"
 _HEADS = (*KINDS, "LayerNorm")
 _WITH_WEIGHTS = ("Dense", "LayerNorm")
-_SIZES = ("hidden_size", "d_model", "dim", "n_embd")  # what architectures call the numbers in a token's vector
+_SIZES = ("hidden_size", "d_model", "dim", "n_embd")  # the dimension of a token's vector, by architecture
 _ACTIVATION = re.compile(r"torch\.nn\.modules\.(activation\.[A-Za-z]+|linear\.Identity)")
-# of config.json: what leads to code or packages that are not torch's own, unless it has one of these values
+# keys of config.json that lead to code or packages that are not torch's own, but for these values
 _CONFIG_ONLY: Mapping[str, tuple[object, ...]] = {
     "quantization_config": (None,),
     "attn_implementation": (None, "eager", "sdpa"),
@@ -37,7 +37,7 @@ _SENTENCE_KEYS = ("max_seq_length", "do_lower_case", "unpad_inputs", *SENTENCE_O
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadModule:
     """One module after the Transformer, and the folder with its files."""
 
     kind: str
@@ -60,7 +60,7 @@ class TorchFolder:
     path: Path
     transformer: Path
     architecture: str
-    heads: tuple[Head, ...]
+    heads: tuple[HeadModule, ...]
     max_tokens: int
     dimension: int
     lowercase: bool
@@ -93,7 +93,7 @@ class TorchFolder:
 
     @property
     def weights(self) -> dict[str, Path]:
-        """The files of weights, the Transformer's first, by what a record of their checksums is named for."""
+        """The files of weights, the Transformer's first, by the names of their checksum records."""
         shards = _shards(self.transformer)
         named = {"" if path.name == _WEIGHTS else path.stem: path for path in shards}
         # by the whole place: `a/dense` and `b/dense` are two
@@ -104,7 +104,7 @@ class TorchFolder:
 
     @property
     def described_by(self) -> dict[str, Path]:
-        """The files that say what is done with the weights, by name."""
+        """The files that describe the use of the weights, by name."""
         files = [
             self.path / "modules.json",
             self.transformer / "config.json",
@@ -142,17 +142,17 @@ def _sentence(transformer: Path) -> Mapping[str, Any]:
 
 
 def _sentence_files(transformer: Path) -> list[Path]:
-    """The file of the Transformer module: once it was named for its architecture, as `sentence_roberta_config.json`."""
+    """Find the file of the Transformer module, once named for its architecture: `sentence_roberta_config.json`."""
     usual = transformer / "sentence_bert_config.json"
     return [usual] if usual.is_file() else sorted(transformer.glob("sentence_*_config.json"))[:1]
 
 
-def _head(kind: str, path: Path, folder: Path) -> Head:
+def _head(kind: str, path: Path, folder: Path) -> HeadModule:
     if kind == "Transformer":
         raise NotSupported(
             f"{folder / 'modules.json'} has Transformer ({path.name}) where this version does not run it."
         )
-    head = Head(kind, path)
+    head = HeadModule(kind, path)
     for file in head.weights:
         if not file.is_file():
             raise ModelUnavailable(f"{file} is missing; put the model's own file there.")
@@ -164,7 +164,7 @@ def _head(kind: str, path: Path, folder: Path) -> Head:
     return head
 
 
-def _config_of(head: Head) -> Mapping[str, Any]:
+def _config_of(head: HeadModule) -> Mapping[str, Any]:
     absent: Any = {} if head.kind == "Normalize" else None
     config: Mapping[str, Any] = read_json(head.path / "config.json", absent)
     return config
@@ -180,7 +180,7 @@ def _shards(transformer: Path) -> list[Path]:
     return [transformer / name for name in names]
 
 
-def _dimension(config: Mapping[str, Any], heads: tuple[Head, ...]) -> int:
+def _dimension(config: Mapping[str, Any], heads: tuple[HeadModule, ...]) -> int:
     dimension = next((size for key in _SIZES if (size := _positive(config.get(key)))), 0)
     for head in heads:
         module = _config_of(head)

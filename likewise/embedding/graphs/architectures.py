@@ -1,4 +1,4 @@
-"""The architectures that there are graphs for: what each calls the parts that all of them have.
+"""The architectures that there are graphs for, and the names of the parts that all of them have.
 
 BERT: Devlin et al. 2019, https://arxiv.org/abs/1810.04805; DistilBERT: Sanh et al. 2019,
 https://arxiv.org/abs/1910.01108; MPNet: Song et al. 2020, https://arxiv.org/abs/2004.09297. The names are those of
@@ -42,7 +42,7 @@ class LayerNames:
 
 @dataclass(frozen=True)
 class ScoringHead:
-    """What makes one number of a pair's first token: a linear map with an activation, and another to the number."""
+    """The two linear maps that make one number of a pair's first token, with the activation of the first."""
 
     inner: str
     activation: Literal["tanh", "relu"]
@@ -136,7 +136,7 @@ class Shape:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], path: Path) -> "Shape":
-        """From the configuration in `path`.
+        """Read the configuration in `path`.
 
         NotSupported names what there is no graph for; ModelUnavailable, the number that is missing or makes no sense.
         """
@@ -155,7 +155,7 @@ class Shape:
 
 
 def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
-    """The architecture that the configuration in `path` names; NotSupported if there is no graph for it."""
+    """Find the architecture of the configuration in `path`; NotSupported if there is no graph for it."""
     name = str(config.get("model_type"))
     if name not in ARCHITECTURES:
         raise NotSupported(f"{path} is of a model of type `{name}`; this version runs {', '.join(ARCHITECTURES)}.")
@@ -163,7 +163,7 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def whole_number(config: Mapping[str, Any], key: str, path: Path) -> int:
-    """A whole number above zero; ModelUnavailable if there is none of that key."""
+    """Read a whole number above zero; ModelUnavailable if there is none of that key."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise broken(path, f"has no whole number above 0 as {key}")
@@ -171,7 +171,7 @@ def whole_number(config: Mapping[str, Any], key: str, path: Path) -> int:
 
 
 def broken(path: Path, what: str) -> ModelUnavailable:
-    """The error for a file of a model's folder that is not what it should be."""
+    """Return the error for a file of a model's folder that is not what it should be."""
     return ModelUnavailable(f"{path} {what}; replace it with the model's own file.", code="weights_broken")
 
 

@@ -84,7 +84,7 @@ class Encoder:
         return self._normed(state, "embeddings.LayerNorm")
 
     def _types(self) -> Float32:
-        """The segments' embeddings, of which a pair needs two."""
+        """Read the segments' embeddings, of which a pair needs two."""
         size = None if self.second is None else 2
         name = self._prefix + "embeddings.token_type_embeddings.weight"
         return self._tensors.read(name, (size, self._shape.hidden))

@@ -1,4 +1,4 @@
-"""Reads `.safetensors` files: a JSON header, then raw numbers. No code in such a file is ever run."""
+"""Reading of `.safetensors` files: a JSON header, then raw numbers. No code in such a file is ever run."""
 
 import json
 import math
@@ -39,7 +39,7 @@ class Tensors:
         return name in self._header
 
     def names(self) -> list[str]:
-        """All tensors' names."""
+        """Return the names of all tensors."""
         return list(self._header)
 
     @property
@@ -49,7 +49,7 @@ class Tensors:
         return sum(math.prod(shape) for shape in shapes if isinstance(shape, list) and all(map(_is_size, shape)))
 
     def read(self, name: str, shape: Sequence[int | None] | None = None) -> Float32:
-        """One tensor as float32; ModelUnavailable if it is not there, not of floats, or not of that shape.
+        """Read one tensor as float32; ModelUnavailable if it is not there, not of floats, or not of that shape.
 
         None in a shape stands for any number.
         """

@@ -15,7 +15,7 @@ _ABOUT = b"likewise-mock-1"
 
 
 def load(spec: ModelSpec) -> "MockProvider":
-    """The provider; it needs no files."""
+    """Return the provider, which needs no files."""
     return MockProvider(spec)
 
 
@@ -31,7 +31,7 @@ class MockProvider:
         self.fault: str | None = None
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        """The texts' vectors and counts; queries are as documents."""
+        """Embed texts in order; queries are as documents."""
         read = [text[: self.max_tokens * CHARS_PER_TOKEN] for text in texts]
         lengths = np.array(await self.lengths(texts), np.int32)
         tokens = np.minimum(lengths, self.max_tokens)
@@ -40,18 +40,18 @@ class MockProvider:
         return ProviderResult(vectors, tokens, lengths - tokens, chars, estimated=True)
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
-        """About how many tokens each text would have."""
+        """Estimate the tokens of each text."""
         return [math.ceil(len(text) / CHARS_PER_TOKEN) for text in texts]
 
-    async def split(self, text: str, most: int, overlap: int) -> list[TextSpan]:
-        """The parts of a text by its characters."""
-        return await spans_by_characters(text, min(most, self.max_tokens), overlap)
+    async def split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
+        """Split a text by its characters."""
+        return await spans_by_characters(text, min(max_tokens, self.max_tokens), overlap)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
     def _vector(self, text: str) -> Vector:
-        """Normal numbers from a generator that the digest seeds, of unit length."""
+        """Draw normal numbers from a generator that the digest seeds, at unit length."""
         seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
         row = np.random.default_rng(seed).standard_normal(self.dimension).astype(np.float32)
         vector: Vector = row / np.linalg.norm(row)

@@ -30,7 +30,7 @@ _CALL_WEIGHTS = 10_616_832  # linear weights of a model that gets the longest ca
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider":
-    """Check the weights of a folder, compile its graph, and give its provider; blocks for about half a second."""
+    """Check the weights of a folder, compile its graph, and return its provider; blocks for about half a second."""
     precision = choose(settings.precision, able())
     facts = ModelFolder.read(folder)
     before = prefixes(spec, facts.prompts)
@@ -114,8 +114,8 @@ def _graph(encoder: Encoder, facts: ModelFolder, dense: Mapping[Dense, Tensors])
 
 
 def _call_tokens(shape: Shape) -> int:
-    least, most = CALL_TOKENS
-    return max(least, min(most, most * _CALL_WEIGHTS // shape.linear_weights))
+    shortest, longest = CALL_TOKENS
+    return max(shortest, min(longest, longest * _CALL_WEIGHTS // shape.linear_weights))
 
 
 def _version() -> str:

@@ -54,7 +54,7 @@ class TorchModel:
         return cls(transformer.to(device).eval(), [head.to(device).eval() for head in heads], device)
 
     def run(self, batch: Sequence[Ids], left_out: int | None) -> Matrix:
-        """Unit vectors float32 (n, d) of n texts' token ids; the first `left_out` tokens of each are not pooled."""
+        """Make unit vectors float32 (n, d) of n texts' ids; the first `left_out` tokens of each are not pooled."""
         ids, mask = self._padded(batch)
         with torch.inference_mode():
             states = self.transformer(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state

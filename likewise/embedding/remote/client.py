@@ -10,7 +10,7 @@ from likewise.embedding.remote.errors import LIMITED, ProviderError, RequestFail
 from likewise.embedding.remote.http import RemoteApi, refuse
 from likewise.embedding.remote.limits import RateGate, RetryPolicy
 from likewise.observe.logs import get_logger
-from likewise.observe.steps import ProviderRequest
+from likewise.observe.steps import ProviderStep
 
 log = get_logger(__name__)
 
@@ -66,7 +66,7 @@ class ProviderClient:
 
     async def post(self, asked: Mapping[str, Any], texts: int, max_bytes: int, read: Callable[[bytes], T]) -> T:
         """Post one request in an attempt, and return what `read` makes of its answer."""
-        with ProviderRequest(self._spec.name, texts) as request:
+        with ProviderStep(self._spec.name, texts) as request:
             reply = await self._api.post(asked, max_bytes)
             request.answered(reply.status)
             self._gate.hold(reply.hold or 0.0)

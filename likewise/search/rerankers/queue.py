@@ -11,7 +11,7 @@ from likewise.embedding.remote.errors import RequestFails, RequestRefused
 from likewise.embedding.texts import estimated_tokens
 from likewise.errors import Invalid, ModelFails, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
-from likewise.observe.steps import RerankerCall
+from likewise.observe.steps import RerankerStep
 from likewise.search.reranker import Reranker, RerankerScores, check
 from likewise.stopping import stop
 
@@ -106,7 +106,7 @@ class RerankerQueue:
             made.take(part.places, scored)
 
     async def _call(self, query: str, texts: Sequence[str]) -> RerankerScores:
-        with RerankerCall(self._model) as step:
+        with RerankerStep(self._model) as step:
             try:
                 async with asyncio.timeout(self._reranker.capacity.seconds):
                     scored = await self._reranker.score(query, texts)

@@ -73,7 +73,7 @@ class RedisCache:
         return self._writes.dropped
 
     def start(self) -> None:
-        """Connect, look now and then whether it is well, and write, all in the background."""
+        """Begin to connect, to look now and then whether it is well, and to write, in the background."""
         if not self._tasks:
             work = (self._circuit.watch(), self._writes.run())
             # In a context of their own: they are no part of the request that came first.
