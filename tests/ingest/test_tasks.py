@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from likewise import backoff
 from likewise.db import collections, jobs
 from likewise.db.jobs import Job
 from likewise.db.pool import Pool
@@ -325,7 +326,7 @@ async def test_it_waits_1_to_60_seconds_for_its_next_try(
         asked_for.append(least)
         return most
 
-    monkeypatch.setattr(module, "random", SimpleNamespace(uniform=latest))
+    monkeypatch.setattr(backoff, "random", SimpleNamespace(uniform=latest))
 
     async def fail(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
         raise error
