@@ -284,7 +284,7 @@ class _Claimed:
             async with self._pool.tenant(self.task.tenant) as tx:
                 return await jobs.finish_task(tx, self.task, self._claim, result=result, error=error)
 
-        return await self._told(once)
+        return await self._patiently(once)
 
     async def release(self, *, after: timedelta, failed: bool, patient: bool = True) -> None:
         """Give it to whoever claims it next, after so long; if `patient`, in spite of such a database as well."""
@@ -293,13 +293,13 @@ class _Claimed:
             async with self._pool.tenant(self.task.tenant) as tx:
                 await jobs.release_task(tx, self.task, self._claim, after=after, failed=failed)
 
-        await (self._told(once) if patient else once())
+        await (self._patiently(once) if patient else once())
 
-    async def _told(self, tell: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         deadline = time.monotonic() + self._lease.total_seconds()
         while True:
             try:
-                return await retried(tell)
+                return await retried(work)
             except DatabaseUnavailable:
                 if time.monotonic() > deadline:
                     raise

@@ -113,7 +113,7 @@ class PartAnswer(BaseModel):
 
 
 class DocumentAnswer(EmbedBatchAnswer):
-    """The same, with where each segment is."""
+    """The stored segments of a document with their places in it, and the job that says when they can be found."""
 
     segments: list[PartAnswer]
 
