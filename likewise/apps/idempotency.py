@@ -78,7 +78,7 @@ class Idempotency:
 
 
 class Reply:
-    """What a request is answered: what it was answered before, or the result of what it does now."""
+    """The answer to a request: the one that it had before, or the result of its work now."""
 
     def __init__(self, statuses: "Statuses", run: "Run | None" = None, replayed: Response | None = None) -> None:
         self.is_new = replayed is None

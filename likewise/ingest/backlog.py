@@ -1,4 +1,4 @@
-"""The backlog: a bound on the text that waits for vectors, and a share of it for each tenant.
+"""The text that waits for vectors, and the limits on adding to it.
 
 Storing is some twenty times as fast as embedding, so what waits has a bound. It is measured every few seconds for all
 processes together, and what this one has stored since then is added.
@@ -25,8 +25,8 @@ SMOOTHING = 0.2
 
 
 @dataclass
-class _Waiting:
-    """Tokens that wait for one model, by tenant, when last measured and since; and tokens embedded a second."""
+class _WaitingTokens:
+    """The queue of one model: tokens by tenant, as last measured and since; and tokens embedded a second."""
 
     measured: Mapping[int, int] = field(default_factory=dict)
     since: Counter[int] = field(default_factory=Counter)
@@ -48,7 +48,7 @@ class Backlog:
     def __init__(self, pool: Pool, max_tokens: int) -> None:
         self._pool = pool
         self._max_tokens = max_tokens
-        self._models: dict[str, _Waiting] = {}
+        self._models: dict[str, _WaitingTokens] = {}
         self._measured_at = time.monotonic()
 
     def admit(self, tenant: int, model: str, tokens: int) -> None:
@@ -76,7 +76,7 @@ class Backlog:
 
     def entered(self, tenant: int, model: str, tokens: int) -> None:
         """Count texts that wait from now on."""
-        self._models.setdefault(model, _Waiting()).since[tenant] += tokens
+        self._models.setdefault(model, _WaitingTokens()).since[tenant] += tokens
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -93,7 +93,7 @@ class Backlog:
         elapsed = time.monotonic() - self._measured_at
         self._measured_at += elapsed
         for model in {*self._models, *found}:
-            kept = self._models.setdefault(model, _Waiting())
+            kept = self._models.setdefault(model, _WaitingTokens())
             total, counted = before.get(model, (0, Counter[int]()))
             kept.measured = found.get(model, {})
             # What was stored while this was measured may be in it already, and counts all the same.

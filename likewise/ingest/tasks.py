@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
+
+from cachetools import LRUCache
 
 from likewise.backoff import Backoff
 from likewise.db import jobs
@@ -73,7 +75,7 @@ class Tasks:
         self._lease = lease
         self._handlers: dict[str, Handler] = {}
         self._last_tenant = 0
-        self._waits: OrderedDict[UUID, int] = OrderedDict()
+        self._waits: LRUCache[UUID, int] = LRUCache(MAX_REMEMBERED)
 
     def register(self, kind: str, handler: Handler) -> None:
         """Have this process do such tasks; kinds are words of ours, never a caller's."""
@@ -165,7 +167,7 @@ class Tasks:
                 step.became("lost")
 
     async def _tried(self, claimed: "_Claimed") -> str:
-        """Do a task, and return what became of it: a word of `metrics.TASKS`."""
+        """Do a task, and return its end: a word of `metrics.TASKS`."""
         task = claimed.task
         if task.attempts >= MAX_ATTEMPTS:
             # Those that fail by themselves end at their last try: this one took its workers with it.
@@ -215,9 +217,6 @@ class Tasks:
         """Seconds until the next try: twice as long each time, and by chance, so that not all come back together."""
         times = self._waits.get(task.id, task.attempts)
         self._waits[task.id] = times + 1
-        self._waits.move_to_end(task.id)
-        if len(self._waits) > MAX_REMEMBERED:
-            self._waits.popitem(last=False)
         return RETRY.jittered(times + 2)
 
     async def _end(
@@ -247,7 +246,7 @@ class _Claimed:
         self._progress: tuple[int, int] | None = None
 
     async def doing(self, work: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Return what comes of the work; LeaseLost if the task is taken away before."""
+        """Return the result of the work; LeaseLost if the task is taken away before."""
         doing, losing = asyncio.ensure_future(work), asyncio.create_task(self._lost.wait())
         try:
             await asyncio.wait({doing, losing}, return_when=asyncio.FIRST_COMPLETED)

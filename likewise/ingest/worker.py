@@ -35,8 +35,8 @@ TRIES = 3
 CLAIM_SIZE = 512
 # One claim is written while the next is in the model.
 CLAIMS_AT_ONCE = 2
-# A generation whose model failed or was refused is left alone for so long.
-REST = Backoff(1.0, 30.0)
+# A generation is left alone for so long after its model failed or was refused.
+MODEL_AGAIN = Backoff(1.0, 30.0)
 # An eighth of what may wait for the model by default (4 characters a token), so that no claim fills its queue.
 PART_CHARS = 1_000_000
 POLL_SECONDS = 1.0
@@ -74,7 +74,7 @@ class Worker:
         self._tries = tries
         self._claim_size = claim_size
         self._last_tenant = 0
-        self._resting: dict[int, Breaker[str]] = {}
+        self._resting: dict[int, Breaker[LikewiseError]] = {}
         self._models = ModelRotation(embedder)
         self._turns = asyncio.Semaphore(CLAIMS_AT_ONCE)
         self._one_alone = asyncio.Lock()
@@ -198,10 +198,10 @@ class Worker:
         except DatabaseUnavailable:
             raise
         except LikewiseError as error:
-            rest = self._resting.setdefault(generation, Breaker(REST))
-            rest.failed(error.code)
+            breaker = self._resting.setdefault(generation, Breaker(MODEL_AGAIN))
+            breaker.failed(error)
             log.warning(
-                "generation_rests", generation=generation, code=error.code, reason=error.detail, seconds=rest.pause
+                "generation_rests", generation=generation, code=error.code, reason=error.detail, seconds=breaker.pause
             )
             await claim.release(tenant, generation, contents)
             contents_became("released", len(contents))
@@ -210,7 +210,7 @@ class Worker:
         return True
 
     def _at_rest(self) -> list[int]:
-        return [generation for generation, rest in self._resting.items() if not rest.allows()]
+        return [generation for generation, breaker in self._resting.items() if not breaker.allows()]
 
     async def _work_on(
         self, tenant: int, generation: int, contents: Sequence[int], claim: Claim, *, interactive: bool = False

@@ -25,4 +25,4 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("likewise.ingest.worker.POLL_SECONDS", 0.05)
     monkeypatch.setattr("likewise.ingest.worker.SWEEP_SECONDS", 0.05)
     monkeypatch.setattr("likewise.ingest.claims.AWAY_SECONDS", 0.1)
-    monkeypatch.setattr("likewise.ingest.worker.REST", Backoff(0.02, 0.1))
+    monkeypatch.setattr("likewise.ingest.worker.MODEL_AGAIN", Backoff(0.02, 0.1))
