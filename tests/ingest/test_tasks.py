@@ -325,7 +325,7 @@ async def test_it_waits_1_to_60_seconds_for_its_next_try(
         asked_for.append(least)
         return most
 
-    monkeypatch.setattr(module, "random", SimpleNamespace(uniform=latest))
+    monkeypatch.setattr("likewise.backoff.random", SimpleNamespace(uniform=latest))
 
     async def fail(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
         raise error
