@@ -186,7 +186,7 @@ class Invalid(LikewiseError):
 
 
 class ModelNotAllowed(Invalid):
-    """That model is not allowed here. Name one that is listed, or add it to LIKEWISE_MODELS_ALLOWED."""
+    """This model is not allowed here. Name one that is listed, or add it to LIKEWISE_MODELS_ALLOWED."""
 
     code = "model_not_allowed"
 

@@ -339,7 +339,7 @@ class Settings(BaseSettings):
 
     @property
     def asks_who_calls(self) -> bool:
-        """Whether callers need a credential."""
+        """True if callers need a credential."""
         return "none" not in self.auth
 
     def require_safe_address(self) -> None:

@@ -173,7 +173,7 @@ async def search_segments_later(
     spend: Spending,
     body: Annotated[SegmentSearchIn, PARSED],
 ) -> Response:
-    """The same as a job, whose result is what the search answers."""
+    """Search as a job, whose result is the answer of the search."""
     async with once.begin(tenant, 202) as reply:
         if reply.is_new:
             service.known(body.model)
@@ -185,7 +185,7 @@ async def search_segments_later(
 @router.post("/mock", status_code=202, include_in_schema=False)
 @declares(Load.WRITE, Body(SegmentEmbedIn))
 async def embed_made_up(tenant: CanWrite, service: Segments, once: Once, spend: Spending, request: Request) -> Response:
-    """The same as /embed with made-up vectors, where LIKEWISE_ENABLE_MOCK allows it."""
+    """Embed a segment with a made-up vector, where LIKEWISE_ENABLE_MOCK allows it."""
     if not services(request).runtime.settings.enable_mock:
         raise NotFound
     body = await parsed(request)
