@@ -20,7 +20,7 @@ from likewise.observe.steps import refused
 # A file that is not what its sender thinks must not fill the answer with a fault for each of millions of lines.
 MAX_BAD_LINES = 1_000
 # Long lines are stored sooner, so that what a body holds in memory does not depend on its size.
-MOST_BYTES = 4 * 2**20
+MAX_BATCH_BYTES = 4 * 2**20
 LINE_TOO_LARGE = f"A line may have {MAX_LINE_BYTES} bytes."
 # Reading a longer one takes milliseconds, in which other requests should go on.
 LONG_LINE = 100_000
@@ -125,7 +125,7 @@ class _Taken:
     @property
     def is_full(self) -> bool:
         """Whether it is time to store them."""
-        return len(self.batch) >= BATCH or self.bytes >= MOST_BYTES
+        return len(self.batch) >= BATCH or self.bytes >= MAX_BATCH_BYTES
 
     async def take(self, number: int, line: bytes | None) -> None:
         if line is None:

@@ -1,4 +1,4 @@
-"""What is answered to those who store segments."""
+"""Answers to those who store segments, and the results of their jobs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class AcceptedBatch:
 
 @dataclass(frozen=True)
 class AcceptedDocument(AcceptedBatch):
-    """The same, with where each segment lies in the document."""
+    """Segments of a document that are stored, their one job, and their places in the text."""
 
     segments: Sequence[Part] = ()
 
