@@ -75,7 +75,7 @@ class UsageService:
     async def report(
         self, tenant: int, since: datetime | None = None, until: datetime | None = None, group_by: GroupBy = "model"
     ) -> UsageReport:
-        """Return the usage of a tenant, of 30 days by default; Invalid unless `since` is before `until`, or too long."""
+        """Return the usage of a tenant, of 30 days by default; Invalid if `since` is not before `until`, or too far."""
         since, until = window(since, until)
         if group_by == "hour" and until - since > LONGEST_BY_HOUR:
             raise Invalid.at(
