@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
-import random
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
+from cachetools import LRUCache
+
+from likewise.backoff import Backoff
 from likewise.db import jobs
 from likewise.db.jobs import Task
 from likewise.db.pool import Pool, retried
@@ -74,7 +76,7 @@ class Tasks:
         self._lease = lease
         self._handlers: dict[str, Handler] = {}
         self._last_tenant = 0
-        self._waits: OrderedDict[UUID, int] = OrderedDict()
+        self._waits: LRUCache[UUID, int] = LRUCache(MOST_REMEMBERED)
 
     def register(self, kind: str, handler: Handler) -> None:
         """Have this process do such tasks; kinds are words of ours, never a caller's."""
@@ -216,11 +218,7 @@ class Tasks:
         """Seconds until the next try: twice as long each time, and by chance, so that not all come back together."""
         times = self._waits.get(task.id, task.attempts)
         self._waits[task.id] = times + 1
-        self._waits.move_to_end(task.id)
-        if len(self._waits) > MOST_REMEMBERED:
-            self._waits.popitem(last=False)
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(times + 1, 10))
-        return random.uniform(FIRST_WAIT, longest)  # noqa: S311
+        return Backoff(FIRST_WAIT, LONGEST_WAIT).jittered(times + 2)
 
     async def _end(
         self, claimed: "_Claimed", *, result: Mapping[str, Any] | None = None, error: str | None = None

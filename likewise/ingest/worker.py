@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID, uuid4
 
 import numpy as np
 
+from likewise.backoff import Backoff, Breaker
 from likewise.db import collections, jobs, waiting
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
@@ -37,7 +36,8 @@ TRIES = 3
 CLAIM_SIZE = 512
 # One claim is written while the next is in the model.
 CLAIMS_AT_ONCE = 2
-LEAST_REST, MOST_REST = 1.0, 30.0
+# A generation is left alone for so long after its model failed or was refused.
+MODEL_AGAIN = Backoff(1.0, 30.0)
 # An eighth of what may wait for the model by default (4 characters a token), so that no claim fills its queue.
 PART_CHARS = 1_000_000
 POLL_SECONDS = 1.0
@@ -55,20 +55,6 @@ WAIT_SECONDS = 30.0
 T = TypeVar("T")
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class _Rest:
-    """How long a generation is left alone after its model failed or was refused, and until when."""
-
-    seconds: float
-    until: float
-
-    @classmethod
-    def after(cls, last: "_Rest | None") -> "_Rest":
-        """The next rest: twice as long as the last, within bounds."""
-        seconds = LEAST_REST if last is None else min(MOST_REST, 2 * last.seconds)
-        return cls(seconds, time.monotonic() + seconds)
 
 
 class Worker:
@@ -97,7 +83,7 @@ class Worker:
         self._tries = tries
         self._claim_size = claim_size
         self._last_tenant = 0
-        self._resting: dict[int, _Rest] = {}
+        self._resting: dict[int, Breaker[LikewiseError]] = {}
         self._models = ModelRotation(embedder)
         self._turns = asyncio.Semaphore(CLAIMS_AT_ONCE)
         self._one_alone = asyncio.Lock()
@@ -220,9 +206,10 @@ class Worker:
         except DatabaseUnavailable:
             raise
         except LikewiseError as error:
-            rest = self._resting[generation] = _Rest.after(self._resting.get(generation))
+            breaker = self._resting.setdefault(generation, Breaker(MODEL_AGAIN))
+            breaker.failed(error)
             log.warning(
-                "generation_rests", generation=generation, code=error.code, reason=error.detail, seconds=rest.seconds
+                "generation_rests", generation=generation, code=error.code, reason=error.detail, seconds=breaker.pause
             )
             await self._release(tenant, generation, contents, claim)
             return False
@@ -230,8 +217,7 @@ class Worker:
         return True
 
     def _at_rest(self) -> list[int]:
-        now = time.monotonic()
-        return [generation for generation, rest in self._resting.items() if rest.until > now]
+        return [generation for generation, breaker in self._resting.items() if not breaker.allows()]
 
     @contextlib.asynccontextmanager
     async def _given_back(self, claim: UUID) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
 """The plan of a search: what is ranked of which collection, under which filter, and how deep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +13,7 @@ from likewise.db.where import IndexedFields
 from likewise.embedding.provider import Vector
 from likewise.errors import Invalid
 from likewise.filters import KEY, Field, Filter, both, field_named
-from likewise.kind import Kind
+from likewise.kind import Kind, Policy
 from likewise.search.options import (
     MAX_HITS,
     MIN_RERANKED,
@@ -24,7 +24,6 @@ from likewise.search.options import (
     SearchOptions,
     SearchQuestion,
     SearchRequest,
-    TextQuestion,
     TextsQuestion,
     VectorQuestion,
 )
@@ -47,9 +46,21 @@ class Leg:
     by: Literal["meaning", "words"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """A request read for the collection that answers it: its filter parsed, its legs chosen."""
+    """A request read for the collection that answers it.
+
+    Attributes:
+        mode: as asked for; a vector is ranked by meaning alone.
+        tree: the filter, with what must hold beside it.
+        indexed: the fields that indexes know.
+        legs: the rankings that are fused.
+        needs_vector: whether there is no answer without the meaning.
+        total: hits that are needed for an answer, those passed over included.
+        margin: contents of a ranking beyond those that are fused: one by which a page of a hundred knows of the next,
+            and one for a record in question, which is left out afterwards. The same for every limit, so that pages of
+            another size have the same order.
+    """
 
     tenant: int
     collection: CollectionRow
@@ -59,6 +70,9 @@ class SearchPlan:
     group_by: Field | None
     indexed: IndexedFields
     legs: tuple[Leg, ...]
+    needs_vector: bool
+    total: int
+    margin: int
 
     @property
     def options(self) -> SearchOptions:
@@ -66,34 +80,19 @@ class SearchPlan:
         return self.request.options
 
     @property
-    def question(self) -> SearchQuestion:
-        """The question as it was asked."""
-        return self.request.question
-
-    @property
-    def texts(self) -> Sequence[str]:
-        """The texts of the question that have to be embedded."""
-        match self.question:
-            case TextQuestion(text):
-                return (text,) if self.uses_vector else ()
-            case TextsQuestion(texts):
-                return texts if self.uses_vector else ()
-        return ()
+    def page_size(self) -> int:
+        """Hits that there may be from the page's first on."""
+        return self.total - self.request.offset
 
     @property
     def by_meaning(self) -> bool:
         """True if vectors are ranked."""
-        return any(leg.by == "meaning" for leg in self.legs)
+        return self.mode != "lexical"
 
     @property
     def by_words(self) -> bool:
         """True if words are ranked."""
         return any(leg.by == "words" for leg in self.legs)
-
-    @property
-    def needs_vector(self) -> bool:
-        """True if there is no answer without the meaning."""
-        return self.mode == "dense" or self.options.threshold is not None
 
     @property
     def uses_vector(self) -> bool:
@@ -105,33 +104,10 @@ class SearchPlan:
         """True if some of the words' best may not be near enough in meaning to be hits."""
         return not self.by_meaning and self.options.threshold is not None
 
-    @property
-    def total(self) -> int:
-        """Hits that are needed for an answer, those passed over included."""
-        reranked = MIN_RERANKED if self.options.rerank else 0
-        return min(self.request.offset + max(self.options.limit, reranked), MAX_HITS)
-
-    @property
-    def page_size(self) -> int:
-        """Hits that there may be from the page's first on."""
-        return self.total - self.request.offset
-
-    @property
-    def left_out(self) -> int:
-        """Contents that may be left out of a ranking: that of the record in question."""
-        return int(isinstance(self.question, RecordQuestion))
-
-    @property
-    def depth(self) -> int:
-        """The depth of the first rankings.
-
-        One more than is fused, by which a page of a hundred knows of the next; and one for a record in question, which
-        is left out afterwards. The same for every limit, so that pages of another size have the same order.
-        """
-        return DEPTH + 1 + self.left_out
-
     def deeper(self, depth: int) -> int:
-        """Return the depth that follows `depth`."""
+        """Return the depth of the rankings that follow those of `depth`; the first, after 0."""
+        if not depth:
+            return DEPTH + self.margin
         # By words alone a threshold may pass over any number: all are looked at, however old their count is.
         return max(depth * DEEPER, self.collection.contents_total + 2 if self.passes_over else 0)
 
@@ -142,14 +118,24 @@ def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: Sea
     tree = both(request.must, filters.parse(options.filters, kind.aliases, kind.within))
     group_by = group_field(options.group_by, kind.aliases, kind.within)
     mode = _mode(request)
-    _refuse_view(options.view)
-    _refuse_unkept(request, collection)
+    _refuse_unkept(request, policy)
     of_texts = frozenset(kind.in_text)
-    indexed = IndexedFields(frozenset((*kind.indexed, *policy.indexed)) - of_texts, of_texts)
     by_meaning = (Leg(options.view, "meaning"),) if mode != "lexical" else ()
     by_words = (Leg(options.view, "words"),) if mode != "dense" and policy.keep_terms else ()
-    request = replace(request, question=_fitting(request.question, collection))
-    return SearchPlan(tenant, collection, request, mode, tree, group_by, indexed, (*by_meaning, *by_words))
+    wanted = max(options.limit, MIN_RERANKED if options.rerank else 0)
+    return SearchPlan(
+        tenant=tenant,
+        collection=collection,
+        request=replace(request, question=_fitting(request.question, collection)),
+        mode=mode,
+        tree=tree,
+        group_by=group_by,
+        indexed=IndexedFields(frozenset((*kind.indexed, *policy.indexed)) - of_texts, of_texts),
+        legs=(*by_meaning, *by_words),
+        needs_vector=mode == "dense" or options.threshold is not None,
+        total=min(request.offset + wanted, MAX_HITS),
+        margin=1 + isinstance(request.question, RecordQuestion),
+    )
 
 
 def group_field(name: str | None, aliases: Mapping[str, str], within: str = "") -> Field | None:
@@ -179,13 +165,10 @@ def _mode(request: SearchRequest) -> Mode:
     return "dense"
 
 
-def _refuse_view(view: str) -> None:
-    if view != TEXT_VIEW:
+def _refuse_unkept(request: SearchRequest, policy: Policy) -> None:
+    options = request.options
+    if options.view != TEXT_VIEW:
         raise Invalid.at("/view", "This collection has no view of this name.", "invalid_value")
-
-
-def _refuse_unkept(request: SearchRequest, collection: CollectionRow) -> None:
-    options, policy = request.options, collection.policy
     if options.rerank and request.offset:
         raise Invalid.at("/cursor", "What is reranked has one page; ask for a larger limit.", "rerank_one_page")
     if options.rerank and not policy.keep_text:

@@ -84,10 +84,11 @@ class QuestionResolver:
     @contextlib.asynccontextmanager
     async def embedding(self, plan: SearchPlan) -> AsyncIterator[Embedding | None]:
         """Have the question's texts embedded while the block looks at filter and words; None without texts."""
-        if not plan.texts:
+        texts = _texts_of(plan)
+        if not texts:
             yield None
             return
-        task = asyncio.create_task(self._embed(plan, plan.texts))
+        task = asyncio.create_task(self._embed(plan, texts))
         try:
             if not self._embedder.is_ready(plan.collection.active.model):
                 # No connection is held while a model loads.
@@ -100,7 +101,7 @@ class QuestionResolver:
 
     async def resolve(self, tx: Tx, plan: SearchPlan, embedding: Embedding | None) -> Question:
         """Return the question with its terms and its vector; NotFound for a record that is not there."""
-        match plan.question:
+        match plan.request.question:
             case TextQuestion(text):
                 return Question(await self._terms(plan, [text]), text, embedding=embedding)
             case TextsQuestion(texts):
@@ -162,7 +163,7 @@ class QuestionResolver:
             )
             vector = _mean(embedded.vectors)
         except Invalid as error:
-            if isinstance(plan.question, TextsQuestion):
+            if isinstance(plan.request.question, TextsQuestion):
                 raise
             raise Invalid.at("/query", error.detail, error.faults[0].code) from None
         except Unavailable:
@@ -170,6 +171,16 @@ class QuestionResolver:
             if plan.needs_vector or not plan.collection.policy.keep_terms:
                 raise
         return QueryVector(vector, StepTiming.since(started, "embed"))
+
+
+def _texts_of(plan: SearchPlan) -> Sequence[str]:
+    """The texts that have to be embedded."""
+    match plan.request.question:
+        case TextQuestion(text) if plan.uses_vector:
+            return (text,)
+        case TextsQuestion(texts) if plan.uses_vector:
+            return texts
+    return ()
 
 
 def _mean(vectors: Matrix) -> Vector:

@@ -69,7 +69,7 @@ class Rankings:
         """Return the best of each leg in one order: as a ranking before gave it, and then what is deeper."""
         if candidates.empty:
             return ContentRanking({})
-        depth = plan.deeper(before.depth) if before else plan.depth
+        depth = plan.deeper(before.depth if before else 0)
         legs = await self._side_by_side(tx, plan, question, candidates, depth)
         found = {content for one in legs for content in one.scores}
         if len(found) <= plan.total and any(not one.complete for one in legs):
@@ -137,5 +137,5 @@ def _fused(plan: SearchPlan, legs: Sequence[LegRanking], depth: int) -> Sequence
     by = {one.leg.by: list(one.scores.items()) for one in legs}
     if plan.mode != "hybrid":
         return by["meaning" if plan.mode == "dense" else "words"]
-    full, background = depth - 1 - plan.left_out, plan.collection.active.background
+    full, background = depth - plan.margin, plan.collection.active.background
     return fuse(by["meaning"][:full], by.get("words", [])[:full], depth=full, background=background)

@@ -1,4 +1,4 @@
-"""The verbs as a person or a script runs them: what they print, and their exit codes."""
+"""The commands as a person or a script runs them: what they print, and their exit codes."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
     return lines[0]
 
 
-def test_help_names_every_verb(likewise_command: Run) -> None:
+def test_help_names_every_command(likewise_command: Run) -> None:
     done = likewise_command("--help")
     assert done.returncode == OK
     for verb in (
