@@ -75,7 +75,7 @@ class Idempotency:
 
 
 class Reply:
-    """What a request is answered: what it was answered before, or the result of what it does now."""
+    """The answer to a request: the one that it had before, or the result of its work now."""
 
     def __init__(
         self, status: int | Callable[[Any], int], run: "Run | None" = None, replayed: Response | None = None

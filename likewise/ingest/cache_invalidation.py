@@ -24,7 +24,7 @@ DIGEST_BYTES = 32
 # A notice has less than 8,000 bytes.
 DIGESTS_A_NOTICE = 180
 # Some 2 million texts; who has more to do forgets everything instead.
-MOST_UNREAD = 10_000
+MAX_UNREAD = 10_000
 # A notice of so many texts that each process forgets all that it has in memory.
 ALL = "all"
 
@@ -74,7 +74,7 @@ class CacheInvalidation:
                 await self._embedder.forget(*heard)
 
     def _hear(self, payload: str) -> None:
-        if self._heard.qsize() >= MOST_UNREAD:
+        if self._heard.qsize() >= MAX_UNREAD:
             self._missed()
             return
         try:
@@ -95,7 +95,7 @@ class CacheInvalidation:
 
 
 async def notice_sealing(pool: Pool) -> Sealing:
-    """What notices are encrypted with, in every process on this database."""
+    """Return the key of notifications, which every process on this database has."""
     async with pool.nobody() as tx:
         row = await tx.row(KEY)
     assert row is not None

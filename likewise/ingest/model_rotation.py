@@ -1,4 +1,4 @@
-"""Which models the worker works with: those in service, and the others in turn."""
+"""The models that the worker works with: those in service, and the others in turn."""
 
 import asyncio
 import time
@@ -48,7 +48,7 @@ class ModelRotation:
             return False
 
     def _is_over(self, ready: Sequence[str]) -> bool:
-        """Whether the turn is over: by the clock, with the model's last text, or as it was let go for somebody else."""
+        """Return whether the turn is over: by the clock, with the model's last text, or as another took its memory."""
         if not ready or time.monotonic() >= self._until:
             return True
         return self._turn_of is not None and self._turn_of not in ready

@@ -29,17 +29,17 @@ LEASE = timedelta(seconds=60)
 # At once in one process; of one kind one less, so that a long clean-up does not keep searches waiting.
 AT_ONCE = 4
 # Tries of a task that fails by itself, or costs its worker.
-MOST_ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 # Of one tenant, so that nobody fills the table.
-MOST_OPEN = 1_000
+MAX_OPEN = 1_000
 RETRY_SECONDS = 10
 POLL_SECONDS = 1.0
 # A database that is away is tried again this often.
 AWAY_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
 # Tasks whose waits are remembered, so that they double.
-MOST_REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 
 log = get_logger(__name__)
 
@@ -76,7 +76,7 @@ class Tasks:
         self._lease = lease
         self._handlers: dict[str, Handler] = {}
         self._last_tenant = 0
-        self._waits: LRUCache[UUID, int] = LRUCache(MOST_REMEMBERED)
+        self._waits: LRUCache[UUID, int] = LRUCache(MAX_REMEMBERED)
 
     def register(self, kind: str, handler: Handler) -> None:
         """Have this process do such tasks; kinds are words of ours, never a caller's."""
@@ -97,9 +97,9 @@ class Tasks:
         """
         if tx.tenant is None:
             raise RuntimeError("a task is a tenant's")
-        if await jobs.open_tasks(tx) >= MOST_OPEN:
+        if await jobs.open_tasks(tx) >= MAX_OPEN:
             raise TooManyRequests(
-                f"{MOST_OPEN} of your tasks have not ended yet; send this again later.", retry_after=RETRY_SECONDS
+                f"{MAX_OPEN} of your tasks have not ended yet; send this again later.", retry_after=RETRY_SECONDS
             )
         sealed = None
         if input is not None:
@@ -168,9 +168,9 @@ class Tasks:
                 step.became("lost")
 
     async def _tried(self, claimed: "_Claimed") -> str:
-        """What became of a task: a word of `metrics.TASKS`."""
+        """Do a task, and return its end: a word of `metrics.TASKS`."""
         task = claimed.task
-        if task.attempts >= MOST_ATTEMPTS:
+        if task.attempts >= MAX_ATTEMPTS:
             # Those that fail by themselves end at their last try: this one took its workers with it.
             return await self._give_up(claimed, LeaseLost())
         try:
@@ -197,7 +197,7 @@ class Tasks:
         return self._text_keys.sealing.unseal_bytes(bytes(task.input), about_job(task.tenant, task.id.bytes))
 
     async def _failed(self, claimed: "_Claimed", error: LikewiseError) -> str:
-        if claimed.task.attempts + 1 >= MOST_ATTEMPTS:
+        if claimed.task.attempts + 1 >= MAX_ATTEMPTS:
             return await self._give_up(claimed, error)
         return await self._again(claimed, error, failed=True)
 
@@ -247,7 +247,7 @@ class _Claimed:
         self._progress: tuple[int, int] | None = None
 
     async def doing(self, work: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """What comes of the work; LeaseLost if the task is taken away before."""
+        """Return the result of the work; LeaseLost if the task is taken away before."""
         doing, losing = asyncio.ensure_future(work), asyncio.create_task(self._lost.wait())
         try:
             await asyncio.wait({doing, losing}, return_when=asyncio.FIRST_COMPLETED)

@@ -221,7 +221,7 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def _given_back(self, claim: UUID) -> AsyncIterator[None]:
-        """When the block ends early (stopping, a database that is away), what is ours must not wait for its lease."""
+        """Give the claim back when the block ends early (stopping, a database that is away), before its lease ends."""
         try:
             yield
         except BaseException:
@@ -381,7 +381,7 @@ class Worker:
 
 
 def _stored(error: LikewiseError) -> ModelUnavailable:
-    """What a writer hears who waits for vectors that do not come."""
+    """Return the error for a writer who waits for vectors that do not come."""
     stored = "The records are stored and wait for their vectors."
     public_detail = error.public_detail and f"{stored} {error.public_detail}"
     return ModelUnavailable(f"{stored} {error.detail}", public_detail=public_detail)

@@ -240,7 +240,7 @@ async def test_progress_is_seen_and_the_request_is_known(idle: Likewise, databas
 async def test_a_tenant_may_have_so_many_open_and_another_as_many(
     idle: Likewise, database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_OPEN", 2)
+    monkeypatch.setattr(module, "MAX_OPEN", 2)
     other = await collections.tenant_named(idle.runtime.pool, "other")
     async with runner(database, {}, running=False) as tasks:
         for _ in range(2):
@@ -318,7 +318,7 @@ async def test_it_waits_1_to_60_seconds_for_its_next_try(
     # Given the waits as they are, and chance at either end
     monkeypatch.setattr(module, "FIRST_WAIT", FIRST_WAIT)
     monkeypatch.setattr(module, "LONGEST_WAIT", LONGEST_WAIT)
-    monkeypatch.setattr(module, "MOST_ATTEMPTS", 9)
+    monkeypatch.setattr(module, "MAX_ATTEMPTS", 9)
     asked_for = []
 
     def latest(least: float, most: float) -> float:

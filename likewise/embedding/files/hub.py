@@ -19,7 +19,7 @@ _TIMEOUT = httpx2.Timeout(20.0, connect=2.0)
 
 
 def cache_folders(spec: ModelSpec) -> list[Path]:
-    """Where the hub's own programs keep this model: the snapshot that `main` names, then the others, newest first."""
+    """Return the model's folders in the hub's own cache: the snapshot of `main`, then the others, newest first."""
     base = _cache_root() / ("models--" + spec.hub_id.replace("/", "--"))
     snapshots = base / "snapshots"
     try:
