@@ -232,40 +232,33 @@ def _assemble(
     database: Database,
     pool: Pool,
     embedder: Embedder,
-    text_keys: TextKeys,
-    notice_keys: Sealing,
+    keys: TextKeys,
+    notices: Sealing,
 ) -> Runtime:
-    store = PgvectorStore()
-    admission = Admission(pool, embedder)
-    recent = RecentCollections(pool)
-    reranking = Rerankers(
-        settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
-    )
+    store, admission, recent = PgvectorStore(), Admission(pool, embedder), RecentCollections(pool)
+    wait, sealing, lease = embedder.wait_for_models, keys.sealing, timedelta(seconds=settings.lease_seconds)
+    reranking = Rerankers(settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=wait)
     notifications = Notifications(settings.database_direct_url or database.serving_url)
     wake_signal = WakeSignal(notifications)
-    cache_invalidation = CacheInvalidation(notifications, embedder, notice_keys)
-    lease = timedelta(seconds=settings.lease_seconds)
+    invalidation = CacheInvalidation(notifications, embedder, notices)
+    backlog = Backlog(pool, settings.waiting_tokens)
     return Runtime(
         settings=settings,
         database=database,
         pool=pool,
-        text_keys=text_keys,
+        text_keys=keys,
         embedder=embedder,
         admission=admission,
         store=store,
         notifications=notifications,
         wake_signal=wake_signal,
-        sealing=text_keys.sealing,
-        tasks=Tasks(pool, WakeSignal(notifications, TASKS), text_keys, lease=lease),
-        cache_invalidation=cache_invalidation,
+        sealing=sealing,
+        tasks=Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease),
+        cache_invalidation=invalidation,
         recent=recent,
-        writer=Writer(
-            pool, embedder, recent, Backlog(pool, settings.waiting_tokens), text_keys, wake_signal, cache_invalidation
-        ),
-        searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing, kinds),
-        worker=Worker(
-            pool, embedder, admission, store, wake_signal, text_keys.sealing, lease=lease, tries=settings.text_tries
-        ),
+        writer=Writer(pool, embedder, recent, backlog, keys, wake_signal, invalidation),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking, sealing, kinds),
+        worker=Worker(pool, embedder, admission, store, wake_signal, sealing, lease=lease, tries=settings.text_tries),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),

@@ -136,7 +136,7 @@ def _numbered(block: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 async def hold(request: Request, max_bytes: int) -> bytes:
-    """Return the whole body, kept for whoever reads it next; TooLarge if it has more than `max_bytes` bytes.
+    """The whole body, kept for whoever reads it next; TooLarge if it has more than `max_bytes`.
 
     It counts as held until the request is answered.
     """

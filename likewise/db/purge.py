@@ -147,11 +147,11 @@ class _Purge:
         tables = await self._tables()
         busy = []
         for done, one in enumerate(tables):
-            self._tell(done, len(tables))
+            self._note_progress(done, len(tables))
             if not await self._until_done(partial(self._rewrite, one)):
                 busy.append(one.name)
         unreached = [part async for part in self._parts(tables)]
-        self._tell(len(tables), len(tables))
+        self._note_progress(len(tables), len(tables))
         after = sum(one.size for one in await self._tables())
         elsewhere = ELSEWHERE if self._is_ours else (*ELSEWHERE, *OF_A_NAMED_ONE)
         before = sum(one.size for one in tables)
@@ -267,6 +267,6 @@ class _Purge:
         elif notice.message_detail and (kept := _NUMBER.search(notice.message_detail)):
             self._kept += int(kept[0])
 
-    def _tell(self, done: int, total: int) -> None:
+    def _note_progress(self, done: int, total: int) -> None:
         if self._report is not None:
             self._report(done, total)

@@ -45,9 +45,9 @@ class _WaitingTokens:
 class Backlog:
     """Refuses bulk writes that would keep a model busy for longer than anybody wants to wait."""
 
-    def __init__(self, pool: Pool, most_tokens: int) -> None:
+    def __init__(self, pool: Pool, max_tokens: int) -> None:
         self._pool = pool
-        self._most = most_tokens
+        self._max_tokens = max_tokens
         self._models: dict[str, _WaitingTokens] = {}
         self._measured_at = time.monotonic()
 
@@ -61,10 +61,10 @@ class Backlog:
             TooManyRequests: it is this tenant, of several, that has more than its share.
         """
         kept = self._models.get(model)
-        if kept is None or kept.total() + tokens <= self._most:
+        if kept is None or kept.total() + tokens <= self._max_tokens:
             return
         sharing = len(kept.tenants() | {tenant})
-        excess = kept.of(tenant) + tokens - self._most // sharing
+        excess = kept.of(tenant) + tokens - self._max_tokens // sharing
         if excess <= 0:
             return
         seconds = math.ceil(excess * sharing / kept.pace) if kept.pace else RETRY_SECONDS

@@ -31,7 +31,7 @@ ALL = "all"
 ABOUT = b"notice"
 
 KEY = SQL("SELECT key FROM notice_key")
-TELL = SQL("SELECT count(pg_notify(%s, said)) FROM unnest(%s::text[]) AS said")
+SEND = SQL("SELECT count(pg_notify(%s, said)) FROM unnest(%s::text[]) AS said")
 
 # What a notice said; None: some were missed.
 _Heard = tuple[int, list[bytes]] | None
@@ -48,14 +48,14 @@ class CacheInvalidation:
         if embedder.caches:
             notifications.listen(CHANNEL, self._hear, self._missed)
 
-    def tell(self, tx: Tx, text_hashes: Sequence[bytes]) -> None:
+    def send(self, tx: Tx, text_hashes: Sequence[bytes]) -> None:
         """Have all processes forget texts of this tenant once the transaction has been committed."""
         if len(text_hashes) > MAX_HASHES:
-            tx.at_the_end(TELL, [CHANNEL, [ALL]])
+            tx.at_the_end(SEND, [CHANNEL, [ALL]])
         elif text_hashes and tx.tenant is not None:
             parts = range(0, len(text_hashes), DIGESTS_A_NOTICE)
             said = [self._said(tx.tenant, text_hashes[start : start + DIGESTS_A_NOTICE]) for start in parts]
-            tx.at_the_end(TELL, [CHANNEL, said])
+            tx.at_the_end(SEND, [CHANNEL, said])
 
     async def forget(self, collection: CollectionRow, text_hashes: Sequence[bytes]) -> None:
         """Forget them here, and in Redis, before anybody is answered."""

@@ -29,7 +29,7 @@ class ModelRotation:
         self._until = 0.0
 
     async def in_service(self, waiting: Collection[str]) -> list[str]:
-        """Those of the models that can be worked with now, one of the others opened before if it is time for that."""
+        """Return the models that can be worked with now, after opening one of the others if it is time for that."""
         async with self._one:
             ready = self._ready(waiting)
             away = [model for model in waiting if model not in ready]

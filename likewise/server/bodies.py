@@ -173,7 +173,7 @@ class _CountedBody:
         return Overloaded("The server holds as many bytes of requests as it can; send this again.")
 
     def release(self, count: int) -> None:
-        """Give so many bytes back, as they are done with."""
+        """Release bytes of it that are done with."""
         self._bounds.held -= count
         self.held -= count
 
@@ -212,7 +212,7 @@ class _CountedBody:
         self._expected = True
 
     def arrived(self) -> None:
-        """Stop counting it among those on their way: it is here, or nobody waits for it."""
+        """Note that it is on its way no more: it is here, or nobody waits for it."""
         if self._expected:
             self._expected = False
             self._bounds.awaited[self._scope.get(TENANT)] -= 1

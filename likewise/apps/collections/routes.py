@@ -213,5 +213,5 @@ async def clusters_come_later(_: CanRead) -> Response:
 @router.post("/{name}/rollback", include_in_schema=False)
 @declares(Load.OTHER)
 async def generations_come_later(_: CanAdminister) -> Response:
-    """Routes of the full API that change the model of a collection, known by name only."""
+    """Answer for the routes that are to change the model of a collection."""
     raise NotFound(NOT_YET, code="not_supported")

@@ -89,7 +89,7 @@ class TokensOut(BaseModel):
 
 
 class MetaOut(BaseModel):
-    """The same count as in `usage`, where Cohere's clients look for it."""
+    """The count of `usage` again, where Cohere's clients look for it."""
 
     tokens: TokensOut
 

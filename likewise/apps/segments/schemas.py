@@ -113,7 +113,7 @@ class PartAnswer(BaseModel):
 
 
 class DocumentAnswer(EmbedBatchAnswer):
-    """Segments of a document that are stored, their one job, and their places in the text."""
+    """The stored segments of a document with their places in it, and the job that says when they can be found."""
 
     segments: list[PartAnswer]
 
