@@ -20,6 +20,7 @@ from likewise.apps.collections.service import (
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
 from likewise.apps.registry import APPS
+from likewise.backoff import Backoff
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.health import Health, HealthReader
@@ -29,7 +30,7 @@ from likewise.search.options import SearchKeywords, SearchOptions
 from likewise.settings import Settings, load_settings
 
 # A few texts are done in an instant; many need not be counted more often than each second.
-FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
+LOOK_AGAIN = Backoff(0.05, 1.0)
 
 S = TypeVar("S")
 OnProgress = Callable[[int, int], None]
@@ -98,15 +99,13 @@ class Likewise:
 
     async def wait_until_embedded(self, collection: str, on_progress: OnProgress | None = None) -> None:
         """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
-        pause = FIRST_LOOK_SECONDS
-        while True:
+        for pause in LOOK_AGAIN.pauses():
             stats = await self.collections.stats(await self.tenant(), collection)
             if on_progress is not None:
                 on_progress(stats["contents"] - stats["waiting"], stats["contents"])
             if stats["waiting"] == 0:
                 return
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LOOK_SECONDS)
 
 
 class Collection:

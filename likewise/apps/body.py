@@ -135,8 +135,8 @@ def _numbered(block: bytes) -> Iterator[tuple[int, bytes]]:
         yield number, line[0]
 
 
-async def hold(request: Request, most: int) -> bytes:
-    """The whole body, kept for whoever reads it next; TooLarge if it has more than `most` bytes.
+async def hold(request: Request, max_bytes: int) -> bytes:
+    """The whole body, kept for whoever reads it next; TooLarge if it has more than `max_bytes`.
 
     It counts as held until the request is answered.
     """
@@ -145,8 +145,8 @@ async def hold(request: Request, most: int) -> bytes:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > most:
-            raise TooLarge(f"With an Idempotency-Key a body may have {most} bytes. Send the lines in parts.")
+        if size > max_bytes:
+            raise TooLarge(f"With an Idempotency-Key a body may have {max_bytes} bytes. Send the lines in parts.")
         parts.append(chunk)
     # Where Starlette's own Request.body() keeps it.
     request._body = b"".join(parts)  # noqa: SLF001
@@ -201,7 +201,7 @@ def fault_of(details: ErrorDetails, place: Iterable[object]) -> Fault:
 
 
 def wrong(code: str, message: str) -> PydanticCustomError:
-    """What a validator of a field raises; the message must not hold the value."""
+    """Return the error that a validator of a field raises; its message must not hold the value."""
     return PydanticCustomError(_OWN + code, message)
 
 

@@ -24,7 +24,7 @@ _SCOPE = "likewise.declaration"
 
 
 class Load(Enum):
-    """What a route keeps busy: the routes of one class are admitted together, and keep no others out."""
+    """A class of load: the routes of one class are admitted together, and keep no others out."""
 
     # Rows and connections.
     WRITE = "write"
@@ -85,7 +85,7 @@ class Body:
 
 @dataclass(frozen=True)
 class RouteDeclaration:
-    """How a route loads the server, and the body that it takes."""
+    """The load of a route, and the body that it takes."""
 
     load: Load
     body: Body = Body()

@@ -25,7 +25,7 @@ TENANT = "likewise.tenant"
 
 
 class Services(Protocol):
-    """What routes need of `library.Likewise`, which knows the apps and so cannot be known by them."""
+    """The part of `library.Likewise` that routes need; it knows the apps, and so cannot be known by them."""
 
     @property
     def runtime(self) -> Runtime:
@@ -121,7 +121,7 @@ def cursor_for(listing: str, tenant: int, after: str) -> str:
 
 
 def position_of(listing: str, tenant: int, cursor: str, position: re.Pattern[str]) -> str:
-    """Where a cursor of ours points; Invalid for any other, another tenant's and another listing's included.
+    """Return the position of a cursor; Invalid if it is none of ours, or another tenant's or listing's.
 
     The seal is no secret, so what it seals must be a `position` that the listing can have.
     """
@@ -144,5 +144,5 @@ def _seal(listing: str, tenant: int, after: str) -> bytes:
 
 
 def forged() -> Invalid:
-    """What a cursor is refused with that is none of ours."""
+    """Return the error for a cursor that is none of ours."""
     return Invalid.at("/cursor", "This is not a cursor of this list; start without one.", "invalid_cursor")

@@ -79,7 +79,7 @@ class Batcher:
 
     @property
     def busy(self) -> bool:
-        """Whether any text waits or is in the model."""
+        """True while any text waits or is in the model."""
         return bool(self._tasks) or any(queue.waits() for queue in self._queues.values())
 
     async def close(self) -> None:

@@ -258,7 +258,7 @@ class Embedder(EmbeddingModels):
 
     @property
     def caches(self) -> bool:
-        """Whether vectors are remembered."""
+        """True if vectors are remembered."""
         return self._settings.cache_bytes > 0 or self._settings.redis_url is not None
 
     @property

@@ -1,4 +1,4 @@
-"""How large bodies may be, each and all together, and how slowly they may come."""
+"""Limits of bodies: their size, each and all together, and their pace."""
 
 import asyncio
 import contextlib
@@ -173,7 +173,7 @@ class _CountedBody:
         return Overloaded("The server holds as many bytes of requests as it can; send this again.")
 
     def release(self, count: int) -> None:
-        """So many bytes of it are done with."""
+        """Release bytes of it that are done with."""
         self._bounds.held -= count
         self.held -= count
 
@@ -212,7 +212,7 @@ class _CountedBody:
         self._expected = True
 
     def arrived(self) -> None:
-        """It is on its way no more: it is here, or nobody waits for it."""
+        """Note that it is on its way no more: it is here, or nobody waits for it."""
         if self._expected:
             self._expected = False
             self._bounds.awaited[self._scope.get(TENANT)] -= 1
@@ -245,7 +245,7 @@ async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody,
 
 
 def _declared_length(headers: Headers) -> int:
-    """What the request says about itself; 0 if nothing, or nothing that is a number."""
+    """Return the length that the request declares; 0 if none, or none that is a number."""
     declared = headers.get("content-length", "0")
     # Python reads at most 4,300 digits, and nobody sends more bytes than 18 of them can count.
     return int(declared[:19]) if declared.isdecimal() else 0

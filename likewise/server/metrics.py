@@ -58,7 +58,7 @@ async def metrics(_: Anyone, __: Annotated[None, Depends(refuse_strangers)], req
 
 @dataclass(frozen=True)
 class Queue:
-    """How long the oldest content of each model has waited, in seconds, and about how many wait."""
+    """The age of the oldest waiting content of each model, in seconds, and about how many wait."""
 
     oldest: Mapping[str, float]
     waiting: int
@@ -74,7 +74,7 @@ class QueueReader:
         self._asking = asyncio.Lock()
 
     async def read(self) -> Queue | None:
-        """What the database said a moment ago; None if it did not answer."""
+        """Return the queue as the database had it a moment ago; None if it did not answer."""
         async with self._asking:
             if time.monotonic() >= self._again:
                 self._last = await self._ask()
@@ -90,7 +90,7 @@ class QueueReader:
 
 
 def now(likewise: Likewise, queue: Queue | None) -> MetricsSnapshot:
-    """What the parts of an open Likewise say of themselves."""
+    """Return the values of the parts of an open Likewise."""
     models = {one.name: one.state for one in likewise.embedder.states()}
     pool = likewise.runtime.pool
     numbers = pool.numbers

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id and log line, errors, and the address that it came by.
+"""The surroundings of every request: its id and log line, errors, and the address that it came by.
 
 How many there may be is in `room`, and how large their bodies in `bodies`. Pure ASGI: Starlette's BaseHTTPMiddleware
 would copy bodies and hide a client that leaves.

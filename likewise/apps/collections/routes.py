@@ -188,7 +188,7 @@ async def search_collection(
 
 
 def search_listing(name: str, body: SearchIn) -> str:
-    """What a search's cursor belongs to: the collection, and all that was asked but for the page."""
+    """Return what a search's cursor belongs to: the collection, and all options but for the page."""
     asked = body.model_dump(exclude={"cursor", "limit", "explain"})
     return f"search\0{name}\0{sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
 
@@ -196,7 +196,7 @@ def search_listing(name: str, body: SearchIn) -> str:
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def collection_stats(tenant: CanRead, service: Collections, name: Name) -> Answer:
-    """What the collection holds."""
+    """Count the records, texts and vectors of the collection."""
     return Answer(await service.stats(tenant, name))
 
 
@@ -213,5 +213,5 @@ async def clusters_come_later(_: CanRead) -> Response:
 @router.post("/{name}/rollback", include_in_schema=False)
 @declares(Load.OTHER)
 async def generations_come_later(_: CanAdminister) -> Response:
-    """The same for those that change the model of a collection."""
+    """Answer for the routes that are to change the model of a collection."""
     raise NotFound(NOT_YET, code="not_supported")

@@ -25,7 +25,7 @@ TOKENS = (
 
 
 def _no_tokens(value: Any) -> Any:
-    """What is wrong in a word, where the forms that there are would each find something to say."""
+    """Refuse tokens in one sentence, where each of the possible forms would find a fault of its own."""
     if isinstance(value, list) and value and (_are_ids(value) or all(_are_ids(one) for one in value)):
         raise wrong("token_ids", TOKENS)
     if not isinstance(value, str | list):
@@ -108,7 +108,7 @@ class OpenAIModelsAnswer(BaseModel):
 
 
 class ErrorOut(BaseModel):
-    """What is wrong; `param` names the field."""
+    """The fault of a request; `param` names the field."""
 
     message: str
     type: str
@@ -185,7 +185,7 @@ async def get_model(
 
 
 def known_model(embedder: ProcessEmbedder, name: str | None) -> ModelSpec:
-    """What is known of a model; ModelNotFound if requests may not name it."""
+    """Return the row of a model; ModelNotFound if requests may not name it."""
     try:
         return embedder.known(name)
     except ModelNotAllowed:

@@ -29,7 +29,7 @@ class DocumentIn(OldRequest):
 
 
 def _text_or_object(value: Any) -> Any:
-    """What is wrong in a word, where the forms that there are would each find something to say."""
+    """Refuse other types in one sentence, where each of the possible forms would find a fault of its own."""
     if not isinstance(value, str | dict):
         raise wrong("wrong_type", "This must be a string, or an object with a text.")
     return value
@@ -64,7 +64,7 @@ class RerankIn(OldRequest):
         return [one if isinstance(one, str) else one.text for one in self.documents]
 
     def pointer(self, place: int) -> str:
-        """Where the text of a document stands."""
+        """Return the pointer to the text of a document."""
         return f"/documents/{place}" + ("" if isinstance(self.documents[place], str) else "/text")
 
 
@@ -83,13 +83,13 @@ class ResultOut(BaseModel):
 
 
 class TokensOut(BaseModel):
-    """What was read."""
+    """The tokens that the reranker read."""
 
     input_tokens: int
 
 
 class MetaOut(BaseModel):
-    """The same count as in `usage`, where Cohere's clients look for it."""
+    """The count of `usage` again, where Cohere's clients look for it."""
 
     tokens: TokensOut
 
@@ -149,7 +149,7 @@ async def rerank(
 
 
 def known_reranker(rerankers: Rerankers, name: str | None) -> ModelSpec:
-    """What is known of a reranker; RerankerNotFound if requests may not name it."""
+    """Return the row of a reranker; RerankerNotFound if requests may not name it."""
     try:
         return rerankers.known(name)
     except ModelNotAllowed:

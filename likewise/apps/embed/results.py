@@ -1,4 +1,4 @@
-"""What a caller learns of embedded texts and of their sums, over HTTP and in Python alike."""
+"""The results of embedding and their sums, over HTTP and in Python alike."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -25,7 +25,7 @@ TENANT = 0
 
 
 class EmbeddingProvider(StrEnum):
-    """Who runs a model."""
+    """The place at which a model runs."""
 
     LOCAL = "local"
     OPENAI = "openai"
@@ -44,7 +44,7 @@ class EmbeddingModelConfig:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Self:
-        """What is known of a model."""
+        """Return the facts of a model."""
         return cls(
             spec.bare_name,
             EmbeddingProvider(spec.provider),
@@ -105,7 +105,7 @@ class EmbedderService:
         return [EmbeddingModelConfig.of(spec) for spec in self.embedder.models()]
 
     def get_metrics(self) -> dict[str, Any]:
-        """What was embedded since the last reset, as `GET /embed/metrics` tells it."""
+        """Return the sums since the last reset, as `GET /embed/metrics` answers them."""
         return usage_metrics(self._used().since(self._before), self.embedder)
 
     def reset_metrics(self) -> None:

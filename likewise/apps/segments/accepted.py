@@ -1,4 +1,4 @@
-"""What is answered to those who store segments."""
+"""The answers to those who store segments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from likewise.errors import Invalid
 # The parts of a document. Each of 200,000 characters as a token of its own are 1,600 parts of a model that reads 128.
 MAX_PARTS = 5_000
 # So few tokens still hold a sentence.
-LEAST_TOKENS = 16
+MIN_TOKENS = 16
 # What one part ends with the next begins with, so that what a cut falls into is whole in one of them.
 SHARE_IN_COMMON = 8
 
@@ -28,7 +28,7 @@ class NewSegment:
 
 @dataclass(frozen=True)
 class Part:
-    """Where a segment lies in its document, in characters: `text[start:end]` is what was embedded."""
+    """The place of a segment in its document, in characters: `text[start:end]` is the text that was embedded."""
 
     segment_id: str
     start: int

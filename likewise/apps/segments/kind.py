@@ -1,4 +1,4 @@
-"""What a segment is to the parts below: its kind, what is kept of it beside its metadata, and its collection's name."""
+"""Segments as the parts below know them: their kind, the fields beside their metadata, their collection's name."""
 
 import re
 from hashlib import sha256
@@ -29,5 +29,5 @@ def collection_name(spec: ModelSpec) -> str:
 
 
 def policy_of(settings: Settings) -> Policy:
-    """That of collections made from now on."""
+    """Return the policy of collections made from now on."""
     return Policy(keep_text=settings.segments_keep_text, keep_terms=settings.segments_keep_terms)
