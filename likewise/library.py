@@ -22,9 +22,8 @@ from likewise.apps.jobs.service import JobsService
 from likewise.apps.registry import APPS
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedded, Embedder
-from likewise.errors import Conflict, Fault, NotFound
 from likewise.health import Health, HealthReader
-from likewise.kind import BATCH, NewRecord, Policy
+from likewise.kind import NewRecord, Policy
 from likewise.runtime import Runtime, open_runtime
 from likewise.search.options import SearchKeywords, SearchOptions
 from likewise.settings import Settings, load_settings
@@ -134,18 +133,7 @@ class Collection:
             ModelUnavailable: with `wait`, the records of this batch and those before it are stored, later ones not.
         """
         incoming = checked_records(records)
-        await self._ensure()
-        tenant = await self._likewise.tenant()
-        total = WriteResult(0, 0, 0)
-        for start in range(0, len(incoming), BATCH):
-            part = await self._service.write(tenant, self.name, incoming[start : start + BATCH], wait=wait)
-            total = WriteResult(
-                total.created + part.created,
-                total.changed + part.changed,
-                total.unchanged + part.unchanged,
-                total.failed + _moved_by(start, part.failed),
-            )
-        return total
+        return await self._service.add(await self._likewise.tenant(), self.name, incoming, wait=wait)
 
     async def search(self, query: str, **options: Unpack[SearchKeywords]) -> SearchResult:
         """Return the records nearest to a query by words and meaning; `options` are the fields of SearchOptions.
@@ -181,17 +169,6 @@ class Collection:
         given = {name: value for name, value in named.items() if value is not None}
         one = checked(SearchIn, {**question, **given})
         return await self._service.search(await self._likewise.tenant(), self.name, one.to_request())
-
-    async def _ensure(self) -> None:
-        try:
-            await self._service.get(await self._likewise.tenant(), self.name)
-        except NotFound:
-            with contextlib.suppress(Conflict):
-                await self.create()
-
-
-def _moved_by(start: int, faults: Sequence[Fault]) -> list[Fault]:
-    return [fault.moved("", lambda place: f"/{start + place}") for fault in faults]
 
 
 @contextlib.asynccontextmanager

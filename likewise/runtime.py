@@ -259,7 +259,9 @@ def _assemble(
         tasks=Tasks(pool, WakeSignal(notifications, TASKS), text_keys, lease=lease),
         cache_invalidation=cache_invalidation,
         recent=recent,
-        writer=Writer(pool, wake_signal, Backlog(pool, settings.waiting_tokens), text_keys, cache_invalidation),
+        writer=Writer(
+            pool, embedder, recent, Backlog(pool, settings.waiting_tokens), text_keys, wake_signal, cache_invalidation
+        ),
         searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing, kinds),
         worker=Worker(
             pool, embedder, admission, store, wake_signal, text_keys.sealing, lease=lease, tries=settings.text_tries

@@ -2,10 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import uuid4
 
 from fastapi import Depends, Header, Request, Response
@@ -13,7 +13,6 @@ from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.answers import Answer
 from likewise.apps.body import PARSE_IN_THREAD, hold
-from likewise.apps.collections.service import Save
 from likewise.apps.declaration import media_type
 from likewise.apps.deps import services
 from likewise.db import idempotency
@@ -24,8 +23,6 @@ from likewise.digests import digest_of
 from likewise.errors import Invalid, LikewiseError
 from likewise.stopping import stop
 
-T = TypeVar("T")
-
 REPLAYED = "Idempotency-Replayed"
 # Within a lease: one may be late, or meet a database that is away for a moment.
 RENEWALS = 3
@@ -34,63 +31,81 @@ _KEY = re.compile(r"[!-~]{1,255}")
 
 
 class Idempotency:
-    """Runs a request's work, once for its key if it has one."""
+    """A request that is done once for its key, if it has one."""
 
-    def __init__(self, pool: Pool, lease: timedelta, most_bytes: int, request: Request, key: str | None) -> None:
+    def __init__(self, pool: Pool, lease: timedelta, max_bytes: int, request: Request, key: str | None) -> None:
         self._pool = pool
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._lease = lease
         self._request = request
         self._key = key
 
-    async def answer(
-        self,
-        tenant: int,
-        work: Callable[[Save | None], Awaitable[T]],
-        *,
-        status: int | Callable[[T], int] = 200,
-        lasting: Callable[[T], bool] = lambda _: True,
-    ) -> Response:
-        """What `work` returns as JSON, or what it was answered when it was done before.
+    @asynccontextmanager
+    async def begin(self, tenant: int, status: int | Callable[[Any], int] = 200) -> AsyncIterator["Reply"]:
+        """Hold the request for the block, which does its work if `reply.is_new` and gives the result.
 
         Args:
-            work: gets a function to call in the transaction that it commits, with what it will return: then both are
-                kept or neither. What it does not keep itself is kept after it.
             status: of the answer, or what gives it for a result.
-            lasting: whether a result is the answer for good; otherwise the next request with this key is done anew.
 
         Raises:
             Invalid: another request came with this key.
             InProgress: this one is still running.
         """
         if self._key is None:
-            result = await work(None)
-            return Answer(result, status_code=_status(status, result))
+            yield Reply(status)
+            return
         attempt = await self._attempt(self._key)
         earlier = await idempotency.begin(self._pool, tenant, attempt, self._lease)
         if earlier is not None:
-            return Response(earlier.answer, earlier.status, {REPLAYED: "true"}, Answer.media_type)
-        run = _Run(self._pool, tenant, attempt, self._lease, status)
+            replayed = Response(earlier.answer, earlier.status, {REPLAYED: "true"}, Answer.media_type)
+            yield Reply(status, replayed=replayed)
+            return
+        run = Run(self._pool, tenant, attempt, self._lease, status)
         async with run.held():
-            result = await work(run.save)
-            if run.answer is None and lasting(result):
-                async with self._pool.tenant(tenant) as tx:
-                    await run.save(tx, result)
-        # Word for word what a repetition will be answered.
-        return run.answer or Answer(result, status_code=_status(status, result))
+            yield Reply(status, run)
 
     async def _attempt(self, key: str) -> Attempt:
         request = self._request
         # Read whole, here at the latest: what the request is can only be told from all of it.
-        body = await hold(request, self._most_bytes)
+        body = await hold(request, self._max_bytes)
         path = request.scope["path"].encode(errors="surrogateescape")
         parts = (path, request.scope["query_string"], media_type(request.headers).encode(), body)
         digest = digest_of(parts) if len(body) < PARSE_IN_THREAD else await asyncio.to_thread(digest_of, parts)
         return Attempt(request.method, request.scope["route"].path, key, digest, uuid4())
 
 
-class _Run:
-    """One run of a request, and its answer once that is kept."""
+class Reply:
+    """What a request is answered: what it was answered before, or the result of what it does now."""
+
+    def __init__(
+        self, status: int | Callable[[Any], int], run: "Run | None" = None, replayed: Response | None = None
+    ) -> None:
+        self.is_new = replayed is None
+        self.answers = run
+        self._status = status
+        self._response = replayed
+
+    async def give(self, result: Any, *, lasting: bool = True) -> None:
+        """Answer with a result, which is kept now if what was done has not kept it with itself.
+
+        Args:
+            lasting: whether it is the answer for good; otherwise the next request with this key is done anew.
+        """
+        if self.answers is not None and self.answers.answer is None and lasting:
+            await self.answers.save_now(result)
+        # Word for word what a repetition will be answered.
+        kept = self.answers.answer if self.answers is not None else None
+        self._response = kept or Answer(result, status_code=_status(self._status, result))
+
+    @property
+    def response(self) -> Response:
+        """The answer, once there is one."""
+        assert self._response is not None, "nothing has been done"
+        return self._response
+
+
+class Run:
+    """One run of a request that has a key, and its answer once that is kept."""
 
     def __init__(
         self, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta, status: int | Callable[[Any], int]
@@ -108,6 +123,11 @@ class _Run:
         answer = Answer(result, status_code=status)
         await idempotency.finish(tx, self._attempt, status, bytes(answer.body))
         self.answer = answer
+
+    async def save_now(self, result: Any) -> None:
+        """Keep the answer in a transaction of its own."""
+        async with self._pool.tenant(self._tenant) as tx:
+            await self.save(tx, result)
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:

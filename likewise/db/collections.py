@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from psycopg.sql import SQL
 
 from likewise.cleaning import storable
 from likewise.db.failures import TOO_MANY, UNIQUE
-from likewise.db.pool import Pool, retried
+from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, NotFound
@@ -134,8 +134,7 @@ async def tenant_named(pool: Pool, name: str) -> int:
 
 
 async def make(
-    pool: Pool,
-    tenant: int,
+    tx: Tx,
     name: str,
     *,
     kind: str,
@@ -144,37 +143,27 @@ async def make(
     model: str,
     dimension: int,
     text_keys: TextKeys | None = None,
-    before_commit: Callable[[Tx, CollectionRow], Awaitable[None]] | None = None,
 ) -> CollectionRow:
     """Make a collection with its tables and its first generation.
 
     Args:
         text_keys: what the key of its words is sealed with, where it keeps them and no texts.
-        before_commit: what else belongs to the same transaction. It is run again when the transaction is.
 
     Raises:
         Conflict: it exists, or the tenant has as many as it may have.
     """
     values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MAX_COLLECTIONS]
-
-    async def once() -> CollectionRow:
-        async with pool.tenant(tenant) as tx:
-            number = await _made(tx, values)
-            if policy.keep_terms and not policy.keep_text:
-                await _set_terms_key(tx, tenant, name, number, text_keys)
-            made = await named(tx, name)
-            if before_commit is not None:
-                await before_commit(tx, made)
-            return made
-
-    return await retried(once)
+    number = await _made(tx, values)
+    if policy.keep_terms and not policy.keep_text:
+        await _set_terms_key(tx, name, number, text_keys)
+    return await named(tx, name)
 
 
-async def _set_terms_key(tx: Tx, tenant: int, name: str, number: int, text_keys: TextKeys | None) -> None:
-    if text_keys is None:
-        raise ValueError("words without texts need a key")
+async def _set_terms_key(tx: Tx, name: str, number: int, text_keys: TextKeys | None) -> None:
+    if text_keys is None or tx.tenant is None:
+        raise ValueError("words without texts need a key, and are a tenant's")
     await text_keys.hold(tx)
-    sealed = text_keys.sealing.seal_bytes(os.urandom(KEY_BYTES), about_collection(tenant, name))
+    sealed = text_keys.sealing.seal_bytes(os.urandom(KEY_BYTES), about_collection(tx.tenant, name))
     await tx.execute(SET_TERMS_KEY, [sealed, number])
 
 
@@ -193,28 +182,17 @@ async def _made(tx: Tx, values: Sequence[Any]) -> int:
     return int(row[0])
 
 
-async def drop(
-    pool: Pool, tenant: int, collection: int, before_commit: Callable[[Tx, list[bytes]], None] | None = None
-) -> bool:
-    """Remove a collection with everything in it; False if it was not there.
+async def drop(tx: Tx, collection: int) -> tuple[bool, list[bytes]]:
+    """Remove a collection with everything in it.
 
-    Args:
-        before_commit: gets the hashes of its texts, up to MAX_HASHES and one more. It is run again when the
-            transaction is.
+    Returns:
+        Whether it was there, and the hashes of its texts, up to MAX_HASHES and one more.
     """
-
-    async def once() -> bool:
-        async with pool.tenant(tenant) as tx:
-            await tx.execute(PATIENCE)
-            await tx.execute(LOCK, [collection])
-            rows = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1]) if before_commit else []
-            row = await tx.row(DROP, [collection])
-            if before_commit is not None:
-                before_commit(tx, [bytes(key) for (key,) in rows])
-        return bool(row and row[0])
-
-    # It waits for all who read the tables, and one of them may wait for it.
-    return await retried(once)
+    await tx.execute(PATIENCE)
+    await tx.execute(LOCK, [collection])
+    rows = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1])
+    row = await tx.row(DROP, [collection])
+    return bool(row and row[0]), [bytes(key) for (key,) in rows]
 
 
 async def named(tx: Tx, name: str) -> CollectionRow:

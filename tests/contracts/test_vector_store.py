@@ -34,16 +34,16 @@ class Kept:
     async def generation(self, dimension: int) -> Generation:
         name = f"c{self.made}"
         self.made += 1
-        made = await collections.make(
-            self.pool,
-            self.tenant,
-            name,
-            kind="collection",
-            analyzer="english-1",
-            policy=Policy(),
-            model="fake",
-            dimension=dimension,
-        )
+        async with self.pool.tenant(self.tenant) as tx:
+            made = await collections.make(
+                tx,
+                name,
+                kind="collection",
+                analyzer="english-1",
+                policy=Policy(),
+                model="fake",
+                dimension=dimension,
+            )
         return made.active
 
     async def put(self, generation: Generation, ids: Sequence[int], vectors: Matrix) -> None:

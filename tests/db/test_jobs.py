@@ -11,9 +11,10 @@ from likewise.apps.collections.service import KIND
 from likewise.db import collections, jobs
 from likewise.db.collections import CollectionRow
 from likewise.db.jobs import Failure, Job, TextGone
-from likewise.db.records import WriteOutcome
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, NotFound
+from likewise.ingest.unit_of_work import UnitOfWork
+from likewise.ingest.writer import Destination
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.testing import DatabaseUrls, FakeProvider
@@ -41,18 +42,19 @@ class Desk:
         """A job for these records."""
         job, collection = uuid4(), await self.collection()
 
-        async def begin(tx: Tx, written: WriteOutcome) -> None:
+        async def begin(unit: UnitOfWork) -> None:
+            outcome = await unit.write(await unit.compare(unit.records), for_job=True)
             known = {"result": {"model": "m"}, **options}
-            await jobs.start(tx, job, "embed", collection.active.id, dict(written.content_of), **known)
+            await jobs.start(unit.tx, job, "embed", collection.active.id, dict(outcome.content_of), **known)
 
         batch = [NewRecord(id=id_, text=text) for id_, text in texts.items()]
-        await self.lw.runtime.writer.write(self.tenant, collection, KIND, batch, before_commit=begin)
+        await self.lw.runtime.writer.transaction(self.tenant, Destination("notes", KIND), batch, begin)
         return job
 
     async def write(self, texts: Mapping[str, str]) -> None:
         """Records that no job asks for."""
         batch = [NewRecord(id=id_, text=text) for id_, text in texts.items()]
-        await self.lw.runtime.writer.write(self.tenant, await self.collection(), KIND, batch)
+        await self.lw.runtime.writer.write(self.tenant, Destination("notes", KIND), batch)
 
     async def embed(self, database: DatabaseUrls) -> None:
         """Make the vectors of all that waits, and settle their jobs."""

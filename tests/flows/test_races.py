@@ -17,7 +17,7 @@ from likewise.db import collections, records
 from likewise.db.transaction import Tx, table
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, NotFound, Unavailable
-from likewise.ingest.writer import prepare
+from likewise.ingest.batch import prepare
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.search.options import Mode

@@ -11,9 +11,8 @@ from likewise.search.analyzer import ANALYZER
 async def made(lw: Likewise, policy: Policy = KIND.policy) -> CollectionRow:
     """It, with a policy of its own."""
     tenant, model = await lw.tenant(), await lw.embedder.opened()
-    await collections.make(
-        lw.runtime.pool, tenant, "notes", kind=KIND.name, analyzer=ANALYZER, policy=policy,
-        model=model.spec.name, dimension=model.dimension, text_keys=lw.runtime.text_keys,
-    )  # fmt: skip
     async with lw.runtime.pool.tenant(tenant) as tx:
-        return await collections.named(tx, "notes")
+        return await collections.make(
+            tx, "notes", kind=KIND.name, analyzer=ANALYZER, policy=policy,
+            model=model.spec.name, dimension=model.dimension, text_keys=lw.runtime.text_keys,
+        )  # fmt: skip

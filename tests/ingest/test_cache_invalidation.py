@@ -14,13 +14,13 @@ from psycopg import AsyncConnection
 import likewise
 from likewise.apps.collections.service import KIND
 from likewise.db import collections
-from likewise.db.records import WriteOutcome
-from likewise.db.transaction import Tx
 from likewise.embedding.caches import tenants
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid
 from likewise.ingest import cache_invalidation
 from likewise.ingest.cache_invalidation import notice_sealing
+from likewise.ingest.unit_of_work import UnitOfWork, store
+from likewise.ingest.writer import Destination
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.sealing import Sealing
@@ -110,13 +110,13 @@ async def test_what_was_not_committed_is_not_forgotten(open_likewise: Opener) ->
             await known(one, "alpha")
         held = there.embedder.cache_bytes
 
-        async def fail(tx: Tx, written: WriteOutcome) -> None:
-            assert written.gone
+        async def fail(unit: UnitOfWork) -> None:
+            assert (await store(unit)).gone
             raise Invalid("No.")
 
         batch = [NewRecord(id="a", text="gamma")]
         with pytest.raises(Invalid):
-            await here.runtime.writer.write(collection.tenant, collection, KIND, batch, before_commit=fail)
+            await here.runtime.writer.transaction(collection.tenant, Destination("notes", KIND), batch, fail)
         # What is told later comes later
         await known(there, "beta")
         await here.collection("notes").delete("b")

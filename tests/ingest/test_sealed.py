@@ -12,8 +12,8 @@ from likewise.db import collections, jobs, records
 from likewise.db.collections import CollectionRow
 from likewise.db.jobs import Job
 from likewise.db.records import WriteOutcome
-from likewise.db.transaction import Tx
-from likewise.ingest.writer import Resolve
+from likewise.ingest.unit_of_work import UnitOfWork
+from likewise.ingest.writer import Destination
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.sealing import Sealing, TextKey
@@ -43,19 +43,21 @@ async def private(idle: Likewise) -> CollectionRow:
 
 
 async def send(
-    lw: Likewise, collection: CollectionRow, texts: dict[str, str], *, resolve: Resolve | None = None
+    lw: Likewise, collection: CollectionRow, texts: dict[str, str], *, only_new: bool = False
 ) -> tuple[UUID, WriteOutcome]:
-    """Records of these texts, and a job that waits for them."""
+    """Records of these texts, of `only_new` those that are not stored, and a job that waits for them."""
     job = uuid4()
 
-    async def start(tx: Tx, written: WriteOutcome) -> None:
-        await jobs.start(tx, job, "embed", collection.active.id, written.content_of, result={"of": "test"})
+    async def start(unit: UnitOfWork) -> WriteOutcome:
+        stored = [row[0] for row in await unit.tx.rows(SQL("SELECT id FROM records"))] if only_new else []
+        diff = await unit.compare([one for one in unit.records if one.id not in stored])
+        outcome = await unit.write(diff, for_job=True)
+        await unit.start_job(job, "embed", outcome.content_of, result={"of": "test"})
+        return outcome
 
     batch = [NewRecord(id=name, text=text) for name, text in texts.items()]
-    written = await lw.runtime.writer.write(
-        collection.tenant, collection, KIND, batch, before_commit=start, resolve=resolve
-    )
-    return job, written
+    into = Destination(collection.name, KIND)
+    return job, await lw.runtime.writer.transaction(collection.tenant, into, batch, start)
 
 
 async def job_of(lw: Likewise, job: UUID) -> Job:
@@ -228,17 +230,10 @@ async def test_a_sealed_text_put_in_anothers_place_does_not_open(
 async def test_what_is_stored_decides_what_is_written(idle: Likewise, private: CollectionRow) -> None:
     # Given
     await send(idle, private, {"a": "first"})
-    seen = []
-
-    async def resolve(tx: Tx, prepared: Any) -> Any:
-        rows = await tx.rows(SQL("SELECT id FROM records"))
-        seen.append([row[0] for row in rows])
-        return [one for one in prepared if one.id not in seen[-1]]
-
     # When
-    _, written = await send(idle, private, {"a": "second", "b": "third"}, resolve=resolve)
+    _, written = await send(idle, private, {"a": "second", "b": "third"}, only_new=True)
     # Then
-    assert (seen, dict(written.outcome_of)) == ([["a"]], {"b": "created"})
+    assert dict(written.outcome_of) == {"b": "created"}
     async with idle.runtime.pool.tenant(private.tenant) as tx:
         stored = await tx.rows(SQL("SELECT text_hash FROM contents ORDER BY pk"))
         assert await collections.generation(tx, private.active.id) is not None

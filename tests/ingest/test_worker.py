@@ -28,6 +28,7 @@ from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Conflict, Invalid, ModelUnavailable, Unavailable
 from likewise.ingest.notifications import Notifications, WakeSignal
 from likewise.ingest.worker import Worker
+from likewise.ingest.writer import Destination
 from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.settings import Settings
@@ -517,10 +518,8 @@ async def _read(connection: AsyncConnection[Any]) -> int:
 async def test_interactive_texts_come_before_bulk_ones(idle: Likewise, provider: FakeProvider) -> None:
     tenant = await idle.tenant()
     await add(idle, tenant, "notes", [f"bulk {n}" for n in range(100)])
-    async with idle.runtime.pool.tenant(tenant) as tx:
-        collection = await collections.named(tx, "notes")
     batch = [NewRecord(id="now", text="now")]
-    await idle.runtime.writer.write(tenant, collection, KIND, batch, lane=records.INTERACTIVE)
+    await idle.runtime.writer.write(tenant, Destination("notes", KIND), batch, lane=records.INTERACTIVE)
     await worker_of(idle, claim_size=10).step()
     assert (await idle.collection("notes").get("now")).vector == "ready"
 

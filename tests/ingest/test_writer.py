@@ -8,8 +8,9 @@ from likewise.db import collections
 from likewise.db.collections import CollectionRow
 from likewise.db.failures import Contended
 from likewise.db.records import WriteOutcome
-from likewise.db.transaction import Tx
 from likewise.errors import Invalid
+from likewise.ingest.unit_of_work import UnitOfWork, store
+from likewise.ingest.writer import Destination
 from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.observe.request_id import REQUEST_ID
@@ -19,6 +20,7 @@ from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
+NOTES = Destination("notes", KIND)
 WAL = "SELECT pg_current_wal_insert_lsn() - '0/0'"
 
 
@@ -41,13 +43,14 @@ async def test_what_is_done_before_the_commit_is_committed_with_it(idle: Likewis
     collection = await made(idle)
     seen: list[WriteOutcome] = []
 
-    async def label(tx: Tx, written: WriteOutcome) -> None:
-        seen.append(written)
-        await tx.execute(SQL("UPDATE records SET status = 'labelled'"))
+    async def label(unit: UnitOfWork) -> WriteOutcome:
+        seen.append(await store(unit))
+        await unit.tx.execute(SQL("UPDATE records SET status = 'labelled'"))
+        return seen[-1]
 
     # When
     batch = [NewRecord(id="a", text="alpha"), NewRecord(id="b", text="beta")]
-    written = await idle.runtime.writer.write(collection.tenant, collection, KIND, batch, before_commit=label)
+    written = await idle.runtime.writer.transaction(collection.tenant, NOTES, batch, label)
     # Then
     assert seen == [written]
     assert (written.created, written.changed, written.unchanged) == (2, 0, 0)
@@ -58,23 +61,24 @@ async def test_it_is_done_for_a_batch_of_nothing_and_of_nothing_new(idle: Likewi
     collection = await made(idle)
     seen: list[int] = []
 
-    async def count(tx: Tx, written: WriteOutcome) -> None:
-        seen.append(written.unchanged)
+    async def count(unit: UnitOfWork) -> None:
+        seen.append((await store(unit)).unchanged)
 
     for batch in ([], [NewRecord(id="a", text="alpha")], [NewRecord(id="a", text="alpha")]):
-        await idle.runtime.writer.write(collection.tenant, collection, KIND, batch, before_commit=count)
+        await idle.runtime.writer.transaction(collection.tenant, NOTES, batch, count)
     assert seen == [0, 0, 1]
 
 
 async def test_if_it_fails_nothing_is_stored(idle: Likewise) -> None:
     collection = await made(idle)
 
-    async def fail(tx: Tx, written: WriteOutcome) -> None:
+    async def fail(unit: UnitOfWork) -> None:
+        await store(unit)
         raise Invalid("No.")
 
     batch = [NewRecord(id="a", text="alpha")]
     with pytest.raises(Invalid):
-        await idle.runtime.writer.write(collection.tenant, collection, KIND, batch, before_commit=fail)
+        await idle.runtime.writer.transaction(collection.tenant, NOTES, batch, fail)
     assert (await idle.collection("notes").stats())["records"] == 0
 
 
@@ -82,13 +86,15 @@ async def test_it_is_run_again_with_its_transaction(idle: Likewise) -> None:
     collection = await made(idle)
     runs: list[int] = []
 
-    async def meet_another(tx: Tx, written: WriteOutcome) -> None:
-        runs.append(written.created)
+    async def meet_another(unit: UnitOfWork) -> WriteOutcome:
+        outcome = await store(unit)
+        runs.append(outcome.created)
         if len(runs) < 3:
             raise Contended("40001")
+        return outcome
 
     batch = [NewRecord(id="a", text="alpha")]
-    written = await idle.runtime.writer.write(collection.tenant, collection, KIND, batch, before_commit=meet_another)
+    written = await idle.runtime.writer.transaction(collection.tenant, NOTES, batch, meet_another)
     assert runs == [1, 1, 1]
     assert written.created == 1
     assert (await idle.collection("notes").stats())["records"] == 1

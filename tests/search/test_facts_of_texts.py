@@ -7,6 +7,7 @@ import pytest
 
 from likewise.apps.app import App
 from likewise.db import collections
+from likewise.ingest.writer import Destination, NewCollection
 from likewise.kind import Kind, NewRecord, Policy
 from likewise.library import Likewise
 from likewise.search.options import SearchOptions, SearchRequest, TextQuestion
@@ -32,10 +33,7 @@ async def lw(open_likewise: Opener) -> AsyncIterator[Likewise]:
 async def tenant(lw: Likewise) -> int:
     """A tenant with a collection of spans: 3 texts, 30 records."""
     tenant = await lw.tenant()
-    collection = await collections.make(
-        lw.runtime.pool, tenant, "spans", kind="span", analyzer="english-1", policy=Policy(), model="minilm-l6-v2",
-        dimension=lw.embedder.spec().dimension,
-    )  # fmt: skip
+    new = NewCollection(lw.embedder.spec(), Policy())
     batch = [
         NewRecord(
             id=f"s{n}",
@@ -43,7 +41,7 @@ async def tenant(lw: Likewise) -> int:
         )
         for n in range(30)
     ]
-    await lw.runtime.writer.write(tenant, collection, SPANS, batch)
+    await lw.runtime.writer.write(tenant, Destination("spans", SPANS, new), batch)
     return tenant
 
 

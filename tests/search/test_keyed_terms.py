@@ -9,6 +9,7 @@ from likewise.db import collections
 from likewise.db.collections import CollectionRow
 from likewise.db.transaction import table
 from likewise.errors import Conflict
+from likewise.ingest.writer import Destination
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.search import analyzer
@@ -21,23 +22,23 @@ TEXTS = {"a": "the pump fails when it is cold", "b": "read_file opens a valve", 
 
 
 async def made(lw: Likewise, name: str, policy: Policy) -> CollectionRow:
-    return await collections.make(
-        lw.runtime.pool,
-        await lw.tenant(),
-        name,
-        kind="collection",
-        analyzer="english-1",
-        policy=policy,
-        model=lw.settings.model,
-        dimension=384,
-        text_keys=lw.runtime.text_keys,
-    )
+    async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
+        return await collections.make(
+            tx,
+            name,
+            kind="collection",
+            analyzer="english-1",
+            policy=policy,
+            model=lw.settings.model,
+            dimension=384,
+            text_keys=lw.runtime.text_keys,
+        )
 
 
 async def stored(lw: Likewise, name: str, policy: Policy) -> CollectionRow:
     collection = await made(lw, name, policy)
     batch = [NewRecord(id=one, text=text) for one, text in TEXTS.items()]
-    await lw.runtime.writer.write(await lw.tenant(), collection, KIND, batch)
+    await lw.runtime.writer.write(await lw.tenant(), Destination(name, KIND), batch)
     return collection
 
 
@@ -94,10 +95,11 @@ async def test_a_policy_without_words_needs_no_key_and_one_with_words_does(lw: L
     neither = await made(lw, "neither", Policy(keep_text=False, keep_terms=False))
     assert neither.sealed_terms_key is None
     with pytest.raises(ValueError, match="need a key"):
-        await collections.make(
-            lw.runtime.pool, await lw.tenant(), "without", kind="collection", analyzer="english-1", policy=NO_TEXT,
-            model=lw.settings.model, dimension=384,
-        )  # fmt: skip
+        async with lw.runtime.pool.tenant(await lw.tenant()) as tx:
+            await collections.make(
+                tx, "without", kind="collection", analyzer="english-1", policy=NO_TEXT, model=lw.settings.model,
+                dimension=384,
+            )  # fmt: skip
     await made(lw, "twice", NO_TEXT)
     with pytest.raises(Conflict):
         await made(lw, "twice", NO_TEXT)

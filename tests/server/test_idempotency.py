@@ -115,14 +115,14 @@ async def test_what_was_refused_may_be_mended(client: httpx2.AsyncClient, shared
 def held_back(shared: Likewise, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
     """The next writes begin, say so, and wait."""
     begun, go_on = asyncio.Event(), asyncio.Event()
-    write = shared.runtime.writer.write
+    write = shared.runtime.writer.transaction
 
     async def waiting(*arguments: Any, **named: Any) -> Any:
         begun.set()
         await go_on.wait()
         return await write(*arguments, **named)
 
-    monkeypatch.setattr(shared.runtime.writer, "write", waiting)
+    monkeypatch.setattr(shared.runtime.writer, "transaction", waiting)
     return begun, go_on
 
 
@@ -238,7 +238,7 @@ async def test_a_commit_that_nobody_heard_of_is_answered_all_the_same(
     client: httpx2.AsyncClient, shared: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a connection that breaks right after the commit
-    write = shared.runtime.writer.write
+    write = shared.runtime.writer.transaction
 
     async def unheard(*arguments: Any, **named: Any) -> Any:
         await write(*arguments, **named)
@@ -246,7 +246,7 @@ async def test_a_commit_that_nobody_heard_of_is_answered_all_the_same(
 
     request = keyed("k", [{"id": "unheard", "text": "x"}])
     with monkeypatch.context() as broken:
-        broken.setattr(shared.runtime.writer, "write", unheard)
+        broken.setattr(shared.runtime.writer, "transaction", unheard)
         assert (await client.post(RECORDS, **request)).status_code == 503
     # When
     again = await client.post(RECORDS, **request)

@@ -133,7 +133,7 @@ async def test_bad_lines_keep_their_numbers_however_the_body_is_cut(client: http
 
 async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an application that takes lines as the routes do
-    monkeypatch.setattr(batches, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 50_000)
     held: list[int] = []
 
     class Service:
@@ -146,7 +146,7 @@ async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         lines = Lines(Request(scope, receive))
-        done = await batches.write_lines(Service(), 1, "notes", lines, lambda texts: None)  # type: ignore[arg-type]
+        done = await batches.write_lines(Service(), 1, "notes", lines, lambda tenant, texts: None)  # type: ignore[arg-type]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(done.created + done.failed.__len__()).encode()})
 

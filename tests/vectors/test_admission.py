@@ -51,16 +51,16 @@ class Rows:
 
     async def generation(self, dimension: int = 384) -> Generation:
         self.made += 1
-        made = await collections.make(
-            self.pool,
-            self.tenant,
-            f"c{self.made}",
-            kind="collection",
-            analyzer="english-1",
-            policy=Policy(),
-            model=self.settings.model,
-            dimension=dimension,
-        )
+        async with self.pool.tenant(self.tenant) as tx:
+            made = await collections.make(
+                tx,
+                f"c{self.made}",
+                kind="collection",
+                analyzer="english-1",
+                policy=Policy(),
+                model=self.settings.model,
+                dimension=dimension,
+            )
         return made.active
 
     async def again(self, generation: Generation) -> Generation:
@@ -252,7 +252,7 @@ async def test_a_generation_that_has_just_gone_is_not_found(rows: Rows) -> None:
     generation = await rows.generation()
     async with rows.pool.tenant(rows.tenant) as tx:
         collection = (await collections.named(tx, f"c{rows.made}")).id
-    await collections.drop(rows.pool, rows.tenant, collection)
+        await collections.drop(tx, collection)
     async with rows.process(FakeProvider()) as admission:
         with pytest.raises(CollectionGone):
             await admission.admit(rows.tenant, generation)

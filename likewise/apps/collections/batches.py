@@ -1,7 +1,7 @@
 """Batches of records as they arrive: a JSON array is stored whole or not at all, NDJSON line by line."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from likewise.apps.body import MAX_LINE_BYTES, NUMBER_TOO_LARGE, Lines, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
-from likewise.apps.collections.service import CollectionsService, Save, WriteResult, refuse_repeats
+from likewise.apps.collections.service import CollectionsService, WriteResult, refuse_repeats
 from likewise.cleaning import cleaned_json, is_json
 from likewise.errors import Fault, Internal, Invalid, LargerThanQuota, LikewiseError, Malformed, TooManyRequests
-from likewise.ingest.writer import NOT_JSON, refuse_unstorable
+from likewise.ingest.batch import NOT_JSON, refuse_unstorable
+from likewise.ingest.unit_of_work import AnswerStore
 from likewise.kind import BATCH, NewRecord
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import refused
@@ -20,7 +21,7 @@ from likewise.observe.steps import refused
 # A file that is not what its sender thinks must not fill the answer with a fault for each of millions of lines.
 MAX_BAD_LINES = 1_000
 # Long lines are stored sooner, so that what a body holds in memory does not depend on its size.
-MOST_BYTES = 4 * 2**20
+MAX_BATCH_BYTES = 4 * 2**20
 LINE_TOO_LARGE = f"A line may have {MAX_LINE_BYTES} bytes."
 # Reading a longer one takes milliseconds, in which other requests should go on.
 LONG_LINE = 100_000
@@ -28,8 +29,8 @@ NOT_STORED = "not_stored"
 
 log = get_logger(__name__)
 
-# Takes the tokens of texts from the caller's quota, or raises.
-Spend = Callable[[Iterable[str]], None]
+# Takes the tokens of texts from a tenant's quota, or raises.
+Spend = Callable[[int, Iterable[str]], None]
 # Per record id, the line it came from and the record; a later line with the same id replaces an earlier one.
 Batch = dict[str, tuple[int, NewRecord]]
 
@@ -40,6 +41,11 @@ class Array:
 
     records: list[NewRecord]
     within: str
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the records."""
+        return [record.text or "" for record in self.records]
 
 
 def checked_array(body: Any) -> Array:
@@ -63,7 +69,6 @@ def checked_records(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[Ne
 
 
 def _given_record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
-
     if isinstance(one, NewRecord):
         return one
     if not isinstance(one, Mapping):
@@ -79,12 +84,11 @@ def _given_record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
 
 
 async def write_array(
-    service: CollectionsService, tenant: int, name: str, array: Array, spend: Spend, save: Save | None = None
+    service: CollectionsService, tenant: int, name: str, array: Array, answers: AnswerStore | None = None
 ) -> WriteResult:
-    """Store the records, all of them or none; `save` in their transaction."""
-    spend(_texts(array.records))
+    """Store the records, all of them or none; `answers` keep the result with them."""
     try:
-        result = await service.write(tenant, name, array.records, save=save)
+        result = await service.write(tenant, name, array.records, answers=answers)
     except Invalid as error:
         raise error.moved("", array.within) from None
     return replace(result, failed=[fault.moved("", array.within) for fault in result.failed])
@@ -97,37 +101,41 @@ async def write_lines(service: CollectionsService, tenant: int, name: str, lines
     the answer says which line the rest begins with.
     """
     await service.get(tenant, name)
-    taken = _Taken(spend)
+    ingest = _LineIngest(service, tenant, name, spend)
     async for number, line in lines:
-        if taken.bad >= MAX_BAD_LINES:
-            taken.fail([_stopped(number)])
+        if ingest.bad >= MAX_BAD_LINES:
+            ingest.fail([_stopped(number)])
             break
-        await taken.take(number, line)
-        if taken.is_full and not await _store(service, tenant, name, taken):
-            return taken.done
-        lines.release(but=taken.bytes)
-    await _store(service, tenant, name, taken)
-    return taken.done
+        await ingest.take(number, line)
+        if ingest.is_full and not await ingest.store():
+            return ingest.done
+        lines.release(but=ingest.bytes)
+    await ingest.store()
+    return ingest.done
 
 
-class _Taken:
-    """What became of the lines so far, and those that are stored next."""
+class _LineIngest:
+    """What became of the lines so far, and the batch of those that are stored next."""
 
-    def __init__(self, spend: Spend) -> None:
-        self.spend = spend
+    def __init__(self, service: CollectionsService, tenant: int, name: str, spend: Spend) -> None:
+        self._service = service
+        self._tenant = tenant
+        self._name = name
+        self._spend = spend
         self.done = WriteResult(0, 0, 0, [])
         self.bad = 0
-        self.batch: Batch = {}
         self.bytes = 0
-        self.replaced = 0
-        self.any_stored = False
+        self._batch: Batch = {}
+        self._replaced = 0
+        self._any_stored = False
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to store them."""
-        return len(self.batch) >= BATCH or self.bytes >= MOST_BYTES
+        """Whether it is time to store the batch."""
+        return len(self._batch) >= BATCH or self.bytes >= MAX_BATCH_BYTES
 
     async def take(self, number: int, line: bytes | None) -> None:
+        """Read a line into the batch; None is one that was too long."""
         if line is None:
             self.fail([Fault(f"/{number}", "too_large", LINE_TOO_LARGE)])
             return
@@ -137,46 +145,40 @@ class _Taken:
             self.fail(_on_line(number, error))
             return
         self.bytes += len(line)
-        self.replaced += record.id in self.batch
-        self.batch[record.id] = (number, record)
+        self._replaced += record.id in self._batch
+        self._batch[record.id] = (number, record)
 
-    def stored(self, result: WriteResult) -> None:
-        self.done = _sum(self.done, replace(result, changed=result.changed + self.replaced, failed=[]))
-        self.batch, self.bytes, self.replaced, self.any_stored = {}, 0, 0, True
+    async def store(self) -> bool:
+        """Store the batch; False, with a fault for all of it, if that fails and others are stored already."""
+        if not self._batch:
+            return True
+        try:
+            self._spend(self._tenant, (record.text or "" for _, record in self._batch.values()))
+            result = await _write(self._service, self._tenant, self._name, self._batch)
+        except LikewiseError as error:
+            over_quota = isinstance(error, TooManyRequests | LargerThanQuota)
+            if not self._any_stored or not (over_quota or error.retryable or error.status >= Internal.status):
+                raise
+            log.warning("lines_not_stored", error=error)
+            why = error.detail if over_quota else "The server could not store this line."
+            self.fail([_not_stored(min(number for number, _ in self._batch.values()), why)])
+            return False
+        self.done += replace(result, changed=result.changed + self._replaced, failed=[])
+        self._batch, self.bytes, self._replaced, self._any_stored = {}, 0, 0, True
         self.fail(result.failed)
+        return True
 
     def fail(self, faults: list[Fault]) -> None:
+        """Note lines that are not stored."""
         bad = len({fault.index for fault in faults})
         refused(bad)
         self.bad += bad
         self.done.failed.extend(faults)
 
 
-async def _store(service: CollectionsService, tenant: int, name: str, lines: _Taken) -> bool:
-    """Store the next lines; False, with a fault for all of them, if that fails and others are stored already."""
-    if not lines.batch:
-        return True
-    try:
-        lines.spend(_texts(record for _, record in lines.batch.values()))
-        lines.stored(await _write(service, tenant, name, lines.batch))
-    except LikewiseError as error:
-        over_quota = isinstance(error, TooManyRequests | LargerThanQuota)
-        if not lines.any_stored or not (over_quota or error.retryable or error.status >= Internal.status):
-            raise
-        log.warning("lines_not_stored", error=error)
-        why = error.detail if over_quota else "The server could not store this line."
-        lines.fail([_not_stored(min(number for number, _ in lines.batch.values()), why)])
-        return False
-    return True
-
-
 def complete(result: WriteResult) -> bool:
     """Whether everything that could be stored was; lines that could not be now may be later."""
     return not any(fault.code == NOT_STORED for fault in result.failed)
-
-
-def _texts(records: Iterable[NewRecord]) -> Iterator[str]:
-    return (record.text or "" for record in records)
 
 
 async def _write(service: CollectionsService, tenant: int, name: str, batch: Batch) -> WriteResult:
@@ -191,11 +193,10 @@ async def _write(service: CollectionsService, tenant: int, name: str, batch: Bat
             raise
         named = [fault.moved("", lambda place: f"/{lines[place]}") for fault in error.faults]
         rest = {key: entry for index, (key, entry) in enumerate(batch.items()) if index not in refused}
-        return _sum(WriteResult(0, 0, 0, named), await _write(service, tenant, name, rest) if rest else _NOTHING)
+        return WriteResult(0, 0, 0, named) + (
+            await _write(service, tenant, name, rest) if rest else WriteResult(0, 0, 0)
+        )
     return replace(result, failed=[fault.moved("", lambda place: f"/{lines[place]}") for fault in result.failed])
-
-
-_NOTHING = WriteResult(0, 0, 0, [])
 
 
 def _record(line: bytes) -> NewRecord:
@@ -226,12 +227,3 @@ def _stopped(number: int) -> Fault:
 
 def _not_stored(number: int, why: str) -> Fault:
     return Fault(f"/{number}", NOT_STORED, f"{why} Neither this line nor any after it is stored; send them again.")
-
-
-def _sum(one: WriteResult, other: WriteResult) -> WriteResult:
-    return WriteResult(
-        one.created + other.created,
-        one.changed + other.changed,
-        one.unchanged + other.unchanged,
-        [*one.failed, *other.failed],
-    )

@@ -1,7 +1,6 @@
 """The routes of the general API, `/api/v1/collections`."""
 
 import re
-from functools import partial
 from hashlib import sha256
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, Lines, read_json
-from likewise.apps.collections.batches import checked_array, complete, write_array, write_lines
+from likewise.apps.collections.batches import Array, checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
     MAX_ID,
     NAME_IN_PATH,
@@ -95,8 +94,10 @@ async def create_collection(
 ) -> Response:
     """Make a collection; its model and policy are fixed from here on."""
     policy = body.policy.to_policy() if body.policy else None
-    make = partial(service.create, tenant, body.name, body.model, policy)
-    return await once.answer(tenant, lambda save: make(save=save), status=201)
+    async with once.begin(tenant, 201) as reply:
+        if reply.is_new:
+            await reply.give(await service.create(tenant, body.name, body.model, policy, answers=reply.answers))
+    return reply.response
 
 
 @router.get("/{name}", response_model=CollectionAnswer, responses=refusals(400, 404))
@@ -124,13 +125,17 @@ async def write_records(
     tenant: CanWrite, service: Collections, once: Once, spend: Spending, name: Name, request: Request
 ) -> Response:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
-    spending = partial(spend, tenant)
-    if media_type(request.headers) == NDJSON:
-        lines = partial(write_lines, service, tenant, name, Lines(request), spending)
-        # In many transactions, so its answer is kept after the last of them.
-        return await once.answer(tenant, lambda _: lines(), lasting=complete)
-    array = await read_json(request, checked_array)
-    return await once.answer(tenant, partial(write_array, service, tenant, name, array, spending))
+    by_line = media_type(request.headers) == NDJSON
+    array = Array([], "") if by_line else await read_json(request, checked_array)
+    async with once.begin(tenant) as reply:
+        if reply.is_new and by_line:
+            # In many transactions, so its answer is kept after the last of them.
+            result = await write_lines(service, tenant, name, Lines(request), spend)
+            await reply.give(result, lasting=complete(result))
+        elif reply.is_new:
+            spend(tenant, array.texts)
+            await reply.give(await write_array(service, tenant, name, array, reply.answers))
+    return reply.response
 
 
 @router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(400, 404))

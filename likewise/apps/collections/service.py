@@ -2,33 +2,28 @@
 
 import builtins
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from likewise.apps import repeats
-from likewise.apps.collections.schemas import NAME, NAME_IN_WORDS
+from likewise.apps.collections.schemas import NAME, NAME_IN_PATH, NAME_IN_WORDS
 from likewise.db import collections, lookups, waiting
 from likewise.db.collections import CollectionRow
-from likewise.db.failures import CollectionGone
 from likewise.db.lookups import StoredRecord
+from likewise.db.pool import retried
 from likewise.db.records import BULK, INTERACTIVE, WriteOutcome
-from likewise.db.transaction import Tx
-from likewise.errors import Conflict, Fault, Invalid, NotFound
-from likewise.ingest.writer import BeforeCommit
-from likewise.kind import Kind, NewRecord, Policy
+from likewise.errors import Fault, Invalid, NotFound
+from likewise.ingest.unit_of_work import AnswerStore, UnitOfWork
+from likewise.ingest.writer import Destination, NewCollection, refuse_other_kind
+from likewise.kind import BATCH, Kind, NewRecord, Policy
 from likewise.runtime import Runtime
 from likewise.search.analyzer import ANALYZER
 from likewise.search.hits import GroupHit, RecordHit
 from likewise.search.options import SearchRequest
 
-T = TypeVar("T")
-
 KIND = Kind(name="collection", text=lambda record: record.text or "")
-
-# Called in the transaction of a write, before it commits, with what the write will return.
-Save = Callable[[Tx, Any], Awaitable[None]]
 
 VectorState = Literal["ready", "waiting", "failed", "skipped"]
 
@@ -72,6 +67,15 @@ class WriteResult:
     changed: int
     unchanged: int
     failed: list[Fault] = field(default_factory=list)
+
+    def __add__(self, other: "WriteResult") -> "WriteResult":
+        """Sum up two batches."""
+        return WriteResult(
+            self.created + other.created,
+            self.changed + other.changed,
+            self.unchanged + other.unchanged,
+            self.failed + other.failed,
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class CollectionsService:
         model: str | None = None,
         policy: Policy | None = None,
         *,
-        save: Save | None = None,
+        answers: AnswerStore | None = None,
     ) -> CollectionView:
         """Make a collection.
 
@@ -131,19 +135,25 @@ class CollectionsService:
         if not re.fullmatch(NAME, name):
             raise Invalid.at("/name", NAME_IN_WORDS)
         spec = self._runtime.embedder.spec(model)
-        made = await collections.make(
-            self._runtime.pool,
-            tenant,
-            name,
-            kind=KIND.name,
-            analyzer=ANALYZER,
-            policy=policy or KIND.policy,
-            model=spec.name,
-            dimension=await self._runtime.embedder.dimension(spec),
-            text_keys=self._runtime.text_keys,
-            before_commit=_saving(save, _collection_view),
-        )
-        return _collection_view(made)
+        dimension = await self._runtime.embedder.dimension(spec)
+
+        async def once() -> CollectionView:
+            async with self._runtime.pool.tenant(tenant) as tx:
+                made = await collections.make(
+                    tx,
+                    name,
+                    kind=KIND.name,
+                    analyzer=ANALYZER,
+                    policy=policy or KIND.policy,
+                    model=spec.name,
+                    dimension=dimension,
+                    text_keys=self._runtime.text_keys,
+                )
+                if answers is not None:
+                    await answers.save(tx, _collection_view(made))
+            return _collection_view(made)
+
+        return await retried(once)
 
     async def get(self, tenant: int, name: str) -> CollectionView:
         """One collection; NotFound if there is none."""
@@ -151,18 +161,38 @@ class CollectionsService:
 
     async def drop(self, tenant: int, name: str) -> None:
         """Remove a collection with everything in it; Conflict if it is an app's."""
-        collection = _own(await self._named(tenant, name))
-        dropped = await self._runtime.writer.drop(tenant, collection)
-        self._recent.forget(tenant, name)
-        if not dropped:
+        collection = await self._named(tenant, name)
+        refuse_other_kind(collection, KIND)
+        if not await self._runtime.writer.drop(tenant, collection):
             raise NotFound("There is no collection of this name.", code="collection_not_found")
 
+    async def add(self, tenant: int, name: str, records: Sequence[NewRecord], *, wait: bool = False) -> WriteResult:
+        """Store any number of records in batches of 500, each whole; the collection is made if it is not there.
+
+        Raises:
+            Invalid: the name is not one that a collection can have; otherwise as `write`.
+        """
+        if not NAME_IN_PATH.fullmatch(name):
+            raise Invalid.at("/name", NAME_IN_WORDS)
+        new = NewCollection(self._runtime.embedder.spec(), KIND.policy) if re.fullmatch(NAME, name) else None
+        into, total = Destination(name, KIND, new), WriteResult(0, 0, 0)
+        for start in range(0, max(1, len(records)), BATCH):
+            part = await self._write(tenant, into, records[start : start + BATCH], wait, None)
+            total += replace(part, failed=[_moved_by(start, fault) for fault in part.failed])
+        return total
+
     async def write(
-        self, tenant: int, name: str, batch: Sequence[NewRecord], *, wait: bool = False, save: Save | None = None
+        self,
+        tenant: int,
+        name: str,
+        batch: Sequence[NewRecord],
+        *,
+        wait: bool = False,
+        answers: AnswerStore | None = None,
     ) -> WriteResult:
         """Store a batch, all or nothing; with `wait`, its vectors too: `failed` names records that can have none.
 
-        `save` hears of what is known in the transaction: not of those.
+        `answers` keep what is known in the transaction: not those.
 
         Raises:
             Invalid: two records with one id, or a text over the model's limit where the policy refuses those.
@@ -173,30 +203,24 @@ class CollectionsService:
         if not batch:
             # Nobody would find out that it is gone.
             self._recent.forget(tenant, name)
-        lane = INTERACTIVE if wait else BULK
-        saving = _saving(save, _write_result)
-        try:
-            collection = _own(await self._recent.get(tenant, name))
-            written = await self._write(tenant, collection, batch, lane, saving)
-        except CollectionGone:
-            # It may have been dropped and made again since it was looked up.
-            self._recent.forget(tenant, name)
-            collection = _own(await self._recent.get(tenant, name))
-            written = await self._write(tenant, collection, batch, lane, saving)
-        failed = await self._embed_now(tenant, collection, batch, written.contents) if wait else []
-        return replace(_write_result(written), failed=failed)
+
+        return await self._write(tenant, Destination(name, KIND), batch, wait, answers)
 
     async def _write(
-        self,
-        tenant: int,
-        collection: CollectionRow,
-        batch: Sequence[NewRecord],
-        lane: int,
-        before_commit: BeforeCommit | None,
-    ) -> WriteOutcome:
-        if collection.policy.on_long == "refuse":
-            await self._refuse_long(collection, batch)
-        return await self._runtime.writer.write(tenant, collection, KIND, batch, lane=lane, before_commit=before_commit)
+        self, tenant: int, into: Destination, batch: Sequence[NewRecord], wait: bool, answers: AnswerStore | None
+    ) -> WriteResult:
+        async def once(unit: UnitOfWork) -> tuple[CollectionRow, WriteOutcome]:
+            outcome = await unit.write(await unit.compare(unit.records))
+            await unit.save(_write_result(outcome))
+            return unit.collection, outcome
+
+        writer, lane = self._runtime.writer, INTERACTIVE if wait else BULK
+        if answers is None:
+            collection, outcome = await writer.write(tenant, into, batch, lane=lane)
+        else:
+            collection, outcome = await writer.transaction(tenant, into, batch, once, lane=lane, answers=answers)
+        failed = await self._embed_now(tenant, collection, batch, outcome.contents) if wait else []
+        return replace(_write_result(outcome), failed=failed)
 
     async def record(self, tenant: int, name: str, id: str) -> RecordView:
         """One record; NotFound if there is none."""
@@ -209,7 +233,8 @@ class CollectionsService:
 
     async def delete(self, tenant: int, name: str, id: str) -> None:
         """Remove a record; NotFound if there is none, Conflict if the collection is an app's."""
-        collection = _own(await self._named(tenant, name))
+        collection = await self._named(tenant, name)
+        refuse_other_kind(collection, KIND)
         if not await self._runtime.writer.delete(tenant, collection, id):
             raise NotFound("There is no record of this id.", code="record_not_found")
 
@@ -254,37 +279,10 @@ class CollectionsService:
             if record.id in failed
         ]
 
-    async def _lengths(self, texts: Sequence[str], model: str) -> Sequence[int]:
-        try:
-            return await self._runtime.embedder.lengths(texts, model)
-        except Invalid as error:
-            raise error.moved("/texts", "/{}/text".format) from None
 
-    async def _refuse_long(self, collection: CollectionRow, batch: Sequence[NewRecord]) -> None:
-        embedder = self._runtime.embedder
-        model = await embedder.opened(collection.active.model)
-        lengths = await self._lengths([KIND.text(record) for record in batch], collection.active.model)
-        message = f"This collection refuses texts that its model would cut off: at most {model.max_tokens} tokens."
-        faults = [
-            Fault(f"/{place}/text", "text_too_long", message)
-            for place, length in enumerate(lengths)
-            if length > model.max_tokens
-        ]
-        if faults:
-            raise Invalid(message, code="text_too_long", faults=faults)
-
-
-def _own(collection: CollectionRow) -> CollectionRow:
-    """What is written here; an app's own are written by the app, which knows what its records mean."""
-    if collection.kind != KIND.name:
-        message = f"This collection belongs to {collection.kind}: it is written, and deleted from, by its routes alone."
-        raise Conflict(message, code="collection_of_app")
-    return collection
-
-
-def _saving(save: Save | None, result: Callable[[T], Any]) -> Callable[[Tx, T], Awaitable[None]] | None:
-    """`save` with the result that will be returned, as what a transaction runs before it commits."""
-    return None if save is None else lambda tx, done: save(tx, result(done))
+def _moved_by(start: int, fault: Fault) -> Fault:
+    """The fault of a batch that begins at `start`, at its place among all records."""
+    return fault.moved("", lambda place: f"/{start + place}")
 
 
 def _write_result(written: WriteOutcome) -> WriteResult:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -11,7 +10,6 @@ from pydantic import BaseModel, Field, WithJsonSchema
 
 from likewise.apps.answers import Answer
 from likewise.apps.collections.schemas import Moment
-from likewise.apps.collections.service import Save
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf
 from likewise.apps.embed.results import usage_metrics
@@ -22,6 +20,7 @@ from likewise.db import usage
 from likewise.db.usage import UsageGroup, UsageKey
 from likewise.embedding.costs import Usage
 from likewise.errors import Invalid
+from likewise.ingest.unit_of_work import AnswerStore
 from likewise.runtime import Runtime
 
 GroupBy = Literal["model", "hour"]
@@ -63,13 +62,13 @@ class UsageService:
         await self._bookkeeping.flush()
         return usage_metrics(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
 
-    async def reset(self, tenant: int, save: Save | None = None) -> dict[str, str]:
-        """Have `metrics` of a tenant begin anew; `save` keeps the answer in the same transaction."""
+    async def reset(self, tenant: int, answers: AnswerStore | None = None) -> dict[str, str]:
+        """Have `metrics` of a tenant begin anew; `answers` keep the answer in the same transaction."""
         await self._bookkeeping.flush()
         async with self._pool.tenant(tenant) as tx:
             await usage.reset(tx, tenant, self._others)
-            if save is not None:
-                await save(tx, RESET)
+            if answers is not None:
+                await answers.save(tx, RESET)
         return RESET
 
     async def report(
@@ -194,7 +193,10 @@ async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
 @declares(Load.OTHER)
 async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
     """Count the metrics of the caller's tenant from now on; what `/api/v1/usage` reports stays."""
-    return await once.answer(tenant, partial(used.reset, tenant))
+    async with once.begin(tenant) as reply:
+        if reply.is_new:
+            await reply.give(await used.reset(tenant, reply.answers))
+    return reply.response
 
 
 @router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))

@@ -87,14 +87,20 @@ async def get_job(tenant: CanRead, service: Jobs, job_id: JobId) -> Answer:
 @declares(Load.OTHER)
 async def cancel_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """End a job that has not ended; what nothing else waits for is given up."""
-    return await once.answer(tenant, lambda save: service.cancel(tenant, job_id, save=save))
+    async with once.begin(tenant) as reply:
+        if reply.is_new:
+            await reply.give(await service.cancel(tenant, job_id, answers=reply.answers))
+    return reply.response
 
 
 @router.post("/{job_id:uuid}/retry", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
 @declares(Load.OTHER)
 async def retry_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """Have what failed of a job tried again; 409 `text_gone` where a text is no longer kept: send it again."""
-    return await once.answer(tenant, lambda save: service.retry(tenant, job_id, save=save))
+    async with once.begin(tenant) as reply:
+        if reply.is_new:
+            await reply.give(await service.retry(tenant, job_id, answers=reply.answers))
+    return reply.response
 
 
 def _written(job: JobView) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 from uuid import UUID
 
 from likewise.apps.app import App, loaded
-from likewise.apps.collections.service import Save
 from likewise.db import jobs
 from likewise.db.jobs import Job, JobCursor, JobState
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
+from likewise.ingest.unit_of_work import AnswerStore
 
 # Why a job, or an item of one, came to nothing. A code that is not here has no words of its own.
 REASONS: Mapping[str, str] = {
@@ -84,35 +84,35 @@ class JobsService:
         async with self._pool.tenant(tenant, snapshot=True) as tx:
             return [self._listed(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
-    async def cancel(self, tenant: int, job: UUID, *, save: Save | None = None) -> JobView:
-        """End a job; what nothing else waits for is given up. `save` hears of it in the transaction, as of `retry`.
+    async def cancel(self, tenant: int, job: UUID, *, answers: AnswerStore | None = None) -> JobView:
+        """End a job; what nothing else waits for is given up. `answers` keep what is answered, as of `retry`.
 
         Raises:
             NotFound: this tenant has none of this id.
             Conflict: it has ended.
         """
-        return await self._changed(tenant, job, jobs.cancel, save)
+        return await self._changed(tenant, job, jobs.cancel, answers)
 
-    async def retry(self, tenant: int, job: UUID, *, save: Save | None = None) -> JobView:
+    async def retry(self, tenant: int, job: UUID, *, answers: AnswerStore | None = None) -> JobView:
         """Have what failed of a job tried again.
 
         Raises:
             NotFound: this tenant has none of this id.
             Conflict: nothing of it has failed, it has not ended, or a text has left: code `text_gone`.
         """
-        changed = await self._changed(tenant, job, jobs.retry, save)
+        changed = await self._changed(tenant, job, jobs.retry, answers)
         self._wake()
         return changed
 
     async def _changed(
-        self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]], save: Save | None
+        self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]], answers: AnswerStore | None
     ) -> JobView:
         async def once() -> JobView:
             async with self._pool.tenant(tenant) as tx:
                 await change(tx, job)
                 view = await self._view(tx, job)
-                if save is not None:
-                    await save(tx, view)
+                if answers is not None:
+                    await answers.save(tx, view)
                 return view
 
         return await retried(once)

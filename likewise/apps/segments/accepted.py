@@ -26,7 +26,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class AcceptedBatch:
-    """So many segments of an asset that are stored, and the one job that says when they can be found."""
+    """Segments of an asset that are stored, and the one job that says when they can be found."""
 
     job_id: UUID
     asset_id: str
@@ -36,7 +36,7 @@ class AcceptedBatch:
 
 @dataclass(frozen=True)
 class AcceptedDocument(AcceptedBatch):
-    """The same, with where each segment lies in the document."""
+    """Segments that a document was split into, with where each lies in it."""
 
     segments: Sequence[Part] = ()
 

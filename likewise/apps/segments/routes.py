@@ -1,9 +1,6 @@
 """The routes of document segments, `/vectors`."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -12,10 +9,9 @@ from pydantic import BaseModel
 from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, parsed
 from likewise.apps.collections.schemas import MAX_ID, WHOLE
-from likewise.apps.collections.service import Save
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ProcessEmbedder, ServiceOf, Spending, services, while_connected
-from likewise.apps.idempotency import Once
+from likewise.apps.idempotency import Once, Reply
 from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch
 from likewise.apps.segments.schemas import (
@@ -32,8 +28,6 @@ from likewise.apps.segments.schemas import (
 from likewise.apps.segments.service import SegmentsService
 from likewise.embedding.models import MOCK
 from likewise.errors import NotFound
-
-T = TypeVar("T")
 
 router = APIRouter(prefix="/vectors", tags=["segments"])
 
@@ -56,44 +50,6 @@ def how_far(stored: Accepted | AcceptedBatch) -> int:
     return 200 if stored.status == "SUCCEEDED" else 202
 
 
-@dataclass(frozen=True)
-class Taking:
-    """Takes texts in: once for each Idempotency-Key, and within the tenant's quota."""
-
-    once: Once
-    spend: Spending
-
-    async def answer(
-        self,
-        tenant: int,
-        texts: Sequence[str],
-        known: Callable[[], object],
-        work: Callable[[Save | None], Awaitable[T]],
-        *,
-        status: int | Callable[[T], int],
-    ) -> Response:
-        """What `work` returns, or was answered before: a repetition costs nothing, and is not refused.
-
-        Args:
-            known: raises where the model is none, which takes nothing from the quota either.
-        """
-
-        async def paid(save: Save | None) -> T:
-            known()
-            self.spend(tenant, texts)
-            return await work(save)
-
-        return await self.once.answer(tenant, paid, status=status)
-
-
-async def taking(once: Once, spend: Spending) -> Taking:
-    """For the routes that take texts in."""
-    return Taking(once, spend)
-
-
-Takes = Annotated[Taking, Depends(taking)]
-
-
 @router.post(
     "/embed",
     status_code=202,
@@ -104,13 +60,18 @@ Takes = Annotated[Taking, Depends(taking)]
 async def embed_segment(
     tenant: CanWrite,
     service: Segments,
-    takes: Takes,
+    once: Once,
+    spend: Spending,
     embedder: ProcessEmbedder,
     body: Annotated[SegmentEmbedIn, PARSED],
 ) -> Response:
     """Store a segment and have it embedded. With the text that it holds already, the job that stored it answers."""
-    known = partial(embedder.known, body.model)
-    return await takes.answer(tenant, [body.text], known, _embedding(tenant, service, body, body.model), status=how_far)
+    async with once.begin(tenant, how_far) as reply:
+        if reply.is_new:
+            embedder.known(body.model)
+            spend(tenant, [body.text])
+            await reply.give(await _store(tenant, service, body, body.model, reply))
+    return reply.response
 
 
 @router.post(
@@ -123,15 +84,22 @@ async def embed_segment(
 async def embed_segments(
     tenant: CanWrite,
     service: Segments,
-    takes: Takes,
+    once: Once,
+    spend: Spending,
     embedder: ProcessEmbedder,
     body: Annotated[SegmentBatchIn, PARSED],
 ) -> Response:
     """Store segments of an asset, all or none, with one job for all of them."""
     batch = [one.to_segment() for one in body.segments]
-    work = partial(service.embed_batch, tenant, body.asset_id, batch, model=body.model, model_ver=body.model_ver)
-    texts, known = [one.text for one in body.segments], partial(embedder.known, body.model)
-    return await takes.answer(tenant, texts, known, lambda save: work(save=save), status=how_far)
+    async with once.begin(tenant, how_far) as reply:
+        if reply.is_new:
+            embedder.known(body.model)
+            spend(tenant, [one.text for one in batch])
+            stored = await service.embed_batch(
+                tenant, body.asset_id, batch, model=body.model, model_ver=body.model_ver, answers=reply.answers
+            )
+            await reply.give(stored)
+    return reply.response
 
 
 @router.post(
@@ -144,26 +112,30 @@ async def embed_segments(
 async def embed_document(
     tenant: CanWrite,
     service: Segments,
-    takes: Takes,
+    once: Once,
+    spend: Spending,
     embedder: ProcessEmbedder,
     request: Request,
     body: Annotated[SegmentDocumentIn, PARSED],
 ) -> Response:
     """Split a text into segments and store these, `chunk_0`, `chunk_1` and so on; those of a longer text before go."""
-    work = partial(
-        service.embed_document,
-        tenant,
-        body.asset_id,
-        body.text,
-        model=body.model,
-        model_ver=body.model_ver,
-        metadata=body.metadata,
-        max_tokens=body.max_tokens,
-        overlap=body.overlap,
-        splitting=partial(while_connected, request),
-    )
-    known = partial(embedder.known, body.model)
-    return await takes.answer(tenant, [body.text], known, lambda save: work(save=save), status=how_far)
+    async with once.begin(tenant, how_far) as reply:
+        if reply.is_new:
+            embedder.known(body.model)
+            spend(tenant, [body.text])
+            splitting = service.split(body.text, body.model, max_tokens=body.max_tokens, overlap=body.overlap)
+            stored = await service.embed_document(
+                tenant,
+                body.asset_id,
+                body.text,
+                await while_connected(request, splitting),
+                model=body.model,
+                model_ver=body.model_ver,
+                metadata=body.metadata,
+                answers=reply.answers,
+            )
+            await reply.give(stored)
+    return reply.response
 
 
 @router.post(
@@ -197,24 +169,31 @@ async def search_segments(
 async def search_segments_later(
     tenant: CanRead,
     service: Segments,
-    takes: Takes,
+    once: Once,
+    spend: Spending,
     body: Annotated[SegmentSearchIn, PARSED],
 ) -> Response:
     """The same as a job, whose result is what the search answers."""
-    known = partial(service.known, body.model)
-    work = partial(service.search_later, tenant, body.to_query())
-    return await takes.answer(tenant, [body.query_text], known, lambda save: work(save=save), status=202)
+    async with once.begin(tenant, 202) as reply:
+        if reply.is_new:
+            service.known(body.model)
+            spend(tenant, [body.query_text])
+            await reply.give(await service.search_later(tenant, body.to_query(), answers=reply.answers))
+    return reply.response
 
 
 @router.post("/mock", status_code=202, include_in_schema=False)
 @declares(Load.WRITE, Body(SegmentEmbedIn))
-async def embed_made_up(tenant: CanWrite, service: Segments, takes: Takes, request: Request) -> Response:
+async def embed_made_up(tenant: CanWrite, service: Segments, once: Once, spend: Spending, request: Request) -> Response:
     """The same as /embed with made-up vectors, where LIKEWISE_ENABLE_MOCK allows it."""
     if not services(request).runtime.settings.enable_mock:
         raise NotFound
     body = await parsed(request)
-    known = partial(service.known, MOCK.name)
-    return await takes.answer(tenant, [body.text], known, _embedding(tenant, service, body, MOCK.name), status=how_far)
+    async with once.begin(tenant, how_far) as reply:
+        if reply.is_new:
+            spend(tenant, [body.text])
+            await reply.give(await _store(tenant, service, body, service.known(MOCK.name).name, reply))
+    return reply.response
 
 
 @router.delete("/asset/{asset_id:path}", status_code=204, responses=refusals(400, 404))
@@ -233,11 +212,10 @@ async def delete_segment(tenant: CanWrite, service: Segments, point_id: PointId)
     return Response(status_code=204)
 
 
-def _embedding(
-    tenant: int, service: Segments, body: SegmentEmbedIn, model: str | None
-) -> Callable[[Save | None], Awaitable[Accepted]]:
-    work = partial(
-        service.embed,
+async def _store(
+    tenant: int, service: SegmentsService, body: SegmentEmbedIn, model: str | None, reply: Reply
+) -> Accepted:
+    return await service.embed(
         tenant,
         body.asset_id,
         body.segment_id,
@@ -245,5 +223,5 @@ def _embedding(
         model=model,
         model_ver=body.model_ver,
         metadata=body.metadata,
+        answers=reply.answers,
     )
-    return lambda save: work(save=save)

@@ -9,7 +9,6 @@ import orjson
 
 from likewise import filters
 from likewise.apps.collections.schemas import MAX_LIMIT
-from likewise.apps.collections.service import Save
 from likewise.apps.segments.hits import SegmentSearchOutcome, SegmentSearchResult
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames
@@ -20,6 +19,7 @@ from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable, NotFound
 from likewise.filters import All, Compare, Field, Filter
 from likewise.ingest.tasks import Progress
+from likewise.ingest.unit_of_work import AnswerStore
 from likewise.kind import Policy
 from likewise.runtime import Runtime
 from likewise.search.options import Mode, SearchOptions, SearchRequest, TextQuestion
@@ -72,7 +72,7 @@ class SegmentSearches:
         outcome = await self._look(tenant, asked)
         return outcome.to_result(await self._names.of(tenant))
 
-    async def later(self, tenant: int, asked: SegmentQuery, *, save: Save | None = None) -> SearchJob:
+    async def later(self, tenant: int, asked: SegmentQuery, *, answers: AnswerStore | None = None) -> SearchJob:
         """Have a search done by a worker; the job's result is what `search` answers. The query waits sealed.
 
         Raises:
@@ -91,8 +91,8 @@ class SegmentSearches:
         async def once() -> None:
             async with self._runtime.pool.tenant(tenant) as tx:
                 await self._runtime.tasks.add(tx, answer.job_id, SEARCH, waiting)
-                if save is not None:
-                    await save(tx, answer)
+                if answers is not None:
+                    await answers.save(tx, answer)
 
         await retried(once)
         return answer

@@ -8,7 +8,7 @@ import pytest
 from likewise.db.failures import DatabaseFailure
 from likewise.db.records import PreparedRecord, WriteOutcome
 from likewise.errors import DatabaseUnavailable, NotFound
-from likewise.ingest.grouping import GROUPS_AT_ONCE, MOST_RECORDS, Grouping
+from likewise.ingest.group_commit import GROUPS_AT_ONCE, MAX_RECORDS, GroupCommit
 from likewise.library import Likewise
 
 
@@ -23,7 +23,7 @@ class Storage:
         self.groups: list[list[str]] = []
         self.go = asyncio.Event()
 
-    async def store(self, records: Sequence[PreparedRecord]) -> WriteOutcome:
+    async def store(self, place: int, records: Sequence[PreparedRecord]) -> WriteOutcome:
         """What a writer does."""
         ids = [one.id for one in records]
         self.groups.append(ids)
@@ -35,9 +35,15 @@ class Storage:
         return WriteOutcome(dict.fromkeys(ids, "created"), {one: at for at, one in enumerate(ids)})
 
 
-async def callers(grouping: Grouping[int], storage: Storage, *batches: list[str]) -> list[asyncio.Task[WriteOutcome]]:
+def storing() -> tuple[Storage, GroupCommit[int]]:
+    """A storage, and what commits to it in groups."""
+    storage = Storage()
+    return storage, GroupCommit(storage.store)
+
+
+async def callers(commits: GroupCommit[int], *batches: list[str]) -> list[asyncio.Task[WriteOutcome]]:
     """A task for each batch; as many as may run at once have begun, the rest wait."""
-    tasks = [asyncio.create_task(grouping.write(1, [record(one) for one in ids], storage.store)) for ids in batches]
+    tasks = [asyncio.create_task(commits.write(1, [record(one) for one in ids])) for ids in batches]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     return tasks
@@ -45,8 +51,8 @@ async def callers(grouping: Grouping[int], storage: Storage, *batches: list[str]
 
 async def test_those_that_wait_go_together() -> None:
     # Given
-    storage, grouping = Storage(), Grouping[int]()
-    tasks = await callers(grouping, storage, *([f"{n}"] for n in range(20)))
+    storage, commits = storing()
+    tasks = await callers(commits, *([f"{n}"] for n in range(20)))
     # When
     storage.go.set()
     done = await asyncio.gather(*tasks)
@@ -57,8 +63,8 @@ async def test_those_that_wait_go_together() -> None:
 
 
 async def test_an_id_of_two_callers_is_stored_once_and_then_again() -> None:
-    storage, grouping = Storage(), Grouping[int]()
-    tasks = await callers(grouping, storage, *([["a"], ["b"], ["a"], ["a", "c"], ["d"]]))
+    storage, commits = storing()
+    tasks = await callers(commits, *([["a"], ["b"], ["a"], ["a", "c"], ["d"]]))
     storage.go.set()
     await asyncio.gather(*tasks)
     assert sum(group.count("a") for group in storage.groups) == 3
@@ -66,38 +72,38 @@ async def test_an_id_of_two_callers_is_stored_once_and_then_again() -> None:
 
 
 async def test_a_group_has_a_bound() -> None:
-    storage, grouping = Storage(), Grouping[int]()
-    tasks = await callers(grouping, storage, *([f"{n} {m}" for m in range(16)] for n in range(40)))
+    storage, commits = storing()
+    tasks = await callers(commits, *([f"{n} {m}" for m in range(16)] for n in range(40)))
     storage.go.set()
     await asyncio.gather(*tasks)
-    assert max(map(len, storage.groups)) <= MOST_RECORDS
+    assert max(map(len, storage.groups)) <= MAX_RECORDS
 
 
 async def test_a_failure_reaches_only_the_one_whose_it_is() -> None:
-    storage, grouping = Storage(), Grouping[int]()
-    tasks = await callers(grouping, storage, *([["x"], ["y"], ["a"], ["bad"], ["c"]]))
+    storage, commits = storing()
+    tasks = await callers(commits, *([["x"], ["y"], ["a"], ["bad"], ["c"]]))
     storage.go.set()
     done = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in done] == [WriteOutcome, WriteOutcome, WriteOutcome, DatabaseFailure, WriteOutcome]
 
 
 async def test_a_database_that_is_away_is_asked_once_for_all() -> None:
-    storage, grouping = Storage(), Grouping[int]()
+    storage, commits = storing()
     storage.go.set()
-    tasks = await callers(grouping, storage, *([["x"], ["y"], ["a"], ["away"], ["c"]]))
+    tasks = await callers(commits, *([["x"], ["y"], ["a"], ["away"], ["c"]]))
     done = await asyncio.gather(*tasks, return_exceptions=True)
     assert done.count(done[3]) == len(next(group for group in storage.groups if "away" in group))
     assert sum(map(len, storage.groups)) == 5
 
 
 async def test_a_caller_that_leaves_before_its_turn_stores_nothing() -> None:
-    storage, grouping = Storage(), Grouping[int]()
-    begun = [await callers(grouping, storage, [f"{n}"]) for n in range(GROUPS_AT_ONCE)]
-    tasks = await callers(grouping, storage, ["3"], ["4"])
+    storage, commits = storing()
+    begun = [await callers(commits, [f"{n}"]) for n in range(GROUPS_AT_ONCE)]
+    tasks = await callers(commits, ["3"], ["4"])
     tasks[-1].cancel()
     storage.go.set()
     await asyncio.gather(*(task for each in begun for task in each), *tasks, return_exceptions=True)
-    await grouping.close()
+    await commits.close()
     assert "4" not in {one for group in storage.groups for one in group}
 
 

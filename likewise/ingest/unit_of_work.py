@@ -1,0 +1,149 @@
+"""UnitOfWork: all that one write does in its transaction, for a function that reads from top to bottom."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+from likewise.db import deletions, jobs, records, terms
+from likewise.db.collections import CollectionRow
+from likewise.db.deletions import Deletion
+from likewise.db.records import BatchDiff, PreparedRecord, StoragePolicy, WriteOutcome
+from likewise.db.text_key import TextKeys
+from likewise.db.transaction import Tx
+from likewise.ingest.batch_terms import BatchTerms
+from likewise.observe.request_id import REQUEST_ID
+from likewise.stopping import stop
+
+# A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
+LARGE_BATCH = 20_000
+
+
+class AnswerStore(Protocol):
+    """Keeps what a request is answered, so that a repetition of the request is answered the same."""
+
+    async def save(self, tx: Tx, answer: Any) -> None:
+        """Keep an answer if and only if the transaction is committed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tenant's collection, and the lane that its new texts wait in; equal where writes may share a transaction."""
+
+    tenant: int
+    number: int
+    lane: int
+    collection: CollectionRow = field(compare=False)
+    storage: StoragePolicy = field(compare=False)
+
+
+@dataclass
+class UnitOfWork:
+    """One try of a write. All that it does is committed together; what follows the commit is the writer's.
+
+    `tx` is for reads, and for rows that belong to the same transaction; `records` is the prepared batch, in the order
+    of its ids. With `alone` the collection's other writers wait meanwhile.
+    """
+
+    tx: Tx
+    target: Target
+    records: Sequence[PreparedRecord]
+    alone: bool
+    terms: BatchTerms | None
+    text_keys: TextKeys
+    answers: AnswerStore | None
+    outcome: WriteOutcome | None = None
+    gone: list[bytes] = field(default_factory=list)
+
+    @property
+    def collection(self) -> CollectionRow:
+        """The collection that is written."""
+        return self.target.collection
+
+    async def compare(self, batch: Sequence[PreparedRecord]) -> BatchDiff:
+        """Take the collection's lock, and see what of a batch is there already.
+
+        Raises:
+            CollectionGone: the collection was dropped.
+        """
+        if self.target.storage.seal is not None:
+            await self.text_keys.hold(self.tx)
+        return await records.compare(self.tx, self.collection.id, batch, alone=self.alone)
+
+    async def write(
+        self, diff: BatchDiff, *, for_job: bool = False, leaving: Sequence[tuple[int, int]] = ()
+    ) -> WriteOutcome:
+        """Store what is new or different of the batch, with its search terms and the queue's entries; once in a unit.
+
+        Args:
+            for_job: whether `start_job` follows.
+            leaving: (record, content) of records that are deleted beside it.
+        """
+        number, storage = self.collection.id, self.target.storage
+        # Postgres stores the records while this process reads their words.
+        async with self._learning(diff.fresh) as learnt:
+            outcome = await records.write(
+                self.tx, number, diff, storage, lane=self.target.lane, for_job=for_job, leaving=leaving
+            )
+            await learnt
+        if self.terms is not None and outcome.new_contents:
+            rows = {content: self.terms.row(key) for key, content in outcome.new_contents.items()}
+            await terms.write(self.tx, number, rows)
+        self.outcome = outcome
+        self.gone.extend(outcome.gone)
+        return outcome
+
+    async def delete(self, ids: Sequence[str]) -> int:
+        """Delete those of the records that are there; returns how many were."""
+        return self._deleted(await deletions.delete(self.tx, self.collection.id, ids, **self._deleting))
+
+    async def delete_parent(self, parent: str) -> int:
+        """Delete all records of a parent; returns how many there were."""
+        return self._deleted(await deletions.delete_parent(self.tx, self.collection.id, parent, **self._deleting))
+
+    async def delete_with(self, field: str, value: str) -> int:
+        """Delete all records that have a text in an indexed field at the moment that they go; returns how many."""
+        return self._deleted(await deletions.delete_with(self.tx, self.collection.id, field, value, **self._deleting))
+
+    async def start_job(self, job: UUID, kind: str, items: Mapping[str, int], *, result: Mapping[str, Any]) -> None:
+        """Start a job on contents that were written for it, by the names that it reports; see `jobs.start`."""
+        generation = self.collection.active.id
+        await jobs.start(self.tx, job, kind, generation, items, result=result, request_id=REQUEST_ID.get())
+
+    async def save(self, answer: Any) -> None:
+        """Keep what the request will be answered, if it is one that may be repeated."""
+        if self.answers is not None:
+            await self.answers.save(self.tx, answer)
+
+    @property
+    def _deleting(self) -> dict[str, bool]:
+        return {"keep_terms": self.target.storage.terms, "alone": self.alone}
+
+    def _deleted(self, deletion: Deletion) -> int:
+        self.gone.extend(deletion.gone)
+        return deletion.records
+
+    @contextlib.asynccontextmanager
+    async def _learning(self, fresh: Sequence[PreparedRecord]) -> AsyncIterator[Awaitable[None]]:
+        """Read the terms of texts that may be new beside the block, which awaits them."""
+        task = asyncio.create_task(self._learn({record.text_hash: record.text for record in fresh}))
+        try:
+            yield task
+        finally:
+            await stop([task])
+
+    async def _learn(self, texts: Mapping[bytes, str]) -> None:
+        if self.terms is None:
+            return
+        if sum(map(len, texts.values())) > LARGE_BATCH:
+            await asyncio.to_thread(self.terms.learn, texts)
+        else:
+            self.terms.learn(texts)
+
+
+async def store(unit: UnitOfWork) -> WriteOutcome:
+    """Store a batch, and nothing else."""
+    return await unit.write(await unit.compare(unit.records))
