@@ -1,4 +1,4 @@
-"""What cannot be kept: of a text NUL and halves of surrogate pairs, of a JSON value what is no JSON or too deep."""
+"""Cleaning of what cannot be stored: NUL and halves of surrogate pairs in texts, and values that are no JSON."""
 
 import math
 import re
@@ -6,29 +6,29 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # What is nested deeper is no payload of anybody's, and would exhaust the stack.
-DEEPEST = 100
+MAX_DEPTH = 100
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # U+FFFD stands for a character that was lost on the way: two ids that differed may be one by now.
 _UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
 
 
 def cleaned(text: str) -> str:
-    """The text with each NUL and lone surrogate as U+FFFD."""
+    """Return the text with each NUL and lone surrogate as U+FFFD."""
     return _UNSTORABLE.sub("\ufffd", text) if _UNSTORABLE.search(text) else text
 
 
 def storable(text: str) -> bool:
-    """Whether the text can stay as it is."""
+    """Return whether the text can stay as it is."""
     return not _UNSTORABLE.search(text)
 
 
 def fit_for_id(text: str) -> bool:
-    """Whether the text can tell a record from every other one."""
+    """Return whether the text can tell a record from every other one."""
     return not _UNFIT_FOR_ID.search(text)
 
 
-def is_json(value: Any, depth: int = DEEPEST) -> bool:
-    """Whether a value is JSON that keeps its meaning: finite numbers, integers of 64 bits, distinct texts as keys."""
+def is_json(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Return whether a value is JSON that keeps its meaning: finite numbers, 64-bit integers, distinct keys."""
     if isinstance(value, bool | str | None):
         return True
     if isinstance(value, int):
@@ -41,14 +41,14 @@ def is_json(value: Any, depth: int = DEEPEST) -> bool:
 
 
 def _keeps_its_keys(value: Mapping[Any, Any]) -> bool:
-    """Whether all keys are texts, and none becomes another's by being cleaned."""
+    """Return whether all keys are texts, and none becomes another's by being cleaned."""
     if not all(isinstance(key, str) for key in value):
         return False
     return all(map(storable, value)) or len({cleaned(key) for key in value}) == len(value)
 
 
 def cleaned_json(value: Any) -> Any:
-    """The same for every string, keys included, of a JSON value."""
+    """Return a JSON value with every string in it cleaned, keys included."""
     if isinstance(value, str):
         return cleaned(value)
     if isinstance(value, Mapping):
@@ -59,7 +59,7 @@ def cleaned_json(value: Any) -> Any:
 
 
 def deeper_than(value: Any, limit: int) -> bool:
-    """Whether lists and objects are nested in each other more than `limit` times."""
+    """Return whether lists and objects are nested in each other more than `limit` times."""
     level = [value] if isinstance(value, list | dict) else []
     for _ in range(limit):
         level = [child for node in level for child in _children(node) if isinstance(child, list | dict)]

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 
 def digest_of(parts: Iterable[str | bytes]) -> bytes:
-    """32 bytes that no other list of parts has: each part goes in after its length. Text counts as UTF-8."""
+    """Return 32 bytes that no other list of parts has: each part goes in after its length. Text counts as UTF-8."""
     return _begun(parts).digest()
 
 
 def digests_of(parts: Iterable[str | bytes], last_ones: Iterable[bytes]) -> list[bytes]:
-    """For each of the last ones the digest of the parts and it; the parts are read once."""
+    """Return the digest of the parts and each last one; the parts are read once."""
     begun = _begun(parts)
     digests = []
     for last in last_ones:

@@ -32,7 +32,7 @@ LikewiseError
     ├── SchemaError              a schema that is missing, newer or changed
     └── WrongModel               the default model is not the one that it should be
 
-A message says what is wrong and how to mend it. It never repeats a value that a caller sent: that may be private.
+A message says what is wrong and how to fix it. It never repeats a value that a caller sent: that may be private.
 """
 
 from collections.abc import Callable, Sequence
@@ -186,7 +186,7 @@ class Invalid(LikewiseError):
 
 
 class ModelNotAllowed(Invalid):
-    """That model is not allowed here. Name one that is listed, or add it to LIKEWISE_MODELS_ALLOWED."""
+    """This model is not allowed here. Name one that is listed, or add it to LIKEWISE_MODELS_ALLOWED."""
 
     code = "model_not_allowed"
 
@@ -255,7 +255,7 @@ class ModelUnavailable(Unavailable):
 
     @classmethod
     def because(cls, error: LikewiseError, retry_after: int) -> "ModelUnavailable":
-        """To one more caller: whatever the error is, to a caller the model is away."""
+        """Return the error for one more caller: whatever it was, to a caller the model is away."""
         return ModelUnavailable(
             error.detail, code=error.code, retry_after=retry_after, public_detail=error.public_detail
         )
@@ -300,10 +300,10 @@ class WrongTextKey(SettingsError):
 
     code = "text_key"
 
-    def __init__(self, what: str, mend: str) -> None:
-        super().__init__(f"{what} {mend}")
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what} {fix}")
         self.what = what
-        self.mend = mend
+        self.fix = fix
 
 
 class ServerStartError(StartError):

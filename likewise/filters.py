@@ -18,9 +18,9 @@ from typing import Any
 from likewise.cleaning import cleaned
 from likewise.errors import Invalid
 
-MOST_DEPTH = 8
-MOST_NODES = 100
-MOST_VALUES = 1000
+MAX_DEPTH = 8
+MAX_NODES = 100
+MAX_VALUES = 1000
 
 TIMES = frozenset({"occurred_at", "created_at", "updated_at"})
 COLUMNS = frozenset({"id", "parent", "status"}) | TIMES
@@ -32,7 +32,7 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-
 
 @dataclass(frozen=True)
 class Field:
-    """What a filter looks at: a column of the record, or a field of its payload.
+    """The field that a condition compares: a column of the record, or a field of its payload.
 
     `within` names an object of the payload where it is looked for as well.
     """
@@ -76,7 +76,7 @@ Filter = Compare | All | AnyOf | Not
 
 
 def parse(raw: object, aliases: Mapping[str, str] | None = None, within: str = "") -> Filter | None:
-    """The tree of a filter; None for no filter.
+    """Parse a filter into its tree; None for no filter.
 
     Args:
         aliases: an app's own names for columns, and for fields of the payload.
@@ -91,7 +91,7 @@ def parse(raw: object, aliases: Mapping[str, str] | None = None, within: str = "
 
 
 def field_named(key: str, aliases: Mapping[str, str] | None = None, within: str = "") -> Field:
-    """What a key speaks of: a column, by its own name or an app's, or else a field of the payload."""
+    """Return the field of a key: a column, by its own name or an app's, or else a field of the payload."""
     name = (aliases or {}).get(key, key)
     if name in COLUMNS:
         return Field(name, column=True)
@@ -99,7 +99,7 @@ def field_named(key: str, aliases: Mapping[str, str] | None = None, within: str 
 
 
 def both(one: Filter | None, other: Filter | None) -> Filter | None:
-    """What holds where both do; None for no filter."""
+    """Join two filters by and; None for no filter."""
     if one is None or other is None:
         return other if one is None else one
     return All((one, other))
@@ -114,8 +114,8 @@ class _Parser:
     def whole(self, raw: object, at: str, depth: int) -> Filter:
         if not isinstance(raw, dict):
             raise Invalid.at(at, "A filter is an object of fields and conditions.", "invalid_filter")
-        if depth > MOST_DEPTH:
-            raise Invalid.at(at, f"Filters nest at most {MOST_DEPTH} deep.", "filter_too_deep")
+        if depth > MAX_DEPTH:
+            raise Invalid.at(at, f"Filters nest at most {MAX_DEPTH} deep.", "filter_too_deep")
         if not raw:
             self._count(at)
         parts = [part for key, value in raw.items() for part in self._entry(key, value, at, depth)]
@@ -153,8 +153,8 @@ class _Parser:
         for operator, operand in value.items():
             if operator == "$not":
                 self._count(here)
-                if depth + 1 > MOST_DEPTH:
-                    raise Invalid.at(here, f"Filters nest at most {MOST_DEPTH} deep.", "filter_too_deep")
+                if depth + 1 > MAX_DEPTH:
+                    raise Invalid.at(here, f"Filters nest at most {MAX_DEPTH} deep.", "filter_too_deep")
                 yield Not(All(tuple(self._field(key, operand, at, depth + 1))))
             else:
                 yield self._compare(field, operator, operand, here)
@@ -180,8 +180,8 @@ class _Parser:
     def _values(self, field: Field, operator: str, value: object, at: str) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Invalid.at(at, f"{operator} takes a list of values.", "invalid_value")
-        if len(value) > MOST_VALUES:
-            raise Invalid.at(at, f"{operator} takes at most {MOST_VALUES} values.", "too_many_values")
+        if len(value) > MAX_VALUES:
+            raise Invalid.at(at, f"{operator} takes at most {MAX_VALUES} values.", "too_many_values")
         return tuple(self._scalar(field, one, f"{at}/{operator}/{place}") for place, one in enumerate(value))
 
     @staticmethod
@@ -199,12 +199,12 @@ class _Parser:
 
     def _count(self, at: str) -> None:
         self._nodes += 1
-        if self._nodes > MOST_NODES:
-            raise Invalid.at(at, f"A filter has at most {MOST_NODES} conditions.", "filter_too_large")
+        if self._nodes > MAX_NODES:
+            raise Invalid.at(at, f"A filter has at most {MAX_NODES} conditions.", "filter_too_large")
 
 
 def _number(value: float, at: str) -> int | float:
-    """A number as JSON has them: an integer of more than 64 bits is read as a float."""
+    """Read a number as JSON has them: an integer of more than 64 bits becomes a float."""
     try:
         if not isinstance(value, int) or abs(value) >= 2**64:
             value = float(value)
@@ -216,7 +216,7 @@ def _number(value: float, at: str) -> int | float:
 
 
 def parse_time(value: str, at: str) -> datetime:
-    """A time with its zone, in UTC.
+    """Parse a time with its zone, into UTC.
 
     Raises:
         Invalid: at the pointer `at`, for text that is not an RFC 3339 time with a zone.
@@ -228,7 +228,7 @@ def parse_time(value: str, at: str) -> datetime:
 
 
 def rfc_3339(value: str) -> datetime | None:
-    """The time in UTC that an RFC 3339 text with its zone names, None if it is not one."""
+    """Return the time in UTC that an RFC 3339 text with its zone names, None if it is not one."""
     if not _RFC_3339.fullmatch(value):
         return None
     try:
@@ -238,7 +238,7 @@ def rfc_3339(value: str) -> datetime | None:
 
 
 def why_no_time(value: object) -> str:
-    """What to say of a value that `rfc_3339` does not take."""
+    """Explain to a caller what is wrong with a value that `rfc_3339` does not take."""
     if isinstance(value, datetime) or (isinstance(value, str) and _RFC_3339.fullmatch(value)):
         return (
             "This is not in the range of times that are kept: years 1 to 9999 in UTC, days that the month has, "

@@ -1,4 +1,4 @@
-"""Kind: what an app declares about the records it keeps."""
+"""Kinds of records: the declarations of apps about what they keep."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Policy:
-    """How a collection treats texts; part of its row."""
+    """The rules by which a collection treats texts; part of its row."""
 
     keep_text: bool = True
     keep_terms: bool = True
@@ -25,7 +25,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class NewRecord:
-    """One record as it arrives, checked but not yet stored. `text` is what the kind makes vectors of."""
+    """A record as it arrives, checked but not yet stored. The kind makes vectors of `text`."""
 
     id: str
     text: str | None = None
@@ -37,7 +37,7 @@ class NewRecord:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an app declares: how a record reads as text, and which of its fields can be asked for.
+    """The declaration of an app: how a record reads as text, and which of its fields can be asked for.
 
     `indexed` are payload fields kept in `record_fields`; `in_text` those that the text itself determines;
     `aliases` the app's own names for the record's columns and for fields of its payload; `within` an object of the

@@ -1,4 +1,4 @@
-"""How far some work is, on stderr: a bar on a terminal, lines elsewhere."""
+"""Progress of work on stderr: a bar on a terminal, lines elsewhere."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Opens the parts in order, and closes them in reverse."""
+"""The parts of one process: opened in order, and closed in reverse."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ ONLY_TENANT = "default"
 FLUSH_SECONDS = 2.0
 # Requests with an Idempotency-Key and texts that wait sealed for a day, jobs for a month: a minute more does no harm.
 FORGET_SECONDS = 60.0
-MOST_FORGOTTEN = 10_000
+MAX_FORGOTTEN = 10_000
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Database:
-    """Where the rows are: the owner's URL (None where only the serving one is known), and the one that serves."""
+    """The URLs of the rows: the owner's (None where only the serving one is known), and the one that serves."""
 
     owner_url: str | None
     serving_url: str
@@ -92,23 +92,23 @@ class Runtime:
 
     @property
     def storage_fault(self) -> str | None:
-        """What the storage could not do: bring the embedded Postgres back, or take a write."""
+        """The fault of the storage: that it cannot bring the embedded Postgres back, or take a write."""
         server = self.database.server
         return (server.storage_fault if server else None) or self.pool.storage_fault
 
     @property
     def server_away(self) -> str | None:
-        """Why the embedded Postgres is away and could not be brought back."""
+        """The reason for which the embedded Postgres is away and could not be brought back."""
         return self.database.server.away if self.database.server else None
 
     async def tenant(self) -> int:
-        """The one tenant of a server without authentication."""
+        """Return the one tenant of a server without authentication."""
         return await collections.tenant_named(self.pool, ONLY_TENANT)
 
 
 @contextlib.asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """The database with a fitting schema: the one that a URL names, or an embedded one, which is upgraded by itself.
+    """Open the database that a URL names, or an embedded one, which is upgraded by itself.
 
     Raises:
         StartError: it cannot be started or reached, or its schema does not fit.
@@ -128,7 +128,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 
 async def named_database(settings: Settings) -> Database:
-    """The database that the settings name; SettingsError if a URL cannot be read, or nobody serves it as yet."""
+    """Return the database that the settings name; SettingsError if a URL cannot be read, or nobody serves it as yet."""
     _refuse_unreadable_urls(settings)
     serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
     if serving is None:
@@ -151,7 +151,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
 
 
 async def upgrade_database(settings: Settings, report: ProgressReport | None = None) -> list[str]:
-    """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
+    """Bring the schema up to date, and return the names of the steps applied; `report` hears how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:
             raise SettingsError("Upgrading needs the owner of the schema. Set LIKEWISE_DATABASE_URL.")
@@ -191,7 +191,7 @@ def _refuse_unreadable_urls(settings: Settings) -> None:
 async def open_runtime(
     settings: Settings, kinds: Kinds, *, worker: bool = True, embedder: Embedder | None = None
 ) -> AsyncIterator[Runtime]:
-    """All parts of one process, with its background work.
+    """Open all parts of one process, with its background work.
 
     Args:
         kinds: those of the apps.
@@ -232,40 +232,33 @@ def _assemble(
     database: Database,
     pool: Pool,
     embedder: Embedder,
-    text_keys: TextKeys,
-    notice_keys: Sealing,
+    keys: TextKeys,
+    notices: Sealing,
 ) -> Runtime:
-    store = PgvectorStore()
-    admission = Admission(pool, embedder)
-    recent = RecentCollections(pool)
-    reranking = Rerankers(
-        settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=embedder.wait_for_models
-    )
+    store, admission, recent = PgvectorStore(), Admission(pool, embedder), RecentCollections(pool)
+    wait, sealing, lease = embedder.wait_for_models, keys.sealing, timedelta(seconds=settings.lease_seconds)
+    reranking = Rerankers(settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=wait)
     notifications = Notifications(settings.database_direct_url or database.serving_url)
     wake_signal = WakeSignal(notifications)
-    cache_invalidation = CacheInvalidation(notifications, embedder, notice_keys)
-    lease = timedelta(seconds=settings.lease_seconds)
+    invalidation = CacheInvalidation(notifications, embedder, notices)
+    backlog = Backlog(pool, settings.waiting_tokens)
     return Runtime(
         settings=settings,
         database=database,
         pool=pool,
-        text_keys=text_keys,
+        text_keys=keys,
         embedder=embedder,
         admission=admission,
         store=store,
         notifications=notifications,
         wake_signal=wake_signal,
-        sealing=text_keys.sealing,
-        tasks=Tasks(pool, WakeSignal(notifications, TASKS), text_keys, lease=lease),
-        cache_invalidation=cache_invalidation,
+        sealing=sealing,
+        tasks=Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease),
+        cache_invalidation=invalidation,
         recent=recent,
-        writer=Writer(
-            pool, embedder, recent, Backlog(pool, settings.waiting_tokens), text_keys, wake_signal, cache_invalidation
-        ),
-        searcher=Searcher(pool, embedder, admission, store, recent, reranking, text_keys.sealing, kinds),
-        worker=Worker(
-            pool, embedder, admission, store, wake_signal, text_keys.sealing, lease=lease, tries=settings.text_tries
-        ),
+        writer=Writer(pool, embedder, recent, backlog, keys, wake_signal, invalidation),
+        searcher=Searcher(pool, embedder, admission, store, recent, reranking, sealing, kinds),
+        worker=Worker(pool, embedder, admission, store, wake_signal, sealing, lease=lease, tries=settings.text_tries),
         authentication=Authentication(pool, settings, ONLY_TENANT),
         quotas=Quotas(settings.quota_tokens_per_minute),
         bookkeeping=Bookkeeping(pool, embedder.ledger),
@@ -317,7 +310,7 @@ async def _forget(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FORGET_SECONDS)
         for forget in (idempotency.forget_expired, jobs.expire, jobs.forget_ended):
-            while await forget(runtime.pool, MOST_FORGOTTEN) >= MOST_FORGOTTEN:
+            while await forget(runtime.pool, MAX_FORGOTTEN) >= MAX_FORGOTTEN:
                 pass
 
 
@@ -329,7 +322,7 @@ async def _flush_once(runtime: Runtime) -> None:
 
 
 async def _reached(work: Callable[[], Awaitable[T]]) -> T:
-    """A database that does not answer, or cannot do this, is at the start a reason not to start."""
+    """Turn the error of a database that does not answer, or cannot do this, into a reason not to start."""
     try:
         return await work()
     except StartError:

@@ -18,12 +18,13 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from likewise.errors import SettingsError
+from likewise.machine import home_folder
 
 PREFIX = "LIKEWISE_"
 ENV_FILE = ".env"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # As long as what HMAC-SHA-256 makes (RFC 7518, section 3.2).
-LEAST_SECRET_BYTES = 32
+MIN_SECRET_BYTES = 32
 
 _HOW_TO_MAKE_ONE = "`openssl rand -hex 32` makes one"
 _NEEDED = {
@@ -38,18 +39,24 @@ _SAFE_URL = re.compile(
 
 
 def default_data_dir() -> Path:
-    """Where data lives unless told otherwise; root's must be readable by the user that runs Postgres."""
+    """Return the data folder where none is set; root's must be readable by the user that runs Postgres."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/var/lib/likewise")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "likewise"
     shared = Path(os.environ.get("XDG_DATA_HOME", ""))
     # The XDG specification has relative paths ignored.
-    return (shared if shared.is_absolute() else Path.home() / ".local" / "share") / "likewise"
+    if shared.is_absolute() and sys.platform != "darwin":
+        return shared / "likewise"
+    home = home_folder()
+    if home is None:
+        raise SettingsError(
+            "There is no place to keep data in: this user has no home folder. "
+            "Set LIKEWISE_DATA_DIR to a folder that it may write to."
+        )
+    return home / ("Library/Application Support" if sys.platform == "darwin" else ".local/share") / "likewise"
 
 
 class Settings(BaseSettings):
-    """What can be set, from LIKEWISE_* variables or a `.env` file."""
+    """The settings, from LIKEWISE_* variables or a `.env` file."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
@@ -291,8 +298,8 @@ class Settings(BaseSettings):
     @field_validator("dev_jwt_secret")
     @classmethod
     def _hard_to_guess(cls, value: str | None) -> str | None:
-        if value is not None and len(value.encode()) < LEAST_SECRET_BYTES:
-            raise PydanticCustomError("short", f"it has less than {LEAST_SECRET_BYTES} bytes; {_HOW_TO_MAKE_ONE}")
+        if value is not None and len(value.encode()) < MIN_SECRET_BYTES:
+            raise PydanticCustomError("short", f"it has less than {MIN_SECRET_BYTES} bytes; {_HOW_TO_MAKE_ONE}")
         return value
 
     @field_validator("jwks_url")
@@ -320,16 +327,19 @@ class Settings(BaseSettings):
     @field_validator("data_dir", "models_dir", "models_file", "postgres_bin")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser().absolute()
+        try:
+            return None if value is None else value.expanduser().absolute()
+        except RuntimeError:
+            raise PydanticCustomError("home", "it begins with ~, and this user has no home folder") from None
 
     @property
     def models_folder(self) -> Path:
-        """Where model folders are looked for first."""
+        """The folder in which models are looked for first."""
         return self.models_dir or self.data_dir / "models"
 
     @property
     def asks_who_calls(self) -> bool:
-        """Whether callers need a credential."""
+        """True if callers need a credential."""
         return "none" not in self.auth
 
     def require_safe_address(self) -> None:
@@ -357,7 +367,7 @@ def _names_in_file() -> Iterable[str]:
         return dotenv_values(ENV_FILE)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise SettingsError(f"The file .env in this folder cannot be read: {why}. Mend it or remove it.") from None
+        raise SettingsError(f"The file .env in this folder cannot be read: {why}. Correct it or remove it.") from None
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Ends tasks for certain."""
+"""Ends of tasks that are certain."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
@@ -13,7 +13,7 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait for their end; what they raised is dropped.
 
     Python 3.11's `asyncio.wait_for`, which the connection pool waits with, loses a cancellation that comes together
-    with what was waited for: so they are told until they hear it.
+    with what was waited for: so they are cancelled again until they end.
     """
     left = set(tasks)
     while left:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from likewise.filters import KEY, MOST_DEPTH, MOST_NODES, MOST_VALUES, OPERATORS, TIMES
+from likewise.filters import KEY, MAX_DEPTH, MAX_NODES, MAX_VALUES, OPERATORS, TIMES
 
 KEY_PATTERN = f"^{KEY.pattern[:-2]}$"
 _SCHEMA = "#/components/schemas/"
@@ -10,7 +10,7 @@ TIME = {"type": "string", "format": "date-time"}
 
 
 def _schema_of_condition(name: str, value: dict[str, Any]) -> dict[str, Any]:
-    values = {"type": "array", "items": value, "maxItems": MOST_VALUES}
+    values = {"type": "array", "items": value, "maxItems": MAX_VALUES}
     special = {"$in": values, "$nin": values, "$exists": {"type": "boolean"}, "$not": {"$ref": _SCHEMA + name}}
     operators = {operator: special.get(operator, value) for operator in sorted(OPERATORS | {"$not"})}
     by_operator = {"type": "object", "properties": operators, "additionalProperties": False, "minProperties": 1}
@@ -22,7 +22,7 @@ _PARTS = {"type": "array", "items": {"$ref": _SCHEMA + "Filter"}, "minItems": 1}
 SCHEMAS: dict[str, Any] = {
     "Filter": {
         "title": "Filter",
-        "description": f"Every key must hold. At most {MOST_DEPTH} deep, of at most {MOST_NODES} conditions.",
+        "description": f"Every key must hold. At most {MAX_DEPTH} deep, of at most {MAX_NODES} conditions.",
         "type": "object",
         "properties": {
             "$and": _PARTS,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from likewise.auth.tenants import MAX_CHARACTERS, is_name
+from likewise.backoff import Backoff
 from likewise.cli.terminal import note
 from likewise.db import collections, waiting
 from likewise.db.collections import Generation
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from likewise.library import Likewise
 
 # A few texts are done in an instant; many need not be counted more often than each second.
-MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 1.0
+LOOK_AGAIN = Backoff(0.05, 1.0)
 
 
 def open_library(
@@ -135,9 +136,8 @@ async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) 
     """Wait until a collection's texts have their vectors; returns why not, if the model cannot make them."""
     tenant = await likewise.tenant()
     total = (await likewise.collections.stats(tenant, collection))["contents"]
-    pause = MIN_PAUSE_SECONDS
     with progress("Embedding", quiet=quiet) as report:
-        while True:
+        for pause in LOOK_AGAIN.pauses():
             async with likewise.runtime.pool.tenant(tenant) as tx:
                 generation = (await collections.named(tx, collection)).active
                 left = await waiting.count(tx, generation.id)
@@ -147,7 +147,7 @@ async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) 
             if reason := _why_never(likewise, generation):
                 return reason
             await asyncio.sleep(pause)
-            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+    return None
 
 
 def _why_never(likewise: "Likewise", generation: Generation) -> str | None:

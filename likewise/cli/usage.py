@@ -29,7 +29,7 @@ BY_OWNER = "What all tenants used is read by the owner of the database."
 _TIME = "as 2026-01-31T12:00:00Z, or a day, as 2026-01-31 (UTC)"
 
 
-class UsageKey(StrEnum):
+class UsageGrouping(StrEnum):
     """A key to sum the usage by."""
 
     MODEL = "model"
@@ -41,7 +41,7 @@ class UsageKey(StrEnum):
 def usage(
     since: Annotated[str | None, typer.Option(help=f"From when on, {_TIME}; absent: 30 days before the end.")] = None,
     until: Annotated[str | None, typer.Option(help=f"Until when, {_TIME}; absent: now.")] = None,
-    by: Annotated[UsageKey, typer.Option(help="What the sums are of.")] = UsageKey.MODEL,
+    by: Annotated[UsageGrouping, typer.Option(help="What the sums are of.")] = UsageGrouping.MODEL,
     tenant: Annotated[str | None, typer.Option(help="Only what this tenant used; absent: all of them.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +62,7 @@ def usage(
 
 
 async def _report(
-    settings: Settings, times: tuple[datetime, datetime], by: UsageKey, tenant: str | None
+    settings: Settings, times: tuple[datetime, datetime], by: UsageGrouping, tenant: str | None
 ) -> UsageReport:
     async with open_as_owner(settings, BY_OWNER) as owner:
         if tenant is None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from psycopg import Error
 from psycopg.sql import SQL
@@ -212,7 +213,7 @@ class RecentCollections:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._seen: dict[tuple[int, str], tuple[float, CollectionRow]] = {}
+        self._seen: LRUCache[tuple[int, str], tuple[float, CollectionRow]] = LRUCache(MAX_RECENT)
 
     async def get(self, tenant: int, name: str) -> CollectionRow:
         """Return the collection of this name; NotFound if this tenant has none."""
@@ -221,8 +222,6 @@ class RecentCollections:
         asked_at = time.monotonic()
         async with self._pool.tenant(tenant) as tx:
             collection = await named(tx, name)
-        if len(self._seen) >= MAX_RECENT:
-            self._seen.clear()
         self._seen[tenant, name] = (asked_at, collection)
         return collection
 

@@ -17,6 +17,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import DeadlockDetected, Diagnostic, InsufficientPrivilege, LockNotAvailable, UndefinedTable
 from psycopg.sql import SQL, Identifier
 
+from likewise.backoff import Backoff
 from likewise.db import maintenance
 from likewise.db.failures import scrubbed
 from likewise.db.pool import settle
@@ -27,7 +28,7 @@ from likewise.db.transaction import ProgressReport, Row
 LOCK_TIMEOUT = "2s"
 # So long others may be at a table, or go on to see what was deleted while they looked.
 PATIENCE_SECONDS = 60.0
-FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
+TRY_AGAIN = Backoff(0.1, 10.0)
 
 TABLES = SQL("""
     SELECT c.relname, pg_total_relation_size(c.oid), substring(c.relname FROM '^vec_([0-9]+)$')::int,
@@ -146,11 +147,11 @@ class _Purge:
         tables = await self._tables()
         busy = []
         for done, one in enumerate(tables):
-            self._tell(done, len(tables))
+            self._note_progress(done, len(tables))
             if not await self._until_done(partial(self._rewrite, one)):
                 busy.append(one.name)
         unreached = [part async for part in self._parts(tables)]
-        self._tell(len(tables), len(tables))
+        self._note_progress(len(tables), len(tables))
         after = sum(one.size for one in await self._tables())
         elsewhere = ELSEWHERE if self._is_ours else (*ELSEWHERE, *OF_A_NAMED_ONE)
         before = sum(one.size for one in tables)
@@ -238,8 +239,8 @@ class _Purge:
 
     async def _until_done(self, work: Callable[[], Awaitable[bool]]) -> bool:
         """Try until it is done, for as long as others are to be waited for."""
-        end, pause = time.monotonic() + self._patience, FIRST_PAUSE
-        while True:
+        end = time.monotonic() + self._patience
+        for pause in TRY_AGAIN.pauses():
             try:
                 if await work():
                     return True
@@ -248,9 +249,9 @@ class _Purge:
             except (LockNotAvailable, DeadlockDetected):
                 pass
             if time.monotonic() >= end:
-                return False
+                break
             await asyncio.sleep(pause)
-            pause = min(2 * pause, MAX_PAUSE)
+        return False
 
     @staticmethod
     async def _allowed(work: Callable[[], Awaitable[bool]]) -> bool:
@@ -266,6 +267,6 @@ class _Purge:
         elif notice.message_detail and (kept := _NUMBER.search(notice.message_detail)):
             self._kept += int(kept[0])
 
-    def _tell(self, done: int, total: int) -> None:
+    def _note_progress(self, done: int, total: int) -> None:
         if self._report is not None:
             self._report(done, total)

@@ -23,7 +23,7 @@ from likewise.db.failures import CollectionGone, Contended
 from likewise.db.transaction import Parameters, Row, Statement, Tx, table
 from likewise.kind import Payload
 
-Outcome = Literal["created", "changed", "unchanged"]
+RecordState = Literal["created", "changed", "unchanged"]
 # From a text and its hash, what is stored of it while it waits.
 Seal = Callable[[bytes, str], bytes]
 # How a content is locked, the strongest first.
@@ -160,12 +160,12 @@ class BatchDiff:
 
 @dataclass(frozen=True)
 class WriteOutcome:
-    """What a batch did: what became of each record and the content that it points at now, by its id.
+    """The outcome of a batch: the state of each record and the content that it points at now, by its id.
 
     `gone` has the hashes of texts that went with their last record; `waiting` says whether vectors are to be made.
     """
 
-    outcome_of: Mapping[str, Outcome]
+    outcome_of: Mapping[str, RecordState]
     content_of: Mapping[str, int]
     new_contents: Mapping[bytes, int] = field(default_factory=dict)
     gone: Sequence[bytes] = ()
@@ -173,17 +173,17 @@ class WriteOutcome:
 
     @property
     def created(self) -> int:
-        """How many records were not there before."""
+        """The number of records that were not there before."""
         return self._count("created")
 
     @property
     def changed(self) -> int:
-        """How many were there and different."""
+        """The number of records that were there and different."""
         return self._count("changed")
 
     @property
     def unchanged(self) -> int:
-        """How many were there just so."""
+        """The number of records that were there just so."""
         return self._count("unchanged")
 
     @property
@@ -192,11 +192,11 @@ class WriteOutcome:
         return tuple(sorted(set(self.content_of.values())))
 
     def part(self, ids: Iterable[str]) -> "WriteOutcome":
-        """What became of these records among others."""
+        """Return the part of the outcome that is about these records."""
         kept = list(ids)
         return WriteOutcome({one: self.outcome_of[one] for one in kept}, {one: self.content_of[one] for one in kept})
 
-    def _count(self, outcome: Outcome) -> int:
+    def _count(self, outcome: RecordState) -> int:
         return sum(one == outcome for one in self.outcome_of.values())
 
 
@@ -246,7 +246,7 @@ async def compare(tx: Tx, collection: int, records: Sequence[PreparedRecord], *,
 
 @dataclass(frozen=True)
 class StoragePolicy:
-    """How a collection keeps what is written.
+    """The rules by which a collection keeps what is written.
 
     `indexed` are the payload fields that an index knows of each record, `facts` those that the text itself determines,
     which one knows of each content. `seal` encrypts a text for the time that it waits, where texts are not kept;
@@ -279,7 +279,7 @@ async def write(
         Contended: another writer stored, or deleted, one of these ids meanwhile; try the whole transaction again.
     """
     fresh, old, seal = compared.fresh, compared.old, keeping.seal
-    outcome_of: dict[str, Outcome] = dict.fromkeys(compared.unchanged, "unchanged")
+    outcome_of: dict[str, RecordState] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed and not leaving:
         return WriteOutcome(outcome_of, compared.unchanged)
     left = compared.left | {content for _, content in leaving}
@@ -306,7 +306,7 @@ async def write(
 
 @dataclass(frozen=True)
 class _Contents:
-    """What fresh records point at, by hash; which were made and which there; those that failed, and who asks."""
+    """The contents of fresh records by hash; those made, those there, those that failed, and the request's id."""
 
     by_hash: Mapping[bytes, int]
     added: Mapping[bytes, int]

@@ -208,7 +208,7 @@ class _Rotation:
                 anew.append(self._sealing.seal_bytes(plain, about))
             await self._tx.together((column.hold, [[row[0] for row in rows]]), (column.seal, [keys, anew]))
             count += len(keys)
-            self._tell(len(rows))
+            self._note_progress(len(rows))
         return count, lost
 
     async def _begin_words_anew(self, collection: Row) -> None:
@@ -218,7 +218,7 @@ class _Rotation:
         await self._tx.execute(SET_TERMS_KEY, [sealed, number])
         await self._tx.execute(FORGET_WORDS.format(terms=table("terms", number)))
 
-    def _tell(self, more: int) -> None:
+    def _note_progress(self, more: int) -> None:
         self._done += more
         if self._report is not None:
             self._report(self._done, self._total)

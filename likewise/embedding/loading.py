@@ -257,7 +257,7 @@ class ModelHandle(Generic[P, S]):
 
     @property
     def idle(self) -> bool:
-        """Whether the model is loaded, nobody holds it, and no text waits or is in it."""
+        """True if the model is loaded, nobody holds it, and no text waits or is in it."""
         return self._users == 0 and self.batcher is not None and not self.batcher.busy
 
     async def unload(self) -> None:

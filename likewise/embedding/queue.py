@@ -71,12 +71,12 @@ class QueuedText:
 
     @property
     def open(self) -> bool:
-        """Whether it still has to go to the model."""
+        """True while it still has to go to the model."""
         return not self.taken and not self.future.done()
 
     @property
     def of_use(self) -> bool:
-        """Whether one more caller can share its outcome: it has not failed, and nobody gave it up."""
+        """True while one more caller can share its outcome: it has not failed, and nobody gave it up."""
         return not self.future.done() or (not self.future.cancelled() and self.future.exception() is None)
 
     def leave(self) -> None:

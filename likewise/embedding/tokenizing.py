@@ -117,7 +117,7 @@ class TextTokenizer:
 
     @property
     def has_types(self) -> bool:
-        """Whether tokens have other types than the first."""
+        """True if tokens have other types than the first."""
         return any(self._tokenizer.encode("a").type_ids)
 
     def _prepare(self, text: str) -> str:

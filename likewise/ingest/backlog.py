@@ -1,4 +1,4 @@
-"""How much text waits for vectors, and who may add to it.
+"""The text that waits for vectors, and the limits on adding to it.
 
 Storing is some twenty times as fast as embedding, so what waits has a bound. It is measured every few seconds for all
 processes together, and what this one has stored since then is added.
@@ -17,7 +17,7 @@ from likewise.db.pool import Pool
 from likewise.errors import LikewiseError, Overloaded, TooManyRequests
 
 # Measuring reads the whole queue (0.2 s for a million entries), so it rests twenty times as long as it took.
-LEAST_PAUSE, MOST_PAUSE, PAUSE_TIMES = 2.0, 60.0, 20.0
+MIN_PAUSE, MAX_PAUSE, PAUSE_TIMES = 2.0, 60.0, 20.0
 # What is said before anything is known of the model's pace.
 RETRY_SECONDS = 30
 # The weight of each new measurement of the pace.
@@ -25,8 +25,8 @@ SMOOTHING = 0.2
 
 
 @dataclass
-class _Waiting:
-    """What waits for one model: tokens by tenant, when last measured and since; and tokens embedded a second."""
+class _WaitingTokens:
+    """The queue of one model: tokens by tenant, as last measured and since; and tokens embedded a second."""
 
     measured: Mapping[int, int] = field(default_factory=dict)
     since: Counter[int] = field(default_factory=Counter)
@@ -45,10 +45,10 @@ class _Waiting:
 class Backlog:
     """Refuses bulk writes that would keep a model busy for longer than anybody wants to wait."""
 
-    def __init__(self, pool: Pool, most_tokens: int) -> None:
+    def __init__(self, pool: Pool, max_tokens: int) -> None:
         self._pool = pool
-        self._most = most_tokens
-        self._models: dict[str, _Waiting] = {}
+        self._max_tokens = max_tokens
+        self._models: dict[str, _WaitingTokens] = {}
         self._measured_at = time.monotonic()
 
     def admit(self, tenant: int, model: str, tokens: int) -> None:
@@ -61,10 +61,10 @@ class Backlog:
             TooManyRequests: it is this tenant, of several, that has more than its share.
         """
         kept = self._models.get(model)
-        if kept is None or kept.total() + tokens <= self._most:
+        if kept is None or kept.total() + tokens <= self._max_tokens:
             return
         sharing = len(kept.tenants() | {tenant})
-        excess = kept.of(tenant) + tokens - self._most // sharing
+        excess = kept.of(tenant) + tokens - self._max_tokens // sharing
         if excess <= 0:
             return
         seconds = math.ceil(excess * sharing / kept.pace) if kept.pace else RETRY_SECONDS
@@ -76,7 +76,7 @@ class Backlog:
 
     def entered(self, tenant: int, model: str, tokens: int) -> None:
         """Count texts that wait from now on."""
-        self._models.setdefault(model, _Waiting()).since[tenant] += tokens
+        self._models.setdefault(model, _WaitingTokens()).since[tenant] += tokens
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -84,7 +84,7 @@ class Backlog:
             began = time.monotonic()
             with contextlib.suppress(LikewiseError):
                 await self.measure()
-            await asyncio.sleep(min(MOST_PAUSE, max(LEAST_PAUSE, PAUSE_TIMES * (time.monotonic() - began))))
+            await asyncio.sleep(min(MAX_PAUSE, max(MIN_PAUSE, PAUSE_TIMES * (time.monotonic() - began))))
 
     async def measure(self) -> None:
         """Ask the database once."""
@@ -93,7 +93,7 @@ class Backlog:
         elapsed = time.monotonic() - self._measured_at
         self._measured_at += elapsed
         for model in {*self._models, *found}:
-            kept = self._models.setdefault(model, _Waiting())
+            kept = self._models.setdefault(model, _WaitingTokens())
             total, counted = before.get(model, (0, Counter[int]()))
             kept.measured = found.get(model, {})
             # What was stored while this was measured may be in it already, and counts all the same.

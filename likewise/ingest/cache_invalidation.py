@@ -24,14 +24,14 @@ DIGEST_BYTES = 32
 # A notice has less than 8,000 bytes.
 DIGESTS_A_NOTICE = 180
 # Some 2 million texts; who has more to do forgets everything instead.
-MOST_UNREAD = 10_000
+MAX_UNREAD = 10_000
 # A notice of so many texts that each process forgets all that it has in memory.
 ALL = "all"
 
 ABOUT = b"notice"
 
 KEY = SQL("SELECT key FROM notice_key")
-TELL = SQL("SELECT count(pg_notify(%s, said)) FROM unnest(%s::text[]) AS said")
+SEND = SQL("SELECT count(pg_notify(%s, said)) FROM unnest(%s::text[]) AS said")
 
 # What a notice said; None: some were missed.
 _Heard = tuple[int, list[bytes]] | None
@@ -48,14 +48,14 @@ class CacheInvalidation:
         if embedder.caches:
             notifications.listen(CHANNEL, self._hear, self._missed)
 
-    def tell(self, tx: Tx, text_hashes: Sequence[bytes]) -> None:
+    def send(self, tx: Tx, text_hashes: Sequence[bytes]) -> None:
         """Have all processes forget texts of this tenant once the transaction has been committed."""
         if len(text_hashes) > MAX_HASHES:
-            tx.at_the_end(TELL, [CHANNEL, [ALL]])
+            tx.at_the_end(SEND, [CHANNEL, [ALL]])
         elif text_hashes and tx.tenant is not None:
             parts = range(0, len(text_hashes), DIGESTS_A_NOTICE)
             said = [self._said(tx.tenant, text_hashes[start : start + DIGESTS_A_NOTICE]) for start in parts]
-            tx.at_the_end(TELL, [CHANNEL, said])
+            tx.at_the_end(SEND, [CHANNEL, said])
 
     async def forget(self, collection: CollectionRow, text_hashes: Sequence[bytes]) -> None:
         """Forget them here, and in Redis, before anybody is answered."""
@@ -74,7 +74,7 @@ class CacheInvalidation:
                 await self._embedder.forget(*heard)
 
     def _hear(self, payload: str) -> None:
-        if self._heard.qsize() >= MOST_UNREAD:
+        if self._heard.qsize() >= MAX_UNREAD:
             self._missed()
             return
         try:
@@ -95,7 +95,7 @@ class CacheInvalidation:
 
 
 async def notice_sealing(pool: Pool) -> Sealing:
-    """What notices are encrypted with, in every process on this database."""
+    """Return the key of notifications, which every process on this database has."""
     async with pool.nobody() as tx:
         row = await tx.row(KEY)
     assert row is not None

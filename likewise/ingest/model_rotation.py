@@ -1,4 +1,4 @@
-"""Which models the worker works with: those in service, and the others in turn."""
+"""The models that the worker works with: those in service, and the others in turn."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ class ModelRotation:
         self._until = 0.0
 
     async def in_service(self, waiting: Collection[str]) -> list[str]:
-        """Those of the models that can be worked with now, one of the others opened before if it is time for that."""
+        """Return the models that can be worked with now, after opening one of the others if it is time for that."""
         async with self._one:
             ready = self._ready(waiting)
             away = [model for model in waiting if model not in ready]
@@ -48,7 +48,7 @@ class ModelRotation:
             return False
 
     def _is_over(self, ready: Sequence[str]) -> bool:
-        """Whether the turn is over: by the clock, with the model's last text, or as it was let go for somebody else."""
+        """Return whether the turn is over: by the clock, with the model's last text, or as another took its memory."""
         if not ready or time.monotonic() >= self._until:
             return True
         return self._turn_of is not None and self._turn_of not in ready

@@ -2,20 +2,23 @@
 
 import asyncio
 import contextlib
-import random
 import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
+from cachetools import LRUCache
+
+from likewise.backoff import Backoff
 from likewise.db import jobs
 from likewise.db.jobs import Task
-from likewise.db.pool import Pool, retried
+from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, ModelFails, TooManyRequests, Unavailable
+from likewise.ingest.claims import renewing, through_outage
 from likewise.ingest.notifications import WakeSignal
 from likewise.observe.logs import get_logger
 from likewise.observe.request_id import REQUEST_ID
@@ -27,17 +30,15 @@ LEASE = timedelta(seconds=60)
 # At once in one process; of one kind one less, so that a long clean-up does not keep searches waiting.
 AT_ONCE = 4
 # Tries of a task that fails by itself, or costs its worker.
-MOST_ATTEMPTS = 3
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+MAX_ATTEMPTS = 3
+RETRY = Backoff(1.0, 60.0)
 # Of one tenant, so that nobody fills the table.
-MOST_OPEN = 1_000
+MAX_OPEN = 1_000
 RETRY_SECONDS = 10
 POLL_SECONDS = 1.0
-# A database that is away is tried again this often.
-AWAY_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
 # Tasks whose waits are remembered, so that they double.
-MOST_REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 
 log = get_logger(__name__)
 
@@ -53,7 +54,7 @@ class Handler(Protocol):
     """
 
     def __call__(self, tenant: int, input: bytes | None, progress: Progress, /) -> Awaitable[Mapping[str, Any]]:
-        """The result, as JSON can say it."""
+        """Do the task; returns its result, as JSON can say it."""
         ...
 
 
@@ -74,7 +75,7 @@ class Tasks:
         self._lease = lease
         self._handlers: dict[str, Handler] = {}
         self._last_tenant = 0
-        self._waits: OrderedDict[UUID, int] = OrderedDict()
+        self._waits: LRUCache[UUID, int] = LRUCache(MAX_REMEMBERED)
 
     def register(self, kind: str, handler: Handler) -> None:
         """Have this process do such tasks; kinds are words of ours, never a caller's."""
@@ -95,9 +96,9 @@ class Tasks:
         """
         if tx.tenant is None:
             raise RuntimeError("a task is a tenant's")
-        if await jobs.open_tasks(tx) >= MOST_OPEN:
+        if await jobs.open_tasks(tx) >= MAX_OPEN:
             raise TooManyRequests(
-                f"{MOST_OPEN} of your tasks have not ended yet; send this again later.", retry_after=RETRY_SECONDS
+                f"{MAX_OPEN} of your tasks have not ended yet; send this again later.", retry_after=RETRY_SECONDS
             )
         sealed = None
         if input is not None:
@@ -156,7 +157,7 @@ class Tasks:
         REQUEST_ID.set(task.request_id)
         with TaskStep(task.kind) as step:
             try:
-                async with claimed.kept():
+                async with renewing(claimed.renew, self._lease):
                     step.became(await self._tried(claimed))
             except LeaseLost:
                 step.became("lost")
@@ -166,9 +167,9 @@ class Tasks:
                 step.became("lost")
 
     async def _tried(self, claimed: "_Claimed") -> str:
-        """What became of a task: a word of `metrics.TASKS`."""
+        """Do a task, and return its end: a word of `metrics.TASKS`."""
         task = claimed.task
-        if task.attempts >= MOST_ATTEMPTS:
+        if task.attempts >= MAX_ATTEMPTS:
             # Those that fail by themselves end at their last try: this one took its workers with it.
             return await self._give_up(claimed, LeaseLost())
         try:
@@ -195,7 +196,7 @@ class Tasks:
         return self._text_keys.sealing.unseal_bytes(bytes(task.input), about_job(task.tenant, task.id.bytes))
 
     async def _failed(self, claimed: "_Claimed", error: LikewiseError) -> str:
-        if claimed.task.attempts + 1 >= MOST_ATTEMPTS:
+        if claimed.task.attempts + 1 >= MAX_ATTEMPTS:
             return await self._give_up(claimed, error)
         return await self._again(claimed, error, failed=True)
 
@@ -216,11 +217,7 @@ class Tasks:
         """Seconds until the next try: twice as long each time, and by chance, so that not all come back together."""
         times = self._waits.get(task.id, task.attempts)
         self._waits[task.id] = times + 1
-        self._waits.move_to_end(task.id)
-        if len(self._waits) > MOST_REMEMBERED:
-            self._waits.popitem(last=False)
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(times + 1, 10))
-        return random.uniform(FIRST_WAIT, longest)  # noqa: S311
+        return RETRY.jittered(times + 2)
 
     async def _end(
         self, claimed: "_Claimed", *, result: Mapping[str, Any] | None = None, error: str | None = None
@@ -249,7 +246,7 @@ class _Claimed:
         self._progress: tuple[int, int] | None = None
 
     async def doing(self, work: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """What comes of the work; LeaseLost if the task is taken away before."""
+        """Return the result of the work; LeaseLost if the task is taken away before."""
         doing, losing = asyncio.ensure_future(work), asyncio.create_task(self._lost.wait())
         try:
             await asyncio.wait({doing, losing}, return_when=asyncio.FIRST_COMPLETED)
@@ -267,17 +264,7 @@ class _Claimed:
         self._progress = (done, total)
         if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
             self._told_at = time.monotonic()
-            with contextlib.suppress(LikewiseError):
-                await self._renew()
-
-    @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Renew the lease while the block runs."""
-        renewing = asyncio.create_task(self._keep())
-        try:
-            yield
-        finally:
-            await stop([renewing])
+            await self.renew()
 
     async def finish(self, *, result: Mapping[str, Any] | None, error: str | None) -> bool:
         """End it, in spite of a database that is away for no longer than the lease; False if it is not ours."""
@@ -286,7 +273,7 @@ class _Claimed:
             async with self._pool.tenant(self.task.tenant) as tx:
                 return await jobs.finish_task(tx, self.task, self._claim, result=result, error=error)
 
-        return await self._told(once)
+        return await through_outage(once, self._lease)
 
     async def release(self, *, after: timedelta, failed: bool, patient: bool = True) -> None:
         """Give it to whoever claims it next, after so long; if `patient`, in spite of such a database as well."""
@@ -295,26 +282,12 @@ class _Claimed:
             async with self._pool.tenant(self.task.tenant) as tx:
                 await jobs.release_task(tx, self.task, self._claim, after=after, failed=failed)
 
-        await (self._told(once) if patient else once())
+        await (through_outage(once, self._lease) if patient else once())
 
-    async def _told(self, tell: Callable[[], Awaitable[T]]) -> T:
-        deadline = time.monotonic() + self._lease.total_seconds()
-        while True:
-            try:
-                return await retried(tell)
-            except DatabaseUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(AWAY_SECONDS)
-
-    async def _keep(self) -> None:
-        while not self._lost.is_set():
-            await asyncio.sleep(self._lease.total_seconds() / 3)
-            with contextlib.suppress(LikewiseError):
-                await self._renew()
-
-    async def _renew(self) -> None:
-        async with self._pool.tenant(self.task.tenant) as tx:
-            ours = await jobs.renew_task(tx, self.task, self._claim, self._lease, progress=self._progress)
-        if not ours:
-            self._lost.set()
+    async def renew(self) -> None:
+        """Keep the task for one lease more, and tell how far it is; a database that is away costs one renewal."""
+        with contextlib.suppress(LikewiseError):
+            async with self._pool.tenant(self.task.tenant) as tx:
+                ours = await jobs.renew_task(tx, self.task, self._claim, self._lease, progress=self._progress)
+            if not ours:
+                self._lost.set()

@@ -1,8 +1,7 @@
 """UnitOfWork: all that one write does in its transaction, for a function that reads from top to bottom."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
@@ -84,11 +83,14 @@ class UnitOfWork:
         """
         number, storage = self.collection.id, self.target.storage
         # Postgres stores the records while this process reads their words.
-        async with self._learning(diff.fresh) as learnt:
+        learning = asyncio.create_task(self._learn({record.text_hash: record.text for record in diff.fresh}))
+        try:
             outcome = await records.write(
                 self.tx, number, diff, storage, lane=self.target.lane, for_job=for_job, leaving=leaving
             )
-            await learnt
+            await learning
+        finally:
+            await stop([learning])
         if self.terms is not None and outcome.new_contents:
             rows = {content: self.terms.row(key) for key, content in outcome.new_contents.items()}
             await terms.write(self.tx, number, rows)
@@ -125,15 +127,6 @@ class UnitOfWork:
     def _deleted(self, deletion: Deletion) -> int:
         self.gone.extend(deletion.gone)
         return deletion.records
-
-    @contextlib.asynccontextmanager
-    async def _learning(self, fresh: Sequence[PreparedRecord]) -> AsyncIterator[Awaitable[None]]:
-        """Read the terms of texts that may be new beside the block, which awaits them."""
-        task = asyncio.create_task(self._learn({record.text_hash: record.text for record in fresh}))
-        try:
-            yield task
-        finally:
-            await stop([task])
 
     async def _learn(self, texts: Mapping[bytes, str]) -> None:
         if self.terms is None:

@@ -175,7 +175,7 @@ class Writer:
         async def once() -> tuple[bool, list[bytes]]:
             async with self._pool.tenant(tenant) as tx:
                 dropped, gone = await collections.drop(tx, collection.id)
-                self._cache_invalidation.tell(tx, gone)
+                self._cache_invalidation.send(tx, gone)
             return dropped, gone
 
         # It waits for all who read the tables, and one of them may wait for it.
@@ -262,7 +262,7 @@ class Writer:
             async with self._pool.in_time(permit), self._pool.tenant(target.tenant) as tx:
                 unit = UnitOfWork(tx, target, prepared, alone, terms, self._text_keys, answers)
                 result = await once(unit)
-                self._cache_invalidation.tell(tx, unit.gone)
+                self._cache_invalidation.send(tx, unit.gone)
             return result, unit
 
         result, unit = await retried(attempt)

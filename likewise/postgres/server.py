@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 
+from likewise.backoff import Backoff
 from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
 from likewise.postgres.account import SystemUser
@@ -27,7 +28,7 @@ log = get_logger(__name__)
 
 DATABASE = "likewise"
 WATCH_SECONDS = 0.5
-MAX_PAUSE = 5.0
+START_AGAIN = Backoff(2 * WATCH_SECONDS, 5.0)
 # Longer than a start may take: one process starts the server while others wait to attach.
 TURN_SECONDS = 660.0
 # Who starts or stops the server for longer than this is a user of it, and will be the last one out.
@@ -178,15 +179,15 @@ class EmbeddedServer:
 
     async def _watch(self) -> None:
         """Start the server again when it is gone, whoever had started it."""
-        pause = WATCH_SECONDS
+        failures = 0
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(START_AGAIN.pause(failures) if failures else WATCH_SECONDS)
             try:
                 await _in_thread(self._restart_if_gone)
-                pause = WATCH_SECONDS
+                failures = 0
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the watch goes on
                 self._away = error
-                pause = min(2 * pause, MAX_PAUSE)
+                failures += 1
                 log.error(
                     "postgres_away", error=error, reason=error.detail if isinstance(error, ServerStartError) else None
                 )

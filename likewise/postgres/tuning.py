@@ -109,8 +109,8 @@ def identity_map(user_names: Iterable[str]) -> str:
     return "".join(f'likewise "{name}" {role}\n' for name in user_names for role in ROLES)
 
 
-def _between(least: int, value: int, most: int) -> int:
-    return max(least, min(value, most))
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))
 
 
 def _megabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""How many requests may run at once: what would only wait is refused at the door."""
+"""Admission of requests: those that would only wait are refused at the door."""
 
 import contextlib
 import time
@@ -95,7 +95,7 @@ class RequestLimit:
                 limiter.learn(began + permit.paused_seconds, time.monotonic())
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is refused must cost next to nothing: thousands a second get one log line together."""
+        """Refuse a request at next to no cost: thousands a second get one log line together."""
         scope[REFUSED] = True
         self._refused += 1
         now = time.monotonic()
@@ -106,7 +106,7 @@ class RequestLimit:
 
 
 class ConcurrencyLimiter:
-    """How many requests of one class of load may run: as many as are done within the patience (Little's law)."""
+    """A limit of the requests of one class of load: as many may run as end within the patience (Little's law)."""
 
     def __init__(self, max_requests: int, patience_seconds: float) -> None:
         self.max_requests = max_requests

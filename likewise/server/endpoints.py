@@ -15,7 +15,7 @@ from likewise.errors import StartError
 
 
 class RouteTable:
-    """What the routes of an application declare, by method and path."""
+    """The declarations of an application's routes, by method and path."""
 
     def __init__(self) -> None:
         self._exact: dict[tuple[str, str], RouteDeclaration] = {}

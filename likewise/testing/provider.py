@@ -80,12 +80,12 @@ class FakeProvider:
         """Return the number of words of each text, and two more."""
         return [len(_WORD.findall(text)) + 2 for text in texts]
 
-    async def split(self, text: str, most: int, overlap: int) -> list[TextSpan]:
+    async def split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
         """Split into parts of at most so many words, and two more."""
         self.splits.append(len(text))
         if self.gate is not None:
             await self.gate.wait()
-        room = max(1, min(most, self.max_tokens) - 2)
+        room = max(1, min(max_tokens, self.max_tokens) - 2)
         splitter = TextSplitter.from_callback(lambda part: len(_WORD.findall(part)), room, min(overlap, room - 1))
         return await asyncio.to_thread(spans, text, splitter)
 

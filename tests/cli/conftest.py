@@ -58,7 +58,7 @@ def likewise_command(environment: dict[str, str]) -> Run:
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stdin]:
-    """Says what a verb that runs in this process reads from standard input."""
+    """Says what a command that runs in this process reads from standard input."""
     with ExitStack() as stack:
 
         def give(read: bytes) -> None:

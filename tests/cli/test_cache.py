@@ -36,7 +36,7 @@ def warm(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Warm:
-    """Runs the verb; answers its exit code, its answer and its errors."""
+    """Runs the command; answers its exit code, its answer and its errors."""
 
     def with_fake(settings: Settings, **options: Any) -> Embedder:
         return Embedder(settings, providers={settings.model: lambda spec: provider}, **options)

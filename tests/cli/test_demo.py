@@ -1,11 +1,13 @@
-"""What `likewise demo` suggests can be typed as it is."""
+"""`likewise demo`: this machine's Python documentation as records, and suggestions that can be typed as they are."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
+from likewise.apps.collections.schemas import RecordIn
 from likewise.cli import demo
+from likewise.cli.demo import standard_library
 
 
 @pytest.fixture
@@ -32,3 +34,26 @@ def test_a_module_is_named_with_its_python(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(sys, "argv", ["/somewhere/likewise/__main__.py", "demo"])
     demo.suggest("127.0.0.1", 8080, quiet=False)
     assert f"{sys.executable} -m likewise search" in capsys.readouterr().out
+
+
+def test_there_are_thousands_each_once_and_known_by_name() -> None:
+    # When
+    records = {record.id: record for record in standard_library()}
+    # Then
+    assert len(records) >= 5_000
+    assert {
+        "subprocess.run",
+        "list.append",
+        "len",
+        "json.loads",
+        "os.listdir",
+        "math.sqrt",
+        "pathlib.Path.exists",
+    } <= set(records)
+    assert (records["subprocess.run"].text or "").startswith("subprocess.run(")
+    assert records["subprocess.run"].payload == {"module": "subprocess", "what": "function"}
+
+
+def test_each_can_be_stored() -> None:
+    for record in standard_library():
+        RecordIn(id=record.id, text=record.text or "", payload=dict(record.payload), parent=record.parent)

@@ -683,7 +683,7 @@ async def test_the_embedded_database_runs_and_does_not_answer(
             with suppress(ProcessLookupError):  # one that was at its end
                 os.kill(pid, signal.SIGSTOP)
         # When
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             found = await examine(
                 DATA_DIR=str(folder), DATABASE_URL="", DATABASE_SERVING_URL="", MODELS_DIR=str(tiny_model.parent)
             )

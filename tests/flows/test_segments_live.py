@@ -56,7 +56,6 @@ async def found(client: httpx2.AsyncClient, query: str, **others: Any) -> list[d
     return results
 
 
-@pytest.mark.timeout(300)
 async def test_a_text_is_found_by_itself_and_by_other_words(client: httpx2.AsyncClient) -> None:
     # Given
     batch = [{"segment_id": str(place), "text": text} for place, text in enumerate((COLD, *OTHERS))]
@@ -74,7 +73,6 @@ async def test_a_text_is_found_by_itself_and_by_other_words(client: httpx2.Async
     assert (again.status_code, again.json()["job_id"]) == (200, job["job_id"])
 
 
-@pytest.mark.timeout(300)
 async def test_a_segment_is_what_was_sent_last(client: httpx2.AsyncClient) -> None:
     # When it is A, B, A
     body = {"asset_id": "letters", "segment_id": "1"}
@@ -87,7 +85,6 @@ async def test_a_segment_is_what_was_sent_last(client: httpx2.AsyncClient) -> No
     assert hit["payload"]["job_id"] == jobs[-1]["job_id"]
 
 
-@pytest.mark.timeout(300)
 async def test_a_long_text_is_cut_off_by_tokens_and_a_document_in_parts(client: httpx2.AsyncClient) -> None:
     long = f"{COLD} " * 100
     # When one text is too long for the model

@@ -167,7 +167,6 @@ WHAT = (*OFTEN, *OFTEN, *OFTEN, "create", "create", "get", "drop", "stats", "lin
         "usage", "lost", "open", "refused_method", "rerank")  # fmt: skip
 
 
-@pytest.mark.timeout(180)
 @hypothesis_settings(SETTINGS, max_examples=EXAMPLES)
 @given(made_up=calls(WHAT, CALLS))
 async def test_nothing_of_one_tenant_is_shown_to_the_other(house: House, made_up: list[Call]) -> None:

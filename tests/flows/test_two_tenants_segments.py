@@ -163,7 +163,6 @@ WHAT = (*OFTEN, *OFTEN, *OFTEN, "document", "search_later", "delete_point", "del
         "jobs", "cancel", "retry", "listed", "found", "broken", "lost")  # fmt: skip
 
 
-@pytest.mark.timeout(180)
 @hypothesis_settings(SETTINGS, max_examples=EXAMPLES)
 @given(made_up=calls(WHAT, CALLS))
 async def test_nothing_of_one_tenants_segments_is_shown_to_the_other(house: House, made_up: list[Call]) -> None:

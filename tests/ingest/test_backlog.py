@@ -25,8 +25,8 @@ def settings(settings: Settings) -> Settings:
 @pytest.fixture
 async def idle(open_likewise: Opener, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Likewise]:
     """A Likewise that embeds nothing, and measures only when it is told to."""
-    monkeypatch.setattr(backlog, "LEAST_PAUSE", 1_000.0)
-    monkeypatch.setattr(backlog, "MOST_PAUSE", 1_000.0)
+    monkeypatch.setattr(backlog, "MIN_PAUSE", 1_000.0)
+    monkeypatch.setattr(backlog, "MAX_PAUSE", 1_000.0)
     async with open_likewise(worker=False) as lw:
         yield lw
 

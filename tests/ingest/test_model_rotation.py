@@ -40,7 +40,7 @@ async def left(lw: Likewise, model: str) -> int:
 async def work(lw: Likewise) -> None:
     """Until nothing waits."""
     worker = worker_of(lw, claim_size=4, lease=LEASE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await waiting_models(lw.runtime.pool):
             await worker.step()
 

@@ -183,7 +183,7 @@ async def test_no_connection_is_held_meanwhile(lw: Likewise, upstream: Upstream)
         while upstream.under_way < 8:
             await asyncio.sleep(0.01)
     # When another asks for nothing of that, then it is answered
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert (await notes.search("pump")).hits
     upstream.gate.set()
     assert all(found.hits for found in await asyncio.gather(*searching))

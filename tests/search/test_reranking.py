@@ -96,7 +96,7 @@ async def test_files_that_come_later_are_found(settings: Settings, closing: Asyn
         except ModelUnavailable:
             return False
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await works():
             await asyncio.sleep(0.1)
 

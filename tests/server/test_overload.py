@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -80,10 +79,8 @@ async def test_bodies_have_a_limit_together(slow: Slow, body: Any) -> None:
         for _ in first:
             await slow.reading.acquire()
         # When
-        started = time.perf_counter()
         refused = await client.post("/", content=body())
-        # Then
-        assert time.perf_counter() - started < 0.5
+        # Then it is answered while the first ones still run
         assert is_overloaded(refused)
         slow.go.set()
         assert [answer.status_code for answer in await asyncio.gather(*first)] == [200, 200]

@@ -26,7 +26,7 @@ async def serving(likewise: Likewise, settings: Settings) -> AsyncIterator[tuple
     async with httpx2.AsyncClient(base_url=url_of(listener)) as client:
         yield client, stop
     stop.set()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ async def test_an_opener_opens_and_closes_with_the_application(shared: Likewise,
     # When
     listener = bind("127.0.0.1", 0)
     stop = asyncio.Event()
-    await asyncio.wait_for(serve(app, shared_settings, listener, stop, stop.set), 10)
+    await asyncio.wait_for(serve(app, shared_settings, listener, stop, stop.set), 60)
     # Then
     assert seen == ["opened", "closed"]
 

@@ -13,7 +13,7 @@ from likewise.server import bodies, process
 RECORDS = "/api/v1/collections/notes/records"
 
 
-async def exchange(address: str, *parts: bytes, pause: float = 0.0, seconds: float = 10.0) -> bytes:
+async def exchange(address: str, *parts: bytes, pause: float = 0.0, seconds: float = 60.0) -> bytes:
     """Send raw bytes, part by part, while reading what comes back, until an answer is whole or the server closes."""
     where = urlsplit(address)
     reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=2**20)
@@ -28,8 +28,6 @@ async def exchange(address: str, *parts: bytes, pause: float = 0.0, seconds: flo
     try:
         async with asyncio.timeout(seconds):
             return await reading
-    except TimeoutError:
-        return b""
     finally:
         writer.close()
 
@@ -92,7 +90,7 @@ async def test_the_sender_of_a_large_body_reads_the_answer(address: str) -> None
     writer.write(post(b" " * 2**24, f"Content-Length: {2**24}"))
     # When
     await writer.drain()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         received = await reader.read()
     writer.close()
     # Then
@@ -101,7 +99,7 @@ async def test_the_sender_of_a_large_body_reads_the_answer(address: str) -> None
 
 
 async def test_connect_is_refused_without_advice(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    received = await exchange(address, b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", seconds=2)
+    received = await exchange(address, b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert status(received) in (0, 400, 404, 405)
     assert not [record for record in caplog.records if "pip install" in record.getMessage()]
 
@@ -190,7 +188,7 @@ async def test_a_slow_but_steady_body_is_read(address: str) -> None:
     ],
 )
 async def test_contradicting_lengths_are_400(address: str, headers: tuple[str, ...]) -> None:
-    received = await exchange(address, post(b"0\r\n\r\n", *headers), seconds=2)
+    received = await exchange(address, post(b"0\r\n\r\n", *headers))
     assert status(received) in (400, 415, 501)
 
 
@@ -208,7 +206,7 @@ async def test_contradicting_lengths_are_400(address: str, headers: tuple[str, .
     ],
 )
 async def test_what_is_no_http_is_4xx(address: str, request_bytes: bytes) -> None:
-    received = await exchange(address, request_bytes, seconds=2)
+    received = await exchange(address, request_bytes)
     assert 400 <= status(received) < 500
 
 
@@ -226,7 +224,7 @@ async def test_what_is_no_http_is_4xx(address: str, request_bytes: bytes) -> Non
     ],
 )
 async def test_odd_targets_are_4xx(address: str, target: str, expected: int) -> None:
-    received = await exchange(address, f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), seconds=2)
+    received = await exchange(address, f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert status(received) in (expected, 400)
 
 
@@ -247,9 +245,8 @@ async def test_headers_without_end_are_cut(address: str) -> None:
 async def test_a_head_that_does_not_come_is_not_waited_for(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "HEAD_SECONDS", 0.3)
     for begun in (b"", b"GET / HTTP/1.1\r\nHost:"):
-        started = asyncio.get_running_loop().time()
+        # Closed by the server: nobody else ends it.
         assert await exchange(address, begun) == b""
-        assert asyncio.get_running_loop().time() - started < 5
 
 
 async def test_a_missing_host_is_400(address: str) -> None:

@@ -115,7 +115,7 @@ async def write_lines(service: CollectionsService, tenant: int, name: str, lines
 
 
 class _LineIngest:
-    """What became of the lines so far, and the batch of those that are stored next."""
+    """The outcome of the lines so far, and the batch of those that are stored next."""
 
     def __init__(self, service: CollectionsService, tenant: int, name: str, spend: Spend) -> None:
         self._service = service
@@ -131,7 +131,7 @@ class _LineIngest:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to store the batch."""
+        """True when it is time to store the batch."""
         return len(self._batch) >= BATCH or self.bytes >= MAX_BATCH_BYTES
 
     async def take(self, number: int, line: bytes | None) -> None:
@@ -177,7 +177,7 @@ class _LineIngest:
 
 
 def complete(result: WriteResult) -> bool:
-    """Whether everything that could be stored was; lines that could not be now may be later."""
+    """Return whether all lines that are right were stored; some may have met a quota or a fault that passes."""
     return not any(fault.code == NOT_STORED for fault in result.failed)
 
 

@@ -55,7 +55,7 @@ async def existing_name(
         Path(description="A collection's name.", json_schema_extra={"pattern": f"^{NAME_IN_PATH.pattern}$"}),
     ],
 ) -> str:
-    """A name from the path; one that no collection can have is simply not there."""
+    """Return a name from the path; NotFound for one that no collection can have."""
     if not NAME_IN_PATH.fullmatch(name):
         raise NotFound("There is no such collection.")
     return name
@@ -188,7 +188,7 @@ async def search_collection(
 
 
 def search_listing(name: str, body: SearchIn) -> str:
-    """What a search's cursor belongs to: the collection, and all that was asked but for the page."""
+    """Return the name of a search's listing: the collection, and all that was asked but for the page."""
     asked = body.model_dump(exclude={"cursor", "limit", "explain"})
     return f"search\0{name}\0{sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
 
@@ -196,7 +196,7 @@ def search_listing(name: str, body: SearchIn) -> str:
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def collection_stats(tenant: CanRead, service: Collections, name: Name) -> Answer:
-    """What the collection holds."""
+    """Counts of the collection, and the state of its vectors."""
     return Answer(await service.stats(tenant, name))
 
 
@@ -213,5 +213,5 @@ async def clusters_come_later(_: CanRead) -> Response:
 @router.post("/{name}/rollback", include_in_schema=False)
 @declares(Load.OTHER)
 async def generations_come_later(_: CanAdminister) -> Response:
-    """The same for those that change the model of a collection."""
+    """Answer for the routes that are to change the model of a collection."""
     raise NotFound(NOT_YET, code="not_supported")

@@ -61,7 +61,7 @@ class RecordView:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What a batch did; `failed` names records that were not stored (NDJSON), or that have no vector (`wait`)."""
+    """The outcome of a batch; `failed` names records that were not stored (NDJSON), or have no vector (`wait`)."""
 
     created: int
     changed: int

@@ -1,4 +1,4 @@
-"""What embedding took: sums by model and hour, the counts of the embedder that this one replaces, and their routes."""
+"""Usage: sums by model and hour, the counts of the embedder that this one replaces, and their routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ RESET = {"status": "success", "message": "The metrics of your tenant count from 
 
 @dataclass(frozen=True)
 class UsageReport:
-    """What was used in the hours from `since` on that began before `until`.
+    """Usage of the hours from `since` on that began before `until`.
 
     `usage` has for each model or hour that has any its sums, and `total` those of all. Costs are in US dollars.
     """
@@ -48,7 +48,7 @@ class UsageReport:
 
 
 class UsageService:
-    """What tenants used, to the last text that this process embedded."""
+    """The usage of tenants, to the last text that this process embedded."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._pool = runtime.pool
@@ -58,7 +58,7 @@ class UsageService:
         self._others = [spec.name for spec in runtime.reranking.models()]
 
     async def metrics(self, tenant: int) -> dict[str, Any]:
-        """The tenant's counts since its last reset, under the names that the old embedder gave them."""
+        """Return the tenant's counts since its last reset, under the names that the old embedder gave them."""
         await self._bookkeeping.flush()
         return usage_metrics(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
 
@@ -74,7 +74,7 @@ class UsageService:
     async def report(
         self, tenant: int, since: datetime | None = None, until: datetime | None = None, group_by: GroupBy = "model"
     ) -> UsageReport:
-        """What a tenant used; by default in the last 30 days. Invalid if `since` is not before `until`, or too long."""
+        """Return the usage of a tenant, of 30 days by default; Invalid if `since` is not before `until`, or too far."""
         since, until = window(since, until)
         if group_by == "hour" and until - since > LONGEST_BY_HOUR:
             raise Invalid.at(
@@ -87,7 +87,7 @@ class UsageService:
 
 
 def window(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
-    """The time to report on, from the beginning of an hour; Invalid if it ends before it begins."""
+    """Return the time to report on, from the beginning of an hour; Invalid if it ends before it begins."""
     until = until or datetime.now(UTC)
     since = since or until - min(USUAL, until - FIRST_MOMENT)
     if since >= until:
@@ -96,7 +96,7 @@ def window(since: datetime | None, until: datetime | None) -> tuple[datetime, da
 
 
 def reported(since: datetime, until: datetime, by: UsageGroup, rows: Mapping[UsageKey, Usage]) -> UsageReport:
-    """The sums as a report."""
+    """Return the sums as a report."""
     total = Usage()
     for one in rows.values():
         total.add(one)
@@ -110,7 +110,7 @@ MaybeMoment = Annotated[Moment | None, WithJsonSchema(TIME)]
 
 
 class UsageQuery(BaseModel):
-    """Which time to report on, and how to group it."""
+    """The time to report on, and its grouping."""
 
     model_config = {"extra": "forbid"}
 
@@ -120,7 +120,7 @@ class UsageQuery(BaseModel):
 
 
 class Sums(BaseModel):
-    """What was asked for and what it took; costs in US dollars."""
+    """Texts that were asked for and tokens that they took; costs in US dollars."""
 
     texts: int = Field(description="Answered with a vector.")
     cached: int = Field(description="Of these, by the cache.")
@@ -133,19 +133,19 @@ class Sums(BaseModel):
 
 
 class UsageOfModel(Sums):
-    """What one model took."""
+    """Usage of one model."""
 
     model: str
 
 
 class UsageOfHour(Sums):
-    """What the hour took that begins at `hour`."""
+    """Usage of the hour that begins at `hour`."""
 
     hour: datetime
 
 
 class UsageAnswer(BaseModel):
-    """What the tenant used in the hours from `since` on that began before `until`."""
+    """Usage of the tenant in the hours from `since` on that began before `until`."""
 
     since: datetime
     until: datetime
@@ -155,7 +155,7 @@ class UsageAnswer(BaseModel):
 
 
 class Metrics(BaseModel):
-    """What the tenant used since it last reset this; costs in US dollars."""
+    """Usage of the tenant since it last reset this; costs in US dollars."""
 
     total_embeddings_generated: int
     cache_hits: int
@@ -173,7 +173,7 @@ class MetricsAnswer(BaseModel):
 
 
 class ResetAnswer(BaseModel):
-    """That it was done."""
+    """Confirmation of a reset."""
 
     status: Literal["success"]
     message: str
@@ -185,7 +185,7 @@ Used = Annotated[UsageService, Depends(ServiceOf(UsageService))]
 @router.get("/embed/metrics", response_model=MetricsAnswer, responses=refusals())
 @declares(Load.OTHER)
 async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
-    """What the caller's tenant had embedded since it last reset this, and what that cost."""
+    """Usage of the caller's tenant since it last reset this, and what that cost."""
     return Answer({"metrics": await used.metrics(tenant)})
 
 
@@ -202,5 +202,5 @@ async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
 @router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))
 @declares(Load.OTHER)
 async def report_usage(tenant: CanRead, used: Used, asked: Annotated[UsageQuery, Query()]) -> Answer:
-    """What the caller's tenant used, by model or by hour."""
+    """Usage of the caller's tenant, by model or by hour."""
     return Answer(await used.report(tenant, asked.since, asked.until, asked.group_by))

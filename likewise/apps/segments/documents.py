@@ -12,7 +12,7 @@ from likewise.errors import Invalid
 # The parts of a document. Each of 200,000 characters as a token of its own are 1,600 parts of a model that reads 128.
 MAX_PARTS = 5_000
 # So few tokens still hold a sentence.
-LEAST_TOKENS = 16
+MIN_TOKENS = 16
 # What one part ends with the next begins with, so that what a cut falls into is whole in one of them.
 SHARE_IN_COMMON = 8
 
@@ -28,7 +28,7 @@ class NewSegment:
 
 @dataclass(frozen=True)
 class Part:
-    """Where a segment lies in its document, in characters: `text[start:end]` is what was embedded."""
+    """The place of a segment in its document, in characters: `text[start:end]` is what was embedded."""
 
     segment_id: str
     start: int
@@ -38,7 +38,7 @@ class Part:
 async def parts_of(
     embedder: Embedder, text: str, model: str, *, max_tokens: int | None = None, overlap: int | None = None
 ) -> list[Part]:
-    """The parts of a document.
+    """Return the parts of a document.
 
     Args:
         max_tokens: of a part, the model's special ones included; as many as the model reads if absent.
@@ -60,5 +60,5 @@ async def parts_of(
 
 
 def segments_of(text: str, parts: Sequence[Part], metadata: Mapping[str, Any]) -> list[NewSegment]:
-    """The parts as segments."""
+    """Return the parts as segments."""
     return [NewSegment(part.segment_id, text[part.start : part.end], metadata) for part in parts]

@@ -1,4 +1,4 @@
-"""What a segment is to the parts below: its kind, what is kept of it beside its metadata, and its collection's name."""
+"""The kind of segments, the fields of one beside its metadata, and the names of their collections."""
 
 import re
 from hashlib import sha256
@@ -22,12 +22,12 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def collection_name(spec: ModelSpec) -> str:
-    """The collection of a model's segments. A folder's path, which no address has room for, is told by its digest."""
+    """Return the name of a model's collection; a folder's path, which no address has room for, has its digest there."""
     if _NAME.fullmatch(spec.name):
         return f"{KIND.name}:{spec.name}"
     return f"{KIND.name}:{sha256(spec.name.encode()).hexdigest()[:32]}"
 
 
 def policy_of(settings: Settings) -> Policy:
-    """That of collections made from now on."""
+    """Return the policy of collections made from now on."""
     return Policy(keep_text=settings.segments_keep_text, keep_terms=settings.segments_keep_terms)

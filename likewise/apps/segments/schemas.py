@@ -1,4 +1,4 @@
-"""What the routes of `segments` take and answer."""
+"""Requests and answers of the routes of `segments`."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from likewise.apps.body import OldRequest
 from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, SearchFields
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
-from likewise.apps.segments.documents import LEAST_TOKENS, NewSegment
+from likewise.apps.segments.documents import MIN_TOKENS, NewSegment
 from likewise.apps.segments.search import SegmentQuery
 from likewise.search.options import Mode
 
@@ -58,7 +58,7 @@ class SegmentDocumentIn(OldRequest):
     metadata: Metadata = None
     model: Model = None
     model_ver: ModelVer = None
-    max_tokens: Annotated[int, Field(ge=LEAST_TOKENS), AS_WHOLE_NUMBER] | None = Field(
+    max_tokens: Annotated[int, Field(ge=MIN_TOKENS), AS_WHOLE_NUMBER] | None = Field(
         None, description="Of a segment; what the model reads if absent, and at most that."
     )
     overlap: Annotated[int, Field(ge=0), AS_WHOLE_NUMBER] | None = Field(
@@ -86,7 +86,7 @@ AcceptedStatus = Literal["PENDING", "RUNNING", "SUCCEEDED"]
 
 
 class EmbedAnswer(BaseModel):
-    """That the segment is stored, and the job that says when it can be found."""
+    """A segment that is stored, and the job that says when it can be found."""
 
     job_id: UUID
     asset_id: str
@@ -96,7 +96,7 @@ class EmbedAnswer(BaseModel):
 
 
 class EmbedBatchAnswer(BaseModel):
-    """That all segments are stored, and the one job that says when they can be found."""
+    """Segments that are stored, and the one job that says when they can be found."""
 
     job_id: UUID
     asset_id: str
@@ -105,7 +105,7 @@ class EmbedBatchAnswer(BaseModel):
 
 
 class PartAnswer(BaseModel):
-    """Where a segment lies in the text, in characters (code points) from 0."""
+    """The place of a segment in the text, in characters (code points) from 0."""
 
     segment_id: str
     start: int
@@ -113,7 +113,7 @@ class PartAnswer(BaseModel):
 
 
 class DocumentAnswer(EmbedBatchAnswer):
-    """The same, with where each segment is."""
+    """The stored segments of a document with their places in it, and the job that says when they can be found."""
 
     segments: list[PartAnswer]
 

@@ -186,7 +186,7 @@ class SegmentsService:
 
 
 def _refuse_unfit(write: SegmentWrite) -> None:
-    """What a program gives is not checked by a schema."""
+    """Refuse what no schema has checked, since a program gave it."""
     if not write.labels.asset_id or not fit_for_id(write.labels.asset_id):
         raise Invalid.at("/asset_id", BAD_ID)
     if not all(segment.segment_id and fit_for_id(segment.segment_id) for segment in write.segments):

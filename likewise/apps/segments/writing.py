@@ -1,4 +1,4 @@
-"""How segments come into the rows: one function that finds out what is there, stores the rest and starts the job."""
+"""Writing of segments: one function that finds out what is there, stores the rest and starts the job."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ MODALITY = "text"
 
 @dataclass(frozen=True)
 class Labels:
-    """Whose segments these are, of what, and of which model: its id on the hub, and the caller's version of it."""
+    """The owner, asset and model of segments: the model's id on the hub, and the caller's version of it."""
 
     tenant: str
     asset_id: str
@@ -78,7 +78,7 @@ class SegmentWrite:
         return job, (await jobs.states(unit.tx, [job]))[job]
 
     def _known(self, prepared: Sequence[PreparedRecord]) -> Mapping[str, Any]:
-        """What is known of the job's result from the beginning."""
+        """Return the part of the job's result that is known from the beginning."""
         known = {"model": self.labels.model, "model_ver": self.labels.model_ver}
         if not self.about_one:
             return known
@@ -109,7 +109,7 @@ async def _old_job(unit: UnitOfWork, held: Mapping[str, StoredPart]) -> UUID | N
 
 
 def _is_unchanged(record: PreparedRecord, held: StoredPart | None) -> bool:
-    """Whether a segment holds this text, and of this version of the model; what is said beside it may differ."""
+    """Return whether a segment holds this text, and of this version of the model; its metadata may differ."""
     if held is None or held.failed or held.text_hash != record.text_hash:
         return False
     return bool(held.payload["point_id"] == record.payload["point_id"])

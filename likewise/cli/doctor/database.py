@@ -188,7 +188,7 @@ async def _text_key(settings: Settings, connection: RowConnection) -> Finding:
             return Finding(part, "none as yet: the first start makes or takes one")
         in_use = text_key.chosen(source, keys, row[0])
     except WrongTextKey as error:
-        return Finding(part, error.what, error.mend)
+        return Finding(part, error.what, error.fix)
     if settings.text_key is not None and in_use.id != keys[0].id:
         mend = "Set LIKEWISE_TEXT_KEY to it, unset LIKEWISE_TEXT_KEY_NEXT, and destroy the old key."
         return Finding(part, "the database's is LIKEWISE_TEXT_KEY_NEXT already", mend)

@@ -41,7 +41,7 @@ class OtherDimension(WrongAnswer):
 
 
 @dataclass(frozen=True)
-class EmbeddingsAnswer:
+class ProviderAnswer:
     """The answer for n texts, in their order.
 
     `vectors` float32 (n, d) of unit length; `truncated` int32 (n,), the tokens that were cut off of each; `tokens`,
@@ -86,7 +86,7 @@ class RemoteProvider:
         """Embed texts in order; errors are those of `ProviderClient.retried`."""
         if not texts:
             return _result(
-                texts, texts, EmbeddingsAnswer(np.empty((0, self.dimension), np.float32), np.empty(0, np.int32), None)
+                texts, texts, ProviderAnswer(np.empty((0, self.dimension), np.float32), np.empty(0, np.int32), None)
             )
         sent = [self._prefixes[role] + cleaned(text) for text in texts]
         return _result(texts, sent, await self._client.retried(lambda: self._ask(sent), len(sent)))
@@ -104,7 +104,7 @@ class RemoteProvider:
         """End its connections."""
         await self._client.close()
 
-    async def _ask(self, sent: Sequence[str]) -> EmbeddingsAnswer:
+    async def _ask(self, sent: Sequence[str]) -> ProviderAnswer:
         """Try once. A server that does not know `encoding_format` and says so is asked without it, from then on."""
         in_base64 = self._knows_base64 is not False
         try:
@@ -118,13 +118,13 @@ class RemoteProvider:
         self._knows_base64 = in_base64
         return answer
 
-    async def _post(self, sent: Sequence[str], *, in_base64: bool) -> EmbeddingsAnswer:
+    async def _post(self, sent: Sequence[str], *, in_base64: bool) -> ProviderAnswer:
         asked = {"model": self._model, "input": sent, **({"encoding_format": "base64"} if in_base64 else {})}
         return await self._client.post(
             asked, len(sent), max_answer_bytes(len(sent), self.dimension), lambda body: self._read(body, len(sent))
         )
 
-    def _read(self, body: bytes, count: int) -> EmbeddingsAnswer:
+    def _read(self, body: bytes, count: int) -> ProviderAnswer:
         try:
             return read_answer(body, count, self.dimension)
         except OtherDimension as other:
@@ -132,7 +132,7 @@ class RemoteProvider:
             raise ProviderError(self._spec, "provider_dimension", words) from None
 
 
-def _result(texts: Sequence[str], sent: Sequence[str], answer: EmbeddingsAnswer) -> ProviderResult:
+def _result(texts: Sequence[str], sent: Sequence[str], answer: ProviderAnswer) -> ProviderResult:
     counted = answer.tokens if answer.tokens is not None and answer.tokens <= _max_tokens(sent) else None
     tokens = _apportioned(counted, sent)
     return ProviderResult(
@@ -172,14 +172,14 @@ def max_answer_bytes(count: int, dimension: int) -> int:
     return ANSWER_BYTES + count * (ITEM_BYTES + dimension * NUMBER_BYTES)
 
 
-def read_answer(body: bytes, count: int, dimension: int) -> EmbeddingsAnswer:
+def read_answer(body: bytes, count: int, dimension: int) -> ProviderAnswer:
     """Read the answer for so many texts; WrongAnswer if any of them has no vector of so many finite numbers."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise WrongAnswer("it is no JSON") from None
     items = _in_order(answer, count)
-    return EmbeddingsAnswer(_vectors(items, dimension), _truncated(items), _tokens(answer))
+    return ProviderAnswer(_vectors(items, dimension), _truncated(items), _tokens(answer))
 
 
 def _in_order(answer: Any, count: int) -> list[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from likewise.stopping import stop
 
 log = get_logger(__name__)
 
-Charge = Callable[[RerankerScores], None]
+ChargeScores = Callable[[RerankerScores], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RerankerQueue:
         """True if any text waits or is in the model."""
         return bool(self._tasks)
 
-    async def score(self, query: str, texts: Sequence[str], charge: Charge) -> RerankerScores:
+    async def score(self, query: str, texts: Sequence[str], charge: ChargeScores) -> RerankerScores:
         """The scores of texts in their order. Cancelling is safe at any time: what still waits is not done.
 
         Args:
@@ -77,7 +77,7 @@ class RerankerQueue:
         await stop(self._tasks)
 
     async def _all(
-        self, query: str, texts: Sequence[str], parts: Sequence[_Part], made: "_Made", charge: Charge
+        self, query: str, texts: Sequence[str], parts: Sequence[_Part], made: "_Made", charge: ChargeScores
     ) -> None:
         """All calls, as many at a time as the reranker takes; the first that fails ends the others."""
         left = iter(parts)
@@ -97,7 +97,7 @@ class RerankerQueue:
             self._tasks.difference_update(tasks)
 
     async def _some(
-        self, query: str, texts: Sequence[str], left: Iterator[_Part], made: "_Made", charge: Charge
+        self, query: str, texts: Sequence[str], left: Iterator[_Part], made: "_Made", charge: ChargeScores
     ) -> None:
         for part in left:
             async with self._turns:

@@ -139,7 +139,7 @@ def _score(item: Mapping[str, Any]) -> float:
 
 
 def _tokens(answer: Mapping[str, Any]) -> int | None:
-    """As Jina and vLLM tell it, or Cohere."""
+    """Read the count of tokens as Jina and vLLM write it, or Cohere."""
     usage, meta = answer.get("usage"), answer.get("meta")
     of_meta = meta.get("tokens") if isinstance(meta, dict) else None
     counts = [usage.get("total_tokens")] if isinstance(usage, dict) else []

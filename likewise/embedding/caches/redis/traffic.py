@@ -99,7 +99,7 @@ class StoreCircuit:
 
     @property
     def closed(self) -> bool:
-        """Whether the store is asked."""
+        """True while the store is asked."""
         return self._breaker.fault is None
 
     def allowed_seconds(self, keys: int) -> float:

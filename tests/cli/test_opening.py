@@ -13,7 +13,7 @@ from likewise.vectors.admission import Admission
 
 
 async def waited(likewise: Likewise) -> str | None:
-    return await asyncio.wait_for(until_embedded(likewise, "notes", quiet=True), 10)
+    return await asyncio.wait_for(until_embedded(likewise, "notes", quiet=True), 60)
 
 
 async def generation(likewise: Likewise) -> int:
