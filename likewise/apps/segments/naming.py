@@ -1,4 +1,4 @@
-"""Names of tenants: points are worked out of them, and hits have them."""
+"""The names of tenants: points are worked out of them, and hits have them."""
 
 from cachetools import LRUCache
 
@@ -16,7 +16,7 @@ class TenantNames:
         self._known: LRUCache[int, str] = LRUCache(MAX_REMEMBERED)
 
     async def of(self, tenant: int) -> str:
-        """Return the name of this tenant."""
+        """Return the name of a tenant."""
         known = self._known.get(tenant)
         if known is None:
             async with self._pool.tenant(tenant, snapshot=True) as tx:
