@@ -10,9 +10,9 @@ from uuid import UUID
 
 import pytest
 
+from likewise.apps.segments.accepted import Accepted
 from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.search import SegmentQuery
-from likewise.apps.segments.writing import Accepted
 from likewise.db import collections, jobs, segments, waiting
 from likewise.errors import Conflict, Invalid, NotFound
 from likewise.ingest import claims
