@@ -263,13 +263,13 @@ def _loads(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
-        # Half a surrogate pair is the one fault that we mend: everyday tools cut texts in the middle of an emoji.
+        # Half a surrogate pair is the one fault that we fix: everyday tools cut texts in the middle of an emoji.
         if not _ESCAPED_SURROGATE.search(raw):
             raise
-        return orjson.loads(_SURROGATES.sub(_mend, raw))
+        return orjson.loads(_SURROGATES.sub(_replace_half, raw))
 
 
-def _mend(found: re.Match[bytes]) -> bytes:
+def _replace_half(found: re.Match[bytes]) -> bytes:
     return rb"\ufffd" if found[1] else found[0]
 
 
