@@ -1,4 +1,4 @@
-"""The limit of requests at once: those that would only wait are refused at the door."""
+"""Admission of requests: those that would only wait are refused at the door."""
 
 import contextlib
 import time
@@ -106,7 +106,7 @@ class RequestLimit:
 
 
 class ConcurrencyLimiter:
-    """The limit of one class of load: as many requests as are done within the patience (Little's law)."""
+    """A limit of the requests of one class of load: as many may run as end within the patience (Little's law)."""
 
     def __init__(self, max_requests: int, patience_seconds: float) -> None:
         self.max_requests = max_requests

@@ -1,4 +1,4 @@
-"""The surroundings of every request: its id and log line, errors, and the address that it came by.
+"""Layers around every request: its id and log line, its errors, and the address that it came by.
 
 How many there may be is in `room`, and how large their bodies in `bodies`. Pure ASGI: Starlette's BaseHTTPMiddleware
 would copy bodies and hide a client that leaves.
@@ -128,7 +128,7 @@ def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
 
 
 def _route(scope: Scope) -> str | None:
-    """The template, because a path may hold somebody's ids; None where no route fits."""
+    """The template of the route, because a path may hold somebody's ids; None where no route fits."""
     return getattr(scope.get("route"), "path", None)
 
 

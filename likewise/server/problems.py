@@ -27,7 +27,7 @@ class Refused(LikewiseError):
 
 
 def as_likewise_error(error: Exception) -> LikewiseError:
-    """The error of ours that an exception means; what we do not know is Internal and says nothing."""
+    """Return our error for an exception; one that we do not know is Internal and says nothing."""
     if isinstance(error, LikewiseError):
         return Internal() if error.status == Internal.status else error
     if isinstance(error, RequestValidationError):

@@ -55,7 +55,7 @@ async def existing_name(
         Path(description="A collection's name.", json_schema_extra={"pattern": f"^{NAME_IN_PATH.pattern}$"}),
     ],
 ) -> str:
-    """A name from the path; one that no collection can have is simply not there."""
+    """Return a name from the path; NotFound for one that no collection can have."""
     if not NAME_IN_PATH.fullmatch(name):
         raise NotFound("There is no such collection.")
     return name
@@ -188,7 +188,7 @@ async def search_collection(
 
 
 def search_listing(name: str, body: SearchIn) -> str:
-    """Return what a search's cursor belongs to: the collection, and all options but for the page."""
+    """Return the name of a search's listing: the collection, and all that was asked but for the page."""
     asked = body.model_dump(exclude={"cursor", "limit", "explain"})
     return f"search\0{name}\0{sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
 
@@ -196,7 +196,7 @@ def search_listing(name: str, body: SearchIn) -> str:
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def collection_stats(tenant: CanRead, service: Collections, name: Name) -> Answer:
-    """Count the records, texts and vectors of the collection."""
+    """Counts of the collection, and the state of its vectors."""
     return Answer(await service.stats(tenant, name))
 
 

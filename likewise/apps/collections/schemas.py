@@ -1,4 +1,4 @@
-"""The requests and answers of the routes of `collections`."""
+"""Requests and answers of the routes of `collections`."""
 
 import re
 from dataclasses import fields
@@ -131,7 +131,7 @@ class RecordsBody(RootModel[RecordsIn | Annotated[list[RecordIn], Field(max_leng
 
 
 class PolicyIn(RequestModel):
-    """The rules by which the collection treats texts."""
+    """The policy of a collection: its treatment of texts."""
 
     keep_text: bool = True
     keep_terms: bool = True
@@ -224,7 +224,7 @@ class PageQuery(BaseModel):
 
 
 class WriteAnswer(BaseModel):
-    """The outcome of the records. In NDJSON a pointer's first part is the line, counted from 0."""
+    """Counts of a write. In NDJSON a pointer's first part is the line, counted from 0."""
 
     created: int
     changed: int
@@ -233,7 +233,7 @@ class WriteAnswer(BaseModel):
 
 
 class PolicyAnswer(BaseModel):
-    """The rules by which the collection treats texts."""
+    """The policy of a collection: its treatment of texts."""
 
     keep_text: bool
     keep_terms: bool
@@ -298,7 +298,7 @@ class SearchAnswer(BaseModel):
 
 
 class StatsAnswer(BaseModel):
-    """The contents of the collection, counted in rows."""
+    """Counts of a collection, by its rows."""
 
     records: int
     contents: int

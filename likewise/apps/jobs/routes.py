@@ -20,7 +20,7 @@ from likewise.db.jobs import JobCursor, JobState
 
 
 class JobErrorAnswer(BaseModel):
-    """The reason for which a job failed."""
+    """The reason for which a job came to nothing."""
 
     code: str
     message: str
@@ -46,7 +46,7 @@ class JobsAnswer(BaseModel):
 
 
 class JobsQuery(BaseModel):
-    """The jobs to answer."""
+    """The part of the list of jobs to answer."""
 
     model_config = {"extra": "forbid"}
 
