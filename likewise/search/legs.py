@@ -82,16 +82,17 @@ class Legs:
         """Return the best `depth` by BM25 over the rarest terms; common ones must do where fewer would be found."""
         if not terms:
             return LegRanking(leg)
-        started, collection = time.perf_counter(), plan.collection
-        counted = await self._frequencies.of(tx, collection.id, terms, collection.contents_total)
+        started, view = time.perf_counter(), plan.view
+        counted = await self._frequencies.of(tx, plan, terms)
         rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MAX_RANKED_TERMS])
-        among, total = candidates.among.ids if candidates.among else candidates.where, collection.contents_total
+        among = candidates.among.ids if candidates.among else candidates.where
         found = await matches.rank(
             tx,
-            collection.id,
+            plan.collection.id,
             rare,
-            total,
+            view.contents_total,
             depth,
+            view=view.number,
             min_found=min_found,
             among=None if candidates.everything else among,
             share=candidates.share,
@@ -103,7 +104,7 @@ class Legs:
 
     async def _nearest(self, tx: Tx, plan: SearchPlan, query: Vector, candidates: CandidateSet, depth: int) -> Ranking:
         """The nearest of the candidates, by whichever way costs least and finds them."""
-        generation, total = plan.collection.active, plan.collection.contents_total
+        generation, total = plan.generation, plan.view.contents_total
         if candidates.everything or candidates.among is not None:
             return await self._store.search(tx, generation, query, depth, candidates.among, total=total)
         share = max(candidates.share, 1e-6)
@@ -125,29 +126,32 @@ class TermFrequencies:
     """
 
     def __init__(self) -> None:
-        self._known: TTLCache[tuple[int, int], int] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
-        self._common: TTLCache[int, Mapping[int, float]] = TTLCache(MAX_REMEMBERED // 1_000, REMEMBERED_SECONDS)
+        self._known: TTLCache[tuple[int, int, int], int] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
+        self._common: TTLCache[tuple[int, int], Mapping[int, float]] = TTLCache(
+            MAX_REMEMBERED // 1_000, REMEMBERED_SECONDS
+        )
 
-    async def of(self, tx: Tx, collection: int, terms: Sequence[int], total: int) -> dict[int, int]:
-        """Return the number of contents that have each term, of about `total`."""
-        known = {term: self._known.get((collection, term)) for term in terms}
+    async def of(self, tx: Tx, plan: SearchPlan, terms: Sequence[int]) -> dict[int, int]:
+        """Return the number of contents that have each term."""
+        collection, view, total = plan.collection.id, plan.view.number, plan.view.contents_total
+        known = {term: self._known.get((collection, view, term)) for term in terms}
         found = {term: n for term, n in known.items() if n is not None}
         missing = [term for term in terms if term not in found]
         if not missing:
             return found
-        common = await self._commonest(tx, collection, total)
+        common = await self._commonest(tx, collection, view, total)
         likely = {term: round(common[term] * total) for term in missing if term in common}
         likely = {term: n for term, n in likely.items() if n > MAX_COUNTED}
         rest = [term for term in missing if term not in likely]
-        counted = await matches.count(tx, collection, rest) if rest else {}
-        self._known.update({(collection, term): n for term, n in (likely | counted).items()})
+        counted = await matches.count(tx, collection, rest, view=view) if rest else {}
+        self._known.update({(collection, view, term): n for term, n in (likely | counted).items()})
         return found | likely | counted
 
-    async def _commonest(self, tx: Tx, collection: int, total: int) -> Mapping[int, float]:
+    async def _commonest(self, tx: Tx, collection: int, view: int, total: int) -> Mapping[int, float]:
         """The share of contents that the commonest terms occur in; empty where all are counted fast."""
         if total <= MAX_COUNTED:
             return {}
-        common = self._common.get(collection)
+        common = self._common.get((collection, view))
         if common is None:
-            common = self._common[collection] = await matches.commonest(tx, collection)
+            common = self._common[collection, view] = await matches.commonest(tx, collection, view=view)
         return common
