@@ -162,8 +162,8 @@ class Embedder(EmbeddingModels):
         items = shared | ours
         for item in items.values():
             item.waiters += 1
-            if call.lane == "interactive":
-                batcher.promote(item)
+        for item in shared.values() if call.lane == "interactive" else ():
+            batcher.promote(item)
         try:
             made = await outcomes(items)
             if call.use_cache:

@@ -2,7 +2,7 @@
 
 from cachetools import LRUCache
 
-from likewise.db import segments
+from likewise.apps.segments import rows
 from likewise.db.pool import Pool
 
 MAX_REMEMBERED = 10_000
@@ -20,6 +20,6 @@ class TenantNames:
         known = self._known.get(tenant)
         if known is None:
             async with self._pool.tenant(tenant, snapshot=True) as tx:
-                known = await segments.tenant_name(tx)
+                known = await rows.tenant_name(tx)
             self._known[tenant] = known
         return known
