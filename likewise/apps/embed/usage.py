@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from likewise.apps.answers import Answer
-from likewise.apps.collections.schemas import Moment
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf
 from likewise.apps.embed.results import usage_metrics
+from likewise.apps.fields import Moment
 from likewise.apps.filter_schema import TIME
 from likewise.apps.idempotency import Once
 from likewise.apps.problems import refusals
