@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 
@@ -163,11 +164,13 @@ class Collection:
         await self._service.drop(await self._likewise.tenant(), self.name)
 
     async def _search(self, question: Mapping[str, str], options: SearchOptions) -> SearchResult:
-        """Search as the HTTP API would, with its bounds."""
-        named = {name: getattr(options, name) for name in SearchKeywords.__annotations__}
+        """Search as the HTTP API would, with its bounds; only programs name views."""
+        views = {"view", "fused_with"}
+        named = {name: getattr(options, name) for name in SearchKeywords.__annotations__ if name not in views}
         given = {name: value for name, value in named.items() if value is not None}
-        one = checked(SearchIn, {**question, **given})
-        return await self._service.search(await self._likewise.tenant(), self.name, one.to_request())
+        request = checked(SearchIn, {**question, **given}).to_request()
+        request = replace(request, options=replace(request.options, view=options.view, fused_with=options.fused_with))
+        return await self._service.search(await self._likewise.tenant(), self.name, request)
 
 
 @contextlib.asynccontextmanager

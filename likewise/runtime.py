@@ -256,7 +256,7 @@ def _assemble(
         tasks=Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease),
         cache_invalidation=invalidation,
         recent=recent,
-        writer=Writer(pool, embedder, recent, backlog, keys, wake_signal, invalidation),
+        writer=Writer(pool, embedder, recent, backlog, keys, store, wake_signal, invalidation),
         searcher=Searcher(pool, embedder, admission, store, recent, reranking, sealing, kinds),
         worker=Worker(pool, embedder, admission, store, wake_signal, sealing, lease=lease, tries=settings.text_tries),
         authentication=Authentication(pool, settings, ONLY_TENANT),

@@ -28,7 +28,7 @@ async def test_the_general_api_knows_the_names_of_a_segment_s_fields(lw: Likewis
 async def test_a_collection_whose_app_is_not_there_is_refused_by_the_name_of_its_kind(lw: Likewise) -> None:
     # Given
     tenant = await lw.tenant()
-    postcards = Kind(name="postcards", text=lambda record: record.text or "")
+    postcards = Kind(name="postcards")
     into = Destination("old", postcards, NewCollection(lw.embedder.known(), postcards.policy))
     await lw.runtime.writer.write(tenant, into, [NewRecord("1", "the pump fails")])
     # When, then

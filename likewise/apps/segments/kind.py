@@ -10,7 +10,6 @@ from likewise.settings import Settings
 METADATA = "metadata"
 KIND = Kind(
     name="segments",
-    text=lambda record: record.text or "",
     indexed=("point_id", "segment_id"),
     aliases={"asset_id": "parent", "id": "point_id"},
     within=METADATA,

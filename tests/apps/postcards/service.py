@@ -12,7 +12,7 @@ from likewise.ingest.writer import Destination, NewCollection
 from likewise.kind import Kind, NewRecord
 from likewise.runtime import Runtime
 
-KIND = Kind(name="postcards", text=lambda record: record.text or "", aliases={"place": "parent"})
+KIND = Kind(name="postcards", aliases={"place": "parent"})
 COLLECTION, COUNT = "postcards:all", "postcards_count"
 COUNT_ALL = SQL("SELECT count(*) FROM records r JOIN collections c ON c.id = r.collection WHERE c.name = %s")
 COUNT_RESULT = JobResult(listed=lambda job: {"postcards": job.result["n"]})
