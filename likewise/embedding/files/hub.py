@@ -68,7 +68,7 @@ def _cache_root() -> Path | None:
 
 
 def _first_contact(url: str) -> bytes:
-    """The first small file, in a thread of its own: looking up a host's name knows no time limit."""
+    """Get the first small file in a thread of its own: looking up a host's name knows no time limit."""
     answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
     def ask() -> None:

@@ -44,7 +44,7 @@ class ProviderClient:
         """Try until it works, cannot work, or has failed too often; `attempt` posts so many texts.
 
         Raises:
-            ModelUnavailable: the provider is away, wants no more for now, or refuses who asks.
+            ModelUnavailable: the provider is away, wants no more for now, or refuses the key.
             RequestRefused, WrongAnswer: a text may be at fault.
         """
         failed = 0
