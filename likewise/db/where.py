@@ -102,7 +102,7 @@ def json_value(of: Field, where: Where) -> Composable:
 def matching_contents(tree: Filter, collection: int, indexed: IndexedFields, view: int = 0) -> Where:
     """Return a SELECT of the contents of all records that fit; a content comes once for each of its records.
 
-    Answered from indexes alone where they know everything that the filter asks, which they do for the first view.
+    SentResponse from indexes alone where they know everything that the filter asks, which they do for the first view.
     """
     by_index = None if view else _by_index(tree, collection, indexed, Where())
     if by_index is not None:

@@ -191,7 +191,7 @@ def _in_other_views(request: SearchRequest) -> list[SearchRequest]:
 
 
 def _mode(request: SearchRequest, view: ViewRow) -> Mode:
-    """What is ranked: a vector has no words, and a view may have no vectors."""
+    """Return the rankings that there can be: a vector has no words, and a view may have no vectors."""
     asked = request.options.mode
     if view.generation is None:
         if asked == "dense" or request.options.threshold is not None:

@@ -32,7 +32,7 @@ class ViewSearch:
 
     @property
     def is_last(self) -> bool:
-        """Whether deeper is not looked."""
+        """Return whether no deeper search can find more."""
         return self.ranking is not None and self.ranking.is_last
 
     @property

@@ -16,7 +16,7 @@ from likewise.apps.deps import TENANT
 from likewise.errors import LikewiseError, Overloaded, TooLarge, TooManyRequests
 from likewise.server.concurrency import permit_of
 from likewise.server.inflating import Inflater
-from likewise.server.problems import Refused, answer
+from likewise.server.problems import Rejection, answer
 
 # A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
 PAUSE_SECONDS = 15.0
@@ -199,7 +199,7 @@ class _CountedBody:
                 with self._permit.paused() if self._permit else contextlib.nullcontext():
                     return await self._receive()
         except TimeoutError:
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
+            raise Rejection(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
         finally:
             self.waited += time.monotonic() - began
 

@@ -11,9 +11,7 @@ from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, Lines, read_json
 from likewise.apps.collections.batches import Array, checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
-    MAX_ID,
     NAME_IN_PATH,
-    WHOLE,
     CollectionAnswer,
     CollectionIn,
     CollectionsAnswer,
@@ -38,6 +36,7 @@ from likewise.apps.deps import (
     position_of,
     while_connected,
 )
+from likewise.apps.fields import MAX_ID, WHOLE
 from likewise.apps.idempotency import Once
 from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.errors import NotFound

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from likewise.apps.answers import Answer
-from likewise.apps.collections.schemas import Moment
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf
 from likewise.apps.embed.results import usage_metrics
+from likewise.apps.fields import Moment
 from likewise.apps.filter_schema import TIME
 from likewise.apps.idempotency import Once
 from likewise.apps.problems import refusals
@@ -122,7 +122,7 @@ class UsageQuery(BaseModel):
 class Sums(BaseModel):
     """Texts that were asked for and tokens that they took; costs in US dollars."""
 
-    texts: int = Field(description="Answered with a vector.")
+    texts: int = Field(description="SentResponse with a vector.")
     cached: int = Field(description="Of these, by the cache.")
     generated: int = Field(description="Embedded by a model.")
     tokens: int = Field(description="Read by a model.")

@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.answers import Answer
-from likewise.apps.collections.schemas import MAX_LIMIT
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of
+from likewise.apps.fields import MAX_LIMIT
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.service import JobsService, JobView
 from likewise.apps.problems import refusals

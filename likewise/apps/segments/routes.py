@@ -8,9 +8,9 @@ from pydantic import BaseModel
 
 from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, parsed
-from likewise.apps.collections.schemas import MAX_ID, WHOLE
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ProcessEmbedder, ServiceOf, Spending, services, while_connected
+from likewise.apps.fields import MAX_ID, WHOLE
 from likewise.apps.idempotency import Once, Reply
 from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.apps.segments.accepted import Accepted

@@ -6,8 +6,8 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from likewise.apps.body import OldRequest
-from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, SearchFields
-from likewise.apps.fields import AS_WHOLE_NUMBER, Text
+from likewise.apps.collections.schemas import SearchFields
+from likewise.apps.fields import AS_WHOLE_NUMBER, MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, Text
 from likewise.apps.segments.documents import MIN_TOKENS, NewSegment
 from likewise.apps.segments.search import SegmentQuery
 from likewise.search.options import Mode

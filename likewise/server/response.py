@@ -4,7 +4,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
 
-class Answered:
+class SentResponse:
     """Passes messages on, remembers the status of the response, and adds the request's id."""
 
     def __init__(self, send: Send, request_id: str | None = None) -> None:
