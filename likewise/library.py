@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 
@@ -71,26 +72,26 @@ class Likewise:
         return service
 
     async def tenant(self) -> int:
-        """The one tenant of a Likewise without authentication."""
+        """Return the one tenant of a Likewise without authentication."""
         if self._tenant is None:
             self._tenant = await self.runtime.tenant()
         return self._tenant
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embedded:
-        """The vectors of texts, float32 (n, d) of unit length, with tokens read and cut off, and cost."""
+        """Return the vectors of texts, float32 (n, d) of unit length, with tokens read and cut off, and cost."""
         return await self.embedder.embed(await self.tenant(), texts, model=model)
 
     async def usage(
         self, since: datetime | None = None, until: datetime | None = None, group_by: GroupBy = "model"
     ) -> UsageReport:
-        """Texts, tokens and US dollars of the hours from `since` on that began before `until`; of 30 days by default.
+        """Return the usage of the hours from `since` on that began before `until`; by default of the last 30 days.
 
         Invalid if `since` is not before `until`, or, by the hour, for more than 366 days.
         """
         return await self.service(UsageService).report(await self.tenant(), since, until, group_by)
 
     def collection(self, name: str) -> "Collection":
-        """A collection by name; it is made when something is first added to it."""
+        """Return a collection by name; it is made when something is first added to it."""
         return Collection(self, name)
 
     async def health(self) -> Health:
@@ -98,7 +99,7 @@ class Likewise:
         return await self._health.read()
 
     async def wait_until_embedded(self, collection: str, on_progress: OnProgress | None = None) -> None:
-        """Until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
+        """Wait until every content of a collection has its vector, or has failed; `on_progress` gets done and total."""
         for pause in LOOK_AGAIN.pauses():
             stats = await self.collections.stats(await self.tenant(), collection)
             if on_progress is not None:
@@ -117,7 +118,7 @@ class Collection:
         self.name = name
 
     async def create(self, model: str | None = None, policy: Policy | None = None) -> CollectionView:
-        """Make it, with a model and a policy; Conflict if it is there."""
+        """Make the collection, with a model and a policy; Conflict if it is there."""
         checked(CollectionIn, {"name": self.name})
         return await self._service.create(await self._likewise.tenant(), self.name, model, policy)
 
@@ -147,7 +148,7 @@ class Collection:
         return await self._search({"like": id}, SearchOptions(**options))
 
     async def get(self, id: str) -> RecordView:
-        """One record."""
+        """Return one record."""
         return await self._service.record(await self._likewise.tenant(), self.name, id)
 
     async def delete(self, id: str) -> None:
@@ -155,7 +156,7 @@ class Collection:
         await self._service.delete(await self._likewise.tenant(), self.name, id)
 
     async def stats(self) -> dict[str, Any]:
-        """Counts, and the state of the vectors and their index."""
+        """Return counts, and the state of the vectors and their index."""
         return await self._service.stats(await self._likewise.tenant(), self.name)
 
     async def drop(self) -> None:
@@ -163,11 +164,13 @@ class Collection:
         await self._service.drop(await self._likewise.tenant(), self.name)
 
     async def _search(self, question: Mapping[str, str], options: SearchOptions) -> SearchResult:
-        """Search as the HTTP API would, with its bounds."""
-        named = {name: getattr(options, name) for name in SearchKeywords.__annotations__}
+        """Search as the HTTP API would, with its bounds; only programs name views."""
+        views = {"view", "fused_with"}
+        named = {name: getattr(options, name) for name in SearchKeywords.__annotations__ if name not in views}
         given = {name: value for name, value in named.items() if value is not None}
-        one = checked(SearchIn, {**question, **given})
-        return await self._service.search(await self._likewise.tenant(), self.name, one.to_request())
+        request = checked(SearchIn, {**question, **given}).to_request()
+        request = replace(request, options=replace(request.options, view=options.view, fused_with=options.fused_with))
+        return await self._service.search(await self._likewise.tenant(), self.name, request)
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,14 @@ def memory_limit() -> int:
     return min(limits)
 
 
+def home_folder() -> Path | None:
+    """Return the user's home folder; None if HOME is not set and the system knows no user of this id."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def processors() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Opens the parts in order, and closes them in reverse."""
+"""The parts of one process: opened in order, and closed in reverse."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Database:
-    """The database of the rows: the owner's URL (None where only the serving one is known), and the one that serves."""
+    """The URLs of the rows: the owner's (None where only the serving one is known), and the one that serves."""
 
     owner_url: str | None
     serving_url: str
@@ -92,7 +92,7 @@ class Runtime:
 
     @property
     def storage_fault(self) -> str | None:
-        """The fault of the storage: it could not bring the embedded Postgres back, or take a write."""
+        """The fault of the storage: that it cannot bring the embedded Postgres back, or take a write."""
         server = self.database.server
         return (server.storage_fault if server else None) or self.pool.storage_fault
 
@@ -102,13 +102,13 @@ class Runtime:
         return self.database.server.away if self.database.server else None
 
     async def tenant(self) -> int:
-        """The one tenant of a server without authentication."""
+        """Return the one tenant of a server without authentication."""
         return await collections.tenant_named(self.pool, ONLY_TENANT)
 
 
 @contextlib.asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """Open the database with a fitting schema: the one that a URL names, or an embedded one, which it upgrades.
+    """Open the database that a URL names, or an embedded one, which is upgraded by itself.
 
     Raises:
         StartError: it cannot be started or reached, or its schema does not fit.
@@ -128,7 +128,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 
 async def named_database(settings: Settings) -> Database:
-    """The database that the settings name; SettingsError if a URL cannot be read, or nobody serves it as yet."""
+    """Return the database that the settings name; SettingsError if a URL cannot be read, or nobody serves it as yet."""
     _refuse_unreadable_urls(settings)
     serving = settings.database_serving_url or roles.stored_serving_url(settings.data_dir)
     if serving is None:
@@ -151,7 +151,7 @@ async def _refuse_unreachable(owner_url: str) -> None:
 
 
 async def upgrade_database(settings: Settings, report: ProgressReport | None = None) -> list[str]:
-    """Bring the schema up to date; returns the names of the steps applied. `report` is told how far it is."""
+    """Bring the schema up to date, and return the names of the steps applied; `report` hears how far it is."""
     if settings.database_url is None:
         if settings.database_serving_url is not None:
             raise SettingsError("Upgrading needs the owner of the schema. Set LIKEWISE_DATABASE_URL.")
@@ -191,7 +191,7 @@ def _refuse_unreadable_urls(settings: Settings) -> None:
 async def open_runtime(
     settings: Settings, kinds: Kinds, *, worker: bool = True, embedder: Embedder | None = None
 ) -> AsyncIterator[Runtime]:
-    """All parts of one process, with its background work.
+    """Open all parts of one process, with its background work.
 
     Args:
         kinds: those of the apps.
@@ -256,7 +256,7 @@ def _assemble(
         tasks=Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease),
         cache_invalidation=invalidation,
         recent=recent,
-        writer=Writer(pool, embedder, recent, backlog, keys, wake_signal, invalidation),
+        writer=Writer(pool, embedder, recent, backlog, keys, store, wake_signal, invalidation),
         searcher=Searcher(pool, embedder, admission, store, recent, reranking, sealing, kinds),
         worker=Worker(pool, embedder, admission, store, wake_signal, sealing, lease=lease, tries=settings.text_tries),
         authentication=Authentication(pool, settings, ONLY_TENANT),
@@ -322,7 +322,7 @@ async def _flush_once(runtime: Runtime) -> None:
 
 
 async def _reached(work: Callable[[], Awaitable[T]]) -> T:
-    """A database that does not answer, or cannot do this, is at the start a reason not to start."""
+    """Turn the error of a database that does not answer, or cannot do this, into a reason not to start."""
     try:
         return await work()
     except StartError:

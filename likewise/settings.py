@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from likewise.errors import SettingsError
+from likewise.machine import home_folder
 
 PREFIX = "LIKEWISE_"
 ENV_FILE = ".env"
@@ -41,11 +42,17 @@ def default_data_dir() -> Path:
     """Return the data folder where none is set; root's must be readable by the user that runs Postgres."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/var/lib/likewise")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "likewise"
     shared = Path(os.environ.get("XDG_DATA_HOME", ""))
     # The XDG specification has relative paths ignored.
-    return (shared if shared.is_absolute() else Path.home() / ".local" / "share") / "likewise"
+    if shared.is_absolute() and sys.platform != "darwin":
+        return shared / "likewise"
+    home = home_folder()
+    if home is None:
+        raise SettingsError(
+            "There is no place to keep data in: this user has no home folder. "
+            "Set LIKEWISE_DATA_DIR to a folder that it may write to."
+        )
+    return home / ("Library/Application Support" if sys.platform == "darwin" else ".local/share") / "likewise"
 
 
 class Settings(BaseSettings):
@@ -320,7 +327,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir", "models_dir", "models_file", "postgres_bin")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser().absolute()
+        try:
+            return None if value is None else value.expanduser().absolute()
+        except RuntimeError:
+            raise PydanticCustomError("home", "it begins with ~, and this user has no home folder") from None
 
     @property
     def models_folder(self) -> Path:

@@ -61,6 +61,12 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture(autouse=True)
+def drawn_by_seed(chance: random.Random) -> None:
+    """What is drawn without a generator of its own is drawn by the run's seed, too."""
+    random.seed(chance.random())
+
+
+@pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """A test that sets up log lines leaves no handler behind on a stream that is closed after it."""
     root = logging.getLogger()

@@ -1,9 +1,12 @@
 """Settings: read once, refused by name, never shown."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from likewise.embedding.files import weights
+from likewise.embedding.models import MODELS
 from likewise.errors import SettingsError
 from likewise.settings import default_data_dir, load_settings
 
@@ -135,3 +138,31 @@ def test_a_secret_that_nobody_needs_does_no_harm_and_is_not_shown() -> None:
     for way in ("none", "keys", "dev"):
         settings = load_settings(auth=way, dev_jwt_secret=SECRET)
         assert "canary" not in repr(settings)
+
+
+@pytest.fixture
+def nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id without a name, and without HOME."""
+
+    def no_entry(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME", "LIKEWISE_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 12_345)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+
+
+@pytest.mark.usefixtures("nobody_knows")
+def test_a_user_without_a_home_folder_hears_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"no home folder\. Set LIKEWISE_DATA_DIR"):
+        load_settings()
+    monkeypatch.setenv("LIKEWISE_DATA_DIR", "~/data")
+    with pytest.raises(SettingsError, match="LIKEWISE_DATA_DIR: it begins with ~"):
+        load_settings()
+    # When that is set, then it is enough, also to look for the model
+    monkeypatch.setenv("LIKEWISE_DATA_DIR", str(tmp_path))
+    settings = load_settings(offline=True)
+    assert settings.data_dir == tmp_path
+    weights.locate(MODELS[0], settings)

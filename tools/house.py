@@ -19,10 +19,10 @@ QUESTION_WORDS = frozenset("what who whose whom which where when whether why how
 # Where a record comes in, from the services of the apps to the rows.
 WRITE_PATH = (
     "ingest/writer.py",
-    "ingest/unit.py",
     "ingest/unit_of_work.py",
     "ingest/grouping.py",
-    "ingest/batches.py",
+    "ingest/group_commit.py",
+    "ingest/batch.py",
     "apps/collections/batches.py",
     "apps/collections/service.py",
     "apps/collections/writing.py",

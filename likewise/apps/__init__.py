@@ -1,1 +1,1 @@
-"""The apps: in each folder routes, schemas and a service; `deps` and `body` are what their routes share."""
+"""The apps, a folder each; `registry` has their rows, and the other modules are shared by their routes."""

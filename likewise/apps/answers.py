@@ -20,17 +20,17 @@ class Answer(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The content as JSON."""
+        """Write the content as JSON."""
         return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
 
 
 def written(content: Mapping[str, Any]) -> bytes:
-    """A JSON object, vectors included."""
+    """Return a JSON object, vectors included."""
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def with_rows(head: Mapping[str, Any], name: str, rows: Iterable[Any], width: int) -> bytes:
-    """A JSON object: the members of `head`, and as `name` a list of rows of about `width` numbers each."""
+    """Return a JSON object: the members of `head`, and as `name` a list of rows of about `width` numbers each."""
     parts: list[bytes] = []
     at_a_time = max(1, NUMBERS_AT_A_TIME // max(1, width))
     for place, row in enumerate(rows, 1):
@@ -42,10 +42,10 @@ async def with_rows(head: Mapping[str, Any], name: str, rows: Iterable[Any], wid
 
 
 def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer that is written already."""
+    """Return an answer that is written already."""
     return Response(body, headers=dict(headers or {}), media_type="application/json")
 
 
 def as_base64(vector: npt.NDArray[np.generic]) -> str:
-    """A vector as OpenAI's clients ask for it: little-endian float32 in the standard alphabet."""
+    """Return a vector as OpenAI's clients ask for it: little-endian float32 in the standard alphabet."""
     return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()

@@ -84,14 +84,14 @@ class Lines:
     """
 
     def __init__(self, request: Request) -> None:
-        """UnsupportedMediaType if the body is encoded otherwise than its route declares, or not in UTF-8."""
+        """Refuse a body that is encoded otherwise than its route declares, or not in UTF-8."""
         declaration_in(request.scope).body.refuse_other(request.headers)
         self._request = request
         self._tail = bytearray()
         self._held = 0
 
     def release(self, *, but: int) -> None:
-        """The lines that were given are done with, except for so many bytes of them."""
+        """Give the lines back that were taken, as they are done with, except for so many bytes of them."""
         done = self._held - but - len(self._tail)
         if done > 0:
             self._done_with(done)
@@ -154,7 +154,7 @@ async def hold(request: Request, max_bytes: int) -> bytes:
 
 
 def parse_json(raw: bytes) -> Any:
-    """A JSON document in UTF-8 of at most 32 levels.
+    """Return the value of a JSON document in UTF-8 of at most 32 levels.
 
     Refused are NaN, infinities, numbers beyond a double, and a byte order mark; of equal keys the last counts. Half a
     surrogate pair, which is no character, becomes U+FFFD.
@@ -169,7 +169,7 @@ def parse_json(raw: bytes) -> Any:
 
 
 def checked(model: type[M], value: Any) -> M:
-    """`value` as a `model`, else Invalid with a pointer for each wrong place."""
+    """Return `value` as a `model`, else Invalid with a pointer for each wrong place."""
     if not isinstance(value, dict):
         raise Invalid.at("", "The body must be a JSON object.", "wrong_type")
     try:
@@ -179,7 +179,7 @@ def checked(model: type[M], value: Any) -> M:
 
 
 def invalid(faults: list[Fault], count: int | None = None) -> Invalid:
-    """The error for `count` faults, of which the first twenty are listed."""
+    """Return the error for `count` faults, of which the first twenty are listed."""
     count = len(faults) if count is None else count
     detail = faults[0].message if count == 1 else f"{count} places of the request are wrong."
     if count > MAX_FAULTS:
@@ -189,24 +189,24 @@ def invalid(faults: list[Fault], count: int | None = None) -> Invalid:
 
 
 def faults_of(error: ValidationError) -> list[Fault]:
-    """The first twenty faults that pydantic found, in our words: a value is never repeated."""
+    """Return the first twenty faults that pydantic found, in our words: a value is never repeated."""
     found = error.errors(include_url=False, include_input=False)[:MAX_FAULTS]
     return [fault_of(details, [part for part in details["loc"] if part not in FORMS]) for details in found]
 
 
 def fault_of(details: ErrorDetails, place: Iterable[object]) -> Fault:
-    """One of pydantic's faults, at a place given as keys and indexes."""
+    """Return one of pydantic's faults, at a place given as keys and indexes."""
     code, message = _in_our_words(details["type"], details["msg"], details.get("ctx", {}))
     return Fault(pointer(place), code, message)
 
 
 def wrong(code: str, message: str) -> PydanticCustomError:
-    """Return the error that a validator of a field raises; its message must not hold the value."""
+    """Return the error that a validator of a field raises; the message must not hold the value."""
     return PydanticCustomError(_OWN + code, message)
 
 
 def pointer(parts: Iterable[object]) -> str:
-    """A JSON pointer (RFC 6901), cut where a caller's own key makes it long."""
+    """Return a JSON pointer (RFC 6901), cut where a caller's own key makes it long."""
     escaped = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
     return escaped if len(escaped) <= MAX_POINTER else escaped[:MAX_POINTER] + "…"
 
@@ -263,13 +263,13 @@ def _loads(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
-        # Half a surrogate pair is the one fault that we mend: everyday tools cut texts in the middle of an emoji.
+        # Half a surrogate pair is the one fault that we fix: everyday tools cut texts in the middle of an emoji.
         if not _ESCAPED_SURROGATE.search(raw):
             raise
-        return orjson.loads(_SURROGATES.sub(_mend, raw))
+        return orjson.loads(_SURROGATES.sub(_fix, raw))
 
 
-def _mend(found: re.Match[bytes]) -> bytes:
+def _fix(found: re.Match[bytes]) -> bytes:
     return rb"\ufffd" if found[1] else found[0]
 
 

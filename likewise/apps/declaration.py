@@ -1,4 +1,4 @@
-"""RouteDeclaration: the body that a route takes, and how it loads the server. Its caller is in its signature."""
+"""RouteDeclaration: the body that a route takes, and the load that it is. Its caller is in its signature."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ _SCOPE = "likewise.declaration"
 
 
 class Load(Enum):
-    """A class of load: the routes of one class are admitted together, and keep no others out."""
+    """A class of load: its routes are admitted together, and keep no others out."""
 
     # Rows and connections.
     WRITE = "write"
@@ -68,7 +68,7 @@ class Body:
         return found if found in self.encodings else None
 
     def refuse_other(self, headers: Headers) -> None:
-        """UnsupportedMediaType for a body of another media type or encoding than are declared."""
+        """Refuse a body of another media type or encoding than are declared, with UnsupportedMediaType."""
         kind = media_type(headers)
         as_json = kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
         if not (as_json and self.model is not None) and kind not in self.others:
@@ -85,7 +85,7 @@ class Body:
 
 @dataclass(frozen=True)
 class RouteDeclaration:
-    """The load of a route, and the body that it takes."""
+    """A route's class of load, and the body that it takes."""
 
     load: Load
     body: Body = Body()

@@ -25,7 +25,7 @@ TENANT = "likewise.tenant"
 
 
 class Services(Protocol):
-    """The part of `library.Likewise` that routes need; it knows the apps, and so cannot be known by them."""
+    """The part of `library.Likewise` that routes need: the library knows the apps and so cannot be known by them."""
 
     @property
     def runtime(self) -> Runtime:
@@ -38,7 +38,7 @@ class Services(Protocol):
 
 
 def services(request: Request) -> Services:
-    """The open library, put there by the server when it started."""
+    """Return the open library, put there by the server when it started."""
     opened: Services = request.app.state.likewise
     return opened
 
@@ -63,7 +63,7 @@ class Requires:
 
 
 async def nobody_is_asked() -> None:
-    """Marks a route that is open to everybody."""
+    """Mark a route that is open to everybody."""
 
 
 async def process_embedder(request: Request) -> Embedder:
@@ -72,7 +72,7 @@ async def process_embedder(request: Request) -> Embedder:
 
 
 async def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
-    """Takes the tokens of texts from a tenant's quota; TooManyRequests or LargerThanQuota if it does not hold them."""
+    """Return what takes tokens from a tenant's quota; it raises TooManyRequests or LargerThanQuota."""
     return services(request).runtime.quotas.spend
 
 
@@ -116,12 +116,12 @@ async def _left(request: Request) -> None:
 
 
 def cursor_for(listing: str, tenant: int, after: str) -> str:
-    """An opaque cursor: where the next page of one listing of one tenant begins."""
+    """Return an opaque cursor: the place where the next page of one listing of one tenant begins."""
     return base64.urlsafe_b64encode(_seal(listing, tenant, after) + after.encode()).rstrip(b"=").decode()
 
 
 def position_of(listing: str, tenant: int, cursor: str, position: re.Pattern[str]) -> str:
-    """Return the position of a cursor; Invalid if it is none of ours, or another tenant's or listing's.
+    """Return the place of a cursor of ours; Invalid for any other, another tenant's and another listing's included.
 
     The seal is no secret, so what it seals must be a `position` that the listing can have.
     """
@@ -144,5 +144,5 @@ def _seal(listing: str, tenant: int, after: str) -> bytes:
 
 
 def forged() -> Invalid:
-    """Return the error for a cursor that is none of ours."""
+    """Return the refusal of a cursor that is none of ours."""
     return Invalid.at("/cursor", "This is not a cursor of this list; start without one.", "invalid_cursor")

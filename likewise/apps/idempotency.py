@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
 from uuid import uuid4
@@ -41,28 +42,30 @@ class Idempotency:
         self._key = key
 
     @asynccontextmanager
-    async def begin(self, tenant: int, status: int | Callable[[Any], int] = 200) -> AsyncIterator["Reply"]:
+    async def begin(self, tenant: int, status: int = 200, *, ended: int | None = None) -> AsyncIterator["Reply"]:
         """Hold the request for the block, which does its work if `reply.is_new` and gives the result.
 
         Args:
-            status: of the answer, or what gives it for a result.
+            status: of the answer.
+            ended: of one about a job that has nothing left to do.
 
         Raises:
             Invalid: another request came with this key.
             InProgress: this one is still running.
         """
+        statuses = Statuses(status, ended or status)
         if self._key is None:
-            yield Reply(status)
+            yield Reply(statuses)
             return
         attempt = await self._attempt(self._key)
         earlier = await idempotency.begin(self._pool, tenant, attempt, self._lease)
         if earlier is not None:
             replayed = Response(earlier.answer, earlier.status, {REPLAYED: "true"}, Answer.media_type)
-            yield Reply(status, replayed=replayed)
+            yield Reply(statuses, replayed=replayed)
             return
-        run = Run(self._pool, tenant, attempt, self._lease, status)
+        run = Run(self._pool, tenant, attempt, self._lease, statuses)
         async with run.held():
-            yield Reply(status, run)
+            yield Reply(statuses, run)
 
     async def _attempt(self, key: str) -> Attempt:
         request = self._request
@@ -77,12 +80,10 @@ class Idempotency:
 class Reply:
     """The answer to a request: the one that it had before, or the result of its work now."""
 
-    def __init__(
-        self, status: int | Callable[[Any], int], run: "Run | None" = None, replayed: Response | None = None
-    ) -> None:
+    def __init__(self, statuses: "Statuses", run: "Run | None" = None, replayed: Response | None = None) -> None:
         self.is_new = replayed is None
         self.answers = run
-        self._status = status
+        self._statuses = statuses
         self._response = replayed
 
     async def give(self, result: Any, *, lasting: bool = True) -> None:
@@ -95,7 +96,7 @@ class Reply:
             await self.answers.save_now(result)
         # Word for word what a repetition will be answered.
         kept = self.answers.answer if self.answers is not None else None
-        self._response = kept or Answer(result, status_code=_status(self._status, result))
+        self._response = kept or Answer(result, status_code=self._statuses.of(result))
 
     @property
     def response(self) -> Response:
@@ -107,19 +108,17 @@ class Reply:
 class Run:
     """One run of a request that has a key, and its answer once that is kept."""
 
-    def __init__(
-        self, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta, status: int | Callable[[Any], int]
-    ) -> None:
+    def __init__(self, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta, statuses: "Statuses") -> None:
         self._pool = pool
         self._tenant = tenant
         self._attempt = attempt
         self._lease = lease
-        self._status = status
+        self._statuses = statuses
         self.answer: Response | None = None
 
     async def save(self, tx: Tx, result: Any) -> None:
         """Keep the answer in a transaction; again, if that is tried again."""
-        status = _status(self._status, result)
+        status = self._statuses.of(result)
         answer = Answer(result, status_code=status)
         await idempotency.finish(tx, self._attempt, status, bytes(answer.body))
         self.answer = answer
@@ -155,8 +154,16 @@ class Run:
             await idempotency.release(self._pool, self._tenant, self._attempt)
 
 
-def _status(status: int | Callable[[Any], int], result: Any) -> int:
-    return status(result) if callable(status) else status
+@dataclass(frozen=True)
+class Statuses:
+    """The status of an answer, and that of one about a job that has ended well."""
+
+    usual: int
+    ended: int
+
+    def of(self, result: Any) -> int:
+        """Return the status for a result."""
+        return self.ended if getattr(result, "status", None) == "SUCCEEDED" else self.usual
 
 
 async def once(

@@ -46,7 +46,7 @@ class FaultOut(BaseModel):
 
 
 class Problem(BaseModel):
-    """The reason for which a request failed (RFC 9457). `detail` and `errors` never repeat a value that was sent."""
+    """The reason why a request was not done (RFC 9457). `detail` and `errors` never repeat a value that was sent."""
 
     type: str
     title: str

@@ -6,7 +6,7 @@ from likewise.errors import Fault, Invalid
 
 
 def refuse_repeats(ids: Sequence[str], pointer: str, message: str) -> None:
-    """Refuse ids that come twice, since either text would be a guess: Invalid, with a fault for each repetition.
+    """Refuse texts with one id, of which none can be known to count: Invalid, with a fault for each repetition.
 
     Args:
         pointer: where an id is in the request, with `{}` for its place in the batch.

@@ -12,7 +12,9 @@ import typer
 from likewise.apps.body import parse_json
 from likewise.cleaning import cleaned
 from likewise.cli.files import LINES, Unreadable, open_regular
-from likewise.cli.opening import open_to_serve, refuse_no_tenant, require_model_files
+from likewise.cli.models import require_model_files
+from likewise.cli.names import refuse_no_tenant
+from likewise.cli.opening import open_to_serve
 from likewise.cli.running import FAILED, OK, PARTLY, AsJson, ModelOption, command_settings, run
 from likewise.cli.terminal import answer, counted, note, note_faults, require_stdin, stdin_batches
 from likewise.db import collections
@@ -177,7 +179,7 @@ class _Warmer:
         return texts
 
     async def _embed(self, texts: dict[int, str]) -> None:
-        """Embed them; those that cannot be are named and left out."""
+        """Embed texts; those that cannot be embedded are named and left out."""
         while texts:
             numbers, distinct = list(texts), list(dict.fromkeys(texts.values()))
             try:

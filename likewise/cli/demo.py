@@ -17,7 +17,8 @@ from typing import Annotated
 import typer
 
 from likewise.apps.collections.service import SearchResult
-from likewise.cli.opening import open_library, require_model_files, until_embedded
+from likewise.cli.models import require_model_files
+from likewise.cli.opening import open_library, until_embedded
 from likewise.cli.running import AsJson, Interruption, command_settings, run
 from likewise.cli.serve import HostOption, PortOption, listen, serve_open
 from likewise.cli.terminal import in_a_line, note, say, say_json, scores

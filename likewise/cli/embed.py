@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from likewise.cli.opening import require_model_files
+from likewise.cli.models import require_model_files
 from likewise.cli.running import AsJson, ModelOption, command_settings, run
 from likewise.cli.terminal import counted, note, require_stdin, say, say_json, stdin_batches
 from likewise.embedding.embedder import Embedded, Embedder

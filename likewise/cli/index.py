@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from likewise.cli.files import Source, count_files, of_lines, owner_of, sources
-from likewise.cli.opening import model_named, note_waiting, open_library, until_embedded
+from likewise.cli.models import model_named
+from likewise.cli.opening import note_waiting, open_library, until_embedded
 from likewise.cli.running import FAILED, OK, PARTLY, AsJson, CollectionOption, ModelOption, command_settings, run
 from likewise.cli.terminal import answer, counted, in_a_line, note_faults, require_stdin, stdin_batches
 from likewise.db import collections, lookups

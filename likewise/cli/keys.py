@@ -1,6 +1,5 @@
-"""`likewise keys` and `likewise token`: API keys, the text key, and tokens for development."""
+"""`likewise keys`: API keys, and the text key."""
 
-import re
 import sys
 from datetime import datetime
 from typing import Annotated
@@ -8,21 +7,17 @@ from typing import Annotated
 import typer
 
 from likewise.auth.api_keys import REMEMBERED_SECONDS, digest_of, new_key, prefix_of
-from likewise.auth.caller import Scope
-from likewise.auth.verification_keys import DevelopmentSecret
-from likewise.cli.opening import open_as_owner, refuse_no_tenant
+from likewise.cli.names import refuse_no_tenant, scopes_of
+from likewise.cli.opening import open_as_owner
 from likewise.cli.running import AsJson, command_settings, in_loop, run
 from likewise.cli.terminal import answer, answer_list, counted, note, say, say_json
 from likewise.db import keys as key_rows
 from likewise.db.text_key import source_of
 from likewise.db.text_key_rotation import RotationOutcome, SealedCounts, rotate
-from likewise.errors import SettingsError
 from likewise.progress import progress
 from likewise.settings import Settings
 
 MAX_NAME = 128
-NEVER = "never"
-MAX_SECONDS = 3_650 * 86_400
 BY_OWNER = "Keys are made by the owner of the database."
 TEXT_KEY_BY_OWNER = "The text key is changed by the owner of the database."
 NONE = "There are no keys. `likewise keys create --tenant NAME` makes one."
@@ -30,9 +25,6 @@ LOSSES = (
     "Texts that wait encrypted with a key that is not here are given up, and words of collections that keep no texts "
     "are found no more."
 )
-
-_DURATION = re.compile(r"([1-9]\d{0,8})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 keys = typer.Typer()
 
@@ -68,7 +60,7 @@ async def create(
 ) -> None:
     """Make a key and show it, this once."""
     settings = command_settings()
-    granted = _scopes(scopes)
+    granted = scopes_of(scopes)
     refuse_no_tenant(tenant, "--tenant")
     if name is not None and not (name.strip() and name.isprintable() and len(name) <= MAX_NAME):
         raise typer.BadParameter(f"A name has 1 to {MAX_NAME} printable characters.")
@@ -107,31 +99,6 @@ async def revoke(
         await key_rows.revoke(owner, wanted)
     line = f"{wanted} is revoked. A server that has just seen it takes it for {REMEMBERED_SECONDS:.0f} more seconds."
     answer({"revoked": wanted, "within_seconds": REMEMBERED_SECONDS}, line, as_json=as_json)
-
-
-def token(
-    tenant: Annotated[str, typer.Option(help="Whom the token is for.")],
-    scopes: Annotated[
-        str, typer.Option("--scopes", "--scope", help="What it allows, by comma: read, write, admin.")
-    ] = "read,write",
-    expires: Annotated[str, typer.Option(help="When it ends: in 90s, 30m, 1h, 7d, or never.")] = "1h",
-    as_json: AsJson = False,
-) -> None:
-    settings = command_settings()
-    granted, seconds = _scopes(scopes), _seconds(expires)
-    refuse_no_tenant(tenant, "--tenant")
-    if settings.dev_jwt_secret is None:
-        words = "Set LIKEWISE_DEV_JWT_SECRET to that of the server; `openssl rand -hex 32` makes one."
-        raise SettingsError(f"A token is signed with a secret, and there is none. {words}")
-    made = DevelopmentSecret(settings.dev_jwt_secret).token(tenant, settings.jwt_tenant_claim, granted, seconds)
-    facts = {"token": made, "tenant": tenant, "scopes": sorted(granted), "expires_in": seconds}
-    # The token alone on stdout, so that a script may take it from there.
-    answer(facts, made, as_json=as_json)
-    if not as_json:
-        ends = NEVER if seconds is None else f"in {expires}"
-        note(f"Tenant {tenant}: {', '.join(sorted(granted))}. It ends {ends}.")
-    if "dev" not in settings.auth:
-        note("LIKEWISE_AUTH does not name `dev` here: a server with these settings refuses this token.")
 
 
 async def _rotate(settings: Settings, *, lost: bool, as_json: bool) -> None:
@@ -176,24 +143,3 @@ def _line(row: key_rows.KeyRow) -> str:
 
 def _minute(moment: datetime | None) -> str:
     return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
-
-
-def _scopes(given: str) -> frozenset[Scope]:
-    try:
-        granted = frozenset(Scope(part.strip()) for part in given.split(",") if part.strip())
-    except ValueError:
-        granted = frozenset()
-    if not granted:
-        raise typer.BadParameter("Name one or several of read, write and admin, by comma.", param_hint="--scopes")
-    return granted
-
-
-def _seconds(expires: str) -> int | None:
-    if expires == NEVER:
-        return None
-    found = _DURATION.fullmatch(expires)
-    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
-    if not 0 < seconds <= MAX_SECONDS:
-        words = f"Write it as 90s, 30m, 1h or 7d, up to {MAX_SECONDS // 86_400}d, or {NEVER}."
-        raise typer.BadParameter(words, param_hint="--expires")
-    return seconds

@@ -54,7 +54,7 @@ COMMANDS = (
     ),
     _own("search", "search:search", "Find the records nearest to a query in meaning and words."),
     _own("similar", "search:similar", "Find the records most like one of the collection."),
-    _own("token", "keys:token", "Make a JWT for a server with LIKEWISE_AUTH=dev and the same secret."),
+    _own("token", "token:token", "Make a JWT for a server with LIKEWISE_AUTH=dev and the same secret."),
     _own(
         "usage",
         "usage:usage",

@@ -1,5 +1,6 @@
 """`likewise models`: list models, fetch their files, try them."""
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,18 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from likewise.cli.opening import fetch_model, model_named, rerankers
 from likewise.cli.running import AsJson, command_settings, in_loop
 from likewise.cli.terminal import answer
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
 from likewise.embedding.loading import ONE_USE_SECONDS
-from likewise.embedding.models import MODELS, REMOTE, Catalogue, ModelSpec
+from likewise.embedding.models import MODELS, REMOTE, RERANKERS, Catalogue, ModelSpec
 from likewise.embedding.providers import openai
 from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
 from likewise.embedding.space import PROBE_TEXTS
-from likewise.errors import Invalid, ModelUnavailable, NotSupported
+from likewise.errors import Invalid, ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
+from likewise.progress import in_mebibytes, progress
 from likewise.search.reranking import RerankerCatalogue, Rerankers
 from likewise.settings import Settings
 
@@ -88,6 +89,57 @@ def _state(spec: ModelSpec, settings: Settings) -> str:
     except NotSupported:
         return "needs torch"
     return "here" if weights.locate(spec, settings) else "not here"
+
+
+def rerankers(settings: Settings) -> list[ModelSpec]:
+    """List the rerankers that requests may name, then the others that are known by name."""
+    allowed = RerankerCatalogue(settings).specs()
+    return list({spec.name: spec for spec in (*allowed, *RERANKERS)}.values())
+
+
+def model_named(settings: Settings, name: str | None) -> ModelSpec:
+    """Find a model by any of its names, allowed for requests or not; NotFound if there is none."""
+    allowed = Catalogue(settings).specs()
+    if name is None:
+        return allowed[0]
+    for spec in (*allowed, *MODELS, *rerankers(settings)):
+        if spec.answers_to(name):
+            return spec
+    raise NotFound("There is no such model; `likewise models list` shows those there are.")
+
+
+def require_runnable(settings: Settings) -> ModelSpec:
+    """Find the default model; SettingsError if there is none of that name, or this version cannot run it."""
+    spec = model_named(settings, None)
+    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
+        raise SettingsError(
+            f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
+            "`likewise models list` shows the models there are."
+        )
+    if spec.endpoint is not None:
+        return spec
+    try:
+        Catalogue(settings).runtime(spec)
+    except NotSupported as error:
+        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
+    return spec
+
+
+def require_model_files(settings: Settings, model: str | None, *, quiet: bool) -> None:
+    """Fetch the files of a model that the settings allow, if they are not here; StartError if they cannot be had."""
+    spec = require_runnable(settings) if model is None else Catalogue(settings).resolve(model)
+    if spec.endpoint is not None:
+        return
+    try:
+        fetch_model(spec, settings, quiet=quiet)
+    except ModelUnavailable as error:
+        raise StartError(error.detail) from None
+
+
+def fetch_model(spec: ModelSpec, settings: Settings, *, quiet: bool) -> str:
+    """Fetch a model's files if they are not here; returns their folder."""
+    with progress(f"Fetching {spec.name} (MiB)", quiet=quiet) as report:
+        return str(weights.obtain(spec, settings, in_mebibytes(report)))
 
 
 async def try_model(settings: Settings, name: str | None) -> dict[str, Any]:

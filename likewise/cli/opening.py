@@ -1,26 +1,20 @@
-"""Open what commands work with: the library, the database, the files of a model."""
+"""Open what commands work with: the library and the database; and wait for vectors."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import typer
-
-from likewise.auth.tenants import MAX_CHARACTERS, is_name
 from likewise.backoff import Backoff
+from likewise.cli.models import require_runnable
 from likewise.cli.terminal import note
 from likewise.db import collections, waiting
 from likewise.db.collections import Generation
 from likewise.db.pool import Pool
 from likewise.db.usage import tenant_of
-from likewise.embedding.files import weights
-from likewise.embedding.models import MODELS, RERANKERS, Catalogue, ModelSpec
-from likewise.errors import ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
-from likewise.progress import in_mebibytes, progress
+from likewise.errors import NotFound, SettingsError
+from likewise.progress import progress
 from likewise.runtime import open_database
-from likewise.search.reranking import RerankerCatalogue
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,69 +61,12 @@ async def _one_connection(url: str) -> AsyncIterator[Pool]:
         await pool.close()
 
 
-def refuse_no_tenant(name: str, option: str | None = None) -> None:
-    """Refuse a name that no tenant can have, in a JWT as on the command line."""
-    if not is_name(name):
-        raise typer.BadParameter(f"A tenant's name has 1 to {MAX_CHARACTERS} printable characters.", param_hint=option)
-
-
 async def tenant_id(owner: Pool, name: str) -> int:
     """Look up a tenant by its name; NotFound if there is none."""
     number = await tenant_of(owner, name)
     if number is None:
         raise NotFound("There is no tenant of this name. `likewise tenants list` shows those that there are.")
     return number
-
-
-def rerankers(settings: Settings) -> list[ModelSpec]:
-    """List the rerankers that requests may name, then the others that are known by name."""
-    allowed = RerankerCatalogue(settings).specs()
-    return list({spec.name: spec for spec in (*allowed, *RERANKERS)}.values())
-
-
-def model_named(settings: Settings, name: str | None) -> ModelSpec:
-    """Find a model by any of its names, allowed for requests or not; NotFound if there is none."""
-    allowed = Catalogue(settings).specs()
-    if name is None:
-        return allowed[0]
-    for spec in (*allowed, *MODELS, *rerankers(settings)):
-        if spec.answers_to(name):
-            return spec
-    raise NotFound("There is no such model; `likewise models list` shows those there are.")
-
-
-def require_runnable(settings: Settings) -> ModelSpec:
-    """Find the default model; SettingsError if there is none of that name, or this version cannot run it."""
-    spec = model_named(settings, None)
-    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
-        raise SettingsError(
-            f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
-            "`likewise models list` shows the models there are."
-        )
-    if spec.endpoint is not None:
-        return spec
-    try:
-        Catalogue(settings).runtime(spec)
-    except NotSupported as error:
-        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
-    return spec
-
-
-def require_model_files(settings: Settings, model: str | None, *, quiet: bool) -> None:
-    """Fetch the files of a model that the settings allow, if they are not here; StartError if they cannot be had."""
-    spec = require_runnable(settings) if model is None else Catalogue(settings).resolve(model)
-    if spec.endpoint is not None:
-        return
-    try:
-        fetch_model(spec, settings, quiet=quiet)
-    except ModelUnavailable as error:
-        raise StartError(error.detail) from None
-
-
-def fetch_model(spec: ModelSpec, settings: Settings, *, quiet: bool) -> str:
-    """Fetch a model's files if they are not here; returns their folder."""
-    with progress(f"Fetching {spec.name} (MiB)", quiet=quiet) as report:
-        return str(weights.obtain(spec, settings, in_mebibytes(report)))
 
 
 async def until_embedded(likewise: "Likewise", collection: str, *, quiet: bool) -> str | None:

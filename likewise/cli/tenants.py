@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from likewise.cli.opening import open_as_owner, refuse_no_tenant
+from likewise.cli.names import refuse_no_tenant
+from likewise.cli.opening import open_as_owner
 from likewise.cli.running import AsJson, command_settings, in_loop
 from likewise.cli.terminal import answer, answer_list, counted
 from likewise.db.tenants import declare, listed

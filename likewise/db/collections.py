@@ -19,7 +19,7 @@ from likewise.db.failures import TOO_MANY, UNIQUE
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
-from likewise.errors import Conflict, NotFound
+from likewise.errors import Conflict, Invalid, NotFound
 from likewise.kind import Policy
 from likewise.sealing import KEY_BYTES, Sealing, about_collection
 
@@ -29,10 +29,13 @@ MAX_COLLECTIONS = 100
 RECENT_SECONDS = 1.0
 MAX_RECENT = 10_000
 
+# The name of the view that every collection has.
+FIRST_VIEW = "text"
+
 GenerationState = Literal["building", "active", "retired"]
 
 TENANT_NAMED = SQL("SELECT tenant_named(%s)")
-MAKE = SQL("SELECT make_collection(%s, %s, %s, %s, %s, %s, %s)")
+MAKE = SQL("SELECT make_collection(%s, %s, %s, %s, %s, %s, %s, %s)")
 SET_TERMS_KEY = SQL("UPDATE collections SET terms_key = %s WHERE id = %s")
 DROP = SQL("SELECT drop_collection(%s)")
 # Writers share a collection; making, switching and retiring a generation, and dropping, exclude them. So does a writer
@@ -42,39 +45,59 @@ LOCK = SQL("SELECT lock_collection(%s)")
 TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s")
 # Of a collection that is dropped so many texts are told one by one: some 6 MB.
 MAX_HASHES = 100_000
-MAKE_GENERATION = SQL("SELECT make_generation(%s, %s, %s, %s)")
+MAKE_GENERATION = SQL("SELECT make_generation(%s, %s::smallint, %s, %s, %s, %s)")
 
+GENERATION_COLUMNS = SQL("""
+    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state, g.view
+""")
 COLUMNS = SQL("""
     c.id, c.tenant, c.name, c.kind, c.analyzer, c.policy, c.terms_total, c.contents_total, c.created_at,
-    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state,
-    c.terms_key
-""")
+    {generation}, c.terms_key, beside.views
+""").format(generation=GENERATION_COLUMNS)
+# The views beside the first, each with its active generation if it has vectors; null for most collections.
+BESIDE = SQL("""
+    LEFT JOIN LATERAL (
+        SELECT array_agg(to_jsonb(v) || jsonb_build_object('generation', CASE WHEN g.id IS NOT NULL THEN
+                   jsonb_build_array({generation}) END) ORDER BY v.view) AS views
+        FROM collection_views v
+        LEFT JOIN generations g ON g.collection = v.collection AND g.view = v.view AND g.state = 'active'
+        WHERE v.collection = c.id
+    ) beside ON true
+""").format(generation=GENERATION_COLUMNS)
 BY_NAME = SQL("""
-    SELECT {columns} FROM collections c JOIN generations g ON g.id = c.active_generation WHERE c.name = %s
-""").format(columns=COLUMNS)
+    SELECT {columns} FROM collections c JOIN generations g ON g.id = c.active_generation {beside} WHERE c.name = %s
+""").format(columns=COLUMNS, beside=BESIDE)
 LIST = SQL("""
-    SELECT {columns} FROM collections c JOIN generations g ON g.id = c.active_generation
+    SELECT {columns} FROM collections c JOIN generations g ON g.id = c.active_generation {beside}
     WHERE c.name > %s ORDER BY c.name LIMIT %s
-""").format(columns=COLUMNS)
+""").format(columns=COLUMNS, beside=BESIDE)
 GENERATION = SQL("""
-    SELECT g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state, g.collection
-    FROM generations g WHERE g.id = %s
-""")
+    SELECT {generation}, g.collection FROM generations g WHERE g.id = %s
+""").format(generation=GENERATION_COLUMNS)
 # Whoever waits for a table's exclusive lock holds up all its readers; an index being built keeps it for minutes.
 PATIENCE = SQL("SELECT set_config('lock_timeout', '3s', true)")
-# Those that new contents must get a vector in.
-LIVE_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id")
+# Those that new contents of their view must get a vector in.
+LIVE_GENERATIONS = SQL(
+    "SELECT id, view, model FROM generations WHERE collection = %s AND state <> 'retired' ORDER BY id"
+)
+# Retired ones included: they keep their vectors until they are dropped.
+ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
 ADOPT = SQL("UPDATE generations SET space = %s, numerics = %s, probe = %s WHERE id = %s AND space IS NULL")
 SPACES = SQL("SELECT space, dimension, probe FROM spaces_of_model(%s)")
 # What goes takes the average with it, whatever its own length was: only its text tells that, and may not be kept.
 ADD_TERMS = SQL("""
-    UPDATE collections c
+    UPDATE {totals} c
     SET terms_total = CASE WHEN i.contents > i.gone THEN i.terms * (i.contents - i.gone) / i.contents ELSE 0 END,
         contents_total = greatest(0, i.contents - i.gone)
-    FROM (SELECT terms_total::numeric + %s AS terms, contents_total + %s AS contents, %s::bigint AS gone
-          FROM collections WHERE id = %s FOR UPDATE) i
-    WHERE c.id = %s
+    FROM (SELECT terms_total::numeric + %(terms)s AS terms, contents_total + %(contents)s AS contents,
+                 %(gone)s::bigint AS gone
+          FROM {totals} c WHERE {one} FOR UPDATE) i
+    WHERE {one}
 """)
+ADD_TERMS_OF_FIRST = ADD_TERMS.format(totals=SQL("collections"), one=SQL("c.id = %(collection)s"))
+ADD_TERMS_OF_VIEW = ADD_TERMS.format(
+    totals=SQL("collection_views"), one=SQL("c.collection = %(collection)s AND c.view = %(view)s")
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +113,27 @@ class Generation:
     background: float
     state: GenerationState
     index_state: Literal["none", "building", "ready"]
+    view: int = 0
+
+    @property
+    def is_made(self) -> bool:
+        """True if its vectors are made from records, and no model embeds them."""
+        return not self.model
+
+
+@dataclass(frozen=True)
+class ViewRow:
+    """One view of a collection, with the generation that answers for it, if it has vectors.
+
+    `number` is 0 for the first; `terms` says whether it has a table of words, whose totals weigh them.
+    """
+
+    number: int
+    name: str
+    terms: bool
+    terms_total: int
+    contents_total: int
+    generation: Generation | None
 
 
 @dataclass(frozen=True)
@@ -119,12 +163,44 @@ class CollectionRow:
     created_at: datetime
     active: Generation
     sealed_terms_key: bytes | None = None
+    beside: tuple[ViewRow, ...] = ()
+
+    @property
+    def views(self) -> tuple[ViewRow, ...]:
+        """All views, the first of which is kept in the collection's own row."""
+        totals = self.terms_total, self.contents_total
+        return (ViewRow(0, FIRST_VIEW, self.policy.keep_terms, *totals, self.active), *self.beside)
+
+    def view(self, name: str) -> ViewRow:
+        """Return the view of this name; Invalid if the collection has none."""
+        for view in self.views:
+            if view.name == name:
+                return view
+        raise Invalid.at("/view", f"The collection has no view of this name. It has {self._names}.", "invalid_value")
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(view.name for view in self.views)
 
     def terms_key(self, sealing: Sealing) -> bytes | None:
         """Return the key that its words are hashed with; None where anybody may know them."""
         if self.sealed_terms_key is None:
             return None
         return sealing.unseal_bytes(self.sealed_terms_key, about_collection(self.tenant, self.name))
+
+
+@dataclass(frozen=True)
+class NewView:
+    """A view beside the first that a collection is made with.
+
+    `model` is empty where vectors are made from records, in the `space` given, and None where there are none.
+    """
+
+    name: str
+    terms: bool
+    model: str | None = None
+    dimension: int | None = None
+    space: str | None = None
 
 
 async def tenant_named(pool: Pool, name: str) -> int:
@@ -143,17 +219,20 @@ async def make(
     policy: Policy,
     model: str,
     dimension: int,
+    views: Sequence[NewView] = (),
     text_keys: TextKeys | None = None,
 ) -> CollectionRow:
     """Make a collection with its tables and its first generation.
 
     Args:
+        views: those beside the first.
         text_keys: what the key of its words is sealed with, where it keeps them and no texts.
 
     Raises:
         Conflict: it exists, or the tenant has as many as it may have.
     """
-    values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MAX_COLLECTIONS]
+    beside = orjson.dumps([asdict(view) for view in views]).decode()
+    values = [name, kind, analyzer, orjson.dumps(asdict(policy)).decode(), model, dimension, MAX_COLLECTIONS, beside]
     number = await _made(tx, values)
     if policy.keep_terms and not policy.keep_text:
         await _set_terms_key(tx, name, number, text_keys)
@@ -183,17 +262,23 @@ async def _made(tx: Tx, values: Sequence[Any]) -> int:
     return int(row[0])
 
 
-async def drop(tx: Tx, collection: int) -> tuple[bool, list[bytes]]:
-    """Remove a collection with everything in it.
+@dataclass(frozen=True)
+class DroppedCollection:
+    """A collection that is dropped: its generations, and the hashes of its texts, up to MAX_HASHES and one more."""
 
-    Returns:
-        Whether it was there, and the hashes of its texts, up to MAX_HASHES and one more.
-    """
+    was_there: bool
+    generations: Sequence[int]
+    text_hashes: Sequence[bytes]
+
+
+async def drop(tx: Tx, collection: int) -> DroppedCollection:
+    """Remove a collection with everything in it."""
     await tx.execute(PATIENCE)
     await tx.execute(LOCK, [collection])
-    rows = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1])
+    hashes = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1])
+    generations = await tx.rows(ALL_GENERATIONS, [collection])
     row = await tx.row(DROP, [collection])
-    return bool(row and row[0]), [bytes(key) for (key,) in rows]
+    return DroppedCollection(bool(row and row[0]), [row[0] for row in generations], [bytes(row[0]) for row in hashes])
 
 
 async def named(tx: Tx, name: str) -> CollectionRow:
@@ -243,7 +328,7 @@ async def listed(tx: Tx, *, after: str, limit: int) -> list[CollectionRow]:
 async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
     """Return a generation and the collection it belongs to; None if it is gone."""
     row = await tx.row(GENERATION, [wanted])
-    return None if row is None else (_generation(row), int(row[9]))
+    return None if row is None else (_generation(row), int(row[10]))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
@@ -261,9 +346,10 @@ async def spaces(pool: Pool, model: str) -> list[StoredSpace]:
     ]
 
 
-async def add_terms(tx: Tx, collection: int, *, terms: int, contents: int, gone: int) -> None:
+async def add_terms(tx: Tx, collection: int, view: int, *, terms: int, contents: int, gone: int) -> None:
     """Keep the running average of a text's length in terms: of contents that came, and of those that went."""
-    await tx.execute(ADD_TERMS, [terms, contents, gone, collection, collection])
+    values = {"terms": terms, "contents": contents, "gone": gone, "collection": collection, "view": view}
+    await tx.execute(ADD_TERMS_OF_VIEW if view else ADD_TERMS_OF_FIRST, values)
 
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
@@ -279,14 +365,27 @@ def _collection(row: Sequence[Any]) -> CollectionRow:
         contents_total,
         created_at,
         _generation(row[9:]),
-        row[18],
+        row[19],
+        tuple(_view(view) for view in row[20] or ()),
+    )
+
+
+def _view(stored: Mapping[str, Any]) -> ViewRow:
+    generation = stored["generation"]
+    return ViewRow(
+        stored["view"],
+        stored["name"],
+        stored["terms"],
+        stored["terms_total"],
+        stored["contents_total"],
+        None if generation is None else _generation(generation),
     )
 
 
 def _generation(row: Sequence[Any]) -> Generation:
-    number, model, dimension, space, numerics, probe, background, state, index_state = row[:9]
+    number, model, dimension, space, numerics, probe, background, state, index_state, view = row[:10]
     vectors = None if probe is None else np.asarray(probe, np.float32).reshape(-1, dimension)
-    return Generation(number, model, dimension, space, numerics, vectors, background, state, index_state)
+    return Generation(number, model, dimension, space, numerics, vectors, background, state, index_state, view)
 
 
 def _policy(stored: Mapping[str, Any]) -> Policy:

@@ -7,19 +7,25 @@ from psycopg.sql import SQL
 
 from likewise.cleaning import storable
 from likewise.db import collections, jobs, terms
+from likewise.db.collections import ViewRow
 from likewise.db.failures import Contended
-from likewise.db.transaction import Parameters, Statement, Tx, table
+from likewise.db.transaction import Parameters, Tx, table
 
+# A content is of one view, so either records point at it or what they have in other views.
 EMPTY = SQL("""
     SELECT left_one FROM unnest(%s::bigint[]) AS left_one
     WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.content = left_one)
+          AND NOT EXISTS (SELECT 1 FROM record_contents b WHERE b.content = left_one)
 """)
-FIND = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = ANY (%s::text[])")
-FIND_OF_PARENT = SQL("SELECT pk, content FROM records WHERE collection = %s AND parent = %s")
+FIND = SQL("SELECT r.pk, r.content, {beside} FROM records r WHERE r.collection = %s AND r.id = ANY (%s::text[])")
+FIND_OF_PARENT = SQL("SELECT r.pk, r.content, {beside} FROM records r WHERE r.collection = %s AND r.parent = %s")
 FIND_BY_FIELD = SQL("""
-    SELECT r.pk, r.content FROM record_fields f JOIN records r ON r.pk = f.record
+    SELECT r.pk, r.content, {beside} FROM record_fields f JOIN records r ON r.pk = f.record
     WHERE f.collection = %s AND f.field = %s AND f.value = %s
 """)
+FIND_BESIDE = SQL("SELECT record, content FROM record_contents WHERE record = ANY (%s::bigint[]) ORDER BY record, view")
+NOTHING_BESIDE = SQL("NULL")
+CONTENTS_BESIDE = SQL("ARRAY(SELECT b.content FROM record_contents b WHERE b.record = r.pk ORDER BY b.view)")
 HOLD_THESE = SQL("SELECT 1 FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR UPDATE")
 DROP_RECORDS = SQL("""
     DELETE FROM records r USING unnest(%s::bigint[], %s::bigint[]) AS i (pk, content)
@@ -27,21 +33,34 @@ DROP_RECORDS = SQL("""
 """)
 DROP_WAITING = SQL("DELETE FROM waiting WHERE content = ANY (%s::bigint[]) AND generation = ANY (%s::int[])")
 DROP_VECTORS = SQL("DELETE FROM {vectors} WHERE content = ANY (%s::bigint[])")
-DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[]) RETURNING text_hash")
-# Retired ones included: they keep their vectors until they are dropped.
-ALL_GENERATIONS = SQL("SELECT id FROM generations WHERE collection = %s")
+DROP_CONTENTS = SQL("DELETE FROM contents WHERE pk = ANY (%s::bigint[]) RETURNING pk, view, text_hash")
+
+
+@dataclass(frozen=True)
+class GoneContent:
+    """A content that went with its last record: its id, its view, and the hash of its text."""
+
+    id: int
+    view: int
+    text_hash: bytes
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """Deleted records, counted, and the hashes of the texts that went with their last."""
+    """Deleted records, counted, and the contents that went with their last."""
 
     records: int = 0
-    gone: Sequence[bytes] = ()
+    gone: Sequence[GoneContent] = ()
 
 
-async def delete(tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: bool, alone: bool = False) -> Deletion:
+async def delete(
+    tx: Tx, collection: int, ids: Sequence[str], *, views: Sequence[ViewRow], alone: bool = False
+) -> Deletion:
     """Delete those of the records that are there, and with the last of a content everything of it.
+
+    Args:
+        views: all that the collection has.
+        alone: whether other writers wait meanwhile.
 
     Raises:
         Contended: another writer was at them meanwhile; try the whole transaction again.
@@ -49,32 +68,35 @@ async def delete(tx: Tx, collection: int, ids: Sequence[str], *, keep_terms: boo
     stored = [one for one in ids if storable(one)]
     if not stored:
         return Deletion()
-    return await _delete(tx, collection, (FIND, [collection, stored]), keep_terms=keep_terms, alone=alone)
+    return await _delete(tx, collection, FIND, [collection, stored], views=views, alone=alone)
 
 
-async def delete_parent(tx: Tx, collection: int, parent: str, *, keep_terms: bool, alone: bool = False) -> Deletion:
+async def delete_parent(
+    tx: Tx, collection: int, parent: str, *, views: Sequence[ViewRow], alone: bool = False
+) -> Deletion:
     """Delete all records of a parent, and with the last of a content everything of it."""
     if not storable(parent):
         return Deletion()
-    return await _delete(tx, collection, (FIND_OF_PARENT, [collection, parent]), keep_terms=keep_terms, alone=alone)
+    return await _delete(tx, collection, FIND_OF_PARENT, [collection, parent], views=views, alone=alone)
 
 
 async def delete_with(
-    tx: Tx, collection: int, field: str, value: str, *, keep_terms: bool, alone: bool = False
+    tx: Tx, collection: int, field: str, value: str, *, views: Sequence[ViewRow], alone: bool = False
 ) -> Deletion:
     """Delete all records that have this text in an indexed field, and with the last of a content everything of it."""
     if not storable(value):
         return Deletion()
-    find = (FIND_BY_FIELD, [collection, field, value])
-    return await _delete(tx, collection, find, keep_terms=keep_terms, alone=alone, again=True)
+    values = [collection, field, value]
+    return await _delete(tx, collection, FIND_BY_FIELD, values, views=views, alone=alone, again=True)
 
 
 async def _delete(
     tx: Tx,
     collection: int,
-    find: tuple[Statement, Parameters],
+    find: SQL,
+    values: Parameters,
     *,
-    keep_terms: bool,
+    views: Sequence[ViewRow],
     alone: bool,
     again: bool = False,
 ) -> Deletion:
@@ -83,17 +105,23 @@ async def _delete(
     Args:
         again: whether it asks for what a writer may change of a record without giving it another content.
     """
-    lock = (collections.LOCK if alone else collections.SHARE, [collection])
-    _, found = await tx.together(lock, find)
+    several = len(views) > 1
+    asked = find.format(beside=CONTENTS_BESIDE if several else NOTHING_BESIDE), values
+    _, found = await tx.together((collections.LOCK if alone else collections.SHARE, [collection]), asked)
     if not found:
         return Deletion()
-    contents = sorted({int(content) for _, content in found})
+    contents = sorted({int(one) for _, content, beside in found for one in (content, *(beside or ()))})
     await tx.execute(HOLD_THESE, [contents])
-    # Who changes a record holds its content: what is found now stays so.
-    if again and sorted(await tx.rows(*find)) != sorted(found):
+    # Who gives a record another content holds the first's: what is found now stays so.
+    if (again or several) and sorted(await tx.rows(*asked)) != sorted(found):
         raise Contended("40001", "records")
-    await leave(tx, [(pk, content) for pk, content in found])
-    return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, keep_terms=keep_terms))
+    await leave(tx, [(pk, content) for pk, content, _ in found])
+    return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, views=views))
+
+
+async def beside(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:
+    """Return the contents that records, given with their first, have in other views."""
+    return {int(content) for _, content in await tx.rows(FIND_BESIDE, [[pk for pk, _ in leaving]])}
 
 
 async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> None:
@@ -110,8 +138,10 @@ async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> None:
         raise Contended("40001", "records")
 
 
-async def drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str, *, keep_terms: bool) -> list[bytes]:
-    """Delete contents that no record points at, and return their hashes; the caller holds their update locks.
+async def drop_empty(
+    tx: Tx, collection: int, contents: Sequence[int], why: str, *, views: Sequence[ViewRow]
+) -> list[GoneContent]:
+    """Delete contents that no record points at, and return them; the caller holds their update locks.
 
     Jobs that wait for them are told why. A job whose own record is gone goes on waiting for a content that others still
     point at: it is embedded for them, and the job succeeds.
@@ -121,12 +151,12 @@ async def drop_empty(tx: Tx, collection: int, contents: Sequence[int], why: str,
     empty = [int(row[0]) for row in await tx.rows(EMPTY, [list(contents)])]
     if not empty:
         return []
-    generations = [int(row[0]) for row in await tx.rows(ALL_GENERATIONS, [collection])]
+    generations = [int(row[0]) for row in await tx.rows(collections.ALL_GENERATIONS, [collection])]
     *_, dropped = await tx.together(
         (DROP_WAITING, [empty, generations]),
         *((DROP_VECTORS.format(vectors=table("vec", generation)), [empty]) for generation in generations),
-        *([terms.deletion(collection, empty)] if keep_terms else ()),
+        *(terms.deletion(collection, view.number, empty) for view in views if view.terms),
         (DROP_CONTENTS, [empty]),
     )
     await jobs.withdraw(tx, empty, why)
-    return [bytes(row[0]) for row in dropped]
+    return [GoneContent(int(pk), int(view), bytes(key)) for pk, view, key in dropped]

@@ -19,7 +19,7 @@ UNIQUE = "23505"
 DISK_FULL = "53100"
 
 # A collection's own tables are the only ones that go away.
-_TABLE_OF_A_COLLECTION = re.compile(r"\b(vec|terms)_\d+\b")
+_TABLE_OF_A_COLLECTION = re.compile(r"\b(vec|terms)_\d+(_\d+)?\b")
 # Out of resources, system errors, corrupted data, corrupted index.
 STORAGE = ("53", "58", "XX001", "XX002")
 # And connection exceptions, operator intervention.

@@ -16,28 +16,32 @@ from likewise.db.transaction import BY_VALUES, EVERY_ROW, Plan, Tx, table
 from likewise.db.where import Where, json_value
 from likewise.filters import Field
 
-VIEW = SQL("""
+COLUMNS = SQL("""
     r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
     c.state, c.reason, c.chars, v.truncated, v.tokens, v.chars_read
 """)
 # Without the vector's table: a search that begins here must not hold it before that of the terms.
 POINTED = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = %s")
+POINTED_BESIDE = SQL("""
+    SELECT r.pk, b.content FROM records r LEFT JOIN record_contents b ON b.record = r.pk AND b.view = %s
+    WHERE r.collection = %s AND r.id = %s
+""")
 ONE = SQL("""
-    SELECT {view} FROM records r JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
+    SELECT {columns} FROM records r JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
     WHERE r.collection = %s AND r.id = %s
 """)
 # The records of every content that a ranking gave, joined under row-level security, oldest first. Only those that are
 # answered are read whole: texts and payloads of the others never leave the database.
 OF_CONTENTS = SQL("""
-    SELECT {view}, best.similarity FROM (
-        SELECT r.pk, wanted.place, {similarity} AS similarity
+    SELECT {columns}, best.content, best.similarity FROM (
+        SELECT r.pk, wanted.content, wanted.place, {similarity} AS similarity
         FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
         CROSS JOIN LATERAL (
-            SELECT {of_each} FROM records r
-            WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
+            SELECT {of_each} FROM {pointing}
+            WHERE {content} = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
             ORDER BY {by} LIMIT %(offset)s + %(limit)s
         ) r
-        LEFT JOIN {vectors} v ON v.content = wanted.content
+        LEFT JOIN {compared} v ON v.content = wanted.content
         WHERE {near}
         ORDER BY wanted.place, r.pk LIMIT %(limit)s OFFSET %(offset)s
     ) best
@@ -50,24 +54,24 @@ OCCURRENCES = SQL("""
     SELECT best.content, c.text, seen.records, seen.first_seen, seen.last_seen, best.similarity FROM (
         SELECT wanted.content, wanted.place, {similarity} AS similarity
         FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
-        LEFT JOIN {vectors} v ON v.content = wanted.content
+        LEFT JOIN {compared} v ON v.content = wanted.content
         WHERE {near} AND EXISTS (
-            SELECT FROM records r
-            WHERE r.content = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition} OFFSET 0
+            SELECT FROM {pointing}
+            WHERE {content} = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition} OFFSET 0
         )
         ORDER BY wanted.place LIMIT %(limit)s OFFSET %(offset)s
     ) best
     CROSS JOIN LATERAL (
         SELECT count(*) AS records, min(coalesce(r.occurred_at, r.created_at)) AS first_seen,
                max(coalesce(r.occurred_at, r.created_at)) AS last_seen
-        FROM records r WHERE r.content = best.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
+        FROM {pointing} WHERE {content} = best.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
     ) seen
     JOIN contents c ON c.pk = best.content
     ORDER BY best.place
 """)
 # Records that were found some time ago, those of them that are there and have the same text.
 STILL = SQL("""
-    SELECT {view} FROM unnest(%s::bigint[], %s::bigint[]) AS found (pk, content)
+    SELECT {columns} FROM unnest(%s::bigint[], %s::bigint[]) AS found (pk, content)
     CROSS JOIN LATERAL (
         SELECT * FROM records r WHERE r.pk = found.pk AND r.content = found.content AND r.collection = %s OFFSET 0
     ) r
@@ -82,11 +86,12 @@ FAILED = SQL("""
 """)
 COUNT = SQL("""
     SELECT (SELECT count(*) FROM records WHERE collection = %(collection)s),
-           (SELECT count(*) FROM contents WHERE collection = %(collection)s),
-           (SELECT count(*) FROM contents WHERE collection = %(collection)s AND state = 'failed'),
+           (SELECT count(*) FROM contents WHERE collection = %(collection)s AND view = 0),
+           (SELECT count(*) FROM contents WHERE collection = %(collection)s AND view = 0 AND state = 'failed'),
            (SELECT count(*) FROM {vectors})
 """)
 SHARED = SQL("SELECT 1 FROM records WHERE content = %s AND pk <> %s LIMIT 1")
+SHARED_BESIDE = SQL("SELECT 1 FROM record_contents WHERE content = %s AND record <> %s LIMIT 1")
 MATCHING = SQL("""
     SELECT array_send(coalesce(array_agg(content), ARRAY[]::bigint[]))
     FROM (SELECT content FROM ({matching}) AS m (content) LIMIT %(max_rows)s) AS few
@@ -94,7 +99,28 @@ MATCHING = SQL("""
 # A few pages of the table, wherever they are.
 SAMPLE = SQL("SELECT content FROM {vectors} TABLESAMPLE SYSTEM (%s) LIMIT %s")
 FITTING = SQL("""
-    SELECT count(DISTINCT r.content) FROM records r WHERE r.content = ANY (%(sample)s) AND {condition}
+    SELECT count(DISTINCT {content}) FROM {pointing} WHERE {content} = ANY (%(sample)s) AND {condition}
+""")
+# The records of contents, the newest of each first.
+EXPAND = SQL("""
+    SELECT wanted.content, r.pk FROM unnest(%(contents)s) WITH ORDINALITY AS wanted (content, place)
+    CROSS JOIN LATERAL (
+        SELECT r.pk FROM {pointing}
+        WHERE {content} = wanted.content AND r.pk IS DISTINCT FROM %(without)s AND {condition}
+        ORDER BY r.pk DESC LIMIT %(limit)s
+    ) r
+    ORDER BY wanted.place, r.pk DESC
+""")
+# Records with how near their contents of one view are to a query.
+OF_RECORDS = SQL("""
+    SELECT {columns}, near.content, near.similarity FROM unnest(%(records)s) WITH ORDINALITY AS wanted (pk, place)
+    LEFT JOIN LATERAL (
+        SELECT {content} AS content, {similarity} AS similarity
+        FROM {pointing} LEFT JOIN {compared} v ON v.content = {content} WHERE r.pk = wanted.pk
+    ) near ON true
+    JOIN records r ON r.pk = wanted.pk
+    JOIN contents c ON c.pk = r.content LEFT JOIN {vectors} v ON v.content = r.content
+    ORDER BY wanted.place
 """)
 # Which of these ids are records of another parent, and of which.
 OF_OTHERS = SQL("""
@@ -157,15 +183,18 @@ async def one(tx: Tx, collection: int, generation: int, record: str) -> StoredRe
     """Return one record by its id."""
     if not storable(record):
         return None
-    statement = ONE.format(view=VIEW, vectors=table("vec", generation))
+    statement = ONE.format(columns=COLUMNS, vectors=table("vec", generation))
     row = await tx.row(statement, [collection, record])
     return None if row is None else StoredRecord(*row)
 
 
-async def pointed(tx: Tx, collection: int, record: str) -> tuple[int, int] | None:
-    """Return the keys of a record and of its content, by the record's id."""
-    row = await tx.row(POINTED, [collection, record]) if storable(record) else None
-    return None if row is None else (int(row[0]), int(row[1]))
+async def pointed(tx: Tx, collection: int, record: str, view: int = 0) -> tuple[int, int | None] | None:
+    """Return the keys of a record and of its content in a view, if it has one there, by the record's id."""
+    if not storable(record):
+        return None
+    asked = (POINTED_BESIDE, [view, collection, record]) if view else (POINTED, [collection, record])
+    row = await tx.row(*asked)
+    return None if row is None else (int(row[0]), None if row[1] is None else int(row[1]))
 
 
 @dataclass(frozen=True)
@@ -174,6 +203,7 @@ class RecordQuery:
 
     Those that are at least `min_similarity` similar to the vector `similar_to`, float32 (d,), if there is a bound; not
     the record `without`; and of each content one for every value of the field `one_of_each`, if that is given.
+    `compared` is the generation that has the vectors of these contents, where they are not of the first view.
     """
 
     limit: int | None
@@ -182,26 +212,27 @@ class RecordQuery:
     similar_to: NDArray[np.float32] | None = None
     min_similarity: float | None = None
     one_of_each: Field | None = None
+    compared: int | None = None
 
 
 async def of_contents(
     tx: Tx, generation: int, contents: Sequence[int], where: Where, wanted: RecordQuery, *, commit: bool = False
-) -> list[tuple[StoredRecord, float | None]]:
-    """Return the records of these contents that fit a condition, in the contents' order, each with its similarity.
+) -> list[tuple[StoredRecord, int, float | None]]:
+    """Return the records of these contents that fit a condition, in the contents' order, with content and similarity.
 
     With `commit` the transaction ends in the same round trip.
     """
     asked = Where(parameters=_parameters(contents, where, wanted), prefix="group")
     grouped = None if wanted.one_of_each is None else json_value(wanted.one_of_each, asked)
     statement = OF_CONTENTS.format(
-        view=VIEW,
+        columns=COLUMNS,
         vectors=table("vec", generation),
         of_each=SQL("r.pk") if grouped is None else SQL("DISTINCT ON ({}) r.pk").format(grouped),
         by=SQL("r.pk") if grouped is None else SQL("{}, r.pk").format(grouped),
-        **_conditions(where, wanted),
+        **_conditions(generation, where, wanted),
     )
     rows = await tx.rows(statement, asked.parameters, plan=Plan(), commit=commit)
-    return [(StoredRecord(*row[:-1]), row[-1]) for row in rows]
+    return [(StoredRecord(*row[:-2]), row[-2], row[-1]) for row in rows]
 
 
 async def occurrences(
@@ -211,16 +242,47 @@ async def occurrences(
 
     With `commit` the transaction ends in the same round trip.
     """
-    statement = OCCURRENCES.format(vectors=table("vec", generation), **_conditions(where, wanted))
+    statement = OCCURRENCES.format(**_conditions(generation, where, wanted))
     rows = await tx.rows(statement, _parameters(contents, where, wanted), plan=Plan(), commit=commit)
     return [(ContentOccurrences(*row[:-1]), row[-1]) for row in rows]
 
 
-def _conditions(where: Where, wanted: RecordQuery) -> dict[str, Composable]:
+async def expand(
+    tx: Tx, contents: Sequence[int], where: Where, *, limit: int, without: int | None = None
+) -> list[tuple[int, int]]:
+    """Return (content, record) of the records of these contents that fit, of each the newest `limit`."""
+    statement = EXPAND.format(pointing=where.pointing, content=where.content, condition=where.sql)
+    parameters = {**where.parameters, "contents": ContentIds.of(contents), "limit": limit, "without": without}
+    return [(int(content), int(record)) for content, record in await tx.rows(statement, parameters, plan=Plan())]
+
+
+async def of_records(
+    tx: Tx, generation: int, records: Sequence[int], where: Where, wanted: RecordQuery
+) -> list[tuple[StoredRecord, int | None, float | None]]:
+    """Return records by their keys, in that order, each with its content in a condition's view and its similarity."""
+    statement = OF_RECORDS.format(
+        columns=COLUMNS, vectors=table("vec", generation), **_compared(generation, where, wanted)
+    )
+    parameters: dict[str, Any] = {"records": ContentIds.of(records)}
+    if wanted.similar_to is not None:
+        parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
+    return [(StoredRecord(*row[:-2]), row[-2], row[-1]) for row in await tx.rows(statement, parameters, plan=Plan())]
+
+
+def _conditions(generation: int, where: Where, wanted: RecordQuery) -> dict[str, Composable]:
     return {
+        **_compared(generation, where, wanted),
         "condition": where.sql,
-        "similarity": NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
         "near": SQL("true") if wanted.min_similarity is None else NEAR,
+    }
+
+
+def _compared(generation: int, where: Where, wanted: RecordQuery) -> dict[str, Composable]:
+    return {
+        "pointing": where.pointing,
+        "content": where.content,
+        "compared": table("vec", wanted.compared or generation),
+        "similarity": NO_SIMILARITY if wanted.similar_to is None else SIMILARITY,
     }
 
 
@@ -241,14 +303,14 @@ def _parameters(contents: Sequence[int], where: Where, wanted: RecordQuery) -> d
 async def still(tx: Tx, collection: int, generation: int, found: Sequence[tuple[int, int]]) -> dict[int, StoredRecord]:
     """Return those of the found records that still have the same content, by their keys."""
     columns = [[pk for pk, _ in found], [content for _, content in found]]
-    statement = STILL.format(view=VIEW, vectors=table("vec", generation))
+    statement = STILL.format(columns=COLUMNS, vectors=table("vec", generation))
     records = [StoredRecord(*row) for row in await tx.rows(statement, [*columns, collection])]
     return {record.pk: record for record in records}
 
 
-async def shared(tx: Tx, content: int, record: int) -> bool:
+async def shared(tx: Tx, content: int, record: int, view: int = 0) -> bool:
     """Return whether another record has this content too."""
-    return await tx.row(SHARED, [content, record]) is not None
+    return await tx.row(SHARED_BESIDE if view else SHARED, [content, record]) is not None
 
 
 async def matching_contents(tx: Tx, matching: Where, *, max_rows: int | None = None) -> ContentIds | None:
@@ -267,7 +329,11 @@ async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> C
 
 async def count_fitting(tx: Tx, sample: ContentIds, where: Where) -> int:
     """Count those of these contents that have a record that fits."""
-    row = await tx.row(FITTING.format(condition=where.sql), {**where.parameters, "sample": sample}, plan=Plan())
+    row = await tx.row(
+        FITTING.format(condition=where.sql, pointing=where.pointing, content=where.content),
+        {**where.parameters, "sample": sample},
+        plan=Plan(),
+    )
     return int(row[0]) if row else 0
 
 

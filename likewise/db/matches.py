@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Composable
 
 from likewise.db.ids import ContentIds
 from likewise.db.terms import TERM_SPACE
-from likewise.db.transaction import Plan, Tx, table
+from likewise.db.transaction import Plan, Tx, table, table_name
 from likewise.db.where import Where
 
 # Contents that are read for one query, those of its rare terms and, as far as these leave room, those of conjunctions;
@@ -64,7 +64,7 @@ RANK_FITTING = """
         SELECT content, weights <#> %(query)b AS distance FROM {terms} WHERE {candidates}
         ORDER BY distance, content OFFSET 0
     ) best
-    WHERE EXISTS (SELECT FROM records r WHERE r.content = best.content AND {fits} OFFSET 0) LIMIT %(limit)s
+    WHERE EXISTS (SELECT FROM {pointing} WHERE {content} = best.content AND {fits} OFFSET 0) LIMIT %(limit)s
 """
 OF_CONTENT = "SELECT weights FROM {terms} WHERE content = %s"
 
@@ -95,24 +95,24 @@ class Matches:
 NO_MATCHES = Matches([], Candidates((), complete=True))
 
 
-async def count(tx: Tx, collection: int, terms: Sequence[int]) -> dict[int, int]:
+async def count(tx: Tx, collection: int, terms: Sequence[int], *, view: int = 0) -> dict[int, int]:
     """Count the contents that each term occurs in."""
-    rows = await tx.rows(SQL(COUNT).format(terms=table("terms", collection)), [list(terms)], plan=Plan())
+    rows = await tx.rows(SQL(COUNT).format(terms=table("terms", collection, view)), [list(terms)], plan=Plan())
     return {int(row[0]): int(row[1]) for row in rows}
 
 
-async def commonest(tx: Tx, collection: int) -> dict[int, float]:
+async def commonest(tx: Tx, collection: int, *, view: int = 0) -> dict[int, float]:
     """Estimate the share of contents that the commonest terms occur in; empty before the first ANALYZE."""
-    row = await tx.row(COMMONEST, [f"terms_{int(collection)}"])
+    row = await tx.row(COMMONEST, [table_name("terms", collection, view)])
     if row is None or row[0] is None or row[1] is None:
         return {}
     # Behind the shares come the least and the greatest of them.
     return dict(zip(row[0], row[1], strict=False))
 
 
-async def of_content(tx: Tx, collection: int, content: int) -> list[int]:
+async def of_content(tx: Tx, collection: int, content: int, *, view: int = 0) -> list[int]:
     """Return the distinct terms of one content, those of most weight first."""
-    row = await tx.row(SQL(OF_CONTENT).format(terms=table("terms", collection)), [content])
+    row = await tx.row(SQL(OF_CONTENT).format(terms=table("terms", collection, view)), [content])
     if row is None:
         return []
     indices, values = row[0].indices(), row[0].values()
@@ -126,6 +126,7 @@ async def rank(
     total: int,
     limit: int,
     *,
+    view: int = 0,
     min_found: int = 0,
     among: ContentIds | Where | None = None,
     share: float = 1.0,
@@ -135,6 +136,7 @@ async def rank(
     Args:
         frequencies: in how many contents each term of the query occurs.
         total: how many contents there are.
+        view: whose contents are ranked.
         min_found: so many come back, if so many have any of the terms.
         among: the only contents to rank, by their ids or by a condition on their records.
         share: about how many of all these are.
@@ -146,14 +148,14 @@ async def rank(
     query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)
     everything = Candidates(tuple(known), complete=True)
     candidates = everything if isinstance(among, ContentIds) else choose(known, total, min(1 / share, MAX_WIDENING))
-    found = await _rank(tx, collection, query, candidates, limit, known, among)
+    found = await _rank(tx, collection, view, query, candidates, limit, known, among)
     if isinstance(among, Where) and min_found <= len(found) < min(limit, MIN_FITTING) and not candidates.complete:
         # Of what has the query's words fewer fit than of others.
         candidates = choose(known, total, MAX_WIDENING**2)
-        found = await _rank(tx, collection, query, candidates, limit, known, among)
+        found = await _rank(tx, collection, view, query, candidates, limit, known, among)
     if len(found) < max(min_found, 1) and not candidates.complete:
         candidates = everything
-        found = await _rank(tx, collection, query, candidates, limit, known, among)
+        found = await _rank(tx, collection, view, query, candidates, limit, known, among)
     return Matches(found, candidates)
 
 
@@ -220,6 +222,7 @@ def _together(frequencies: Mapping[int, int], terms: Sequence[int], total: int) 
 async def _rank(
     tx: Tx,
     collection: int,
+    view: int,
     query: SparseVector,
     candidates: Candidates,
     limit: int,
@@ -228,13 +231,14 @@ async def _rank(
 ) -> list[tuple[int, float]]:
     asked = Where(parameters={"query": query, "limit": limit}, prefix="term")
     test = _any_of(candidates, asked)
-    named = {"terms": table("terms", collection)}
+    named = {"terms": table("terms", collection, view)}
     few = not isinstance(among, ContentIds) or len(among) * VISIT < sum(frequencies.values())
     if isinstance(among, ContentIds):
         test = SQL("{} AND content = ANY ({})").format(test, asked.bind(among))
     if isinstance(among, Where):
         asked.parameters |= among.parameters
-        statement = SQL(RANK_FITTING).format(candidates=test, fits=among.sql, **named)
+        fits = {"pointing": among.pointing, "content": among.content, "fits": among.sql}
+        statement = SQL(RANK_FITTING).format(candidates=test, **fits, **named)
     else:
         statement = SQL(RANK).format(candidates=test, **named)
     rows = await tx.rows(statement, asked.parameters, plan=Plan() if few else BY_BITMAPS)

@@ -74,10 +74,10 @@ def _row(elements: bytes, indices: bytes, weights: bytes) -> TermRow:
     return TermRow(shape + elements, struct.pack(">3i", TERM_SPACE, count, 0) + indices + weights)
 
 
-async def write(tx: Tx, collection: int, rows: Mapping[int, TermRow]) -> None:
+async def write(tx: Tx, collection: int, rows: Mapping[int, TermRow], *, view: int = 0) -> None:
     """Store the encoded terms of contents that have none yet; few go along with the commit."""
     if len(rows) <= FEW:
-        statement = _named(INSERT, collection)
+        statement = _named(INSERT, collection, view)
         for content, row in rows.items():
             tx.at_the_end(statement, [content, BinaryValue(row.terms), BinaryValue(row.weights)])
         return
@@ -88,13 +88,13 @@ async def write(tx: Tx, collection: int, rows: Mapping[int, TermRow]) -> None:
         + row.weights
         for content, row in rows.items()
     )
-    await tx.copy_bytes(_named(COPY, collection), b"".join([COPY_HEAD, *fields, COPY_END]))
+    await tx.copy_bytes(_named(COPY, collection, view), b"".join([COPY_HEAD, *fields, COPY_END]))
 
 
-def deletion(collection: int, contents: Sequence[int]) -> tuple[Composed, list[list[int]]]:
+def deletion(collection: int, view: int, contents: Sequence[int]) -> tuple[Composed, list[list[int]]]:
     """Return the statement that deletes the terms of contents that are going."""
-    return _named(DELETE, collection), [list(contents)]
+    return _named(DELETE, collection, view), [list(contents)]
 
 
-def _named(statement: str, collection: int) -> Composed:
-    return SQL(statement).format(terms=table("terms", collection))
+def _named(statement: str, collection: int, view: int) -> Composed:
+    return SQL(statement).format(terms=table("terms", collection, view))

@@ -28,6 +28,8 @@ COUNT = SQL("""
          + (SELECT count(*) FROM jobs WHERE input <> '')
 """)
 SET_TERMS_KEY = SQL("UPDATE collections SET terms_key = %s, terms_total = 0, contents_total = 0 WHERE id = %s")
+RESET_TOTALS = SQL("UPDATE collection_views SET terms_total = 0, contents_total = 0 WHERE collection = %s")
+VIEWS_WITH_WORDS = SQL("SELECT view FROM collection_views WHERE collection = %s AND terms ORDER BY view")
 FORGET_WORDS = SQL("TRUNCATE {terms}")
 GIVE_UP_CONTENTS = SQL("SELECT fail_contents(%s, 'text_key_lost', false)")
 GIVE_UP_TASKS = SQL("""
@@ -216,7 +218,9 @@ class _Rotation:
         number, tenant, name = collection
         sealed = self._sealing.seal_bytes(urandom(KEY_BYTES), about_collection(tenant, name))
         await self._tx.execute(SET_TERMS_KEY, [sealed, number])
-        await self._tx.execute(FORGET_WORDS.format(terms=table("terms", number)))
+        await self._tx.execute(RESET_TOTALS, [number])
+        for view in (0, *(row[0] for row in await self._tx.rows(VIEWS_WITH_WORDS, [number]))):
+            await self._tx.execute(FORGET_WORDS.format(terms=table("terms", number, view)))
 
     def _note_progress(self, more: int) -> None:
         self._done += more

@@ -228,6 +228,11 @@ class Tx:
             await self.connection.execute(COMMIT)
 
 
-def table(prefix: str, number: int) -> Identifier:
-    """Return the name of a collection's or generation's own table."""
-    return Identifier(f"{prefix}_{int(number)}")
+def table(prefix: str, number: int, view: int = 0) -> Identifier:
+    """Return the name of a collection's or generation's own table, as a part of a statement."""
+    return Identifier(table_name(prefix, number, view))
+
+
+def table_name(prefix: str, number: int, view: int = 0) -> str:
+    """Return the name of a collection's or generation's own table; a view beside the first has its number in it too."""
+    return f"{prefix}_{int(number)}_{int(view)}" if view else f"{prefix}_{int(number)}"

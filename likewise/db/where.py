@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from psycopg import sql
 from psycopg.sql import SQL, Composable, Identifier, Placeholder
 
 from likewise.filters import TIMES, All, AnyOf, Compare, Field, Filter, Not
@@ -53,6 +54,7 @@ class Where:
     parameters: dict[str, Any] = field(default_factory=dict)
     source: FilterSource = "scan"
     prefix: str = "where"
+    view: int = 0
 
     def bind(self, value: Any) -> Placeholder:
         """Bind one more value; return its place."""
@@ -60,10 +62,22 @@ class Where:
         self.parameters[name] = value
         return Placeholder(name)
 
+    @property
+    def pointing(self) -> Composable:
+        """The rows to look among: `r` of records, each with what it points at in the view."""
+        if not self.view:
+            return SQL("records r")
+        return SQL("record_contents b JOIN records r ON r.pk = b.record AND b.view = {}").format(sql.Literal(self.view))
 
-def condition(tree: Filter | None, collection: int, indexed: IndexedFields) -> Where:
+    @property
+    def content(self) -> SQL:
+        """The content that such a row points at."""
+        return SQL("b.content") if self.view else SQL("r.content")
+
+
+def condition(tree: Filter | None, collection: int, indexed: IndexedFields, view: int = 0) -> Where:
     """Return the condition for rows `r` of records: the whole filter, narrowed by what the indexes know."""
-    where = Where()
+    where = Where(view=view)
     parts: list[Composable] = [SQL("r.collection = {}").format(where.bind(collection))]
     if tree is not None:
         narrowed = list(_narrowed(tree, collection, indexed, where))
@@ -74,9 +88,9 @@ def condition(tree: Filter | None, collection: int, indexed: IndexedFields) -> W
     return where
 
 
-def exactly(tree: Filter | None, collection: int) -> Where:
+def exactly(tree: Filter | None, collection: int, view: int = 0) -> Where:
     """Return the whole filter for a few rows `r` that are known otherwise; no index helps."""
-    return condition(tree, collection, IndexedFields())
+    return condition(tree, collection, IndexedFields(), view)
 
 
 def json_value(of: Field, where: Where) -> Composable:
@@ -85,17 +99,16 @@ def json_value(of: Field, where: Where) -> Composable:
     return SQL("coalesce({}, 'null')").format(value)
 
 
-def matching_contents(tree: Filter, collection: int, indexed: IndexedFields) -> Where:
+def matching_contents(tree: Filter, collection: int, indexed: IndexedFields, view: int = 0) -> Where:
     """Return a SELECT of the contents of all records that fit; a content comes once for each of its records.
 
-    Answered from indexes alone where they know everything that the filter asks, else from the records.
+    SentResponse from indexes alone where they know everything that the filter asks, which they do for the first view.
     """
-    where = Where()
-    by_index = _by_index(tree, collection, indexed, where)
+    by_index = None if view else _by_index(tree, collection, indexed, Where())
     if by_index is not None:
         return by_index
-    where = condition(tree, collection, indexed)
-    where.sql = SQL("SELECT r.content FROM records r WHERE {}").format(where.sql)
+    where = condition(tree, collection, indexed, view)
+    where.sql = SQL("SELECT {} FROM {} WHERE {}").format(where.content, where.pointing, where.sql)
     return where
 
 

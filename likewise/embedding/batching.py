@@ -153,33 +153,23 @@ class Batcher:
                 self._start_batches()
 
     async def _embed(self, batch: list[QueuedText]) -> None:
+        """Embed a batch, in parts if one of its texts may be at fault; a failure reaches those texts alone."""
         try:
-            await self._call_or_split(batch)
+            try:
+                await self._call(batch)
+            except (TimeoutError, Unavailable):
+                raise
+            except Exception as error:  # noqa: BLE001 - a provider may raise anything
+                # only the type: the message may repeat a text
+                log.warning("model_batch_failed", texts=len(batch), error=error)
+                if not await self._healthy():
+                    raise ModelUnavailable("The model fails on every text; see the log.", code="model_failed") from None
+                await self._split(batch)
         except TimeoutError:
             # A model that hangs is no text's fault, and each further try would take as long.
             _fail(batch, ModelUnavailable("The model does not answer.", code="model_hangs"))
-
-    async def _call_or_split(self, batch: list[QueuedText]) -> None:
-        try:
-            await self._call(batch)
-        except TimeoutError:
-            raise
         except Unavailable as error:
             _fail(batch, error)
-        except Exception as error:  # noqa: BLE001 - a provider may raise anything
-            log.warning("model_batch_failed", texts=len(batch), error=error)
-            await self._split_if_healthy(batch)
-
-    async def _split_if_healthy(self, batch: list[QueuedText]) -> None:
-        try:
-            healthy = await self._healthy()
-        except Unavailable as away:
-            _fail(batch, away)
-            return
-        if healthy:
-            await self._split(batch)
-        else:
-            _fail(batch, ModelUnavailable("The model fails on every text; see the log.", code="model_failed"))
 
     async def _call(self, batch: list[QueuedText]) -> None:
         with ModelStep(self._model, batch[0].lane) as step:

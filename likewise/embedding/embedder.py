@@ -138,7 +138,8 @@ class Embedder(EmbeddingModels):
     async def _embed(self, call: _Call) -> Embedded:
         """Take what is cached, share what is in flight, queue the rest, and answer in order."""
         provider, batcher = await self._pool.handle(call.spec).ready()
-        refuse_dimensions(call.spec.name, provider.dimension, call.dimensions, matryoshka=call.spec.matryoshka)
+        if call.dimensions is not None:
+            refuse_dimensions(call.spec.name, provider.dimension, call.dimensions, matryoshka=call.spec.matryoshka)
         origin = VectorOrigin(provider.space, provider.numerics, provider.dimension)
         lookup = self._cache.lookup(call.tenant, call.texts, call.role, origin, since=call.since)
         cached = await self._cache.get(lookup) if call.use_cache else {}
@@ -161,8 +162,8 @@ class Embedder(EmbeddingModels):
         items = shared | ours
         for item in items.values():
             item.waiters += 1
-            if call.lane == "interactive":
-                batcher.promote(item)
+        for item in shared.values() if call.lane == "interactive" else ():
+            batcher.promote(item)
         try:
             made = await outcomes(items)
             if call.use_cache:

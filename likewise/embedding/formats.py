@@ -15,9 +15,9 @@ Scales = npt.NDArray[np.float32]
 _LARGEST = 127
 
 
-def refuse_dimensions(model: str, dimension: int, dimensions: int | None, *, matryoshka: bool) -> None:
+def refuse_dimensions(model: str, dimension: int, dimensions: int, *, matryoshka: bool) -> None:
     """Raise Invalid unless the vectors of a model, of `dimension` numbers, can be shortened to `dimensions`."""
-    if dimensions is None or dimensions == dimension:
+    if dimensions == dimension:
         return
     if not matryoshka:
         message = f"The vectors of {model} have {dimension} numbers and cannot be shortened."

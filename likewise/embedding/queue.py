@@ -1,4 +1,4 @@
-"""A text on its way through a model: waiting in a lane, in flight for all who want it, and its outcome."""
+"""A text on its way through a model: waiting in a lane, in flight for all its callers, and its outcome."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ class QueueBudget:
         self._held = 0
 
     def take(self, tokens: int) -> None:
-        """Hold so many; Overloaded if they do not fit. Nobody who comes to an empty queue is refused."""
+        """Hold so many; Overloaded if they do not fit. A caller that finds the queue empty is never refused."""
         if self._held and self._held + tokens > self._limit:
             raise Overloaded(
                 "Too many texts wait for the model; send this again later.", retry_after=self._retry_after()

@@ -1,13 +1,16 @@
 """A batch of records on its way in: refused where it cannot be stored as it is, else cleaned and hashed."""
 
 from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
 
 from likewise.cleaning import cleaned, cleaned_json, fit_for_id, is_json
-from likewise.db import records
-from likewise.db.records import PreparedRecord
+from likewise.db.collections import CollectionRow, ViewRow
+from likewise.db.contents import PreparedContent, text_hash
+from likewise.db.records import PreparedRecord, payload_json
 from likewise.embedding.embedder import Embedder
-from likewise.errors import Fault, Invalid
-from likewise.kind import Kind, NewRecord
+from likewise.errors import Conflict, Fault, Invalid
+from likewise.kind import Kind, NewRecord, View
 from likewise.observe.request_id import REQUEST_ID
 
 NOT_JSON = (
@@ -29,38 +32,85 @@ def refuse_unstorable(batch: Sequence[NewRecord]) -> None:
         raise Invalid(faults[0].message, faults=faults)
 
 
-async def refuse_long(embedder: Embedder, model: str, kind: Kind, batch: Sequence[NewRecord]) -> None:
-    """Raise Invalid with a fault for each text of which a model would cut off the end."""
+async def refuse_long(embedder: Embedder, collection: CollectionRow, kind: Kind, batch: Sequence[NewRecord]) -> None:
+    """Raise Invalid with a fault for each text of which the model of its view would cut off the end."""
+    await _refuse_long(embedder, collection.active.model, [kind.text(record) for record in batch], range(len(batch)))
+    for row, view in views_beside(collection, kind):
+        if row.generation is not None and view.text is not None:
+            read = [(place, view.text(record)) for place, record in enumerate(batch)]
+            found = [(place, text) for place, text in read if text is not None]
+            places, texts = [place for place, _ in found], [text for _, text in found]
+            await _refuse_long(embedder, row.generation.model, texts, places)
+
+
+async def _refuse_long(embedder: Embedder, model: str, texts: Sequence[str], places: Sequence[int]) -> None:
     max_tokens = (await embedder.opened(model)).max_tokens
     try:
-        lengths = await embedder.lengths([kind.text(record) for record in batch], model)
+        lengths = await embedder.lengths(texts, model)
     except Invalid as error:
-        raise error.moved("/texts", "/{}/text".format) from None
+        raise error.moved("/texts", lambda at: f"/{places[at]}/text") from None
     message = f"This collection refuses texts that its model would cut off: at most {max_tokens} tokens."
     faults = [
-        Fault(f"/{place}/text", "text_too_long", message) for place, length in enumerate(lengths) if length > max_tokens
+        Fault(f"/{place}/text", "text_too_long", message)
+        for place, length in zip(places, lengths, strict=True)
+        if length > max_tokens
     ]
     if faults:
         raise Invalid(message, code="text_too_long", faults=faults)
 
 
-def prepare_batch(kind: Kind, batch: Sequence[NewRecord]) -> list[PreparedRecord]:
+def views_beside(collection: CollectionRow, kind: Kind) -> list[tuple[ViewRow, View]]:
+    """Return the views beside the first that a collection was made with, each with what its kind declares of it.
+
+    Raises:
+        Conflict: the kind makes vectors of another space by now.
+    """
+    declared = {view.name: view for view in kind.beside}
+    views = [(row, declared[row.name]) for row in collection.beside if row.name in declared]
+    for row, view in views:
+        if view.is_made and row.generation is not None and row.generation.space != view.space:
+            message = f"The vectors of the view {row.name} are of another space than those that are made now."
+            raise Conflict(f"{message} Make a new collection.", code="model_differs")
+    return views
+
+
+def prepare_batch(
+    kind: Kind, batch: Sequence[NewRecord], beside: Sequence[tuple[ViewRow, View]] = ()
+) -> list[PreparedRecord]:
     """Prepare the records of a batch, in the order of their ids, in which they are locked."""
-    return sorted((prepare(kind, record) for record in batch), key=lambda record: record.id)
+    return sorted((prepare(kind, record, beside) for record in batch), key=lambda record: record.id)
 
 
-def prepare(kind: Kind, record: NewRecord) -> PreparedRecord:
-    """Clean and hash a record's text. The id keeps its form: one with NUL was refused at the door."""
+def prepare(kind: Kind, record: NewRecord, beside: Sequence[tuple[ViewRow, View]] = ()) -> PreparedRecord:
+    """Clean and hash a record's texts. The id keeps its form: one with NUL was refused at the door."""
     text = cleaned(kind.text(record))
+    request_id = REQUEST_ID.get()
     payload = cleaned_json(record.payload)
     return PreparedRecord(
         id=record.id,
         text=text,
-        text_hash=records.text_hash(text),
+        text_hash=text_hash(text),
         payload=payload,
-        payload_json=records.payload_json(payload),
+        payload_json=payload_json(payload),
         parent=None if record.parent is None else cleaned(record.parent),
         status=None if record.status is None else cleaned(record.status),
         occurred_at=record.occurred_at,
-        request_id=REQUEST_ID.get(),
+        request_id=request_id,
+        beside=tuple(
+            content for row, view in beside if (content := _prepared_beside(row, view, record, request_id)) is not None
+        ),
     )
+
+
+def _prepared_beside(row: ViewRow, view: View, record: NewRecord, request_id: str | None) -> PreparedContent | None:
+    if view.vector is not None and view.made_from is not None:
+        made_from = view.made_from(record)
+        if made_from is None:
+            return None
+        digest = sha256(made_from).digest()
+        return PreparedContent(row.number, digest, None, request_id, False, partial(view.vector, record))
+    read = view.text(record) if view.text is not None else None
+    if read is None:
+        return None
+    text = cleaned(read)
+    return PreparedContent(row.number, text_hash(text), text, request_id, view.embedded)

@@ -1,13 +1,19 @@
 """The terms of a batch's texts, encoded for their rows, and the running average that weighs them."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from likewise.db import collections, terms
-from likewise.db.collections import CollectionRow
+from likewise.db.collections import CollectionRow, ViewRow
+from likewise.db.contents import ContentKey, PreparedContent
 from likewise.db.pool import Pool
+from likewise.db.transaction import Tx
 from likewise.sealing import Sealing
 from likewise.search.analyzer import terms_of
+
+# A tenant's collection, and the number of a view.
+_Place = tuple[int, int, int]
 
 
 @dataclass
@@ -29,26 +35,26 @@ class TermAverages:
     def __init__(self, sealing: Sealing) -> None:
         """Open the keys of collections' terms with `sealing`."""
         self.sealing = sealing
-        self._added: dict[tuple[int, int], _Lengths] = {}
+        self._added: dict[_Place, _Lengths] = {}
 
-    def average(self, collection: CollectionRow, batch: Sequence[int]) -> float:
-        """Terms a text, over what is stored and a batch of such lengths."""
-        ours = self._added.get((collection.tenant, collection.id), _Lengths())
-        total = collection.terms_total + ours.terms + sum(batch)
-        return total / max(1, collection.contents_total + ours.contents + len(batch))
+    def average(self, collection: CollectionRow, view: ViewRow, batch: Sequence[int]) -> float:
+        """Return the terms of a text, on average over what is stored and a batch of such lengths."""
+        ours = self._added.get((collection.tenant, collection.id, view.number), _Lengths())
+        total = view.terms_total + ours.terms + sum(batch)
+        return total / max(1, view.contents_total + ours.contents + len(batch))
 
-    def add(self, collection: CollectionRow, batch: Sequence[int]) -> None:
+    def add(self, collection: CollectionRow, view: int, batch: Sequence[int]) -> None:
         """Count a batch that has been committed, by its texts' lengths."""
         if batch:
-            self._count(collection.tenant, collection.id, _Lengths(sum(batch), len(batch)))
+            self._count((collection.tenant, collection.id, view), _Lengths(sum(batch), len(batch)))
 
-    def take_away(self, collection: CollectionRow, gone: int) -> None:
+    def take_away(self, collection: CollectionRow, view: int, gone: int) -> None:
         """Count contents that have gone; they leave the average as it is."""
         if gone:
-            self._count(collection.tenant, collection.id, _Lengths(gone=gone))
+            self._count((collection.tenant, collection.id, view), _Lengths(gone=gone))
 
-    def _count(self, tenant: int, collection: int, lengths: _Lengths) -> None:
-        ours = self._added.setdefault((tenant, collection), _Lengths())
+    def _count(self, place: _Place, lengths: _Lengths) -> None:
+        ours = self._added.setdefault(place, _Lengths())
         ours.terms += lengths.terms
         ours.contents += lengths.contents
         ours.gone += lengths.gone
@@ -57,42 +63,57 @@ class TermAverages:
         """Add what has come to the collections' rows."""
         pending, self._added = self._added, {}
         while pending:
-            (tenant, collection), lengths = pending.popitem()
+            (tenant, collection, view), lengths = pending.popitem()
             try:
                 async with pool.tenant(tenant) as tx:
                     await collections.add_terms(
-                        tx, collection, terms=lengths.terms, contents=lengths.contents, gone=lengths.gone
+                        tx, collection, view, terms=lengths.terms, contents=lengths.contents, gone=lengths.gone
                     )
             except BaseException:
                 # The next time, with what else will have come.
-                for key, left in [((tenant, collection), lengths), *pending.items()]:
-                    self._count(*key, left)
+                for place, left in [((tenant, collection, view), lengths), *pending.items()]:
+                    self._count(place, left)
                 raise
 
 
 class BatchTerms:
-    """The terms of a batch's texts, encoded as they are stored."""
+    """The terms of a batch's texts, encoded as they are stored; each is read once, however often it is tried."""
 
     def __init__(self, averages: TermAverages, collection: CollectionRow) -> None:
         self._averages = averages
         self._collection = collection
-        self._rows: dict[bytes, tuple[int, terms.TermRow]] = {}
+        self._rows: dict[ContentKey, tuple[int, terms.TermRow]] = {}
 
-    def learn(self, texts: Mapping[bytes, str]) -> None:
-        """Analyse those texts, by hash, that were not analysed yet."""
+    def learn(self, contents: Sequence[PreparedContent]) -> None:
+        """Analyse the texts of those contents that were not analysed yet."""
+        for view in self._collection.views:
+            if view.terms:
+                self._learn(view, {one.key: one.text for one in contents if one.view == view.number})
+
+    def _learn(self, view: ViewRow, texts: Mapping[ContentKey, str | None]) -> None:
         keys = [key for key in texts if key not in self._rows]
         if not keys:
             return
         terms_key = self._collection.terms_key(self._averages.sealing)
-        found = [terms_of(texts[key], terms_key) for key in keys]
+        found = [terms_of(texts[key] or "", terms_key) for key in keys]
         lengths = [len(one) for one in found]
-        rows = terms.encode(found, self._averages.average(self._collection, lengths))
+        rows = terms.encode(found, self._averages.average(self._collection, view, lengths))
         self._rows.update(zip(keys, zip(lengths, rows, strict=True), strict=True))
 
-    def row(self, key: bytes) -> terms.TermRow:
-        """The encoded terms of a text."""
-        return self._rows[key][1]
+    async def write(self, tx: Tx, added: Mapping[ContentKey, int]) -> None:
+        """Store the terms of contents that were made in this transaction."""
+        for view in self._collection.views:
+            rows = {pk: self._rows[key][1] for key, pk in added.items() if view.terms and key[0] == view.number}
+            if rows:
+                await terms.write(tx, self._collection.id, rows, view=view.number)
 
-    def lengths(self, keys: Iterable[bytes]) -> list[int]:
-        """The lengths in terms of these texts."""
-        return [self._rows[key][0] for key in keys]
+    def count(self, added: Iterable[ContentKey], gone: Iterable[int]) -> None:
+        """Count contents that were committed, and those that went, given by their views."""
+        lengths: dict[int, list[int]] = {}
+        for key in added:
+            if key in self._rows:
+                lengths.setdefault(key[0], []).append(self._rows[key][0])
+        for view, batch in lengths.items():
+            self._averages.add(self._collection, view, batch)
+        for view, number in Counter(gone).items():
+            self._averages.take_away(self._collection, view, number)

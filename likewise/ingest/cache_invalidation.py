@@ -62,7 +62,8 @@ class CacheInvalidation:
         if len(text_hashes) > MAX_HASHES:
             await self._embedder.forget_all()
         elif text_hashes and self._embedder.caches:
-            await self._embedder.forget(collection.tenant, text_hashes, at_once=True, origin=_origin(collection))
+            for origin in _origins(collection):
+                await self._embedder.forget(collection.tenant, text_hashes, at_once=True, origin=origin)
 
     async def run(self) -> None:
         """Forget what other processes tell, until cancelled."""
@@ -102,8 +103,10 @@ async def notice_sealing(pool: Pool) -> Sealing:
     return Sealing([TextKey(row[0])])
 
 
-def _origin(collection: CollectionRow) -> VectorOrigin | None:
-    active = collection.active
-    if active.space is None or active.numerics is None:
-        return None
-    return VectorOrigin(active.space, active.numerics, active.dimension)
+def _origins(collection: CollectionRow) -> set[VectorOrigin | None]:
+    """The origins of the vectors that its views have of texts."""
+    generations = [view.generation for view in collection.views if view.generation and not view.generation.is_made]
+    return {
+        None if one.space is None or one.numerics is None else VectorOrigin(one.space, one.numerics, one.dimension)
+        for one in generations
+    }

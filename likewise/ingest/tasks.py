@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
@@ -14,10 +14,11 @@ from cachetools import LRUCache
 from likewise.backoff import Backoff
 from likewise.db import jobs
 from likewise.db.jobs import Task
-from likewise.db.pool import Pool, retried
+from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, ModelFails, TooManyRequests, Unavailable
+from likewise.ingest.claims import renewing, through_outage
 from likewise.ingest.notifications import WakeSignal
 from likewise.observe.logs import get_logger
 from likewise.observe.request_id import REQUEST_ID
@@ -30,13 +31,11 @@ LEASE = timedelta(seconds=60)
 AT_ONCE = 4
 # Tries of a task that fails by itself, or costs its worker.
 MAX_ATTEMPTS = 3
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+RETRY = Backoff(1.0, 60.0)
 # Of one tenant, so that nobody fills the table.
 MAX_OPEN = 1_000
 RETRY_SECONDS = 10
 POLL_SECONDS = 1.0
-# A database that is away is tried again this often.
-AWAY_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
 # Tasks whose waits are remembered, so that they double.
 MAX_REMEMBERED = 10_000
@@ -55,7 +54,7 @@ class Handler(Protocol):
     """
 
     def __call__(self, tenant: int, input: bytes | None, progress: Progress, /) -> Awaitable[Mapping[str, Any]]:
-        """The result, as JSON can say it."""
+        """Do the task; returns its result, as JSON can say it."""
         ...
 
 
@@ -158,7 +157,7 @@ class Tasks:
         REQUEST_ID.set(task.request_id)
         with TaskStep(task.kind) as step:
             try:
-                async with claimed.kept():
+                async with renewing(claimed.renew, self._lease):
                     step.became(await self._tried(claimed))
             except LeaseLost:
                 step.became("lost")
@@ -218,7 +217,7 @@ class Tasks:
         """Seconds until the next try: twice as long each time, and by chance, so that not all come back together."""
         times = self._waits.get(task.id, task.attempts)
         self._waits[task.id] = times + 1
-        return Backoff(FIRST_WAIT, LONGEST_WAIT).jittered(times + 2)
+        return RETRY.jittered(times + 2)
 
     async def _end(
         self, claimed: "_Claimed", *, result: Mapping[str, Any] | None = None, error: str | None = None
@@ -265,17 +264,7 @@ class _Claimed:
         self._progress = (done, total)
         if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
             self._told_at = time.monotonic()
-            with contextlib.suppress(LikewiseError):
-                await self._renew()
-
-    @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Renew the lease while the block runs."""
-        renewing = asyncio.create_task(self._keep())
-        try:
-            yield
-        finally:
-            await stop([renewing])
+            await self.renew()
 
     async def finish(self, *, result: Mapping[str, Any] | None, error: str | None) -> bool:
         """End it, in spite of a database that is away for no longer than the lease; False if it is not ours."""
@@ -284,7 +273,7 @@ class _Claimed:
             async with self._pool.tenant(self.task.tenant) as tx:
                 return await jobs.finish_task(tx, self.task, self._claim, result=result, error=error)
 
-        return await self._patiently(once)
+        return await through_outage(once, self._lease)
 
     async def release(self, *, after: timedelta, failed: bool, patient: bool = True) -> None:
         """Give it to whoever claims it next, after so long; if `patient`, in spite of such a database as well."""
@@ -293,26 +282,12 @@ class _Claimed:
             async with self._pool.tenant(self.task.tenant) as tx:
                 await jobs.release_task(tx, self.task, self._claim, after=after, failed=failed)
 
-        await (self._patiently(once) if patient else once())
+        await (through_outage(once, self._lease) if patient else once())
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        deadline = time.monotonic() + self._lease.total_seconds()
-        while True:
-            try:
-                return await retried(work)
-            except DatabaseUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(AWAY_SECONDS)
-
-    async def _keep(self) -> None:
-        while not self._lost.is_set():
-            await asyncio.sleep(self._lease.total_seconds() / 3)
-            with contextlib.suppress(LikewiseError):
-                await self._renew()
-
-    async def _renew(self) -> None:
-        async with self._pool.tenant(self.task.tenant) as tx:
-            ours = await jobs.renew_task(tx, self.task, self._claim, self._lease, progress=self._progress)
-        if not ours:
-            self._lost.set()
+    async def renew(self) -> None:
+        """Keep the task for one lease more, and tell how far it is; a database that is away costs one renewal."""
+        with contextlib.suppress(LikewiseError):
+            async with self._pool.tenant(self.task.tenant) as tx:
+                ours = await jobs.renew_task(tx, self.task, self._claim, self._lease, progress=self._progress)
+            if not ours:
+                self._lost.set()

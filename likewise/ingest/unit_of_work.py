@@ -1,24 +1,30 @@
 """UnitOfWork: all that one write does in its transaction, for a function that reads from top to bottom."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 from uuid import UUID
 
-from likewise.db import deletions, jobs, records, terms
-from likewise.db.collections import CollectionRow
-from likewise.db.deletions import Deletion
+from likewise.db import deletions, jobs, records
+from likewise.db.collections import CollectionRow, ViewRow
+from likewise.db.contents import PreparedContent
+from likewise.db.deletions import Deletion, GoneContent
 from likewise.db.records import BatchDiff, PreparedRecord, StoragePolicy, WriteOutcome
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.ingest.batch_terms import BatchTerms
+from likewise.ingest.made_vectors import MadeVectors
 from likewise.observe.request_id import REQUEST_ID
 from likewise.stopping import stop
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
 LARGE_BATCH = 20_000
+
+
+class _Deleting(TypedDict):
+    views: Sequence[ViewRow]
+    alone: bool
 
 
 class AnswerStore(Protocol):
@@ -52,11 +58,12 @@ class UnitOfWork:
     target: Target
     records: Sequence[PreparedRecord]
     alone: bool
-    terms: BatchTerms | None
+    terms: BatchTerms
+    vectors: MadeVectors
     text_keys: TextKeys
     answers: AnswerStore | None
     outcome: WriteOutcome | None = None
-    gone: list[bytes] = field(default_factory=list)
+    gone: list[GoneContent] = field(default_factory=list)
 
     @property
     def collection(self) -> CollectionRow:
@@ -71,7 +78,8 @@ class UnitOfWork:
         """
         if self.target.storage.seal is not None:
             await self.text_keys.hold(self.tx)
-        return await records.compare(self.tx, self.collection.id, batch, alone=self.alone)
+        several = self.target.storage.several
+        return await records.compare(self.tx, self.collection.id, batch, several=several, alone=self.alone)
 
     async def write(
         self, diff: BatchDiff, *, for_job: bool = False, leaving: Sequence[tuple[int, int]] = ()
@@ -83,15 +91,20 @@ class UnitOfWork:
             leaving: (record, content) of records that are deleted beside it.
         """
         number, storage = self.collection.id, self.target.storage
-        # Postgres stores the records while this process reads their words.
-        async with self._learning(diff.fresh) as learnt:
+        contents = [one for record in diff.fresh for one in (record.content, *record.beside)]
+        # Postgres stores the records while this process reads their words and makes their vectors.
+        learning = asyncio.create_task(self._learn(contents))
+        try:
             outcome = await records.write(
                 self.tx, number, diff, storage, lane=self.target.lane, for_job=for_job, leaving=leaving
             )
-            await learnt
-        if self.terms is not None and outcome.new_contents:
-            rows = {content: self.terms.row(key) for key, content in outcome.new_contents.items()}
-            await terms.write(self.tx, number, rows)
+            await learning
+        finally:
+            await stop([learning])
+        if outcome.new_contents:
+            await self.terms.write(self.tx, outcome.new_contents)
+        if outcome.new_contents and storage.several:
+            await self.vectors.write(self.tx, storage.views, outcome.new_contents)
         self.outcome = outcome
         self.gone.extend(outcome.gone)
         return outcome
@@ -119,29 +132,23 @@ class UnitOfWork:
             await self.answers.save(self.tx, answer)
 
     @property
-    def _deleting(self) -> dict[str, bool]:
-        return {"keep_terms": self.target.storage.terms, "alone": self.alone}
+    def _deleting(self) -> _Deleting:
+        return {"views": self.target.storage.views, "alone": self.alone}
 
     def _deleted(self, deletion: Deletion) -> int:
         self.gone.extend(deletion.gone)
         return deletion.records
 
-    @contextlib.asynccontextmanager
-    async def _learning(self, fresh: Sequence[PreparedRecord]) -> AsyncIterator[Awaitable[None]]:
-        """Read the terms of texts that may be new beside the block, which awaits them."""
-        task = asyncio.create_task(self._learn({record.text_hash: record.text for record in fresh}))
-        try:
-            yield task
-        finally:
-            await stop([task])
-
-    async def _learn(self, texts: Mapping[bytes, str]) -> None:
-        if self.terms is None:
-            return
-        if sum(map(len, texts.values())) > LARGE_BATCH:
-            await asyncio.to_thread(self.terms.learn, texts)
+    async def _learn(self, contents: Sequence[PreparedContent]) -> None:
+        if sum(len(one.text or "") for one in contents) > LARGE_BATCH or any(one.vector for one in contents):
+            await asyncio.to_thread(self._work_out, contents)
         else:
-            self.terms.learn(texts)
+            self._work_out(contents)
+
+    def _work_out(self, contents: Sequence[PreparedContent]) -> None:
+        self.terms.learn(contents)
+        if self.target.storage.several:
+            self.vectors.learn(contents)
 
 
 async def store(unit: UnitOfWork) -> WriteOutcome:

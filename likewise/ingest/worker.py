@@ -3,22 +3,21 @@
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
-from uuid import UUID, uuid4
 
 import numpy as np
 
 from likewise.backoff import Backoff, Breaker
 from likewise.db import collections, jobs, waiting
 from likewise.db.failures import CollectionGone
-from likewise.db.pool import Pool, retried
+from likewise.db.pool import Pool
 from likewise.db.waiting import QueueEntry, WaitingText
 from likewise.embedding.cache import text_digest
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.provider import Lane
 from likewise.errors import DatabaseUnavailable, LikewiseError, ModelUnavailable, Overloaded, SealBroken, Unavailable
+from likewise.ingest.claims import Claim, through_outage
 from likewise.ingest.model_rotation import ModelRotation
 from likewise.ingest.notifications import WakeSignal
 from likewise.observe.logs import get_logger
@@ -44,15 +43,7 @@ POLL_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
 # Entries that are tried by themselves take turns with the others.
 ALONE_A_STEP = 16
-# A database that is away is tried again this often.
-AWAY_SECONDS = 1.0
-# A statement that was cut off may hold its rows until the server has ended it; after this the lease has to run out.
-GIVE_BACK_SECONDS = 5.0
-HELD_SECONDS = 0.05
-RETRY_AFTER = timedelta(seconds=2)
 WAIT_SECONDS = 30.0
-
-T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -130,11 +121,11 @@ class Worker:
         deadline: float | None = None
         pause = 0.01
         while True:
-            claim = uuid4()
-            async with self._given_back(claim):
+            claim = Claim(self._pool, self._lease)
+            async with claim.given_back():
                 async with self._pool.tenant(tenant) as tx:
                     left = await waiting.still_waiting(tx, generation, contents)
-                    ours = await waiting.claim_these(tx, generation, left, claim, self._lease) if left else []
+                    ours = await waiting.claim_these(tx, generation, left, claim.id, self._lease) if left else []
                     found = await collections.generation(tx, generation)
                 if not left or found is None:
                     return
@@ -151,12 +142,13 @@ class Worker:
             await asyncio.sleep(pause)
             pause = min(0.2, pause * 2)
 
-    async def _embed_ours(self, tenant: int, generation: int, ours: Sequence[int], claim: UUID) -> None:
+    async def _embed_ours(self, tenant: int, generation: int, ours: Sequence[int], claim: Claim) -> None:
         try:
-            async with self._renewed([tenant], claim):
+            async with claim.renewed([tenant]):
                 await self._work_on(tenant, generation, ours, claim, interactive=True)
         except (ModelUnavailable, Overloaded) as error:
-            await self._release(tenant, generation, ours, claim)
+            await claim.release(tenant, generation, ours)
+            contents_became("released", len(ours))
             raise _stored(error) from None
 
     async def _check_model(self, model: str) -> None:
@@ -166,13 +158,13 @@ class Worker:
             raise _stored(error) from None
 
     async def _claim_and_work(self, models: Sequence[str], *, alone: bool) -> bool:
-        claim = uuid4()
-        async with self._given_back(claim):
+        claim = Claim(self._pool, self._lease)
+        async with claim.given_back():
             entries = await to_its_end(
                 waiting.claim(
                     self._pool,
                     models,
-                    claim,
+                    claim.id,
                     lease=self._lease,
                     max_entries=self._claim_size,
                     after_tenant=self._last_tenant,
@@ -185,7 +177,7 @@ class Worker:
             self._last_tenant = _last_in_turn(entries, self._last_tenant)
             worked = False
             turn = self._nobody_beside() if alone else self._turns
-            async with self._renewed({entry.tenant for entry in entries}, claim), turn:
+            async with claim.renewed({entry.tenant for entry in entries}), turn:
                 with WorkerStep(len(entries), [entry.request_id for entry in entries]):
                     for (tenant, generation), contents in _grouped(entries).items():
                         worked |= await self._work_or_rest(tenant, generation, contents, claim)
@@ -199,7 +191,7 @@ class Worker:
                 await turns.enter_async_context(self._turns)
             yield
 
-    async def _work_or_rest(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> bool:
+    async def _work_or_rest(self, tenant: int, generation: int, contents: Sequence[int], claim: Claim) -> bool:
         """Work on one generation's share of a claim; one that fails rests, and does not keep the others from theirs."""
         try:
             await self._work_on(tenant, generation, contents, claim)
@@ -211,7 +203,8 @@ class Worker:
             log.warning(
                 "generation_rests", generation=generation, code=error.code, reason=error.detail, seconds=breaker.pause
             )
-            await self._release(tenant, generation, contents, claim)
+            await claim.release(tenant, generation, contents)
+            contents_became("released", len(contents))
             return False
         self._resting.pop(generation, None)
         return True
@@ -219,17 +212,8 @@ class Worker:
     def _at_rest(self) -> list[int]:
         return [generation for generation, breaker in self._resting.items() if not breaker.allows()]
 
-    @contextlib.asynccontextmanager
-    async def _given_back(self, claim: UUID) -> AsyncIterator[None]:
-        """Give the claim back when the block ends early (stopping, a database that is away), before its lease ends."""
-        try:
-            yield
-        except BaseException:
-            await asyncio.shield(self._give_back(claim))
-            raise
-
     async def _work_on(
-        self, tenant: int, generation: int, contents: Sequence[int], claim: UUID, *, interactive: bool = False
+        self, tenant: int, generation: int, contents: Sequence[int], claim: Claim, *, interactive: bool = False
     ) -> None:
         """One generation's share of a claim: embed, then finish, release or set aside."""
         try:
@@ -237,7 +221,7 @@ class Worker:
                 found = await collections.generation(tx, generation)
                 held = await waiting.texts(tx, contents)
                 if any(one.text is None and one.sealed is None for one in held):
-                    await waiting.drop_textless(tx, generation, contents, claim)
+                    await waiting.drop_textless(tx, generation, contents, claim.id)
             if found is None or not held:
                 return
             admitted = await self._admission.admit(tenant, found[0])
@@ -249,7 +233,7 @@ class Worker:
             return
 
     async def _opened(
-        self, tenant: int, admitted: AdmittedGeneration, held: Sequence[WaitingText], claim: UUID
+        self, tenant: int, admitted: AdmittedGeneration, held: Sequence[WaitingText], claim: Claim
     ) -> dict[int, str]:
         """The texts, those that waited sealed opened; one that does not open is a fault of its own."""
         texts = {}
@@ -265,7 +249,7 @@ class Worker:
         return texts
 
     async def _embed_and_finish(
-        self, tenant: int, admitted: AdmittedGeneration, texts: Mapping[int, str], claim: UUID, interactive: bool
+        self, tenant: int, admitted: AdmittedGeneration, texts: Mapping[int, str], claim: Claim, interactive: bool
     ) -> None:
         contents = sorted(texts)
         try:
@@ -293,7 +277,7 @@ class Worker:
         )
 
     async def _finish(
-        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], embedded: Embedded, claim: UUID
+        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], embedded: Embedded, claim: Claim
     ) -> list[int]:
         """Write the vectors of those contents that are still ours; returns the others."""
         generation = admitted.generation
@@ -301,7 +285,7 @@ class Worker:
 
         async def once() -> list[int]:
             async with self._pool.tenant(tenant) as tx:
-                taken = await waiting.take(tx, generation.id, contents, claim)
+                taken = await waiting.take(tx, generation.id, contents, claim.id)
                 if not taken:
                     return []
                 rows = [place[content] for content in taken]
@@ -315,7 +299,7 @@ class Worker:
                     await jobs.settle(tx, generation.id, taken)
             return taken
 
-        taken = set(await self._through_outage(once))
+        taken = set(await through_outage(once, self._lease))
         lost = [one for one in contents if one not in taken]
         contents_became("embedded", len(taken))
         contents_became("lost", len(lost))
@@ -323,55 +307,12 @@ class Worker:
             log.debug("texts_lost", generation=generation.id, contents=len(lost))
         return lost
 
-    async def _through_outage(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Try a write again while the database is away, for as long as the claim can last."""
-        deadline = asyncio.get_running_loop().time() + self._lease.total_seconds()
-        while True:
-            try:
-                return await retried(write)
-            except DatabaseUnavailable:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(AWAY_SECONDS)
-
-    async def _give_back(self, claim: UUID) -> None:
-        deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
-        with contextlib.suppress(LikewiseError):
-            while await waiting.give_back(self._pool, [claim]):
-                if asyncio.get_running_loop().time() > deadline:
-                    return
-                await asyncio.sleep(HELD_SECONDS)
-
-    async def _release(self, tenant: int, generation: int, contents: Sequence[int], claim: UUID) -> None:
-        async with self._pool.tenant(tenant) as tx:
-            await waiting.release(tx, generation, contents, claim, after=RETRY_AFTER)
-        contents_became("released", len(contents))
-
     async def _set_aside(
-        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], claim: UUID, error: LikewiseError
+        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], claim: Claim, error: LikewiseError
     ) -> None:
         log.warning("text_failed", generation=admitted.generation.id, code=error.code)
         contents_became("failed", len(contents))
-        async with self._pool.tenant(tenant) as tx:
-            await waiting.set_aside(tx, admitted.generation.id, contents, claim, error=error.code, tries=self._tries)
-
-    @contextlib.asynccontextmanager
-    async def _renewed(self, tenants: Collection[int], claim: UUID) -> AsyncIterator[None]:
-        """Keep a claim on entries of these tenants for as long as the block runs."""
-
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(self._lease.total_seconds() / 3)
-                for tenant in tenants:
-                    with contextlib.suppress(LikewiseError):
-                        async with self._pool.tenant(tenant) as tx:
-                            await waiting.renew(tx, claim, self._lease)
-
-        task = asyncio.create_task(renew())
-        try:
-            yield
-        finally:
-            await stop([task])
+        await claim.set_aside(tenant, admitted.generation.id, contents, error.code, self._tries)
 
     async def _sweep(self) -> None:
         while True:

@@ -1,13 +1,14 @@
 """Writer: the one way in. A function of the app runs in a unit of work; the writer sees to all that is around it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
 from likewise.db import collections, records
-from likewise.db.collections import CollectionRow, RecentCollections
+from likewise.db.collections import CollectionRow, DroppedCollection, NewView, RecentCollections
+from likewise.db.contents import ContentKey
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
 from likewise.db.records import PreparedRecord, StoragePolicy, WriteOutcome
@@ -16,17 +17,19 @@ from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import ModelSpec
 from likewise.errors import Conflict, NotFound
 from likewise.ingest.backlog import Backlog
-from likewise.ingest.batch import prepare_batch, refuse_long, refuse_unstorable
+from likewise.ingest.batch import prepare_batch, refuse_long, refuse_unstorable, views_beside
 from likewise.ingest.batch_terms import BatchTerms, TermAverages
 from likewise.ingest.cache_invalidation import CacheInvalidation
 from likewise.ingest.fair_semaphore import FairSemaphore
 from likewise.ingest.group_commit import GroupCommit
+from likewise.ingest.made_vectors import MadeVectors
 from likewise.ingest.notifications import WakeSignal
 from likewise.ingest.unit_of_work import LARGE_BATCH, AnswerStore, Target, UnitOfWork, store
-from likewise.kind import Kind, NewRecord, Policy
+from likewise.kind import Kind, NewRecord, Policy, View
 from likewise.observe.steps import stored
 from likewise.sealing import about_content
 from likewise.search.analyzer import ANALYZER
+from likewise.vectors.store import VectorStore
 
 T = TypeVar("T")
 
@@ -69,6 +72,7 @@ class Writer:
         recent: RecentCollections,
         backlog: Backlog,
         text_keys: TextKeys,
+        store: VectorStore,
         wake_signal: WakeSignal,
         cache_invalidation: CacheInvalidation,
     ) -> None:
@@ -76,6 +80,7 @@ class Writer:
         self._embedder = embedder
         self._recent = recent
         self._text_keys = text_keys
+        self._vectors = store
         # The other connections are for those who search meanwhile.
         self._connections = FairSemaphore(max(1, pool.max_size // 2))
         self.backlog = backlog
@@ -172,17 +177,18 @@ class Writer:
     async def drop(self, tenant: int, collection: CollectionRow) -> bool:
         """Remove a collection with everything in it; False if it was not there."""
 
-        async def once() -> tuple[bool, list[bytes]]:
+        async def once() -> DroppedCollection:
             async with self._pool.tenant(tenant) as tx:
-                dropped, gone = await collections.drop(tx, collection.id)
-                self._cache_invalidation.send(tx, gone)
-            return dropped, gone
+                dropped = await collections.drop(tx, collection.id)
+                self._cache_invalidation.send(tx, dropped.text_hashes)
+                await self._vectors.drop(tx, dropped.generations)
+            return dropped
 
         # It waits for all who read the tables, and one of them may wait for it.
-        dropped, gone = await retried(once)
+        dropped = await retried(once)
         self._recent.forget(tenant, collection.name)
-        await self._cache_invalidation.forget(collection, gone)
-        return dropped
+        await self._cache_invalidation.forget(collection, dropped.text_hashes)
+        return dropped.was_there
 
     async def _prepare(
         self, tenant: int, into: Destination, batch: Sequence[NewRecord], lane: int
@@ -190,14 +196,16 @@ class Writer:
         """Refuse what cannot be stored, or may not be now; else clean and hash it."""
         collection = await self._open(tenant, into)
         if collection.policy.on_long == "refuse":
-            await refuse_long(self._embedder, collection.active.model, into.kind, batch)
+            await refuse_long(self._embedder, collection, into.kind, batch)
         refuse_unstorable(batch)
+        beside = views_beside(collection, into.kind)
         if sum(len(record.text or "") for record in batch) > LARGE_BATCH:
-            prepared = await asyncio.to_thread(prepare_batch, into.kind, batch)
+            prepared = await asyncio.to_thread(prepare_batch, into.kind, batch, beside)
         else:
-            prepared = prepare_batch(into.kind, batch)
+            prepared = prepare_batch(into.kind, batch, beside)
         if lane == records.BULK:
-            self.backlog.admit(tenant, collection.active.model, sum(one.tokens for one in prepared))
+            for model, tokens in _tokens_of(collection, prepared).items():
+                self.backlog.admit(tenant, model, tokens)
         return Target(tenant, collection.id, lane, collection, self._storage(collection, into.kind)), prepared
 
     async def _open(self, tenant: int, into: Destination) -> CollectionRow:
@@ -213,6 +221,7 @@ class Writer:
 
     async def _make(self, tenant: int, into: Destination, new: NewCollection) -> CollectionRow:
         dimension = await self._embedder.dimension(new.spec)
+        views = [await self._new_view(view, new.spec) for view in into.kind.beside]
 
         async def once() -> None:
             async with self._pool.tenant(tenant) as tx:
@@ -224,6 +233,7 @@ class Writer:
                     policy=new.policy,
                     model=new.spec.name,
                     dimension=dimension,
+                    views=views,
                     text_keys=self._text_keys,
                 )
 
@@ -234,6 +244,15 @@ class Writer:
             if error.code != "collection_exists":
                 raise
         return await self._recent.get(tenant, into.name)
+
+    async def _new_view(self, view: View, spec: ModelSpec) -> NewView:
+        """The view as a collection is made with it, its texts embedded by its own model or the collection's."""
+        if view.is_made:
+            return NewView(view.name, view.has_terms, "", view.dimension, view.space)
+        if not view.embedded:
+            return NewView(view.name, view.has_terms)
+        own = spec if view.model is None else self._embedder.known(view.model)
+        return NewView(view.name, view.has_terms, own.name, await self._embedder.dimension(own))
 
     async def _write(self, target: Target, prepared: Sequence[PreparedRecord]) -> tuple[CollectionRow, WriteOutcome]:
         if not prepared:
@@ -254,15 +273,17 @@ class Writer:
     ) -> T:
         """Run a unit of work until it is committed: again while others are in its way, and in the end without them."""
         tries = count()
-        terms = BatchTerms(self.averages, target.collection) if target.storage.terms else None
+        terms, vectors = BatchTerms(self.averages, target.collection), MadeVectors(self._vectors)
 
         async def attempt() -> tuple[T, UnitOfWork]:
             alone = next(tries) >= TRIES_BESIDE_OTHERS
             permit = self._connections.permit(target.tenant)
             async with self._pool.in_time(permit), self._pool.tenant(target.tenant) as tx:
-                unit = UnitOfWork(tx, target, prepared, alone, terms, self._text_keys, answers)
+                unit = UnitOfWork(tx, target, prepared, alone, terms, vectors, self._text_keys, answers)
                 result = await once(unit)
-                self._cache_invalidation.send(tx, unit.gone)
+                self._cache_invalidation.send(tx, [one.text_hash for one in unit.gone])
+                if unit.gone:
+                    await self._vectors.forget(tx, [one.id for one in unit.gone])
             return result, unit
 
         result, unit = await retried(attempt)
@@ -275,13 +296,11 @@ class Writer:
         if unit.outcome is not None:
             text_bytes = sum(len(one.text.encode()) for one in unit.records)
             stored(outcome.created, outcome.changed, outcome.unchanged, text_bytes)
-        if unit.terms is not None:
-            self.averages.add(collection, unit.terms.lengths(outcome.new_contents))
-            self.averages.take_away(collection, len(unit.gone))
-        await self._cache_invalidation.forget(collection, unit.gone)
+        unit.terms.count(outcome.new_contents, [one.view for one in unit.gone])
+        await self._cache_invalidation.forget(collection, [one.text_hash for one in unit.gone])
         if outcome.waiting:
-            entered = sum(one.tokens for one in unit.records if one.text_hash in outcome.new_contents)
-            self.backlog.entered(unit.target.tenant, collection.active.model, entered)
+            for model, tokens in _tokens_of(collection, unit.records, outcome.new_contents).items():
+                self.backlog.entered(unit.target.tenant, model, tokens)
             self._wake_signal.send()
 
     def _storage(self, collection: CollectionRow, kind: Kind) -> StoragePolicy:
@@ -291,10 +310,10 @@ class Writer:
             return self._text_keys.sealing.seal(text, about_content(collection.tenant, collection.id, key))
 
         return StoragePolicy(
+            views=collection.views,
             indexed=tuple(field for field in wanted if field not in kind.in_text),
             facts=kind.in_text,
             seal=None if policy.keep_text else seal,
-            terms=policy.keep_terms,
         )
 
 
@@ -305,7 +324,20 @@ def refuse_other_kind(collection: CollectionRow, kind: Kind) -> None:
         raise Conflict(message, code="collection_of_app")
 
 
+def _tokens_of(
+    collection: CollectionRow, prepared: Sequence[PreparedRecord], among: Collection[ContentKey] | None = None
+) -> dict[str, int]:
+    """The tokens of texts that wait for each model: of all contents of a batch, or of those `among` them."""
+    tokens: dict[str, int] = {}
+    models = {view.number: view.generation.model for view in collection.views if view.generation is not None}
+    for record in prepared:
+        for one in (record.content, *record.beside) if record.beside else (record.content,):
+            if one.waits and (among is None or one.key in among):
+                tokens[models[one.view]] = tokens.get(models[one.view], 0) + one.tokens
+    return tokens
+
+
 def _emptied(tenant: int, collection: CollectionRow) -> Target:
     """The target of a deletion, which stores nothing."""
-    storage = StoragePolicy(terms=collection.policy.keep_terms)
+    storage = StoragePolicy(collection.views)
     return Target(tenant, collection.id, records.BULK, collection, storage)

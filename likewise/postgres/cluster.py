@@ -13,9 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from likewise.errors import ServerStartError, StorageFault
+from likewise.machine import memory_limit, processors
 from likewise.postgres.account import SystemUser, names_let_in, system_user_for
 from likewise.postgres.binaries import Binaries
-from likewise.postgres.tuning import configuration, host_based_authentication, identity_map, server_settings
+from likewise.postgres.tuning import configuration, host_based_authentication, identity_map, server_settings, sizes
 
 SOCKET_NAME = ".s.PGSQL.5432"
 MAX_SOCKET_PATH = 103  # macOS; Linux takes 107
@@ -193,7 +194,9 @@ def _sentence(error: OSError, place: Path) -> str:
 
 
 def _initdb(binaries: Binaries, account: SystemUser, folder: Path, *, durable: bool) -> None:
-    options = [f"--pgdata={folder}", *INITDB_OPTIONS, *([] if durable else ["--no-sync"])]
+    # Its own choice is /dev/shm, and where that is small it says that the disk is full.
+    memory = ("-c", f"dynamic_shared_memory_type={sizes(memory_limit(), processors())['dynamic_shared_memory_type']}")
+    options = [f"--pgdata={folder}", *INITDB_OPTIONS, *memory, *([] if durable else ["--no-sync"])]
     said = ""
     for locale in BUILTIN_LOCALE if binaries.major >= 17 else LIBRARY_LOCALE:
         done = subprocess.run(  # noqa: S603
@@ -218,6 +221,11 @@ def _initdb(binaries: Binaries, account: SystemUser, folder: Path, *, durable: b
 
 
 def _initdb_error(said: str, folder: Path) -> ServerStartError:
+    if "shared memory" in said:
+        return ServerStartError(
+            "This machine has too little shared memory for Postgres. Give it more: `--shm-size=256m` for a container, "
+            "a larger kernel.shmmax elsewhere."
+        )
     if "No space left on device" in said or "Disk quota exceeded" in said:
         return disk_full(folder)
     lines = [line for line in said.splitlines() if "error" in line.lower() or "fatal" in line.lower()]

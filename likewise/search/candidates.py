@@ -9,7 +9,6 @@ from hashlib import sha256
 from cachetools import TTLCache
 
 from likewise.db import lookups
-from likewise.db.collections import CollectionRow
 from likewise.db.ids import ContentIds
 from likewise.db.transaction import Tx
 from likewise.db.where import FilterSource, Where, exactly, matching_contents
@@ -72,11 +71,11 @@ class CandidateSets:
     async def of(self, tx: Tx, plan: SearchPlan, tree: Filter | None) -> CandidateSet:
         """Return the candidates under a filter, which may be narrower than the plan's."""
         started, collection = time.perf_counter(), plan.collection
-        where = exactly(tree, collection.id)
+        where = exactly(tree, collection.id, plan.view.number)
         if tree is None:
             return CandidateSet(StepTiming.since(started, "filter", contents="all"), where)
-        matching = matching_contents(tree, collection.id, plan.indexed)
-        among, share = await self._among(tx, collection, tree, where, matching)
+        matching = matching_contents(tree, collection.id, plan.indexed, plan.view.number)
+        among, share = await self._among(tx, plan, tree, where, matching)
         timing = StepTiming.since(
             started,
             "filter",
@@ -87,14 +86,14 @@ class CandidateSets:
         return CandidateSet(timing, where, among, share, matching.source, matching)
 
     async def _among(
-        self, tx: Tx, collection: CollectionRow, tree: Filter, where: Where, matching: Where
+        self, tx: Tx, plan: SearchPlan, tree: Filter, where: Where, matching: Where
     ) -> tuple[IdSubset | None, float]:
         """The ids of the contents that fit, where these are few, and about which share of all they are."""
-        total = max(1, collection.contents_total)
-        by_index = collection.active.index_state == "ready"
+        total = max(1, plan.view.contents_total)
+        by_index = plan.view.generation is not None and plan.view.generation.index_state == "ready"
         if by_index and matching.source == "scan":
             # A look at every record only to learn that there are many costs more than all the rest.
-            share = await self._share(tx, collection, tree, where)
+            share = await self._share(tx, plan, tree, where)
             if share * total > MAX_IDS:
                 return None, share
         ids = await lookups.matching_contents(tx, matching, max_rows=MAX_IDS if by_index else None)
@@ -102,27 +101,27 @@ class CandidateSets:
             share = len(ids) / max(total, len(ids), 1)
             return IdSubset(ids, share), share
         # Of records that share their texts many fit while few contents do.
-        return None, max(await self._share(tx, collection, tree, where), 1 / total)
+        return None, max(await self._share(tx, plan, tree, where), 1 / total)
 
-    async def _share(self, tx: Tx, collection: CollectionRow, tree: Filter, where: Where) -> float:
+    async def _share(self, tx: Tx, plan: SearchPlan, tree: Filter, where: Where) -> float:
         """About which share of the contents has a record that fits, by a sample."""
         # By a digest: a filter may hold as much as a request's body.
-        key = (collection.active.id, sha256(repr(tree).encode()).digest())
+        key = (plan.generation.id, sha256(repr(tree).encode()).digest())
         share = self._shares.get(key)
         if share is None:
-            sample = await self._sample(tx, collection)
+            sample = await self._sample(tx, plan)
             share = await lookups.count_fitting(tx, sample, where) / max(1, len(sample))
             self._shares[key] = share
         return share
 
-    async def _sample(self, tx: Tx, collection: CollectionRow) -> ContentIds:
-        sample = self._samples.get(collection.active.id)
+    async def _sample(self, tx: Tx, plan: SearchPlan) -> ContentIds:
+        sample = self._samples.get(plan.generation.id)
         if sample is not None:
             return sample
         # Neighbours on a page came together and may be alike: of many pages a few rows each are better.
         wanted = ROWS_OF_A_PAGE * SAMPLED
-        percent = min(100.0, 100.0 * wanted / max(1, collection.contents_total))
-        rows = (await lookups.sample_of(tx, collection.active.id, percent, 4 * wanted)).numbers()
+        percent = min(100.0, 100.0 * wanted / max(1, plan.view.contents_total))
+        rows = (await lookups.sample_of(tx, plan.generation.id, percent, 4 * wanted)).numbers()
         sample = ContentIds.of(random.sample(rows.tolist(), min(SAMPLED, len(rows))))
-        self._samples[collection.active.id] = sample
+        self._samples[plan.generation.id] = sample
         return sample

@@ -214,6 +214,7 @@ async def _query_of(plan: SearchPlan, question: Question) -> RecordQuery:
         similar_to=await question.vector(),
         min_similarity=plan.options.threshold,
         one_of_each=plan.group_by,
+        compared=None if plan.view.generation is None else plan.view.generation.id,
     )
 
 
@@ -227,7 +228,7 @@ async def _read(
     commit: bool = False,
 ) -> list[SearchHit]:
     """The records of contents, or the contents, in their order; with `commit` the transaction ends with it."""
-    generation, where = plan.collection.active.id, exactly(plan.tree, plan.collection.id)
+    generation, where = plan.collection.active.id, exactly(plan.tree, plan.collection.id, plan.view.number)
 
     def found(content: int, similarity: float | None) -> tuple[float, float | None, float | None, tuple[str, ...]]:
         return ranking.scores[content], similarity, ranking.lexical_score(content), ranking.found_by(content)
@@ -236,4 +237,4 @@ async def _read(
         seen = await lookups.occurrences(tx, generation, contents, where, query, commit=commit)
         return [ContentHit(*found(one.content, near), one) for one, near in seen]
     records = await lookups.of_contents(tx, generation, contents, where, query, commit=commit)
-    return [RecordHit(*found(one.content, near), one) for one, near in records]
+    return [RecordHit(*found(content, near), one) for one, content, near in records]

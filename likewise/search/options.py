@@ -32,7 +32,8 @@ class SearchOptions:
         group_by: a field of which every value has one hit, its best.
         rerank: whether the reranker of the settings puts the first hits in order.
         explain: whether the outcome has an explanation.
-        view: the view of the kind that is compared.
+        view: the view of the kind that is compared; threshold and similarities are of it.
+        fused_with: other views, whose rankings are fused with that one's, by record.
     """
 
     limit: int = 10
@@ -43,6 +44,7 @@ class SearchOptions:
     rerank: bool = False
     explain: bool = False
     view: str = TEXT_VIEW
+    fused_with: tuple[str, ...] = ()
 
 
 class SearchKeywords(TypedDict, total=False):
@@ -55,6 +57,8 @@ class SearchKeywords(TypedDict, total=False):
     group_by: str | None
     rerank: bool
     explain: bool
+    view: str
+    fused_with: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from likewise import filters
-from likewise.db.collections import CollectionRow
+from likewise.db.collections import CollectionRow, Generation, ViewRow
 from likewise.db.where import IndexedFields
 from likewise.embedding.provider import Vector
 from likewise.errors import Invalid
@@ -17,13 +17,13 @@ from likewise.kind import Kind, Policy
 from likewise.search.options import (
     MAX_HITS,
     MIN_RERANKED,
-    TEXT_VIEW,
     ContentsQuestion,
     Mode,
     RecordQuestion,
     SearchOptions,
     SearchQuestion,
     SearchRequest,
+    TextQuestion,
     TextsQuestion,
     VectorQuestion,
 )
@@ -51,12 +51,14 @@ class SearchPlan:
     """A request read for the collection that answers it.
 
     Attributes:
+        view: the view that is compared.
         mode: as asked for; a vector is ranked by meaning alone.
         tree: the filter, with what must hold beside it.
         indexed: the fields that indexes know.
         legs: the rankings that are fused.
         needs_vector: whether there is no answer without the meaning.
         total: hits that are needed for an answer, those passed over included.
+        others: the plans of the views whose rankings are fused with this one's, by record.
         margin: contents of a ranking beyond those that are fused: one by which a page of a hundred knows of the next,
             and one for a record in question, which is left out afterwards. The same for every limit, so that pages of
             another size have the same order.
@@ -64,6 +66,7 @@ class SearchPlan:
 
     tenant: int
     collection: CollectionRow
+    view: ViewRow
     request: SearchRequest
     mode: Mode
     tree: Filter | None
@@ -73,6 +76,18 @@ class SearchPlan:
     needs_vector: bool
     total: int
     margin: int
+    others: tuple["SearchPlan", ...] = ()
+
+    @property
+    def generation(self) -> Generation:
+        """The generation whose vectors are ranked, of a view that has any."""
+        assert self.view.generation is not None
+        return self.view.generation
+
+    @property
+    def model(self) -> str:
+        """The model that the search is answered with; empty where no vectors are embedded."""
+        return "" if self.view.generation is None else self.view.generation.model
 
     @property
     def options(self) -> SearchOptions:
@@ -109,7 +124,7 @@ class SearchPlan:
         if not depth:
             return DEPTH + self.margin
         # By words alone a threshold may pass over any number: all are looked at, however old their count is.
-        return max(depth * DEEPER, self.collection.contents_total + 2 if self.passes_over else 0)
+        return max(depth * DEEPER, self.view.contents_total + 2 if self.passes_over else 0)
 
 
 def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: SearchRequest) -> SearchPlan:
@@ -117,16 +132,18 @@ def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: Sea
     options, policy = request.options, collection.policy
     tree = both(request.must, filters.parse(options.filters, kind.aliases, kind.within))
     group_by = group_field(options.group_by, kind.aliases, kind.within)
-    mode = _mode(request)
-    _refuse_unkept(request, policy)
+    view = collection.view(options.view)
+    mode = _mode(request, view)
+    _refuse_unkept(request, policy, view)
     of_texts = frozenset(kind.in_text)
-    by_meaning = (Leg(options.view, "meaning"),) if mode != "lexical" else ()
-    by_words = (Leg(options.view, "words"),) if mode != "dense" and policy.keep_terms else ()
+    by_meaning = (Leg(view.name, "meaning"),) if mode != "lexical" else ()
+    by_words = (Leg(view.name, "words"),) if mode != "dense" and view.terms else ()
     wanted = max(options.limit, MIN_RERANKED if options.rerank else 0)
     return SearchPlan(
         tenant=tenant,
         collection=collection,
-        request=replace(request, question=_fitting(request.question, collection)),
+        view=view,
+        request=replace(request, question=_fitting(request.question, view)),
         mode=mode,
         tree=tree,
         group_by=group_by,
@@ -135,6 +152,7 @@ def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: Sea
         needs_vector=mode == "dense" or options.threshold is not None,
         total=min(request.offset + wanted, MAX_HITS),
         margin=1 + isinstance(request.question, RecordQuestion),
+        others=tuple(plan_search(tenant, collection, kind, one) for one in _in_other_views(request)),
     )
 
 
@@ -156,19 +174,45 @@ def needs_text() -> Invalid:
     )
 
 
-def _mode(request: SearchRequest) -> Mode:
-    """A vector has no words: it is ranked by meaning alone."""
+def _in_other_views(request: SearchRequest) -> list[SearchRequest]:
+    """The request as it is asked in each view that is fused with its own; there it is only ranked."""
+    options = request.options
+    if not options.fused_with:
+        return []
+    names = (options.view, *options.fused_with)
+    if len(set(names)) < len(names):
+        raise Invalid.at("/fused_with", "A view is fused once.", "invalid_value")
+    if options.group_by is not None or request.unit != "records":
+        raise Invalid.at("/fused_with", "Views are fused by record; ask for records without groups.", "invalid_value")
+    if isinstance(request.question, ContentsQuestion | VectorQuestion):
+        raise Invalid.at("/fused_with", "Contents and vectors are of one view; ask by text or record.", "invalid_value")
+    alone = replace(options, fused_with=(), threshold=None, rerank=False, explain=False)
+    return [replace(request, options=replace(alone, view=name)) for name in options.fused_with]
+
+
+def _mode(request: SearchRequest, view: ViewRow) -> Mode:
+    """Return the rankings that there can be: a vector has no words, and a view may have no vectors."""
+    asked = request.options.mode
+    if view.generation is None:
+        if asked == "dense" or request.options.threshold is not None:
+            raise Invalid.at(
+                "/view", "This view has no vectors; use mode lexical, without a threshold.", "invalid_value"
+            )
+        return "lexical"
+    if view.generation.is_made and isinstance(request.question, TextQuestion | TextsQuestion):
+        message = "The vectors of this view are made from records; ask by a record or a vector."
+        raise Invalid.at("/view", message, "invalid_value")
     if not isinstance(request.question, VectorQuestion):
-        return request.options.mode
-    if request.options.mode == "lexical":
+        return asked
+    if asked == "lexical":
         raise Invalid.at("/mode", "A vector has no words; use mode dense.", "invalid_value")
     return "dense"
 
 
-def _refuse_unkept(request: SearchRequest, policy: Policy) -> None:
+def _refuse_unkept(request: SearchRequest, policy: Policy, view: ViewRow) -> None:
     options = request.options
-    if options.view != TEXT_VIEW:
-        raise Invalid.at("/view", "This collection has no view of this name.", "invalid_value")
+    if options.mode == "lexical" and policy.keep_terms and not view.terms:
+        raise Invalid.at("/mode", "This view has no words; use mode dense.", "invalid_value")
     if options.rerank and request.offset:
         raise Invalid.at("/cursor", "What is reranked has one page; ask for a larger limit.", "rerank_one_page")
     if options.rerank and not policy.keep_text:
@@ -187,13 +231,13 @@ def _refuse_unkept(request: SearchRequest, policy: Policy) -> None:
         )
 
 
-def _fitting(question: SearchQuestion, collection: CollectionRow) -> SearchQuestion:
+def _fitting(question: SearchQuestion, view: ViewRow) -> SearchQuestion:
     """The question, if this collection can be asked it; a vector is made exactly of unit length."""
     match question:
         case TextsQuestion(parts) | ContentsQuestion(parts) if not 1 <= len(parts) <= MAX_PARTS:
             raise Invalid.at("/question", f"A question has 1 to {MAX_PARTS} texts or contents.", "out_of_range")
-        case VectorQuestion(vector):
-            return VectorQuestion(_unit_vector(np.asarray(vector, np.float32), collection.active.dimension))
+        case VectorQuestion(vector) if view.generation is not None:
+            return VectorQuestion(_unit_vector(np.asarray(vector, np.float32), view.generation.dimension))
     return question
 
 

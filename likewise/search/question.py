@@ -90,7 +90,7 @@ class QuestionResolver:
             return
         task = asyncio.create_task(self._embed(plan, texts))
         try:
-            if not self._embedder.is_ready(plan.collection.active.model):
+            if not self._embedder.is_ready(plan.generation.model):
                 # No connection is held while a model loads.
                 await asyncio.wait({task})
             yield task
@@ -98,6 +98,13 @@ class QuestionResolver:
             await asyncio.shield(task)
         finally:
             await stop([task])
+
+    @contextlib.asynccontextmanager
+    async def embeddings(self, plan: SearchPlan) -> AsyncIterator[list[Embedding | None]]:
+        """Have the question's texts embedded for the view of the plan, and for those that are fused with it."""
+        async with contextlib.AsyncExitStack() as stack:
+            plans = (plan, *plan.others)
+            yield [await stack.enter_async_context(self.embedding(one)) for one in plans]
 
     async def resolve(self, tx: Tx, plan: SearchPlan, embedding: Embedding | None) -> Question:
         """Return the question with its terms and its vector; NotFound for a record that is not there."""
@@ -116,16 +123,18 @@ class QuestionResolver:
 
     async def _of_record(self, tx: Tx, plan: SearchPlan, id_: str) -> Question:
         collection, text = plan.collection, None
-        found = await lookups.pointed(tx, collection.id, id_)
+        found = await lookups.pointed(tx, collection.id, id_, plan.view.number)
         if found is None:
             raise NotFound("There is no record of this id.", code="record_not_found")
         record, content = found
+        if content is None:
+            raise NotFound("This record has nothing to compare in this view.", code="record_not_in_view")
         if plan.options.rerank:
             stored = await lookups.one(tx, collection.id, collection.active.id, id_)
             text = stored.text if stored else None
         terms = await self._stored_terms(tx, plan, content)
         vector = await self._stored_vector(tx, plan, [content])
-        shared = await lookups.shared(tx, content, record)
+        shared = await lookups.shared(tx, content, record, plan.view.number)
         return Question(terms, text, record, None if shared else content, vector)
 
     async def _terms(self, plan: SearchPlan, texts: Sequence[str]) -> list[int]:
@@ -138,14 +147,16 @@ class QuestionResolver:
         return list(counted)[:MAX_COUNTED_TERMS]
 
     async def _stored_terms(self, tx: Tx, plan: SearchPlan, content: int) -> list[int]:
-        words = await matches.of_content(tx, plan.collection.id, content) if plan.by_words else []
+        if not plan.by_words:
+            return []
+        words = await matches.of_content(tx, plan.collection.id, content, view=plan.view.number)
         return words[:MAX_COUNTED_TERMS]
 
     async def _stored_vector(self, tx: Tx, plan: SearchPlan, contents: Sequence[int]) -> Vector | None:
         """The mean of the vectors that contents have; None if they have none and words will do."""
         if not plan.uses_vector:
             return None
-        known = await self._store.fetch(tx, plan.collection.active, contents)
+        known = await self._store.fetch(tx, plan.generation, contents)
         if known:
             return _mean(np.stack(list(known.values())))
         if plan.needs_vector:
@@ -154,12 +165,12 @@ class QuestionResolver:
 
     async def _embed(self, plan: SearchPlan, texts: Sequence[str]) -> QueryVector:
         """The vector of the texts, where it can be had."""
-        started, active = time.perf_counter(), plan.collection.active
+        started, generation = time.perf_counter(), plan.generation
         vector: Vector | None = None
         try:
-            await self._admission.admit(plan.tenant, active)
+            await self._admission.admit(plan.tenant, generation)
             embedded = await self._embedder.embed(
-                plan.tenant, texts, model=active.model, role="query", lane="interactive"
+                plan.tenant, texts, model=generation.model, role="query", lane="interactive"
             )
             vector = _mean(embedded.vectors)
         except Invalid as error:
@@ -168,7 +179,7 @@ class QuestionResolver:
             raise Invalid.at("/query", error.detail, error.faults[0].code) from None
         except Unavailable:
             # Words still find; only what cannot be answered without the meaning is refused.
-            if plan.needs_vector or not plan.collection.policy.keep_terms:
+            if plan.needs_vector or not plan.view.terms:
                 raise
         return QueryVector(vector, StepTiming.since(started, "embed"))
 

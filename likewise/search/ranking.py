@@ -119,7 +119,7 @@ class Rankings:
 def _is_long(plan: SearchPlan, candidates: CandidateSet) -> bool:
     """True if each ranking takes so long that another connection for one of them pays."""
     if candidates.everything:
-        return plan.collection.contents_total >= LARGE
+        return plan.view.contents_total >= LARGE
     return candidates.among is None or len(candidates.among.ids) >= SIDE_BY_SIDE
 
 
@@ -137,5 +137,5 @@ def _fused(plan: SearchPlan, legs: Sequence[LegRanking], depth: int) -> Sequence
     by = {one.leg.by: list(one.scores.items()) for one in legs}
     if plan.mode != "hybrid":
         return by["meaning" if plan.mode == "dense" else "words"]
-    full, background = depth - plan.margin, plan.collection.active.background
+    full, background = depth - plan.margin, plan.generation.background
     return fuse(by["meaning"][:full], by.get("words", [])[:full], depth=full, background=background)

@@ -1,7 +1,7 @@
 """Searcher, the conductor: a question in, hits out."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from likewise.db.collections import CollectionRow, RecentCollections
@@ -19,6 +19,7 @@ from likewise.search.plan import SearchPlan, plan_search
 from likewise.search.question import Embedding, QuestionResolver
 from likewise.search.ranking import Rankings
 from likewise.search.reranking import Rerankers, rerank_hits
+from likewise.search.views import ViewFusion
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore
 
@@ -43,6 +44,7 @@ class Searcher:
         self._questions = QuestionResolver(embedder, admission, store, sealing)
         self._candidates = CandidateSets()
         self._rankings = Rankings(pool, store)
+        self._views = ViewFusion(self._questions, self._candidates, self._rankings)
         self._reranking = reranking
 
     async def search(self, tenant: int, name: str, request: SearchRequest) -> SearchOutcome:
@@ -90,12 +92,11 @@ class Searcher:
         if plan.options.rerank:
             # Before anything is looked for: where there is none, nothing will do.
             self._reranking.known()
-        async with self._questions.embedding(plan) as embedding:
+        async with self._questions.embeddings(plan) as embeddings:
             # Whoever drops the collection waits for its readers, and may be waited for by one.
-            page, timings = await retried(lambda: self._find(plan, embedding))
-        if embedding is not None:
-            embedded = embedding.result()
-            page = replace(page, degraded=(*embedded.degraded, *page.degraded))
+            page, timings = await retried(lambda: self._find(plan, embeddings))
+        for embedded in [embedding.result() for embedding in embeddings if embedding is not None]:
+            page = replace(page, degraded=tuple(dict.fromkeys((*embedded.degraded, *page.degraded))))
             timings = [embedded.timing, *timings]
         hits, more = page.hits[: plan.page_size], len(page.hits) > plan.page_size and plan.total < MAX_HITS
         if plan.options.rerank:
@@ -103,12 +104,14 @@ class Searcher:
             reranked = await rerank_hits(self._reranking, plan, page)
             hits, more, timings = reranked.hits[: plan.options.limit], False, [*timings, *reranked.timings]
         explanation = explain(timings) if plan.options.explain else None
-        return SearchOutcome(hits, plan.collection.active.model, 0.0, page.degraded, more, explanation)
+        return SearchOutcome(hits, plan.model, 0.0, page.degraded, more, explanation)
 
-    async def _find(self, plan: SearchPlan, embedding: Embedding | None) -> tuple[HitPage, list[StepTiming]]:
+    async def _find(self, plan: SearchPlan, embeddings: Sequence[Embedding | None]) -> tuple[HitPage, list[StepTiming]]:
         """Rank the candidates, ever deeper, until there are enough hits or no others."""
         async with self._pool.tenant(plan.tenant, snapshot=True) as tx:
-            question = await self._questions.resolve(tx, plan, embedding)
+            if plan.others:
+                return await self._views.find(tx, plan, embeddings)
+            question = await self._questions.resolve(tx, plan, embeddings[0])
             page, ranking, timings = first_page(plan, question), None, list[StepTiming]()
             while not page.done:
                 if ranking is None or ranking.is_last:

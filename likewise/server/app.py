@@ -1,4 +1,4 @@
-"""The application: which routers there are and what surrounds them."""
+"""The application: its routers, and the layers around them."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -101,14 +101,14 @@ def _opening(opener: Opener) -> Callable[[FastAPI], AbstractAsyncContextManager[
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
-    """The framework's own refusals in our shape."""
+    """Render the framework's own refusals in our shapes."""
     known = as_likewise_error(error)
     headers = {"allow": ", ".join(_allowed(request))} if known.status == 405 else None
     return answer(known, request.scope, headers)
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods that this address takes. The framework names those of the first route that fits, and no others."""
+    """The methods that an address takes. The framework names those of the first route that fits, and no others."""
     routes: list[Any] = request.app.routes
     return [method for method in _METHODS if any(_takes(route, request, method) for route in routes)]
 

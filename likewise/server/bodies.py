@@ -1,4 +1,4 @@
-"""Limits of bodies: their size, each and all together, and their pace."""
+"""Limits of bodies: their size, each and all together, and the time that they may take."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from likewise.apps.deps import TENANT
 from likewise.errors import LikewiseError, Overloaded, TooLarge, TooManyRequests
 from likewise.server.concurrency import permit_of
 from likewise.server.inflating import Inflater
-from likewise.server.problems import Refused, answer
+from likewise.server.problems import Rejection, answer
 
 # A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
 PAUSE_SECONDS = 15.0
@@ -32,7 +32,7 @@ MAX_AWAITED = 256
 
 
 class BodyLimit:
-    """Counts a body while it is read; what it says about its own length is believed only to refuse sooner.
+    """Counts a body while it is read; its declared length is believed only to refuse it sooner.
 
     Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
     together have a limit too: each counts until its request is answered. A body that its route works on while it
@@ -84,7 +84,7 @@ class BodyLimit:
             body.arrived()
 
     async def _stream(self, scope: Scope, body: "_CountedBody", send: Send) -> None:
-        """Whatever is said before the body has ended: its sender comes to read it."""
+        """Let the sender of a body read an answer that comes before the body has ended."""
         try:
             await self.app(scope, body.receive, _after_body(body, send))
         except LikewiseError:
@@ -199,7 +199,7 @@ class _CountedBody:
                 with self._permit.paused() if self._permit else contextlib.nullcontext():
                     return await self._receive()
         except TimeoutError:
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
+            raise Rejection(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
         finally:
             self.waited += time.monotonic() - began
 
@@ -227,7 +227,7 @@ class _CountedBody:
 
 
 def _after_body(body: _CountedBody, send: Send) -> Send:
-    """Sends an answer whose end waits until the body has been read, for a moment at most."""
+    """Send an answer whose end waits until the body has been read, for a moment at most."""
 
     async def send_and_drain(message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -245,7 +245,7 @@ async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody,
 
 
 def _declared_length(headers: Headers) -> int:
-    """Return the length that the request declares; 0 if none, or none that is a number."""
+    """The length that a request declares; 0 if none, or nothing that is a number."""
     declared = headers.get("content-length", "0")
     # Python reads at most 4,300 digits, and nobody sends more bytes than 18 of them can count.
     return int(declared[:19]) if declared.isdecimal() else 0

@@ -1,4 +1,4 @@
-"""The limit of requests at once: those that would only wait are refused at the door."""
+"""Admission of requests: those that would only wait are refused at the door."""
 
 import contextlib
 import time
@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from likewise.apps.declaration import Load, RouteDeclaration, keep_declaration
 from likewise.errors import Overloaded
 from likewise.observe.logs import get_logger
-from likewise.server.answered import Answered
 from likewise.server.problems import answer
+from likewise.server.response import SentResponse
 
 # A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
 MAX_REQUESTS = 512
@@ -84,7 +84,7 @@ class RequestLimit:
             return
         permit = scope[PERMIT] = Permit(limiter)
         began = time.monotonic()
-        answered = Answered(send)
+        answered = SentResponse(send)
         try:
             await self.app(scope, receive, answered.send)
         finally:
@@ -106,7 +106,7 @@ class RequestLimit:
 
 
 class ConcurrencyLimiter:
-    """The limit of one class of load: as many requests as are done within the patience (Little's law)."""
+    """A limit of the requests of one class of load: as many may run as end within the patience (Little's law)."""
 
     def __init__(self, max_requests: int, patience_seconds: float) -> None:
         self.max_requests = max_requests

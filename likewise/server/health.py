@@ -1,4 +1,4 @@
-"""Liveness, readiness and the version of the server."""
+"""Probes: liveness, readiness, and the page at the server's address."""
 
 import asyncio
 from typing import Any
@@ -41,7 +41,7 @@ async def alive(_: Anyone) -> Answer:
 @router.get("/readyz", response_model=HealthAnswer, responses=refusals(422))
 @declares(Load.PROBE)
 async def ready(_: Anyone, request: Request, strict: bool = False) -> Response:
-    """Say whether requests can be served: 503 without a database or while stopping; `strict` wants every part."""
+    """Readiness: 503 without a usable database or while stopping; `strict` wants every part."""
     if request.app.state.draining:
         return answer(Unavailable("The server is stopping.", code="stopping", retry_after=5), request.scope)
     parts = await _parts(request)

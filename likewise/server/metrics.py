@@ -28,7 +28,7 @@ router = APIRouter(tags=["operations"])
 
 
 async def refuse_strangers(request: Request) -> None:
-    """The numbers are over all tenants, so one of them could see what another does: who asks needs a token."""
+    """Refuse callers without the token: the numbers are over all tenants, so that one could see what another does."""
     settings: Settings = request.app.state.likewise.settings
     if not settings.asks_who_calls:
         return
@@ -58,14 +58,14 @@ async def metrics(_: Anyone, __: Annotated[None, Depends(refuse_strangers)], req
 
 @dataclass(frozen=True)
 class Queue:
-    """The age of the oldest waiting content of each model, in seconds, and about how many wait."""
+    """The queue of each model: for how long its oldest content has waited, in seconds, and about how many wait."""
 
     oldest: Mapping[str, float]
     waiting: int
 
 
 class QueueReader:
-    """Asks the database about the queue at most once in some seconds, and never for long."""
+    """Reads the queue from the database at most once in some seconds, and never for long."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -74,7 +74,7 @@ class QueueReader:
         self._asking = asyncio.Lock()
 
     async def read(self) -> Queue | None:
-        """Return the queue as the database had it a moment ago; None if it did not answer."""
+        """Return the queue as it was a moment ago; None if the database did not answer."""
         async with self._asking:
             if time.monotonic() >= self._again:
                 self._last = await self._ask()
@@ -90,7 +90,7 @@ class QueueReader:
 
 
 def now(likewise: Likewise, queue: Queue | None) -> MetricsSnapshot:
-    """Return the values of the parts of an open Likewise."""
+    """Return the numbers that the parts of an open Likewise have now."""
     models = {one.name: one.state for one in likewise.embedder.states()}
     pool = likewise.runtime.pool
     numbers = pool.numbers
@@ -112,7 +112,7 @@ def now(likewise: Likewise, queue: Queue | None) -> MetricsSnapshot:
 
 
 def _of_allowed(oldest: Mapping[str, float], allowed: Mapping[str, str]) -> dict[str, float]:
-    """By model, those that the settings do not allow together: the rows may name what was allowed once.
+    """Seconds by model, those that the settings do not allow together: the rows may name models of old.
 
     A model for which nothing waits has waited for 0 s.
     """

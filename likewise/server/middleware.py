@@ -1,4 +1,4 @@
-"""The surroundings of every request: its id and log line, errors, and the address that it came by.
+"""Layers around every request: its id and log line, its errors, and the address that it came by.
 
 How many there may be is in `room`, and how large their bodies in `bodies`. Pure ASGI: Starlette's BaseHTTPMiddleware
 would copy bodies and hide a client that leaves.
@@ -19,9 +19,9 @@ from likewise.observe.logs import get_logger
 from likewise.observe.metrics import METHODS, one_of
 from likewise.observe.request_id import REQUEST_ID, request_id_for
 from likewise.observe.steps import RequestStep
-from likewise.server.answered import Answered
 from likewise.server.concurrency import REFUSED
-from likewise.server.problems import Refused, answer, as_likewise_error
+from likewise.server.problems import Rejection, answer, as_likewise_error
+from likewise.server.response import SentResponse
 from likewise.settings import LOOPBACK
 
 MAX_HEADER_BYTES = 32 * 2**10
@@ -50,7 +50,7 @@ class RequestLog:
         headers = Headers(scope=scope)
         request_id = request_id_for(headers.get("x-request-id"))
         token = REQUEST_ID.set(request_id)
-        answered = Answered(send, request_id)
+        answered = SentResponse(send, request_id)
         started = time.perf_counter()
         try:
             with RequestStep(scope["method"], headers, request_id) as step:
@@ -75,7 +75,7 @@ class Errors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answered = Answered(send)
+        answered = SentResponse(send)
         try:
             await self.app(scope, receive, answered.send)
         except ClientDisconnect:
@@ -128,15 +128,15 @@ def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
 
 
 def _route(scope: Scope) -> str | None:
-    """The template, because a path may hold somebody's ids; None where no route fits."""
+    """The template of the route, because a path may hold somebody's ids; None where no route fits."""
     return getattr(scope.get("route"), "path", None)
 
 
 def _refuse_oversized(scope: Scope) -> None:
     if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_TARGET_BYTES:
-        raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"An address may have {MAX_TARGET_BYTES} bytes.")
+        raise Rejection(HTTPStatus.REQUEST_URI_TOO_LONG, f"An address may have {MAX_TARGET_BYTES} bytes.")
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-        raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"Headers may have {MAX_HEADER_BYTES} bytes.")
+        raise Rejection(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"Headers may have {MAX_HEADER_BYTES} bytes.")
     if _CONTROL.search(scope["path"]):
         raise Malformed("The address contains control characters.")
 
@@ -147,7 +147,7 @@ def _refuse_foreign(method: str, headers: Headers) -> None:
         raise Malformed("The request needs exactly one Host header.")
     host = _HOST.fullmatch(hosts[0].strip())
     if host is None or not _is_loopback(host[1]):
-        raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "Call this server as localhost, 127.0.0.1 or [::1].")
+        raise Rejection(HTTPStatus.MISDIRECTED_REQUEST, "Call this server as localhost, 127.0.0.1 or [::1].")
     origin = headers.get("origin")
     if origin is not None and method not in _SAFE_METHODS and not _is_local_page(origin):
         raise Forbidden("Without authentication no page of another site may write here.")

@@ -18,7 +18,7 @@ from likewise.errors import Fault, Internal, LikewiseError, Malformed, MethodNot
 _CLOSING = frozenset({408, 413, 414, 431})
 
 
-class Refused(LikewiseError):
+class Rejection(LikewiseError):
     """The request is refused before it reaches a route."""
 
     def __init__(self, status: HTTPStatus, detail: str) -> None:
@@ -27,14 +27,14 @@ class Refused(LikewiseError):
 
 
 def as_likewise_error(error: Exception) -> LikewiseError:
-    """The error of ours that an exception means; what we do not know is Internal and says nothing."""
+    """Return our error for an exception; one that we do not know is Internal and says nothing."""
     if isinstance(error, LikewiseError):
         return Internal() if error.status == Internal.status else error
     if isinstance(error, RequestValidationError):
         return invalid(_of_parameters(error))
     if isinstance(error, HTTPException):
         known = {404: NotFound, 405: MethodNotAllowed, 400: Malformed}.get(error.status_code)
-        return known() if known else Refused(HTTPStatus(error.status_code), HTTPStatus(error.status_code).phrase)
+        return known() if known else Rejection(HTTPStatus(error.status_code), HTTPStatus(error.status_code).phrase)
     return Internal()
 
 

@@ -22,7 +22,7 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-leng
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on this address that does not listen yet; StartError if it cannot be had."""
+    """Return a socket on this address that does not listen yet; StartError if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it a second answer on a connection
     # waits 40 ms for the caller's acknowledgement.
@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """The address that a bound socket is called by."""
+    """Return the address that a bound socket is called by."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -73,12 +73,12 @@ class BoundedHeads(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A new connection has 30 seconds to send a head."""
+        """Give a new connection 30 seconds to send a head."""
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more is expected."""
+        """Expect nothing more."""
         self._head_is_done()
         super().connection_lost(exc)
 
@@ -93,13 +93,13 @@ class BoundedHeads(HttpToolsProtocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Give another head as long."""
         super().on_message_begin()
         self._head_is_done()
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def on_headers_complete(self) -> None:
-        """A head is complete; the application bounds the body."""
+        """Expect nothing more of a head that is complete; the application bounds the body."""
         self._head_is_done()
         super().on_headers_complete()
 
@@ -130,7 +130,7 @@ class _Server(uvicorn.Server):
         self._on_ready()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether it is time to stop."""
+        """Stop when it is time to; called ten times a second."""
         if self._stop.is_set():
             self._app.state.draining = self.should_exit = True
         return await super().on_tick(counter)

@@ -28,19 +28,19 @@ td { padding-right: 1.5rem; vertical-align: top; }
 @router.get("/openapi.json", include_in_schema=False)
 @declares(Load.OTHER)
 async def openapi(_: Anyone, request: Request) -> Answer:
-    """The document for programs."""
+    """Return the OpenAPI document, for programs."""
     return Answer(request.app.openapi())
 
 
 @router.get("/docs", include_in_schema=False)
 @declares(Load.OTHER)
 async def docs(_: Anyone, request: Request) -> Response:
-    """The page."""
+    """Return the OpenAPI document as a page, for people."""
     return Response(page(request.app.openapi()), media_type="text/html", headers=_HEADERS)
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """The page of an OpenAPI document: every operation, then the fields of every schema."""
+    """Return the page of an OpenAPI document: every operation, then the fields of every schema."""
     title, version = escape(document["info"]["title"]), escape(document["info"]["version"])
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'

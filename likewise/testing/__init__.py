@@ -1,11 +1,10 @@
 """Real implementations for tests: a model, here or remote, an issuer of tokens, a throw-away Postgres, a server."""
 
 from likewise.testing.postgres import DatabaseUrls, ThrowawayPostgres, open_folder, throwaway_postgres
-from likewise.testing.provider import FakeLoader, FakeProvider
+from likewise.testing.provider import FakeLoader, FakeProvider, Upstream
 from likewise.testing.scripted import ReceivedRequest, ScriptedReply
 from likewise.testing.server import LiveServer, LiveWorker
 from likewise.testing.tokens import FakeIssuer, Signer
-from likewise.testing.upstream import Upstream
 
 __all__ = [
     "DatabaseUrls",

@@ -1,9 +1,11 @@
-"""A deterministic model."""
+"""A deterministic model, in this process or at an address: it answers well, or makes the trouble that it is told to."""
 
 import asyncio
+import base64
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from semantic_text_splitter import TextSplitter
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Matrix, ProviderResult, Role, Vector
 from likewise.embedding.splitting import TextSpan, spans
+from likewise.testing.scripted import ReceivedRequest, ScriptedServer
 
 _WORD = re.compile(r"\w+")
 
 
+@dataclass(eq=False, repr=False)
 class FakeProvider:
     """Makes unit vectors from hashed words: equal texts have equal vectors, texts that share words are alike.
 
@@ -25,39 +29,27 @@ class FakeProvider:
     size, in order, `texts` what was embedded, and `splits` the characters of what was split.
     """
 
-    def __init__(
-        self,
-        dimension: int = 384,
-        *,
-        max_tokens: int = 256,
-        capacity: Capacity = Capacity(tokens=2_048),  # noqa: B008 - it is frozen
-        space: str = "fake",
-        numerics: str = "fake-1/f32",
-        fail: Exception | None = None,
-        poison: Callable[[str], bool] | None = None,
-        delay: float = 0.0,
-        gate: asyncio.Event | None = None,
-        estimated: bool = False,
-        nan: bool = False,
-        wrong_count: bool = False,
-    ) -> None:
-        self.dimension = dimension
-        self.max_tokens = max_tokens
-        self.capacity = capacity
-        self.fault: str | None = None
-        self.space = hashlib.sha256(f"{space} {dimension}".encode()).hexdigest()
-        self.numerics = numerics
-        self.fail = fail
-        self.poison = poison
-        self.delay = delay
-        self.gate = gate
-        self.estimated = estimated
-        self.nan = nan
-        self.wrong_count = wrong_count
-        self.calls: list[int] = []
-        self.texts: list[str] = []
-        self.splits: list[int] = []
-        self.closed = False
+    dimension: int = 384
+    _: KW_ONLY
+    max_tokens: int = 256
+    capacity: Capacity = Capacity(tokens=2_048)  # noqa: RUF009 - it is frozen
+    space: str = "fake"
+    numerics: str = "fake-1/f32"
+    fail: Exception | None = None
+    poison: Callable[[str], bool] | None = None
+    delay: float = 0.0
+    gate: asyncio.Event | None = None
+    estimated: bool = False
+    nan: bool = False
+    wrong_count: bool = False
+    fault: str | None = None
+    calls: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.space = hashlib.sha256(f"{self.space} {self.dimension}".encode()).hexdigest()
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         """Return the texts' vectors and counts, or make the trouble that was asked for."""
@@ -128,6 +120,49 @@ class FakeLoader:
         return self.made[-1]
 
 
+class Upstream(ScriptedServer):
+    """A remote model on the loopback, with the vectors of FakeProvider.
+
+    It has an OpenAI-compatible `/embeddings`, and a `/rerank` as Cohere and Jina have it, or TEI. Unless it
+    `counts`, it says nothing of tokens.
+    """
+
+    path = "/v1"
+
+    def __init__(self, dimension: int = 16) -> None:
+        super().__init__()
+        self.model = FakeProvider(dimension)
+        self.counts = True
+
+    async def good(self, asked: ReceivedRequest) -> Any:
+        """Scores, or the vectors of the texts that were asked for, as OpenAI writes them."""
+        return await (self._ranked(asked) if asked.path.endswith("/rerank") else self._embedded(asked))
+
+    async def _ranked(self, asked: ReceivedRequest) -> Any:
+        """Scores by the words that a text shares with the query, best first, as rerankers answer."""
+        query, *vectors = (await self.model.embed([asked.body["query"], *asked.texts], "document")).vectors
+        scores = [min(1.0, max(0.0, float(query @ vector))) for vector in vectors]
+        best = sorted(range(len(scores)), key=lambda place: -scores[place])
+        if "texts" in asked.body:
+            return [{"index": place, "score": scores[place]} for place in best]
+        results = [{"index": place, "relevance_score": scores[place]} for place in best]
+        tokens = sum(len(asked.body["query"].split()) + len(text.split()) for text in asked.texts)
+        usage = {"usage": {"total_tokens": tokens}} if self.counts else {}
+        return {"id": "theirs", "model": asked.body["model"], "results": results, **usage}
+
+    async def _embedded(self, asked: ReceivedRequest) -> dict[str, Any]:
+        texts = asked.texts
+        made = await self.model.embed(texts, "document")
+        in_base64 = asked.body.get("encoding_format") == "base64"
+        data = [
+            {"object": "embedding", "index": place, "embedding": written(vector, in_base64=in_base64)}
+            for place, vector in enumerate(made.vectors)
+        ]
+        tokens = int(made.tokens.sum())
+        usage = {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}} if self.counts else {}
+        return {"object": "list", "data": data, "model": asked.body["model"], **usage}
+
+
 def _end(text: str, spans: Sequence[tuple[int, int]], room: int) -> int:
     """Return the place at which reading ends in a text of these words."""
     return spans[room - 1][1] if len(spans) > room else len(text)
@@ -137,3 +172,8 @@ def _direction(word: str, dimension: int) -> Vector:
     """Return a word's own direction: normal numbers from a generator seeded with its hash."""
     seed = int.from_bytes(hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()[:8], "big")
     return np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)
+
+
+def written(vector: Any, *, in_base64: bool) -> Any:
+    """A vector as a list, or as the base64 of little-endian float32."""
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode() if in_base64 else [float(x) for x in vector]

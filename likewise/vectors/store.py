@@ -61,7 +61,10 @@ class TextReading:
 
 
 class VectorStore(Protocol):
-    """Vectors of unit length by content id. `tx` carries the tenant and the transaction of the rows."""
+    """Vectors of unit length by content id. `tx` carries the tenant and the transaction of the rows.
+
+    A vector goes with its content, when the last record of that is deleted or changed, and with its collection.
+    """
 
     async def upsert(
         self, tx: Tx, generation: Generation, ids: Sequence[int], vectors: Matrix, readings: Sequence[TextReading]
@@ -89,6 +92,16 @@ class VectorStore(Protocol):
         """Return the vectors of those ids that have one."""
         ...
 
-    async def delete(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> None:
-        """Take vectors away; ids without one are no error."""
+    async def forget(self, tx: Tx, ids: Sequence[int]) -> None:
+        """Hear that these contents are gone, in the transaction that deletes them, in every generation that had them.
+
+        The rows of the vectors are gone by then: a store that keeps vectors elsewhere too lets go of them once the
+        transaction is committed (`tx.once_committed`). Ids are never given to other contents. Until it has heard, and
+        in other processes, what it finds of them does harm to nobody: a search joins what every store finds to the
+        rows, and answers nothing that is not there.
+        """
+        ...
+
+    async def drop(self, tx: Tx, generations: Sequence[int]) -> None:
+        """Hear that these generations are gone with their collection, in the transaction that drops it."""
         ...

@@ -3,10 +3,9 @@
 import pytest
 
 from likewise.apps.collections.schemas import SearchIn
-from likewise.db import collections
-from likewise.kind import Kinds, UnknownKind
+from likewise.ingest.writer import Destination, NewCollection
+from likewise.kind import Kind, Kinds, NewRecord, UnknownKind
 from likewise.library import Likewise
-from likewise.search.analyzer import ANALYZER
 from tests.jobs import ended
 
 COLLECTION = "segments:minilm-l6-v2"
@@ -28,18 +27,10 @@ async def test_the_general_api_knows_the_names_of_a_segment_s_fields(lw: Likewis
 
 async def test_a_collection_whose_app_is_not_there_is_refused_by_the_name_of_its_kind(lw: Likewise) -> None:
     # Given
-    tenant, spec = await lw.tenant(), lw.embedder.known()
-    await collections.make(
-        lw.runtime.pool,
-        tenant,
-        "old",
-        kind="postcards",
-        analyzer=ANALYZER,
-        policy=lw.runtime.kinds.of("collection").policy,
-        model=spec.name,
-        dimension=await lw.embedder.dimension(spec),
-        text_keys=lw.runtime.text_keys,
-    )
+    tenant = await lw.tenant()
+    postcards = Kind(name="postcards")
+    into = Destination("old", postcards, NewCollection(lw.embedder.known(), postcards.policy))
+    await lw.runtime.writer.write(tenant, into, [NewRecord("1", "the pump fails")])
     # When, then
     with pytest.raises(UnknownKind, match="postcards"):
         await lw.collections.search(tenant, "old", SearchIn(query="pump").to_request())

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from psycopg.sql import SQL
 
 from likewise.db import collections
 from likewise.db.collections import Generation
+from likewise.db.deletions import DROP_VECTORS
 from likewise.db.ids import ContentIds
 from likewise.db.pool import Pool
+from likewise.db.transaction import Tx, table
 from likewise.embedding.provider import Matrix
 from likewise.kind import Policy
+from likewise.library import Likewise
 from likewise.testing import ThrowawayPostgres
 from likewise.vectors.store import IdSubset, TextReading, VectorStore
 from likewise.vectors.stores.pgvector import PgvectorStore
@@ -49,6 +53,12 @@ class Kept:
     async def put(self, generation: Generation, ids: Sequence[int], vectors: Matrix) -> None:
         async with self.pool.tenant(self.tenant) as tx:
             await self.store.upsert(tx, generation, ids, vectors, [TextReading(5, 1, 20)] * len(ids))
+
+    async def take_away(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> None:
+        """Delete vectors as rows go with their contents, and have the store hear of it."""
+        statement = DROP_VECTORS.format(vectors=table("vec", generation.id))
+        await tx.execute(statement, [list(ids)])
+        await self.store.forget(tx, ids)
 
     async def nearest(
         self, generation: Generation, query: Matrix, k: int, among: Sequence[int] | None = None
@@ -149,11 +159,11 @@ async def test_what_was_deleted_is_gone_and_the_rest_stays(kept: Kept) -> None:
     vectors = some(4, 3)
     await kept.put(generation, [1, 2, 3, 4], vectors)
     async with kept.pool.tenant(kept.tenant) as tx:
-        await kept.store.delete(tx, generation, [2, 4, 99])
+        await kept.take_away(tx, generation, [2, 4, 99])
     assert {content for content, _ in await kept.nearest(generation, vectors[1], 10)} == {1, 3}
     async with kept.pool.tenant(kept.tenant) as tx:
         assert set(await kept.store.fetch(tx, generation, [1, 2, 3, 4])) == {1, 3}
-        await kept.store.delete(tx, generation, [])
+        await kept.take_away(tx, generation, [])
     # And it may come again.
     await kept.put(generation, [2], vectors[1:2])
     assert {content for content, _ in await kept.nearest(generation, vectors[1], 10)} == {1, 2, 3}
@@ -175,7 +185,7 @@ async def test_it_takes_part_in_the_transaction_of_the_rows(kept: Kept) -> None:
     with suppress(ZeroDivisionError):
         async with kept.pool.tenant(kept.tenant) as tx:
             await kept.store.upsert(tx, generation, [2], vectors[1:], [TextReading(1, 0, 1)])
-            await kept.store.delete(tx, generation, [1])
+            await kept.take_away(tx, generation, [1])
             # Others see nothing of it yet.
             assert [content for content, _ in await kept.nearest(generation, vectors[0], 10)] == [1]
             raise ZeroDivisionError
@@ -188,3 +198,30 @@ async def test_vectors_of_few_numbers_work_as_well(kept: Kept, dimension: int) -
     vectors = np.array([[1.0] + [0.0] * (dimension - 1), [-1.0] + [0.0] * (dimension - 1)], np.float32)
     await kept.put(generation, [1, 2], vectors)
     assert await kept.nearest(generation, vectors[0], 5) == [(1, pytest.approx(1)), (2, pytest.approx(-1))]
+
+
+async def test_a_store_hears_of_what_goes_in_the_transaction_that_takes_it_away(
+    idle: Likewise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    heard: list[tuple[str, int]] = []
+    store, notes = idle.runtime.store, idle.collection("notes")
+
+    async def forget(tx: Tx, ids: Sequence[int]) -> None:
+        heard.append(("contents", len(ids)))
+        assert await tx.rows(SQL("SELECT pk FROM contents WHERE pk = ANY (%s)"), [list(ids)]) == []
+
+    async def drop(tx: Tx, generations: Sequence[int]) -> None:
+        heard.append(("generations", len(generations)))
+        assert await tx.rows(SQL("SELECT id FROM generations WHERE id = ANY (%s)"), [list(generations)]) == []
+
+    monkeypatch.setattr(store, "forget", forget)
+    monkeypatch.setattr(store, "drop", drop)
+    await notes.add([{"id": one, "text": text} for one, text in zip("abc", ("x", "x", "y"), strict=True)], wait=False)
+    # When one text loses a record, another is replaced, and two records with the last of a text go
+    await notes.delete("a")
+    await notes.add([{"id": "c", "text": "z"}], wait=False)
+    await notes.delete("b")
+    await notes.drop()
+    # Then
+    assert heard == [("contents", 1), ("contents", 1), ("generations", 1)]

@@ -24,7 +24,7 @@ from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
 # These hold ids and numbers only, and no security: under it Postgres could not use their indexes.
 OPEN = ("vec_", "terms_")
 # The text key's row is a digest of it; the other key is every serving process's.
-PUBLIC = {"schema_migrations", "text_key", "notice_key"}
+PUBLIC = {"schema_migrations", "text_key", "notice_key", "cell"}
 # The serving role asks functions about these and reads no row of them.
 SEALED = {"api_keys"}
 SECRETS = ("beta-secret", "beta only", "beta-status", "beta-parent", "beta-field")
@@ -46,6 +46,18 @@ Connection = AsyncConnection[tuple[Any, ...]]
 A_FACT_OF_EACH_TEXT = """
     INSERT INTO content_fields (tenant, collection, field, value, content)
     SELECT tenant, collection, 'fact', text, pk FROM contents
+"""
+
+
+# Nor views beside the first; the owner makes one of each collection, and a content in it of each record.
+VIEWS = """
+    INSERT INTO collection_views (tenant, collection, view, name, terms)
+        SELECT tenant, id, 1, name, false FROM collections WHERE name = 'notes';
+    INSERT INTO contents (tenant, collection, view, text_hash, text, chars)
+        SELECT tenant, collection, 1, text_hash, text, chars FROM contents;
+    INSERT INTO record_contents (tenant, collection, view, record, content)
+        SELECT r.tenant, r.collection, 1, r.pk, b.pk FROM records r JOIN contents c ON c.pk = r.content
+        JOIN contents b ON b.collection = c.collection AND b.view = 1 AND b.text_hash = c.text_hash
 """
 
 
@@ -88,6 +100,9 @@ async def two_tenants(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[T
                 await tx.execute(SQL(A_FACT_OF_EACH_TEXT))
                 await tx.execute(JOB, [tenant, "beta-secret" if secrets else "embed"])
                 await tx.execute(ITEM)
+        async with await AsyncConnection.connect(urls.owner, autocommit=True) as owner:
+            await owner.execute("SET search_path = likewise")
+            await owner.execute(VIEWS)
         await lw.runtime.bookkeeping.flush()
         await lw.collections.create(beta, "beta-secret")
         two = Two(lw, urls, alpha, beta)
@@ -202,18 +217,20 @@ async def test_the_functions_with_the_owners_rights_do_not_reach_another_tenants
     async with await serving(two_shared, two_shared.alpha) as connection:
         with pytest.raises(psycopg.errors.NoDataFound):
             await connection.execute(
-                "SELECT make_generation(%s, 'minilm-l6-v2', 384, 'building')", [two_shared.beta_collection]
+                "SELECT make_generation(%s, 0::smallint, 'minilm-l6-v2', 384, 'building', NULL)",
+                [two_shared.beta_collection],
             )
         assert await rows(connection, "SELECT drop_collection(%s)", [two_shared.beta_collection]) == [(False,)]
     async with await serving(two_shared, None) as connection:
         with pytest.raises(psycopg.errors.NoDataFound):
             await connection.execute(
-                "SELECT make_generation(%s, 'minilm-l6-v2', 384, 'building')", [two_shared.beta_collection]
+                "SELECT make_generation(%s, 0::smallint, 'minilm-l6-v2', 384, 'building', NULL)",
+                [two_shared.beta_collection],
             )
         assert await rows(connection, "SELECT drop_collection(%s)", [two_shared.beta_collection]) == [(False,)]
         with pytest.raises(psycopg.errors.NotNullViolation):
             await connection.execute(
-                "SELECT make_collection('x', 'collection', 'english-1', '{}', 'minilm-l6-v2', 384, 100)"
+                "SELECT make_collection('x', 'collection', 'english-1', '{}', 'minilm-l6-v2', 384, 100, '[]')"
             )
     assert (await two_shared.lw.collections.stats(two_shared.beta, "notes"))["records"] == 8
 

@@ -13,10 +13,12 @@ import likewise
 from likewise.db import migrate, roles
 from likewise.db.failures import DatabaseFailure
 from likewise.db.migrate import Migration
+from likewise.embedding.embedder import Embedder
 from likewise.errors import DatabaseUnavailable, SchemaError
 from likewise.postgres.server import create_database
 from likewise.settings import Settings
-from likewise.testing import DatabaseUrls, ThrowawayPostgres
+from likewise.testing import DatabaseUrls, FakeProvider, ThrowawayPostgres
+from tests.flows.invariants import broken
 
 KNOWN = [step.number for step in migrate.migrations()]
 SHAPE = """
@@ -166,3 +168,58 @@ async def test_a_postgres_or_pgvector_that_is_too_old_is_refused(
         await migrate.check(database.serving)
     with pytest.raises(SchemaError, match="99 or newer"):
         await migrate.upgrade(database.owner, server_role=roles.SERVER_ROLE)
+
+
+# What the program before made of two records with one text, one that waits sealed and one that failed.
+BEFORE_VIEWS = """
+    SET search_path = likewise, public; SELECT set_config('likewise.tenant', tenant_named('default')::text, false);
+    SELECT make_collection('notes', 'collection', 'english-1', '{"keep_terms": true, "keep_text": true}',
+                           'minilm-l6-v2', 384, 100);
+    INSERT INTO contents (tenant, collection, text_hash, text, chars)
+        SELECT 1, 1, sha256(convert_to(t, 'UTF8')), t, length(t) FROM unnest(ARRAY['shared', 'alone']) AS t;
+    INSERT INTO records (tenant, collection, id, content, payload)
+        SELECT 1, 1, i.id, c.pk, '{"n": 1}'
+        FROM (VALUES ('a', 'shared'), ('b', 'shared'), ('c', 'alone')) AS i (id, text)
+        JOIN contents c ON c.text = i.text;
+    INSERT INTO waiting (tenant, generation, content, lane) SELECT 1, 1, pk, 1 FROM contents;
+    INSERT INTO terms_1 (content, terms, weights) SELECT pk, '{}', '{}/1000000000' FROM contents;
+"""
+# Ids of contents go on where they were, under the first of the next cell.
+IDS = """
+    SELECT seqmax, (SELECT number FROM likewise.cell) FROM pg_sequence
+    WHERE seqrelid = 'likewise.contents_pk_seq'::regclass
+"""
+
+
+async def test_a_database_with_data_gets_views_and_serves_on(
+    empty: DatabaseUrls, postgres: ThrowawayPostgres, monkeypatch: pytest.MonkeyPatch, open_likewise: Any, settings: Any
+) -> None:
+    # Given
+    known = migrate.migrations()
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "migrations", lambda: known[:8])
+        await migrate.upgrade(empty.owner, server_role=roles.SERVER_ROLE)
+    await sql(postgres.server.url("likewise_owner", "test_empty"), BEFORE_VIEWS)
+    # When
+    assert await migrate.upgrade(empty.owner, server_role=roles.SERVER_ROLE) == ["0009_views_of_a_collection"]
+    # Then
+    assert await sql(empty.owner, IDS) == [(2**44 - 1, 0)]
+    ours = settings.model_copy(update={"database_url": empty.owner, "database_serving_url": empty.serving})
+    embedder = Embedder(ours, providers={ours.model: lambda spec: FakeProvider()})
+    async with likewise.open(ours, embedder=embedder) as lw:
+        await lw.wait_until_embedded("notes")
+        notes = lw.collection("notes")
+        assert [hit.record.id for hit in (await notes.search("alone", mode="dense", limit=1)).hits] == ["c"]
+        changed = await notes.add([{"id": "a", "text": "alone"}, {"id": "d", "text": "fresh"}], wait=True)
+        assert (changed.created, changed.changed) == (1, 1)
+        await notes.delete("b")
+    assert await broken(empty.owner) == {}
+
+
+async def test_the_ids_of_contents_begin_in_the_cell_of_the_database(
+    empty: DatabaseUrls, postgres: ThrowawayPostgres
+) -> None:
+    await sql(postgres.server.superuser_url(), "ALTER DATABASE test_empty SET likewise.cell = '3'")
+    await migrate.upgrade(empty.owner, server_role=roles.SERVER_ROLE)
+    assert await sql(empty.owner, IDS) == [(4 * 2**44 - 1, 3)]
+    assert await sql(empty.owner, "SELECT nextval('likewise.contents_pk_seq')") == [(3 * 2**44,)]

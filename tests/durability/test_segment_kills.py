@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from likewise.db.records import text_hash
+from likewise.db.contents import text_hash
 from likewise.testing import LiveServer, LiveWorker
 from tests.flows.invariants import broken
 from tests.ingest.rows import asked, url_of

@@ -8,8 +8,7 @@ import pytest
 
 from likewise.embedding.files.folder import ModelFolder
 from likewise.embedding.graphs.architectures import Shape
-from likewise.embedding.graphs.encoder import Encoder
-from likewise.embedding.graphs.heads import headed, pooled
+from likewise.embedding.graphs.encoder import Encoder, headed, pooled
 from likewise.embedding.graphs.openvino import openvino
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import local_spec

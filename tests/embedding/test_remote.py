@@ -25,8 +25,8 @@ from likewise.embedding.remote.limits import RetryPolicy, duration, rate_reset, 
 from likewise.errors import Invalid, ModelUnavailable
 from likewise.settings import Settings
 from likewise.testing import ReceivedRequest, ScriptedReply, Upstream
+from likewise.testing.provider import written
 from likewise.testing.scripted import Behaviour
-from likewise.testing.upstream import written
 from tests.models_file import models_file
 from tests.patience import until
 

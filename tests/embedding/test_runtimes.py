@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from likewise.cli.models import model_rows
-from likewise.cli.opening import require_runnable
+from likewise.cli.models import model_rows, require_runnable
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.runtimes import runtime_of, torch_installed

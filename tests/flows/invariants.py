@@ -15,14 +15,26 @@ from likewise.testing import FakeProvider
 # Each finds rows that may not be there.
 NEVER = {
     "contents without a record": """
-        SELECT 1 FROM contents c WHERE NOT EXISTS (SELECT FROM records r WHERE r.content = c.pk)
+        SELECT 1 FROM contents c WHERE NOT EXISTS (SELECT FROM records r WHERE r.content = c.pk AND c.view = 0)
+        AND NOT EXISTS (SELECT FROM record_contents b WHERE b.content = c.pk AND b.view = c.view)
     """,
     "records without a content": """
         SELECT 1 FROM records r WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = r.content)
     """,
     "records beside their content's collection": """
         SELECT 1 FROM records r JOIN contents c ON c.pk = r.content
-        WHERE c.collection <> r.collection OR c.tenant <> r.tenant
+        WHERE c.collection <> r.collection OR c.tenant <> r.tenant OR c.view <> 0
+    """,
+    "contents of a record in another collection or view": """
+        SELECT 1 FROM record_contents b JOIN contents c ON c.pk = b.content JOIN records r ON r.pk = b.record
+        WHERE (b.collection, b.tenant) <> (r.collection, r.tenant)
+        OR (b.collection, b.tenant, b.view) <> (c.collection, c.tenant, c.view) OR NOT EXISTS (
+            SELECT FROM collection_views v
+            WHERE v.collection = b.collection AND v.view = b.view AND v.tenant = b.tenant)
+    """,
+    "views of no collection": """
+        SELECT 1 FROM collection_views v
+        WHERE NOT EXISTS (SELECT FROM collections c WHERE c.id = v.collection AND c.tenant = v.tenant)
     """,
     "contents of no collection": """
         SELECT 1 FROM contents c
@@ -34,7 +46,7 @@ NEVER = {
     """,
     "waiting for a missing content": """
         SELECT 1 FROM waiting w WHERE NOT EXISTS (
-            SELECT FROM contents c JOIN generations g ON g.collection = c.collection
+            SELECT FROM contents c JOIN generations g ON g.collection = c.collection AND g.view = c.view
             WHERE c.pk = w.content AND g.id = w.generation AND g.tenant = w.tenant)
     """,
     "failed contents in the queue": """
@@ -72,16 +84,19 @@ NEVER = {
     "tables of nothing": r"""
         SELECT 1 FROM pg_class t WHERE t.relnamespace = 'likewise'::regnamespace AND t.relkind = 'r'
         AND (t.relname ~ '^vec_\d+$' AND NOT EXISTS (SELECT FROM generations g WHERE t.relname = 'vec_' || g.id)
-             OR t.relname ~ '^terms_\d+$' AND NOT EXISTS (SELECT FROM collections c WHERE t.relname = 'terms_' || c.id))
+             OR t.relname ~ '^terms_\d+$' AND NOT EXISTS (SELECT FROM collections c WHERE t.relname = 'terms_' || c.id)
+             OR t.relname ~ '^terms_\d+_\d+$' AND NOT EXISTS (
+                SELECT FROM collection_views v WHERE v.terms AND t.relname = 'terms_' || v.collection || '_' || v.view))
     """,
 }
 NEVER_IN_A_GENERATION = {
     "vectors of no content": """
         SELECT 1 FROM {vectors} v
-        WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = v.content AND c.collection = %(collection)s)
+        WHERE NOT EXISTS (
+            SELECT FROM contents c WHERE c.pk = v.content AND c.collection = %(collection)s AND c.view = %(view)s)
     """,
     "contents neither embedded nor waiting nor failed": """
-        SELECT 1 FROM contents c WHERE c.collection = %(collection)s AND c.state = 'live'
+        SELECT 1 FROM contents c WHERE c.collection = %(collection)s AND c.view = %(view)s AND c.state = 'live'
         AND NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk)
         AND NOT EXISTS (SELECT FROM waiting w WHERE w.generation = %(generation)s AND w.content = c.pk)
     """,
@@ -92,16 +107,21 @@ NEVER_IN_A_GENERATION = {
 NEVER_IN_A_COLLECTION = {
     "terms of no content": """
         SELECT 1 FROM {terms} t
-        WHERE NOT EXISTS (SELECT FROM contents c WHERE c.pk = t.content AND c.collection = %(collection)s)
+        WHERE NOT EXISTS (
+            SELECT FROM contents c WHERE c.pk = t.content AND c.collection = %(collection)s AND c.view = %(view)s)
     """,
     "contents without terms": """
         SELECT 1 FROM contents c
-        WHERE c.collection = %(collection)s AND NOT EXISTS (SELECT FROM {terms} t WHERE t.content = c.pk)
+        WHERE c.collection = %(collection)s AND c.view = %(view)s
+        AND NOT EXISTS (SELECT FROM {terms} t WHERE t.content = c.pk)
     """,
 }
-GENERATIONS = SQL("SELECT id, collection FROM generations")
+GENERATIONS = SQL("SELECT id, collection, view FROM generations")
 # Where no words are kept there is no table of them.
-WITH_TERMS = SQL("SELECT id FROM collections WHERE (policy ->> 'keep_terms')::boolean IS NOT FALSE")
+WITH_TERMS = SQL("""
+    SELECT id, 0 FROM collections WHERE (policy ->> 'keep_terms')::boolean IS NOT FALSE
+    UNION ALL SELECT collection, view FROM collection_views WHERE terms
+""")
 TEXTS = SQL("SELECT text, text_hash FROM contents WHERE text IS NOT NULL")
 VECTORS = SQL(
     "SELECT c.text, v.embedding FROM {vectors} v JOIN contents c ON c.pk = v.content WHERE c.text IS NOT NULL"
@@ -121,8 +141,8 @@ async def broken(owner_url: str, provider: FakeProvider | None = None) -> dict[s
     async with await AsyncConnection.connect(owner_url, autocommit=True) as connection:
         await settle(connection)
         found = {name: await _count(connection, statement, {}) for name, statement in NEVER.items()}
-        for generation, collection in await _rows(connection, GENERATIONS):
-            values = {"generation": generation, "collection": collection}
+        for generation, collection, view in await _rows(connection, GENERATIONS):
+            values = {"generation": generation, "collection": collection, "view": view}
             for name, statement in NEVER_IN_A_GENERATION.items():
                 found[name] = found.get(name, 0) + await _count(
                     connection, statement, values, vectors=table("vec", generation)
@@ -130,11 +150,11 @@ async def broken(owner_url: str, provider: FakeProvider | None = None) -> dict[s
             if provider is not None:
                 statement = VECTORS.format(vectors=table("vec", generation))
                 found["wrong vectors"] = await _wrong_vectors(await _rows(connection, statement), provider)
-        for (collection,) in await _rows(connection, WITH_TERMS):
-            values = {"collection": collection}
+        for collection, view in await _rows(connection, WITH_TERMS):
+            values = {"collection": collection, "view": view}
             for name, statement in NEVER_IN_A_COLLECTION.items():
                 found[name] = found.get(name, 0) + await _count(
-                    connection, statement, values, terms=table("terms", collection)
+                    connection, statement, values, terms=table("terms", collection, view)
                 )
         texts = await _rows(connection, TEXTS)
         found["wrong hashes"] = sum(sha256(text.encode()).digest() != bytes(key) for text, key in texts)

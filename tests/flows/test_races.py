@@ -142,7 +142,7 @@ async def test_records_of_shared_texts_are_changed_at_once(lw: Likewise) -> None
     # When one write has changed its records and is not committed yet
     async with lw.runtime.pool.tenant(tenant) as tx:
         diff = await records.compare(tx, collection.id, ours)
-        await records.write(tx, collection.id, diff, records.StoragePolicy(), lane=records.BULK)
+        await records.write(tx, collection.id, diff, records.StoragePolicy(collection.views), lane=records.BULK)
         # Then others do not wait for it
         async with asyncio.timeout(60):
             changed = await notes.add([{"id": "b", "text": "shared", "payload": {"n": 2}}], wait=False)
@@ -312,7 +312,7 @@ async def test_a_generation_made_while_records_arrive(lw: Likewise, database: Da
         for _ in range(3):
             await asyncio.sleep(random.uniform(0.02, 0.1))
             async with lw.runtime.pool.tenant(tenant) as tx:
-                values = [collection.id, collection.active.model, collection.active.dimension, "building"]
+                values = [collection.id, 0, collection.active.model, collection.active.dimension, "building", None]
                 row = await tx.row(collections.MAKE_GENERATION, values)
                 await jitter()
             assert row is not None

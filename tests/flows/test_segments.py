@@ -10,12 +10,13 @@ from uuid import UUID
 
 import pytest
 
+from likewise.apps.segments import rows
 from likewise.apps.segments.accepted import Accepted
 from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.search import SegmentQuery
-from likewise.db import collections, jobs, segments, waiting
+from likewise.db import collections, jobs, waiting
 from likewise.errors import Conflict, Invalid, NotFound
-from likewise.ingest import worker
+from likewise.ingest import claims
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
@@ -164,7 +165,7 @@ async def test_what_the_model_cannot_embed_fails_by_itself_and_is_tried_again_wh
 ) -> None:
     # Given
     tenant = await lw.tenant()
-    monkeypatch.setattr(worker, "RETRY_AFTER", timedelta(0))
+    monkeypatch.setattr(claims, "RETRY_AFTER", timedelta(0))
     monkeypatch.setattr(waiting, "MAX_PAUSE", 0.0)
     provider.poison = lambda text: WARM in text
     # When some of a batch fails, and all of another
@@ -206,7 +207,7 @@ async def test_a_segment_that_is_deleted_while_the_same_is_stored_is_a_new_job(
     # Given
     first = await embed(lw)
     await ended(lw, first.job_id)
-    hold = segments.hold
+    hold = rows.hold
     looked = 0
 
     async def deleted_meanwhile(*arguments: Any) -> Any:
@@ -218,7 +219,7 @@ async def test_a_segment_that_is_deleted_while_the_same_is_stored_is_a_new_job(
         return held
 
     # When it is deleted after it was found
-    monkeypatch.setattr(segments, "hold", deleted_meanwhile)
+    monkeypatch.setattr(rows, "hold", deleted_meanwhile)
     second = await embed(lw)
     # Then it was looked for again
     assert looked == 2

@@ -20,9 +20,9 @@ async def whole(database: DatabaseUrls, provider: FakeProvider) -> AsyncIterator
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried again soon."""
-    monkeypatch.setattr("likewise.ingest.worker.RETRY_AFTER", timedelta(seconds=0.05))
+    monkeypatch.setattr("likewise.ingest.claims.RETRY_AFTER", timedelta(seconds=0.05))
     monkeypatch.setattr("likewise.db.waiting.FIRST_PAUSE", 0.02)
     monkeypatch.setattr("likewise.ingest.worker.POLL_SECONDS", 0.05)
     monkeypatch.setattr("likewise.ingest.worker.SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr("likewise.ingest.worker.AWAY_SECONDS", 0.1)
+    monkeypatch.setattr("likewise.ingest.claims.AWAY_SECONDS", 0.1)
     monkeypatch.setattr("likewise.ingest.worker.MODEL_AGAIN", Backoff(0.02, 0.1))

@@ -6,7 +6,7 @@ from base64 import b64encode
 import pytest
 from psycopg import AsyncConnection
 
-from likewise.db.records import text_hash
+from likewise.db.contents import text_hash
 from likewise.library import Likewise
 from likewise.testing import DatabaseUrls
 from tests.conftest import Opener

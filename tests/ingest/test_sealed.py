@@ -8,7 +8,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
 from likewise.apps.collections.service import KIND
-from likewise.db import collections, jobs, records
+from likewise.db import collections, contents, jobs
 from likewise.db.collections import CollectionRow
 from likewise.db.jobs import Job
 from likewise.db.records import WriteOutcome
@@ -237,4 +237,4 @@ async def test_what_is_stored_decides_what_is_written(idle: Likewise, private: C
     async with idle.runtime.pool.tenant(private.tenant) as tx:
         stored = await tx.rows(SQL("SELECT text_hash FROM contents ORDER BY pk"))
         assert await collections.generation(tx, private.active.id) is not None
-    assert [bytes(row[0]) for row in stored] == [records.text_hash("first"), records.text_hash("third")]
+    assert [bytes(row[0]) for row in stored] == [contents.text_hash("first"), contents.text_hash("third")]

@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from likewise import backoff
+from likewise.backoff import Backoff
 from likewise.db import collections, jobs
 from likewise.db.jobs import Job
 from likewise.db.pool import Pool
@@ -39,7 +40,7 @@ from tests.ingest.rows import asked
 from tests.patience import until
 
 # As they are where no test shortens them.
-FIRST_WAIT, LONGEST_WAIT = module.FIRST_WAIT, module.LONGEST_WAIT
+RETRY = module.RETRY
 LEASE = timedelta(seconds=0.6)
 LONG = timedelta(seconds=60)
 
@@ -56,8 +57,7 @@ SECRET = "zqsecret"
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for a second try."""
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(module, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(module, "RETRY", Backoff(0.01, 0.02))
     monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
 
 
@@ -317,8 +317,7 @@ async def test_it_waits_1_to_60_seconds_for_its_next_try(
     idle: Likewise, database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     # Given the waits as they are, and chance at either end
-    monkeypatch.setattr(module, "FIRST_WAIT", FIRST_WAIT)
-    monkeypatch.setattr(module, "LONGEST_WAIT", LONGEST_WAIT)
+    monkeypatch.setattr(module, "RETRY", RETRY)
     monkeypatch.setattr(module, "MAX_ATTEMPTS", 9)
     asked_for = []
 

@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from likewise.postgres import account, binaries
 from likewise.postgres.cluster import Cluster
 from likewise.postgres.server import EmbeddedServer
 from likewise.postgres.tuning import MIB, shared_memory_type, sizes
-from tests.postgres.server_process import IS_ROOT, LikewiseProcess, scratch_folder
+from tests.postgres.server_process import IS_ROOT, PROGRAM, LikewiseProcess, scratch_folder
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 PLAIN = "nobody" if IS_ROOT else None
@@ -138,6 +140,26 @@ def small_disk(folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 @needs_root
 async def test_a_full_disk(small_disk: Path) -> None:
     assert "is full" in await refusal(small_disk)
+
+
+@pytest.fixture
+def folder_on_disk() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="lw-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@needs_root
+def test_a_first_start_needs_next_to_nothing_of_dev_shm(folder_on_disk: Path) -> None:
+    # Given a container whose /dev/shm is smaller than what initdb would take of it
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*small, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount")
+    # When
+    program = [*small, sys.executable, "-c", PROGRAM, str(folder_on_disk), "", "", ""]
+    done = subprocess.run(program, input="close\n", capture_output=True, text=True, check=False)
+    # Then
+    assert "started" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("trap", ["link", "open"])

@@ -8,14 +8,14 @@ import pytest
 from likewise.apps.app import App
 from likewise.db import collections
 from likewise.ingest.writer import Destination, NewCollection
-from likewise.kind import Kind, NewRecord, Policy
+from likewise.kind import Kind, NewRecord, Policy, View
 from likewise.library import Likewise
 from likewise.search.options import SearchOptions, SearchRequest, TextQuestion
 from tests.conftest import Opener
 
 SPANS = Kind(
     name="span",
-    text=lambda record: f"{record.payload['service']} {record.payload['operation']}",
+    views=(View(text=lambda record: f"{record.payload['service']} {record.payload['operation']}"),),
     indexed=("host",),
     in_text=("service", "tries"),
 )

@@ -1,4 +1,4 @@
-"""Where words are kept and texts are not, the database alone does not tell which words they are."""
+"""Words without texts: the database alone does not tell which words are kept."""
 
 import psycopg
 import pytest

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from likewise.db.deletions import DROP_VECTORS
+from likewise.db.transaction import table
 from likewise.errors import Conflict, Invalid
 from likewise.library import Likewise
 from likewise.search.hits import ContentHit, SearchOutcome
@@ -67,8 +69,7 @@ def faults(error: pytest.ExceptionInfo[Invalid]) -> list[tuple[str, str]]:
 
 
 def test_programs_can_name_every_option() -> None:
-    # But for the view, of which there is one as yet
-    assert set(SearchKeywords.__annotations__) == {one.name for one in fields(SearchOptions)} - {"view"}
+    assert set(SearchKeywords.__annotations__) == {one.name for one in fields(SearchOptions)}
 
 
 async def test_a_vector_finds_what_is_nearest_by_meaning_alone(notes: Likewise) -> None:
@@ -172,7 +173,7 @@ async def test_vectors_that_point_in_opposite_directions_have_no_mean(notes: Lik
     active = (await lw.runtime.recent.get(tenant, "notes")).active
     async with lw.runtime.pool.tenant(tenant) as tx:
         known = await lw.runtime.store.fetch(tx, active, [contents[COLD]])
-        await lw.runtime.store.delete(tx, active, [contents[BLUE]])
+        await tx.execute(DROP_VECTORS.format(vectors=table("vec", active.id)), [[contents[BLUE]]])
         turned = -known[contents[COLD]][None, :]
         await lw.runtime.store.upsert(tx, active, [contents[BLUE]], turned, [READ])
     # Then

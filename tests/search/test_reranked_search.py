@@ -17,7 +17,7 @@ from likewise.library import Likewise
 from likewise.search.options import MIN_RERANKED, SearchOptions, SearchRequest, TextQuestion
 from likewise.settings import Settings
 from likewise.testing import FakeProvider, ScriptedReply, Upstream
-from likewise.testing.upstream import ReceivedRequest
+from likewise.testing.scripted import ReceivedRequest
 from tests.search.rerankers import at
 
 NOTES = [

@@ -38,7 +38,7 @@ async def made(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Rerankers]:
 
 
 def failing_on_poison(reply: ScriptedReply) -> object:
-    """What a server does that gives this answer to some texts."""
+    """A server that gives this answer to some texts."""
 
     def behaviour(asked: ReceivedRequest) -> ScriptedReply | None:
         return reply if any("poison" in text for text in asked.texts) else None

@@ -68,7 +68,7 @@ ARRIVAL = SQL("SELECT id, pk FROM records WHERE collection = %s")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the product and of the model; if `paged`, all there is, in pages of `limit`."""
+    """A question to the product and to the model; if `paged`, for all there is, in pages of `limit`."""
 
     mode: str
     limit: int
@@ -93,7 +93,7 @@ class Expected:
 
 @dataclass
 class Facts:
-    """What the database knows of the past: each text's weights by term, how many contents came, when records did."""
+    """The past as the database knows it: each text's weights by term, how many contents came, when records did."""
 
     weights: dict[str, dict[int, float]]
     contents_total: int
@@ -184,7 +184,7 @@ def _ranked(
 
 
 async def read_facts(lw: Likewise, name: str) -> Facts:
-    """What a collection's tables say."""
+    """Read what a collection's tables say."""
     # From here on nobody changes what lexical search reckons with.
     await lw.runtime.writer.averages.flush(lw.runtime.pool)
     owner_url = lw.runtime.database.owner_url
@@ -419,7 +419,7 @@ async def many(lw: Likewise) -> Both:
 
 
 async def maintained(both: Both, *, max_scanned: int = MAX_SCANNED) -> tuple[bool, bool]:
-    """Whether there is an index and a background, after one more step of maintenance; its statistics may be late."""
+    """Do one more step of maintenance; return if there is an index, and a background. Statistics may be late."""
     owner_url = both.lw.runtime.database.owner_url
     assert owner_url is not None
     await Maintenance(owner_url, max_scanned=max_scanned).step()

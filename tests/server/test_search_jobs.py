@@ -11,6 +11,7 @@ import pytest
 
 import likewise
 from likewise.apps.segments.search import SEARCH as SEARCH_TASK
+from likewise.backoff import Backoff
 from likewise.embedding.embedder import Embedder
 from likewise.ingest import tasks
 from likewise.library import Likewise
@@ -150,8 +151,7 @@ async def test_a_reranker_that_fails_on_the_texts_is_not_asked_for_a_day(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a reranker that fails whatever it is asked
-    monkeypatch.setattr(tasks, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(tasks, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(tasks, "RETRY", Backoff(0.01, 0.02))
     async with Upstream().running() as upstream:
         upstream.always = lambda _: ScriptedReply.of({"results": SECRET})
         async with opened(settings, segments_keep_text=True, **at(tmp_path, upstream.url)) as (_, client):

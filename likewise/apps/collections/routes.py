@@ -11,9 +11,7 @@ from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, Lines, read_json
 from likewise.apps.collections.batches import Array, checked_array, complete, write_array, write_lines
 from likewise.apps.collections.schemas import (
-    MAX_ID,
     NAME_IN_PATH,
-    WHOLE,
     CollectionAnswer,
     CollectionIn,
     CollectionsAnswer,
@@ -38,6 +36,7 @@ from likewise.apps.deps import (
     position_of,
     while_connected,
 )
+from likewise.apps.fields import MAX_ID, WHOLE
 from likewise.apps.idempotency import Once
 from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.errors import NotFound
@@ -55,7 +54,7 @@ async def existing_name(
         Path(description="A collection's name.", json_schema_extra={"pattern": f"^{NAME_IN_PATH.pattern}$"}),
     ],
 ) -> str:
-    """A name from the path; one that no collection can have is simply not there."""
+    """Return a name from the path; NotFound for one that no collection can have."""
     if not NAME_IN_PATH.fullmatch(name):
         raise NotFound("There is no such collection.")
     return name
@@ -188,7 +187,7 @@ async def search_collection(
 
 
 def search_listing(name: str, body: SearchIn) -> str:
-    """Return what a search's cursor belongs to: the collection, and all options but for the page."""
+    """Return the name of a search's listing: the collection, and all that was asked but for the page."""
     asked = body.model_dump(exclude={"cursor", "limit", "explain"})
     return f"search\0{name}\0{sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
 
@@ -196,7 +195,7 @@ def search_listing(name: str, body: SearchIn) -> str:
 @router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def collection_stats(tenant: CanRead, service: Collections, name: Name) -> Answer:
-    """Count the records, texts and vectors of the collection."""
+    """Counts of the collection, and the state of its vectors."""
     return Answer(await service.stats(tenant, name))
 
 

@@ -1,11 +1,10 @@
-"""The requests and answers of the routes of `collections`."""
+"""Requests and answers of the routes of `collections`."""
 
 import re
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -13,26 +12,18 @@ from pydantic import (
     ConfigDict,
     Field,
     RootModel,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import RequestModel, wrong
-from likewise.apps.fields import AS_WHOLE_NUMBER, Text
-from likewise.apps.filter_schema import KEY_PATTERN, TIME
+from likewise.apps.fields import AS_WHOLE_NUMBER, MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, Moment, Text
+from likewise.apps.filter_schema import KEY_PATTERN
 from likewise.apps.problems import FaultOut
-from likewise.cleaning import deeper_than
-from likewise.filters import rfc_3339, why_no_time
 from likewise.kind import NewRecord, Policy
 from likewise.search.options import Mode, RecordQuestion, SearchOptions, SearchRequest, TextQuestion
 
-MAX_ITEMS = 1_000
-MAX_ID = 512
-MAX_LIMIT = 100
-MAX_PAYLOAD_BYTES = 64 * 2**10
-MAX_PAYLOAD_DEPTH = 16
 MAX_INDEXED = 32
 
 NAME = r"^[a-z][a-z0-9-]{0,62}$"
@@ -43,50 +34,12 @@ NAME_IN_WORDS = (
 # The apps' own collections are named `app:model`.
 NAME_IN_PATH = re.compile(r"[a-z][a-z0-9-]{0,62}(:[A-Za-z0-9._-]{1,128})?")
 
-# What the document says of a field that is checked below in words of our own.
-WHOLE = r"^[^\x00-\x1f\x7f-\x9f\ufffd]*$"
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
-
-
-def _whole(value: str) -> str:
-    if _CONTROL.search(value):
-        raise wrong("control_character", "This must not contain control characters.")
-    if "\ufffd" in value:
-        # Two ids that differed in what was lost would be one by now, and a record would replace another.
-        raise wrong("lost_character", "This contains U+FFFD, a character that was lost on the way; send it whole.")
-    return value
 
 
 def _collection_name(value: str) -> str:
     if not re.fullmatch(NAME, value):
         raise wrong("invalid_value", NAME_IN_WORDS)
-    return value
-
-
-def _moment(value: object) -> object:
-    if value is None:
-        return value
-    moment = rfc_3339(value) if isinstance(value, str) else _in_utc(value)
-    if moment is not None:
-        return moment
-    raise wrong("invalid_time", why_no_time(value))
-
-
-def _in_utc(value: object) -> datetime | None:
-    """A time that a program gives as such."""
-    try:
-        return value.astimezone(UTC) if isinstance(value, datetime) and value.tzinfo is not None else None
-    except OverflowError:
-        return None
-
-
-def _bounded(value: dict[str, Any]) -> dict[str, Any]:
-    if len(orjson.dumps(value)) > MAX_PAYLOAD_BYTES:
-        raise wrong("too_large", f"A payload may have {MAX_PAYLOAD_BYTES // 2**10} KiB as JSON.")
-    if deeper_than(value, MAX_PAYLOAD_DEPTH):
-        raise wrong("too_deep", f"A payload may be nested {MAX_PAYLOAD_DEPTH} levels deep.")
     return value
 
 
@@ -96,13 +49,8 @@ def _later(value: object) -> object:
     return value
 
 
-Label = Annotated[
-    str, Field(min_length=1, max_length=MAX_ID, json_schema_extra={"pattern": WHOLE}), AfterValidator(_whole)
-]
-Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=Annotated[str, WithJsonSchema(TIME)])]
 # A field of the full API that is known by name and refused.
 Later = Annotated[SkipJsonSchema[None], BeforeValidator(_later)]
-CheckedPayload = Annotated[dict[str, Any], AfterValidator(_bounded)]
 
 
 class RecordIn(RequestModel):
@@ -131,7 +79,7 @@ class RecordsBody(RootModel[RecordsIn | Annotated[list[RecordIn], Field(max_leng
 
 
 class PolicyIn(RequestModel):
-    """The rules by which the collection treats texts."""
+    """The policy of a collection: its treatment of texts."""
 
     keep_text: bool = True
     keep_terms: bool = True
@@ -224,7 +172,7 @@ class PageQuery(BaseModel):
 
 
 class WriteAnswer(BaseModel):
-    """The outcome of the records. In NDJSON a pointer's first part is the line, counted from 0."""
+    """Counts of a write. In NDJSON a pointer's first part is the line, counted from 0."""
 
     created: int
     changed: int
@@ -233,7 +181,7 @@ class WriteAnswer(BaseModel):
 
 
 class PolicyAnswer(BaseModel):
-    """The rules by which the collection treats texts."""
+    """The policy of a collection: its treatment of texts."""
 
     keep_text: bool
     keep_terms: bool
@@ -298,7 +246,7 @@ class SearchAnswer(BaseModel):
 
 
 class StatsAnswer(BaseModel):
-    """The contents of the collection, counted in rows."""
+    """Counts of a collection, by its rows."""
 
     records: int
     contents: int

@@ -23,7 +23,7 @@ from likewise.search.analyzer import ANALYZER
 from likewise.search.hits import GroupHit, RecordHit
 from likewise.search.options import SearchRequest
 
-KIND = Kind(name="collection", text=lambda record: record.text or "")
+KIND = Kind(name="collection")
 
 VectorState = Literal["ready", "waiting", "failed", "skipped"]
 

@@ -57,7 +57,7 @@ class EmbeddingAdapter:
         return self._model.max_tokens
 
     def embed(self, texts: Sequence[str], role: Role = "document") -> Matrix:
-        """The texts' vectors, float32 (n, d) of unit length; errors are those of `Embedder.embed`."""
+        """Return the texts' vectors, float32 (n, d) of unit length; errors are those of `Embedder.embed`."""
         return self._run(self._embedder.embed(_TENANT, texts, role=role)).vectors
 
     def close(self) -> None:
@@ -74,11 +74,11 @@ class EmbeddingAdapter:
 
 @cache
 def get_adapter() -> EmbeddingAdapter:
-    """The one of this process, with the model of its settings; ModelUnavailable if that is not there."""
+    """Return the one of this process, with the model of its settings; ModelUnavailable if that is not there."""
     return EmbeddingAdapter(load_settings())
 
 
 def validate_adapter_dimension(expected: int, adapter: EmbeddingAdapter | None = None) -> None:
-    """SettingsError unless the adapter's vectors have so many numbers."""
+    """Refuse an adapter whose vectors have another number of numbers, with SettingsError."""
     adapter = adapter or get_adapter()
     refuse_other_size(adapter.name, adapter.dim, expected)

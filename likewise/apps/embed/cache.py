@@ -34,15 +34,15 @@ class EmbeddingCache:
         self._cache: Cache = open_cache((settings or load_settings()).model_copy(update=changes))
 
     async def get(self, text: str, model: str) -> list[float] | None:
-        """The vector of a text by a model; None if it is not known."""
+        """Return the vector of a text by a model; None if it is not known."""
         return (await self.get_batch([text], model))[0]
 
     async def set(self, text: str, model: str, embedding: Sequence[float]) -> None:
-        """Remember it."""
+        """Remember the vector of a text."""
         await self.set_batch({text: embedding}, model)
 
     async def get_batch(self, texts: Sequence[str], model: str) -> list[list[float] | None]:
-        """The vectors of texts by a model, in their order, None where it is not known."""
+        """Return the vectors of texts by a model, in their order, None where it is not known."""
         found = await self._cache.get_many([_key(text, model) for text in texts])
         return [None if one is None else one.vector.tolist() for one in found]
 
@@ -69,7 +69,7 @@ def _checked(numbers: Sequence[float]) -> Vector:
 
 
 def url_of(redis_client: Any) -> str:
-    """The URL that a client of the `redis` package was made for; SettingsError where none says as much."""
+    """Return the URL that a client of the `redis` package was made for; SettingsError where none says as much."""
     pool = getattr(redis_client, "connection_pool", None)
     options = getattr(pool, "connection_kwargs", {})
     if pool is None or type(pool).__name__.startswith("Sentinel") or options.get("credential_provider"):

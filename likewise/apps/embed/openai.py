@@ -25,7 +25,7 @@ TOKENS = (
 
 
 def _no_tokens(value: Any) -> Any:
-    """Refuse tokens in one sentence, where each of the possible forms would find a fault of its own."""
+    """Say in a word what is wrong, where each of the forms would find something to say."""
     if isinstance(value, list) and value and (_are_ids(value) or all(_are_ids(one) for one in value)):
         raise wrong("token_ids", TOKENS)
     if not isinstance(value, str | list):
@@ -108,7 +108,7 @@ class OpenAIModelsAnswer(BaseModel):
 
 
 class ErrorOut(BaseModel):
-    """The fault of a request; `param` names the field."""
+    """The reason of a refusal; `param` names the field."""
 
     message: str
     type: str
@@ -138,7 +138,7 @@ class ModelNotFound(NotFound):
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented errors of a route, in OpenAI's shape, which has 400 for a wrong field."""
+    """Return the documented errors of a route, in OpenAI's shape, which has 400 for a wrong field."""
     return {status: {"description": REFUSALS[status], "model": ErrorAnswer} for status in sorted({*statuses, 500, 503})}
 
 
@@ -185,7 +185,7 @@ async def get_model(
 
 
 def known_model(embedder: ProcessEmbedder, name: str | None) -> ModelSpec:
-    """Return the row of a model; ModelNotFound if requests may not name it."""
+    """Return the facts of a model; ModelNotFound if requests may not name it."""
     try:
         return embedder.known(name)
     except ModelNotAllowed:

@@ -29,7 +29,7 @@ class DocumentIn(OldRequest):
 
 
 def _text_or_object(value: Any) -> Any:
-    """Refuse other types in one sentence, where each of the possible forms would find a fault of its own."""
+    """Say in a word what is wrong, where each of the forms would find something to say."""
     if not isinstance(value, str | dict):
         raise wrong("wrong_type", "This must be a string, or an object with a text.")
     return value
@@ -64,7 +64,7 @@ class RerankIn(OldRequest):
         return [one if isinstance(one, str) else one.text for one in self.documents]
 
     def pointer(self, place: int) -> str:
-        """Return the pointer to the text of a document."""
+        """Return the place of a document's text in the request."""
         return f"/documents/{place}" + ("" if isinstance(self.documents[place], str) else "/text")
 
 
@@ -83,7 +83,7 @@ class ResultOut(BaseModel):
 
 
 class TokensOut(BaseModel):
-    """The tokens that the reranker read."""
+    """Tokens that the reranker read."""
 
     input_tokens: int
 
@@ -112,7 +112,7 @@ class RerankerNotFound(ModelNotFound):
 
 
 async def reranking(request: Request) -> Rerankers:
-    """The process's rerankers."""
+    """Return the process's rerankers."""
     return services(request).runtime.reranking
 
 
@@ -149,7 +149,7 @@ async def rerank(
 
 
 def known_reranker(rerankers: Rerankers, name: str | None) -> ModelSpec:
-    """Return the row of a reranker; RerankerNotFound if requests may not name it."""
+    """Return the facts of a reranker; RerankerNotFound if requests may not name it."""
     try:
         return rerankers.known(name)
     except ModelNotAllowed:
@@ -157,7 +157,7 @@ def known_reranker(rerankers: Rerankers, name: str | None) -> ModelSpec:
 
 
 def results(made: RerankResult, body: RerankIn) -> list[dict[str, Any]]:
-    """The best documents, those of equal scores in their order."""
+    """Return the best documents, those of equal scores in their order."""
     scores: list[float] = made.scores.tolist()
     best = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[: body.top_n]
     texts = body.texts if body.return_documents else None

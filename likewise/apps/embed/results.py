@@ -1,4 +1,4 @@
-"""The results of embedding and their sums, over HTTP and in Python alike."""
+"""Results of embedding and sums of them, over HTTP and in Python alike."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ class BatchEmbeddingResult:
 
 
 def facts_of_one(made: Embedded, model: str) -> dict[str, Any]:
-    """All of an EmbeddingResult but the vector; `model` is what the caller calls it."""
+    """Return all of an EmbeddingResult but the vector; `model` is the caller's name of it."""
     return {
         "dimension": made.vectors.shape[1],
         "model": model,
@@ -50,7 +50,7 @@ def facts_of_one(made: Embedded, model: str) -> dict[str, Any]:
 
 
 def facts_of_batch(made: Embedded, model: str) -> dict[str, Any]:
-    """All of a BatchEmbeddingResult but the vectors."""
+    """Return all of a BatchEmbeddingResult but the vectors."""
     return {
         "dimension": made.vectors.shape[1],
         "model": model,
@@ -64,7 +64,7 @@ def facts_of_batch(made: Embedded, model: str) -> dict[str, Any]:
 
 
 def usage_metrics(used: Usage, embedder: Embedder) -> dict[str, Any]:
-    """The sums as `GET /embed/metrics` tells them, costs in US dollars, and the models that are loaded now."""
+    """Return the sums as `GET /embed/metrics` has them, costs in US dollars, and the models that are loaded now."""
     return {
         "total_embeddings_generated": used.generated,
         "cache_hits": used.cached,
@@ -77,6 +77,6 @@ def usage_metrics(used: Usage, embedder: Embedder) -> dict[str, Any]:
 
 
 def loaded(embedder: Embedder) -> list[str]:
-    """The models in service, as this app calls them."""
+    """Return the models in service, by the names that this app has for them."""
     ready = {one.name for one in embedder.states() if one.state == "ready"}
     return [spec.bare_name for spec in embedder.models() if spec.name in ready]

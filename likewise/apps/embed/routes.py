@@ -153,7 +153,7 @@ async def embed_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
 @router.get("/health", response_model=EmbedHealthAnswer, responses=refusals())
 @declares(Load.OTHER)
 async def embed_health(_: Anyone, embedder: ProcessEmbedder) -> Answer:
-    """Say in `status` whether texts can be embedded; the answer is 200 in any case."""
+    """Health of the embedder: the answer is 200 in any case, and `status` says whether texts can be embedded."""
     state = embedder.states()[0].state
     # A default model that is still to be opened is no fault.
     healthy = state in ("ready", "present", "loading")

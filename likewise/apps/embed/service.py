@@ -25,7 +25,7 @@ TENANT = 0
 
 
 class EmbeddingProvider(StrEnum):
-    """The place at which a model runs."""
+    """The place where a model runs."""
 
     LOCAL = "local"
     OPENAI = "openai"
@@ -86,26 +86,26 @@ class EmbedderService:
         self._before = Usage()
 
     async def embed_text(self, text: str, model: str | None = None, use_cache: bool = True) -> EmbeddingResult:
-        """The vector of a text, as a document; errors are those of `Embedder.embed`."""
+        """Return the vector of a text, as a document; errors are those of `Embedder.embed`."""
         return self._one(await self._embed([text], model, use_cache, "document"))
 
     async def embed_query(self, query: str, model: str | None = None, use_cache: bool = True) -> EmbeddingResult:
-        """The vector of a text that documents are searched for with."""
+        """Return the vector of a text that documents are searched for with."""
         return self._one(await self._embed([query], model, use_cache, "query"))
 
     async def embed_batch(
         self, texts: Sequence[str], model: str | None = None, batch_size: int | None = None, use_cache: bool = True
     ) -> BatchEmbeddingResult:
-        """The vectors of texts, as documents; `batch_size` is how many go to a remote model at a time."""
+        """Return the vectors of texts, as documents; `batch_size` is how many go to a remote model at a time."""
         made = await self._embed(texts, model, use_cache, "document", batch_size)
         return BatchEmbeddingResult(embeddings=made.vectors.tolist(), **facts_of_batch(made, self._name(made)))
 
     def get_available_models(self) -> list[EmbeddingModelConfig]:
-        """The models that may be named, the default first."""
+        """Return the models that may be named, the default first."""
         return [EmbeddingModelConfig.of(spec) for spec in self.embedder.models()]
 
     def get_metrics(self) -> dict[str, Any]:
-        """Return the sums since the last reset, as `GET /embed/metrics` answers them."""
+        """Return the sums since the last reset, as `GET /embed/metrics` has them."""
         return usage_metrics(self._used().since(self._before), self.embedder)
 
     def reset_metrics(self) -> None:
@@ -144,7 +144,7 @@ class EmbedderService:
 
 @cache
 def get_embedder_service() -> EmbedderService:
-    """The one of this process, with the settings of its environment."""
+    """Return the one of this process, with the settings of its environment."""
     return EmbedderService()
 
 

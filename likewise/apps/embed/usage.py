@@ -1,4 +1,4 @@
-"""Usage of embedding: sums by model and hour, the counts of the embedder that this one replaces, and their routes."""
+"""Usage: sums by model and hour, the counts of the embedder that this one replaces, and their routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from likewise.apps.answers import Answer
-from likewise.apps.collections.schemas import Moment
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf
 from likewise.apps.embed.results import usage_metrics
+from likewise.apps.fields import Moment
 from likewise.apps.filter_schema import TIME
 from likewise.apps.idempotency import Once
 from likewise.apps.problems import refusals
@@ -35,7 +35,7 @@ RESET = {"status": "success", "message": "The metrics of your tenant count from 
 
 @dataclass(frozen=True)
 class UsageReport:
-    """The usage in the hours from `since` on that began before `until`.
+    """Usage of the hours from `since` on that began before `until`.
 
     `usage` has for each model or hour that has any its sums, and `total` those of all. Costs are in US dollars.
     """
@@ -58,7 +58,7 @@ class UsageService:
         self._others = [spec.name for spec in runtime.reranking.models()]
 
     async def metrics(self, tenant: int) -> dict[str, Any]:
-        """The tenant's counts since its last reset, under the names that the old embedder gave them."""
+        """Return the tenant's counts since its last reset, under the names that the old embedder gave them."""
         await self._bookkeeping.flush()
         return usage_metrics(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
 
@@ -74,7 +74,7 @@ class UsageService:
     async def report(
         self, tenant: int, since: datetime | None = None, until: datetime | None = None, group_by: GroupBy = "model"
     ) -> UsageReport:
-        """Report a tenant's usage, by default of 30 days. Invalid if `since` is not before `until`, or too long."""
+        """Return the usage of a tenant, of 30 days by default; Invalid if `since` is not before `until`, or too far."""
         since, until = window(since, until)
         if group_by == "hour" and until - since > LONGEST_BY_HOUR:
             raise Invalid.at(
@@ -87,7 +87,7 @@ class UsageService:
 
 
 def window(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
-    """The time to report on, from the beginning of an hour; Invalid if it ends before it begins."""
+    """Return the time to report on, from the beginning of an hour; Invalid if it ends before it begins."""
     until = until or datetime.now(UTC)
     since = since or until - min(USUAL, until - FIRST_MOMENT)
     if since >= until:
@@ -96,7 +96,7 @@ def window(since: datetime | None, until: datetime | None) -> tuple[datetime, da
 
 
 def reported(since: datetime, until: datetime, by: UsageGroup, rows: Mapping[UsageKey, Usage]) -> UsageReport:
-    """The sums as a report."""
+    """Return the sums as a report."""
     total = Usage()
     for one in rows.values():
         total.add(one)
@@ -120,9 +120,9 @@ class UsageQuery(BaseModel):
 
 
 class Sums(BaseModel):
-    """Sums of requests and tokens; costs in US dollars."""
+    """Texts that were asked for and tokens that they took; costs in US dollars."""
 
-    texts: int = Field(description="Answered with a vector.")
+    texts: int = Field(description="SentResponse with a vector.")
     cached: int = Field(description="Of these, by the cache.")
     generated: int = Field(description="Embedded by a model.")
     tokens: int = Field(description="Read by a model.")
@@ -133,19 +133,19 @@ class Sums(BaseModel):
 
 
 class UsageOfModel(Sums):
-    """The usage of one model."""
+    """Usage of one model."""
 
     model: str
 
 
 class UsageOfHour(Sums):
-    """The usage of the hour that begins at `hour`."""
+    """Usage of the hour that begins at `hour`."""
 
     hour: datetime
 
 
 class UsageAnswer(BaseModel):
-    """The usage of the tenant in the hours from `since` on that began before `until`."""
+    """Usage of the tenant in the hours from `since` on that began before `until`."""
 
     since: datetime
     until: datetime
@@ -155,7 +155,7 @@ class UsageAnswer(BaseModel):
 
 
 class Metrics(BaseModel):
-    """The usage of the tenant since it last reset this; costs in US dollars."""
+    """Usage of the tenant since it last reset this; costs in US dollars."""
 
     total_embeddings_generated: int
     cache_hits: int
@@ -173,7 +173,7 @@ class MetricsAnswer(BaseModel):
 
 
 class ResetAnswer(BaseModel):
-    """The confirmation of a reset."""
+    """Confirmation of a reset."""
 
     status: Literal["success"]
     message: str
@@ -185,7 +185,7 @@ Used = Annotated[UsageService, Depends(ServiceOf(UsageService))]
 @router.get("/embed/metrics", response_model=MetricsAnswer, responses=refusals())
 @declares(Load.OTHER)
 async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
-    """Report the texts that the caller's tenant had embedded since it last reset this, and their cost."""
+    """Usage of the caller's tenant since it last reset this, and what that cost."""
     return Answer({"metrics": await used.metrics(tenant)})
 
 
@@ -202,5 +202,5 @@ async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
 @router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))
 @declares(Load.OTHER)
 async def report_usage(tenant: CanRead, used: Used, asked: Annotated[UsageQuery, Query()]) -> Answer:
-    """Report the usage of the caller's tenant, by model or by hour."""
+    """Usage of the caller's tenant, by model or by hour."""
     return Answer(await used.report(tenant, asked.since, asked.until, asked.group_by))

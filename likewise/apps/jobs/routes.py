@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.answers import Answer
-from likewise.apps.collections.schemas import MAX_LIMIT
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of
+from likewise.apps.fields import MAX_LIMIT
 from likewise.apps.idempotency import Once
 from likewise.apps.jobs.service import JobsService, JobView
 from likewise.apps.problems import refusals
@@ -20,7 +20,7 @@ from likewise.db.jobs import JobCursor, JobState
 
 
 class JobErrorAnswer(BaseModel):
-    """The reason for which a job failed."""
+    """The reason for which a job came to nothing."""
 
     code: str
     message: str
@@ -46,7 +46,7 @@ class JobsAnswer(BaseModel):
 
 
 class JobsQuery(BaseModel):
-    """The jobs to answer."""
+    """The part of the list of jobs to answer."""
 
     model_config = {"extra": "forbid"}
 

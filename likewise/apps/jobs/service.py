@@ -35,7 +35,7 @@ WITHOUT_WORDS = "It could not be done; the log of the process that tried has the
 
 @dataclass(frozen=True)
 class JobError:
-    """The reason for which a job failed: a stable code and a sentence."""
+    """The reason for which a job came to nothing: a stable code and a sentence."""
 
     code: str
     message: str
@@ -56,7 +56,7 @@ class JobView:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The rendering of one kind of jobs' results: in a list of jobs from its row alone, and by itself in full."""
+    """The reading of a kind of jobs' results: in a list of jobs from the row alone, and by itself in full."""
 
     listed: Callable[[Job], Mapping[str, Any]] = attrgetter("result")
     in_full: Callable[[Tx, Job], Awaitable[Mapping[str, Any]]] | None = None

@@ -1,4 +1,4 @@
-"""The answers to those who store segments."""
+"""Answers to those who store segments, and the results of their jobs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ class NewSegment:
 
 @dataclass(frozen=True)
 class Part:
-    """The place of a segment in its document, in characters: `text[start:end]` is the text that was embedded."""
+    """The place of a segment in its document, in characters: `text[start:end]` is what was embedded."""
 
     segment_id: str
     start: int
@@ -38,7 +38,7 @@ class Part:
 async def parts_of(
     embedder: Embedder, text: str, model: str, *, max_tokens: int | None = None, overlap: int | None = None
 ) -> list[Part]:
-    """The parts of a document.
+    """Return the parts of a document.
 
     Args:
         max_tokens: of a part, the model's special ones included; as many as the model reads if absent.
@@ -60,5 +60,5 @@ async def parts_of(
 
 
 def segments_of(text: str, parts: Sequence[Part], metadata: Mapping[str, Any]) -> list[NewSegment]:
-    """The parts as segments."""
+    """Return the parts as segments."""
     return [NewSegment(part.segment_id, text[part.start : part.end], metadata) for part in parts]

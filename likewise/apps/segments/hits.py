@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from likewise.apps.jobs.service import JobResult
+from likewise.apps.segments import rows
 from likewise.apps.segments.kind import METADATA, OWN
-from likewise.db import collections, lookups, segments
+from likewise.db import collections, lookups
 from likewise.db.jobs import Job
 from likewise.db.lookups import StoredRecord
 from likewise.db.transaction import Tx
@@ -68,7 +69,7 @@ async def rehydrate(tx: Tx, job: Job) -> dict[str, Any]:
         hits, there = [], {}
     else:
         there = await lookups.still(tx, collection.id, collection.active.id, [(one[0], one[1]) for one in hits])
-    org = await segments.tenant_name(tx)
+    org = await rows.tenant_name(tx)
     results = [segment_hit(there[pk], score, similarity, org) for pk, _, score, similarity in hits if pk in there]
     return asdict(SegmentSearchResult(results, kept["query_model"], kept["query_model_ver"], len(results)))
 

@@ -1,4 +1,4 @@
-"""Segments as the parts below know them: their kind, the fields beside their metadata, their collection's name."""
+"""The kind of segments, the fields of one beside its metadata, and the names of their collections."""
 
 import re
 from hashlib import sha256
@@ -10,7 +10,6 @@ from likewise.settings import Settings
 METADATA = "metadata"
 KIND = Kind(
     name="segments",
-    text=lambda record: record.text or "",
     indexed=("point_id", "segment_id"),
     aliases={"asset_id": "parent", "id": "point_id"},
     within=METADATA,
@@ -22,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def collection_name(spec: ModelSpec) -> str:
-    """The collection of a model's segments. A folder's path, which no address has room for, is told by its digest."""
+    """Return the name of a model's collection; a folder's path, which no address has room for, has its digest there."""
     if _NAME.fullmatch(spec.name):
         return f"{KIND.name}:{spec.name}"
     return f"{KIND.name}:{sha256(spec.name.encode()).hexdigest()[:32]}"

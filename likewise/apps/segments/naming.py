@@ -1,8 +1,8 @@
-"""Names of tenants: points are worked out of them, and hits have them."""
+"""The names of tenants: points are worked out of them, and hits have them."""
 
 from cachetools import LRUCache
 
-from likewise.db import segments
+from likewise.apps.segments import rows
 from likewise.db.pool import Pool
 
 MAX_REMEMBERED = 10_000
@@ -16,10 +16,10 @@ class TenantNames:
         self._known: LRUCache[int, str] = LRUCache(MAX_REMEMBERED)
 
     async def of(self, tenant: int) -> str:
-        """Return the name of this tenant."""
+        """Return the name of a tenant."""
         known = self._known.get(tenant)
         if known is None:
             async with self._pool.tenant(tenant, snapshot=True) as tx:
-                known = await segments.tenant_name(tx)
+                known = await rows.tenant_name(tx)
             self._known[tenant] = known
         return known

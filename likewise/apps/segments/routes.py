@@ -8,12 +8,12 @@ from pydantic import BaseModel
 
 from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, parsed
-from likewise.apps.collections.schemas import MAX_ID, WHOLE
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ProcessEmbedder, ServiceOf, Spending, services, while_connected
+from likewise.apps.fields import MAX_ID, WHOLE
 from likewise.apps.idempotency import Once, Reply
 from likewise.apps.problems import BODY_REFUSALS, refusals
-from likewise.apps.segments.accepted import Accepted, AcceptedBatch
+from likewise.apps.segments.accepted import Accepted
 from likewise.apps.segments.schemas import (
     DocumentAnswer,
     EmbedAnswer,
@@ -45,11 +45,6 @@ def accepted(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: done, **refusals(*BODY_REFUSALS, 409, 429)}
 
 
-def how_far(stored: Accepted | AcceptedBatch) -> int:
-    """202 while there is something to wait for."""
-    return 200 if stored.status == "SUCCEEDED" else 202
-
-
 @router.post(
     "/embed",
     status_code=202,
@@ -66,7 +61,7 @@ async def embed_segment(
     body: Annotated[SegmentEmbedIn, PARSED],
 ) -> Response:
     """Store a segment and have it embedded. With the text that it holds already, the job that stored it answers."""
-    async with once.begin(tenant, how_far) as reply:
+    async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
             embedder.known(body.model)
             spend(tenant, [body.text])
@@ -91,7 +86,7 @@ async def embed_segments(
 ) -> Response:
     """Store segments of an asset, all or none, with one job for all of them."""
     batch = [one.to_segment() for one in body.segments]
-    async with once.begin(tenant, how_far) as reply:
+    async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
             embedder.known(body.model)
             spend(tenant, [one.text for one in batch])
@@ -119,7 +114,7 @@ async def embed_document(
     body: Annotated[SegmentDocumentIn, PARSED],
 ) -> Response:
     """Split a text into segments and store these, `chunk_0`, `chunk_1` and so on; those of a longer text before go."""
-    async with once.begin(tenant, how_far) as reply:
+    async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
             embedder.known(body.model)
             spend(tenant, [body.text])
@@ -189,7 +184,7 @@ async def embed_made_up(tenant: CanWrite, service: Segments, once: Once, spend: 
     if not services(request).runtime.settings.enable_mock:
         raise NotFound
     body = await parsed(request)
-    async with once.begin(tenant, how_far) as reply:
+    async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
             spend(tenant, [body.text])
             await reply.give(await _store(tenant, service, body, service.known(MOCK.name).name, reply))

@@ -1,4 +1,4 @@
-"""The requests and answers of the routes of `segments`."""
+"""Requests and answers of the routes of `segments`."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -6,8 +6,8 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from likewise.apps.body import OldRequest
-from likewise.apps.collections.schemas import MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, SearchFields
-from likewise.apps.fields import AS_WHOLE_NUMBER, Text
+from likewise.apps.collections.schemas import SearchFields
+from likewise.apps.fields import AS_WHOLE_NUMBER, MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, Text
 from likewise.apps.segments.documents import MIN_TOKENS, NewSegment
 from likewise.apps.segments.search import SegmentQuery
 from likewise.search.options import Mode
@@ -86,7 +86,7 @@ AcceptedStatus = Literal["PENDING", "RUNNING", "SUCCEEDED"]
 
 
 class EmbedAnswer(BaseModel):
-    """The stored segment, and the job that says when it can be found."""
+    """A segment that is stored, and the job that says when it can be found."""
 
     job_id: UUID
     asset_id: str
@@ -96,7 +96,7 @@ class EmbedAnswer(BaseModel):
 
 
 class EmbedBatchAnswer(BaseModel):
-    """The stored segments, and the one job that says when they can be found."""
+    """Segments that are stored, and the one job that says when they can be found."""
 
     job_id: UUID
     asset_id: str

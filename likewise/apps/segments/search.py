@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import orjson
 
 from likewise import filters
-from likewise.apps.collections.schemas import MAX_LIMIT
+from likewise.apps.fields import MAX_LIMIT
 from likewise.apps.segments.hits import SegmentSearchOutcome, SegmentSearchResult
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
 from likewise.apps.segments.naming import TenantNames

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from likewise.apps.repeats import refuse_repeats
+from likewise.apps.segments import rows
 from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
 from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
 from likewise.apps.segments.hits import SegmentSearchResult
@@ -14,7 +15,7 @@ from likewise.apps.segments.points import point_id
 from likewise.apps.segments.search import SearchJob, SegmentQuery, SegmentSearches
 from likewise.apps.segments.writing import Labels, SegmentWrite
 from likewise.cleaning import fit_for_id
-from likewise.db import collections, segments
+from likewise.db import collections
 from likewise.db.collections import CollectionRow
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.texts import refuse_unreadable
@@ -182,7 +183,7 @@ class SegmentsService:
 
     async def _collections(self, tenant: int) -> list[CollectionRow]:
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
-            return [await collections.named(tx, name) for name in await segments.collections_of_kind(tx, KIND.name)]
+            return [await collections.named(tx, name) for name in await rows.collections_of_kind(tx, KIND.name)]
 
 
 def _refuse_unfit(write: SegmentWrite) -> None:

@@ -6,13 +6,14 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid4
 
+from likewise.apps.segments import rows
 from likewise.apps.segments.accepted import EMBED
 from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.points import point_id, record_id
-from likewise.db import jobs, records, segments
+from likewise.apps.segments.rows import StoredPart
+from likewise.db import jobs, records
 from likewise.db.failures import Contended
 from likewise.db.records import PreparedRecord, WriteOutcome
-from likewise.db.segments import StoredPart
 from likewise.ingest.unit_of_work import UnitOfWork
 from likewise.kind import NewRecord
 
@@ -62,13 +63,11 @@ class SegmentWrite:
     async def store(self, unit: UnitOfWork) -> tuple[UUID, str]:
         """Store the segments, and start their job unless an old one stored just these; the job, and how far it is."""
         ids = [one.id for one in unit.records]
-        held = await segments.hold(unit.tx, unit.collection.id, ids, [UUID(one).int for one in ids])
+        held = await rows.hold(unit.tx, unit.collection.id, ids, [UUID(one).int for one in ids])
         old = await _old_job(unit, held)
         job = old or self.job
         diff = await unit.compare([_with_job(one, str(job)) for one in unit.records])
-        leaving = (
-            await segments.beyond(unit.tx, unit.collection.id, self.labels.asset_id, ids) if self.is_document else []
-        )
+        leaving = await rows.beyond(unit.tx, unit.collection.id, self.labels.asset_id, ids) if self.is_document else []
         outcome = await unit.write(diff, for_job=True, leaving=leaving)
         if old is None:
             items = {segment.segment_id: outcome.content_of[id_] for id_, segment in self.segment_of.items()}

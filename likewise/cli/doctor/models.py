@@ -7,8 +7,7 @@ import os
 from collections.abc import AsyncIterator
 
 from likewise.cli.doctor.finding import Finding
-from likewise.cli.models import try_model, try_reranker
-from likewise.cli.opening import require_runnable
+from likewise.cli.models import require_runnable, try_model, try_reranker
 from likewise.embedding.files import weights
 from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.models import MODELS, Catalogue, ModelSpec

@@ -46,7 +46,7 @@ class TenantCache:
     def lookup(self, tenant: int, texts: Sequence[str], role: Role, origin: VectorOrigin, *, since: int) -> CacheLookup:
         """Return the keys of texts whose vectors have that origin."""
         self._origins.add(origin)
-        owner = self._owner(tenant)
+        owner = None if self._shared else tenant
         digests = [text_digest(text) for text in texts]
         keys = origin.keys(owner, role, digests)
         digest_of = dict(zip(keys, digests, strict=True))
@@ -71,7 +71,7 @@ class TenantCache:
         self, tenant: int, text_hashes: Sequence[bytes], *, at_once: bool = False, origin: VectorOrigin | None = None
     ) -> None:
         """Remove a tenant's texts by their SHA-256; arguments are those of `Embedder.forget`."""
-        owner = self._owner(tenant)
+        owner = None if self._shared else tenant
         self._tombstones.add(owner, text_hashes)
         origins = self._origins if origin is None else self._origins | {origin}
         ends = time.monotonic() + FORGET_SECONDS
@@ -86,9 +86,6 @@ class TenantCache:
         """Remove everything from this process's memory."""
         self._tombstones.add_all()
         await self.cache.clear()
-
-    def _owner(self, tenant: int) -> int | None:
-        return None if self._shared else tenant
 
     def _gone(self, lookup: CacheLookup) -> Collection[bytes]:
         """Return the keys of texts that were forgotten since the lookup began."""

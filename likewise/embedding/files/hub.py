@@ -11,6 +11,7 @@ import httpx2
 from likewise.embedding.files.folder import OPTIONAL, REQUIRED, module_files
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
+from likewise.machine import home_folder
 
 CONTACT_SECONDS = 5.0  # all that an unreachable hub may cost
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
@@ -20,7 +21,10 @@ _TIMEOUT = httpx2.Timeout(20.0, connect=2.0)
 
 def cache_folders(spec: ModelSpec) -> list[Path]:
     """Return the model's folders in the hub's own cache: the snapshot of `main`, then the others, newest first."""
-    base = _cache_root() / ("models--" + spec.hub_id.replace("/", "--"))
+    root = _cache_root()
+    if root is None:
+        return []
+    base = root / ("models--" + spec.hub_id.replace("/", "--"))
     snapshots = base / "snapshots"
     try:
         main = [snapshots / (base / "refs" / "main").read_text().strip()]
@@ -51,17 +55,20 @@ def download(spec: ModelSpec, into: Path, progress: Callable[[int, int | None], 
             raise ModelUnavailable(f"not to be fetched from {endpoint} ({type(error).__name__})") from error
 
 
-def _cache_root() -> Path:
+def _cache_root() -> Path | None:
+    """Find the folder of the hub's own programs; a user without a home folder has none."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name):
             return Path(os.environ[name]).expanduser()
     if os.environ.get("HF_HOME"):
         return Path(os.environ["HF_HOME"]).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
+    home = home_folder()
+    shared = os.environ.get("XDG_CACHE_HOME") or (home and home / ".cache")
+    return Path(shared) / "huggingface" / "hub" if shared else None
 
 
 def _first_contact(url: str) -> bytes:
-    """The first small file, in a thread of its own: looking up a host's name knows no time limit."""
+    """Get the first small file in a thread of its own: looking up a host's name knows no time limit."""
     answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
     def ask() -> None:

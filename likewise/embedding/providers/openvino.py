@@ -10,8 +10,7 @@ import numpy as np
 from likewise.embedding.files.folder import Dense, ModelFolder
 from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import Shape
-from likewise.embedding.graphs.encoder import Encoder
-from likewise.embedding.graphs.heads import headed, pooled
+from likewise.embedding.graphs.encoder import Encoder, headed, pooled
 from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, compile_graph, openvino
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec

@@ -5,10 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from likewise.embedding.models import Endpoint, ModelSpec
-from likewise.embedding.remote.breaker import ProviderBreaker, Trial
 from likewise.embedding.remote.errors import LIMITED, ProviderError, RequestFails, RequestRefused, WrongAnswer
 from likewise.embedding.remote.http import RemoteApi, refuse
-from likewise.embedding.remote.limits import RateGate, RetryPolicy
+from likewise.embedding.remote.limits import ProviderBreaker, RateGate, RetryPolicy, Trial
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import ProviderStep
 
@@ -45,7 +44,7 @@ class ProviderClient:
         """Try until it works, cannot work, or has failed too often; `attempt` posts so many texts.
 
         Raises:
-            ModelUnavailable: the provider is away, wants no more for now, or refuses who asks.
+            ModelUnavailable: the provider is away, wants no more for now, or refuses the key.
             RequestRefused, WrongAnswer: a text may be at fault.
         """
         failed = 0

@@ -11,8 +11,7 @@ import numpy as np
 
 from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import broken
-from likewise.embedding.graphs.encoder import Encoder
-from likewise.embedding.graphs.heads import scored
+from likewise.embedding.graphs.encoder import Encoder, scored
 from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, compile_graph, openvino
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec

@@ -29,7 +29,6 @@ FEW = 1_000
 INSERT_BULK = "COPY {vectors} (content, embedding, tokens, truncated, chars_read) FROM STDIN WITH (FORMAT binary)"
 PRESENT = "SELECT content FROM {vectors} WHERE content = ANY (%s::bigint[])"
 FETCH = "SELECT content, embedding FROM {vectors} WHERE content = ANY (%s::bigint[])"
-DELETE = "DELETE FROM {vectors} WHERE content = ANY (%s::bigint[])"
 
 # Relaxed order gives rows nearly in order; the outer sort puts them right.
 NEAREST_BY_INDEX = """
@@ -58,7 +57,7 @@ AMONG = SQL("v.content = ANY (%(among)s)")
 # By a hash of the ids: that of ANY is made only when the array is known to the planner, which takes it longer.
 AMONG_BY_HASH = SQL("v.content IN (SELECT unnest(%(among)s))")
 # OFFSET 0 has it asked of one vector after the other, and not of all records first.
-FITTING = SQL("EXISTS (SELECT FROM records r WHERE r.content = v.content AND {fits} OFFSET 0)")
+FITTING = SQL("EXISTS (SELECT FROM {pointing} WHERE {content} = v.content AND {fits} OFFSET 0)")
 ANY = SQL("true")
 
 
@@ -100,8 +99,9 @@ class PgvectorStore:
             # that finds 0.985 of the nearest ten under a filter of a tenth, a third 0.978, all of them 0.995.
             in_view = max(2 * k, round(k / max(among.share, 1e-6) / (2 * IN_VIEW)))
             plan = Plan(ef_search=ef_search(in_view, total), max_scanned=among.max_visited)
-            fits = FITTING.format(fits=among.where.sql)
-            asked |= among.where.parameters | {"visits": among.max_visited}
+            where = among.where
+            fits = FITTING.format(pointing=where.pointing, content=where.content, fits=where.sql)
+            asked |= where.parameters | {"visits": among.max_visited}
             return await self._nearest(tx, generation, NEAREST_FITTING, fits, asked, plan, "index")
         if generation.index_state == "ready":
             plan = Plan(ef_search=ef_search(k, total))
@@ -128,9 +128,11 @@ class PgvectorStore:
         rows = await tx.rows(_named(FETCH, generation), [list(ids)])
         return {int(content): embedding.to_numpy().astype(np.float32) for content, embedding in rows}
 
-    async def delete(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> None:
-        """See VectorStore.delete."""
-        await tx.execute(_named(DELETE, generation), [list(ids)])
+    async def forget(self, tx: Tx, ids: Sequence[int]) -> None:
+        """See VectorStore.forget. The rows were all that there was."""
+
+    async def drop(self, tx: Tx, generations: Sequence[int]) -> None:
+        """See VectorStore.drop. The tables were all that there was."""
 
 
 def ef_search(k: int, total: int) -> int:

@@ -1,21 +1,18 @@
 """The kind of postcards, and what can be done with them."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
 from psycopg.sql import SQL
 
 from likewise.apps.jobs.service import JobResult
-from likewise.db import collections
-from likewise.errors import Conflict
 from likewise.ingest.tasks import Progress
+from likewise.ingest.writer import Destination, NewCollection
 from likewise.kind import Kind, NewRecord
 from likewise.runtime import Runtime
-from likewise.search.analyzer import ANALYZER
 
-KIND = Kind(name="postcards", text=lambda record: record.text or "", aliases={"place": "parent"})
+KIND = Kind(name="postcards", aliases={"place": "parent"})
 COLLECTION, COUNT = "postcards:all", "postcards_count"
 COUNT_ALL = SQL("SELECT count(*) FROM records r JOIN collections c ON c.id = r.collection WHERE c.name = %s")
 COUNT_RESULT = JobResult(listed=lambda job: {"postcards": job.result["n"]})
@@ -29,14 +26,8 @@ class PostcardsService:
 
     async def store(self, tenant: int, id: str, text: str, place: str) -> None:
         """Store a postcard."""
-        runtime, spec = self._runtime, self._runtime.embedder.known()
-        with suppress(Conflict):
-            await collections.make(
-                runtime.pool, tenant, COLLECTION, kind=KIND.name, analyzer=ANALYZER, policy=KIND.policy,
-                model=spec.name, dimension=await runtime.embedder.dimension(spec), text_keys=runtime.text_keys,
-            )  # fmt: skip
-        into = await runtime.recent.get(tenant, COLLECTION)
-        await runtime.writer.write(tenant, into, KIND, [NewRecord(id, text, parent=place)])
+        into = Destination(COLLECTION, KIND, NewCollection(self._runtime.embedder.known(), KIND.policy))
+        await self._runtime.writer.write(tenant, into, [NewRecord(id, text, parent=place)])
 
     async def count_later(self, tenant: int) -> UUID:
         """Have the postcards counted by a worker."""

@@ -1,11 +1,11 @@
-"""An answer on its way out, watched."""
+"""The response of a request on its way out."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
 
-class Answered:
-    """Passes messages on, remembers the status, and adds the request's id."""
+class SentResponse:
+    """Passes messages on, remembers the status of the response, and adds the request's id."""
 
     def __init__(self, send: Send, request_id: str | None = None) -> None:
         self._send = send
