@@ -269,15 +269,15 @@ async def test_killed_and_restarted_under_load_it_harms_no_request(make: Make, r
         callers = [asyncio.create_task(caller(7 * number)) for number in range(8)]
         await until(lambda: _has(server, 60))
         # When: it is killed, twice stopped, and comes back each time
-        for trouble in ("kill", "pause", "pause"):
+        for fault in ("kill", "pause", "pause"):
             before = asked
-            if trouble == "kill":
+            if fault == "kill":
                 await server.kill()
             else:
                 server.pause()
             await until(lambda: embedder.cache_fault is not None)
             await until(lambda floor=before: asked > floor + 50)  # type: ignore[misc]
-            if trouble == "kill":
+            if fault == "kill":
                 await server.start()
             else:
                 server.resume()
