@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from psycopg.sql import SQL
 
 from likewise.cleaning import storable
-from likewise.db import collections, jobs, terms
+from likewise.db import collections, jobs, record_contents, terms
 from likewise.db.collections import ViewRow
 from likewise.db.failures import Contended
+from likewise.db.record_contents import Pointers
 from likewise.db.transaction import Parameters, Tx, table
 
 # A content is of one view, so either records point at it or what they have in other views.
@@ -23,7 +25,6 @@ FIND_BY_FIELD = SQL("""
     SELECT r.pk, r.content, {beside} FROM record_fields f JOIN records r ON r.pk = f.record
     WHERE f.collection = %s AND f.field = %s AND f.value = %s
 """)
-FIND_BESIDE = SQL("SELECT record, content FROM record_contents WHERE record = ANY (%s::bigint[]) ORDER BY record, view")
 NOTHING_BESIDE = SQL("NULL")
 CONTENTS_BESIDE = SQL("ARRAY(SELECT b.content FROM record_contents b WHERE b.record = r.pk ORDER BY b.view)")
 HOLD_THESE = SQL("SELECT 1 FROM contents WHERE pk = ANY (%s::bigint[]) ORDER BY pk FOR UPDATE")
@@ -119,19 +120,16 @@ async def _delete(
     return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, views=views))
 
 
-async def beside(tx: Tx, leaving: Sequence[tuple[int, int]]) -> set[int]:
-    """Return the contents that records, given with their first, have in other views."""
-    return {int(content) for _, content in await tx.rows(FIND_BESIDE, [[pk for pk, _ in leaving]])}
-
-
-async def leave(tx: Tx, leaving: Sequence[tuple[int, int]]) -> None:
-    """Delete records, given with their contents, whose update locks the caller holds.
+async def leave(tx: Tx, leaving: Sequence[tuple[int, int]], beside: Pointers = MappingProxyType({})) -> None:
+    """Delete records, given with their contents, and with those beside the first view, whose update locks are held.
 
     Raises:
         Contended: another deleted one, or pointed it elsewhere, meanwhile; try the whole transaction again.
     """
     if not leaving:
         return
+    if beside and await record_contents.of(tx, [pk for pk, _ in leaving]) != beside:
+        raise Contended("40001", "record_contents")
     pks, contents = (list(column) for column in zip(*leaving, strict=True))
     dropped = await tx.execute(DROP_RECORDS, [pks, contents])
     if dropped.rowcount < len(leaving):

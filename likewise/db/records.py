@@ -16,7 +16,7 @@ from typing import Any, Literal
 import orjson
 from psycopg.sql import SQL
 
-from likewise.db import collections, contents, deletions, fields, jobs
+from likewise.db import collections, contents, deletions, fields, jobs, record_contents
 from likewise.db.collections import ViewRow
 from likewise.db.contents import (
     CHARS_A_TOKEN,
@@ -47,14 +47,6 @@ COMPARE = SQL("""
     CROSS JOIN LATERAL (SELECT * FROM records r WHERE r.collection = %b AND r.id = i.id OFFSET 0) r
     CROSS JOIN LATERAL (SELECT * FROM contents c WHERE c.pk = r.content OFFSET 0) c
 """)
-# What records have beside the first view, as they stand.
-COMPARE_BESIDE = SQL("""
-    SELECT i.place, b.view, b.content, c.text_hash, c.state = 'failed'
-    FROM unnest(%b::int[], %b::text[]) AS i (place, id)
-    CROSS JOIN LATERAL (SELECT pk FROM records r WHERE r.collection = %b AND r.id = i.id OFFSET 0) r
-    JOIN record_contents b ON b.record = r.pk
-    CROSS JOIN LATERAL (SELECT * FROM contents c WHERE c.pk = b.content OFFSET 0) c
-""")
 ADD_RECORDS = SQL("""
     INSERT INTO records (tenant, collection, id, content, parent, status, occurred_at, payload)
     SELECT %b, %b, i.id, i.content, i.parent, i.status, i.occurred_at, i.payload::jsonb
@@ -69,16 +61,6 @@ CHANGE_RECORDS = SQL("""
     FROM unnest(%b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[], %b::text[])
          AS i (pk, content, parent, status, occurred_at, payload)
     WHERE r.pk = i.pk
-""")
-DROP_BESIDE = SQL("""
-    DELETE FROM record_contents b USING unnest(%s::bigint[], %s::smallint[]) AS i (record, view)
-    WHERE b.record = i.record AND b.view = i.view
-""")
-POINT_BESIDE = SQL("""
-    INSERT INTO record_contents (tenant, collection, record, view, content)
-    SELECT %b, %b, i.record, i.view, i.content
-    FROM unnest(%b::bigint[], %b::smallint[], %b::bigint[]) AS i (record, view, content)
-    ON CONFLICT (record, view) DO UPDATE SET content = excluded.content
 """)
 
 
@@ -200,7 +182,7 @@ async def compare(
         (collections.LOCK if alone else collections.SHARE, [collection]),
         (collections.LIVE_GENERATIONS, [collection]),
         (COMPARE, [*columns, collection]),
-        *([(COMPARE_BESIDE, [places, ids, collection])] if several else ()),
+        *([(record_contents.COMPARE, [places, ids, collection])] if several else ()),
     )
     if not live:
         raise CollectionGone
@@ -296,9 +278,8 @@ async def write(
     outcome_of: dict[str, RecordState] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed and not leaving:
         return WriteOutcome(outcome_of, compared.unchanged)
-    left = compared.left | {content for _, content in leaving}
-    if leaving and keeping.several:
-        left |= await deletions.beside(tx, leaving)
+    beside = await record_contents.of(tx, [pk for pk, _ in leaving]) if leaving and keeping.several else {}
+    left = compared.left | {content for _, content in leaving} | set(beside.values())
     others = left | compared.failed.keys() | (set(compared.unchanged.values()) if for_job else set())
     # How long a text waits sealed may be changed, which no worker and no other sender may do meanwhile.
     strength: Strength = "NO KEY UPDATE" if seal else "SHARE" if for_job else "KEY SHARE"
@@ -313,7 +294,7 @@ async def write(
     await _change(tx, [record for record in fresh if record.id in old], compared, stored)
     if keeping.several:
         await _point_beside(tx, collection, compared, stored, made)
-    await deletions.leave(tx, leaving)
+    await deletions.leave(tx, leaving, beside)
     await _index(tx, collection, compared, stored, made, keeping)
     return WriteOutcome(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
@@ -359,23 +340,11 @@ async def _add(
 async def _point_beside(
     tx: Tx, collection: int, compared: BatchDiff, stored: StoredContents, made: Mapping[str, int]
 ) -> None:
-    """Point fresh records at their contents beside the first view; those that were there are locked."""
+    """Point fresh records at their contents beside the first view."""
     pks = {**{id_: pk for id_, (pk, _) in compared.old.items()}, **made}
-    was = {pks[id_]: now for id_, now in compared.beside.items() if now}
-    if compared.old:
-        found: dict[int, set[int]] = {}
-        for record, content in await tx.rows(deletions.FIND_BESIDE, [[pk for pk, _ in compared.old.values()]]):
-            found.setdefault(int(record), set()).add(int(content))
-        if found != {pk: set(now.values()) for pk, now in was.items()}:
-            raise Contended("40001", "record_contents")
-    wanted = [(pks[record.id], one.view, stored.by_key[one.key]) for record in compared.fresh for one in record.beside]
-    kept = {(pk, view) for pk, view, _ in wanted}
-    over = [(pk, view) for pk, now in was.items() for view in now if (pk, view) not in kept]
-    fresh = [row for row in wanted if was.get(row[0], {}).get(row[1]) != row[2]]
-    if over:
-        await tx.execute(DROP_BESIDE, [list(column) for column in zip(*over, strict=True)])
-    if fresh:
-        await tx.execute(POINT_BESIDE, [tx.tenant, collection, *(list(column) for column in zip(*fresh, strict=True))])
+    was = {(pks[id_], view): content for id_, now in compared.beside.items() for view, content in now.items()}
+    wanted = {(pks[record.id], one.view): stored.by_key[one.key] for record in compared.fresh for one in record.beside}
+    await record_contents.point(tx, collection, [pk for pk, _ in compared.old.values()], was, wanted)
 
 
 async def _index(

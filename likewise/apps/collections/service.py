@@ -249,7 +249,8 @@ class CollectionsService:
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             collection = await collections.named(tx, name)
             counts = await lookups.count(tx, collection.id, collection.active.id)
-            left = await waiting.count(tx, collection.active.id)
+            generations = [view.generation for view in collection.views if view.generation is not None]
+            left = sum([await waiting.count(tx, one.id) for one in generations])
         return {
             "records": counts.records,
             "contents": counts.contents,
