@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 import orjson
@@ -82,7 +83,7 @@ class PreparedRecord:
     request_id: str | None = None
     beside: tuple[PreparedContent, ...] = ()
 
-    @property
+    @cached_property
     def content(self) -> PreparedContent:
         """Its content in the first view."""
         return PreparedContent(0, self.text_hash, self.text, self.request_id)

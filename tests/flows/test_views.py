@@ -1,5 +1,7 @@
 """Views: a letter is compared by its text, its subject, its words and its stamp, each with contents of its own."""
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import uuid4
@@ -9,15 +11,16 @@ import pytest
 from psycopg.sql import SQL
 
 from likewise.db import collections, waiting
+from likewise.db.maintenance import Maintenance
 from likewise.errors import Conflict, Invalid, NotFound
 from likewise.ingest.writer import Destination
 from likewise.kind import Kind, Policy, View
 from likewise.library import Likewise
-from likewise.search import views
+from likewise.search import candidates, views
 from likewise.search.options import SearchOptions, SearchRequest, VectorQuestion
 from likewise.testing import DatabaseUrls, FakeProvider
 from tests.conftest import Opener
-from tests.flows.invariants import broken
+from tests.flows.invariants import broken, deadlocks
 from tests.flows.letters import APP, DIMENSION, LETTERS, all_embedded, found, letter, like, search, send, stamp
 
 ROWS = "SELECT (SELECT count(*) FROM contents), (SELECT count(*) FROM record_contents)"
@@ -130,6 +133,23 @@ async def test_filters_hold_in_every_view(lw: Likewise, tenant: int, view: str) 
         lw, tenant, like("b"), view="stamp", fused_with=("text",), mode="dense", filters={"sender": "ann"}
     )
     assert set(both) == {"a", "c"}
+
+
+async def test_an_index_of_a_view_answers_under_filters(
+    lw: Likewise, tenant: int, database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    await Maintenance(database.owner, max_scanned=0).step()
+    monkeypatch.setattr(candidates, "MAX_IDS", 0)
+    lw.runtime.recent.forget(tenant, "letters")
+    # Then
+    states = [view.generation.index_state for view in (await lw.runtime.recent.get(tenant, "letters")).views
+              if view.generation is not None]  # fmt: skip
+    assert states == ["ready"] * 3
+    assert await found(lw, tenant, like("b"), view="stamp") == ["a", "c"]
+    assert set(await found(lw, tenant, like("b"), view="stamp", filters={"sender": "ann"})) == {"a", "c"}
+    assert await found(lw, tenant, "pumps", view="subject", filters={"sender": "bob"}, mode="dense") == ["b"]
+    assert await found(lw, tenant, "pumps", view="words", filters={"sender": "bob"}) == ["b"]
 
 
 async def test_what_a_view_cannot_do_is_refused(lw: Likewise, tenant: int) -> None:
@@ -258,6 +278,32 @@ async def test_a_made_vector_is_made_once_for_what_it_is_made_from(
     await send(lw, tenant, letter("z", "with a stamp that is known", marks=["red"]))
     assert await rows(lw, tenant, stamps) == before
     assert np.isclose(np.linalg.norm(stamp(letter("z", "", marks=["red"]))), 1)
+
+
+async def test_writers_of_the_same_letters_leave_no_content_behind(
+    lw: Likewise, tenant: int, database: DatabaseUrls, provider: FakeProvider, chance: random.Random
+) -> None:
+    # Given
+    collection = await lw.runtime.recent.get(tenant, "letters")
+
+    async def churn() -> None:
+        for _ in range(12):
+            ids = sorted(chance.sample("abcdef", 3))
+            if chance.random() < 0.25:
+                await lw.runtime.writer.delete_many(tenant, collection, ids)
+                continue
+            batch = []
+            for one in ids:
+                subject, marks = chance.choice([None, "pumps", "oil"]), chance.choice([None, ["red"], ["blue"]])
+                batch.append(letter(one, chance.choice(["x", "y"]), subject=subject, marks=marks))
+            await send(lw, tenant, *batch)
+
+    # When
+    await asyncio.gather(*(churn() for _ in range(5)))
+    await all_embedded(lw)
+    # Then
+    assert await broken(database.owner, provider) == {}
+    assert await deadlocks(database.owner) == 0
 
 
 def test_a_view_that_nothing_could_be_compared_by_is_refused() -> None:
