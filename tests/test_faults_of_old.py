@@ -26,6 +26,7 @@ from likewise.embedding.models import Catalogue
 from likewise.embedding.providers import openai
 from likewise.embedding.remote.limits import RetryPolicy
 from likewise.errors import Invalid, ModelUnavailable, NotFound, SettingsError
+from likewise.ingest.claims import Claim
 from likewise.ingest.worker import Worker
 from likewise.library import Likewise
 from likewise.settings import Settings, load_settings
@@ -318,7 +319,7 @@ async def test_times_have_their_zone(lw: Likewise) -> None:
 
 
 async def test_a_worker_that_lost_its_lease_writes_nothing(
-    open_likewise: Opener, provider: FakeProvider, settings: Settings
+    open_likewise: Opener, provider: FakeProvider, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_likewise(worker=False) as lw:
         await lw.collection("notes").add([{"id": "x", "text": "alpha one"}], wait=False)
@@ -331,7 +332,7 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(
             workers.append(Worker(parts.pool, embedder, *others, lease=timedelta(seconds=1)))
         stale, fresh = workers
         # Given a worker that holds a text in its model and cannot renew its lease
-        stale._renewed = _not_renewed  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(Claim, "renewed", _not_renewed)
         late = asyncio.create_task(stale.step())
         await until(lambda: "alpha one" in stale_model.texts)
         # When its lease is over and another worker has done the work

@@ -264,7 +264,7 @@ async def test_table_and_constraint_are_named(pool: Pool) -> None:
     assert (error.sqlstate, error.table, error.constraint) == (
         "23505",
         "contents",
-        "contents_collection_text_hash_key",
+        "contents_collection_view_text_hash_key",
     )
 
 
