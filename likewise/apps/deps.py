@@ -5,13 +5,14 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
 from likewise.auth.caller import Scope
+from likewise.auth.quotas import Quotas
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Forbidden, Invalid
 from likewise.runtime import Runtime
@@ -71,9 +72,9 @@ async def process_embedder(request: Request) -> Embedder:
     return services(request).runtime.embedder
 
 
-async def spending(request: Request) -> Callable[[int, Iterable[str]], None]:
-    """Return what takes tokens from a tenant's quota; it raises TooManyRequests or LargerThanQuota."""
-    return services(request).runtime.quotas.spend
+async def process_quotas(request: Request) -> Quotas:
+    """Return the quotas of the process's tenants."""
+    return services(request).runtime.quotas
 
 
 class ServiceOf(Generic[S]):
@@ -94,7 +95,7 @@ CanAdminister = Annotated[int, Depends(Requires(Scope.ADMIN))]
 Anyone = Annotated[None, Depends(nobody_is_asked)]
 
 ProcessEmbedder = Annotated[Embedder, Depends(process_embedder)]
-Spending = Annotated[Callable[[int, Iterable[str]], None], Depends(spending)]
+ProcessQuotas = Annotated[Quotas, Depends(process_quotas)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -11,12 +11,22 @@ from likewise.embedding.provider import Provider
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.texts import CHARS_PER_TOKEN, estimated_tokens
 from likewise.embedding.tokenizing import LONG_RUN, RUN
-from likewise.errors import Invalid
+from likewise.errors import Fault, Invalid
 
 # Start and end of a part in the text, in code points.
 TextSpan = tuple[int, int]
 # Ten documents of 200,000 characters; one takes 0.3 to 3 seconds, by the length of its parts.
 MAX_WAITING_TOKENS = 500_000
+
+
+class TooManyParts(Invalid):
+    """The text has more parts than were asked for at most."""
+
+    code = "too_many_parts"
+
+    def __init__(self, parts: int) -> None:
+        words = f"This text has more than {parts:,} parts; send it in pieces, or ask for longer parts or less overlap."
+        super().__init__(words, faults=[Fault("/text", self.code, words)])
 
 
 @dataclass(frozen=True)
@@ -28,14 +38,14 @@ class SplitOptions:
     max_parts: int | None = None
 
     def refuse(self, tokens: int) -> None:
-        """Raise Invalid if a document of so many tokens has too many parts, each with its whole overlap."""
+        """Raise TooManyParts if a document of so many tokens has too many parts, each with its whole overlap."""
         if self.max_parts is not None and tokens > self.max_parts * (self.max_tokens - self.overlap):
-            raise _too_many(self.max_parts)
+            raise TooManyParts(self.max_parts)
 
     def refuse_parts(self, count: int) -> None:
-        """Raise Invalid if so many are too many."""
+        """Raise TooManyParts if so many are too many."""
         if self.max_parts is not None and count > self.max_parts:
-            raise _too_many(self.max_parts)
+            raise TooManyParts(self.max_parts)
 
 
 class Splitter:
@@ -50,7 +60,7 @@ class Splitter:
 
         Raises:
             Overloaded: too many documents wait.
-            Invalid: it has too many parts. A text that is sure to have them is refused before it is split.
+            TooManyParts: it has. A text that is sure to have them is refused before it is split.
         """
         tokens = estimated_tokens(text)
         self._budget.take(tokens)
@@ -71,11 +81,6 @@ class Splitter:
         if not split.cancelled():
             # Nobody else would hear of one whose caller has left.
             split.exception()
-
-
-def _too_many(parts: int) -> Invalid:
-    words = f"This text has more than {parts:,} parts; send it in pieces, or ask for longer parts or less overlap."
-    return Invalid.at("/text", words, "too_many_segments")
 
 
 async def _split(provider: Provider, text: str, options: SplitOptions) -> list[TextSpan]:

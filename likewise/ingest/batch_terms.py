@@ -115,5 +115,7 @@ class BatchTerms:
                 lengths.setdefault(key[0], []).append(self._rows[key][0])
         for view, batch in lengths.items():
             self._averages.add(self._collection, view, batch)
+        with_terms = {view.number for view in self._collection.views if view.terms}
         for view, number in Counter(gone).items():
-            self._averages.take_away(self._collection, view, number)
+            if view in with_terms:
+                self._averages.take_away(self._collection, view, number)

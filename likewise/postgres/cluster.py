@@ -194,9 +194,11 @@ def _sentence(error: OSError, place: Path) -> str:
 
 
 def _initdb(binaries: Binaries, account: SystemUser, folder: Path, *, durable: bool) -> None:
-    # Its own choice is /dev/shm, and where that is small it says that the disk is full.
-    memory = ("-c", f"dynamic_shared_memory_type={sizes(memory_limit(), processors())['dynamic_shared_memory_type']}")
-    options = [f"--pgdata={folder}", *INITDB_OPTIONS, *memory, *([] if durable else ["--no-sync"])]
+    options = [f"--pgdata={folder}", *INITDB_OPTIONS, *([] if durable else ["--no-sync"])]
+    if binaries.major >= 16:  # those before take no settings
+        # Its own choice is /dev/shm, and where that is small it says that the disk is full.
+        kind = sizes(memory_limit(), processors())["dynamic_shared_memory_type"]
+        options += ["-c", f"dynamic_shared_memory_type={kind}"]
     said = ""
     for locale in BUILTIN_LOCALE if binaries.major >= 17 else LIBRARY_LOCALE:
         done = subprocess.run(  # noqa: S603

@@ -1,7 +1,7 @@
 """Layers around every request: its id and log line, its errors, and the address that it came by.
 
-How many there may be is in `room`, and how large their bodies in `bodies`. Pure ASGI: Starlette's BaseHTTPMiddleware
-would copy bodies and hide a client that leaves.
+How many there may be is in `concurrency`, and how large their bodies in `bodies`. Pure ASGI: Starlette's
+BaseHTTPMiddleware would copy bodies and hide a client that leaves.
 """
 
 import asyncio

@@ -13,9 +13,9 @@ from semantic_text_splitter import TextSplitter
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import MOCK
 from likewise.embedding.providers.mock import MockProvider
-from likewise.embedding.splitting import SplitOptions, Splitter, spans
+from likewise.embedding.splitting import SplitOptions, Splitter, TooManyParts, spans
 from likewise.embedding.tokenizing import RUN
-from likewise.errors import Invalid, Overloaded
+from likewise.errors import Overloaded
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider
 from tests.patience import until
@@ -157,13 +157,13 @@ async def test_what_comes_to_too_many_parts_is_refused_before_it_is_split(tmp_pa
     embedder = Embedder(settings, providers={settings.model: lambda spec: provider})
     try:
         # When
-        with pytest.raises(Invalid, match="more than 17 parts") as refused:
+        with pytest.raises(TooManyParts, match="more than 17 parts") as refused:
             await embedder.split(TEXT, options=SplitOptions(16, 8, max_parts=17))
         # Then
-        assert [(one.pointer, one.code) for one in refused.value.faults] == [("/text", "too_many_segments")]
+        assert [(one.pointer, one.code) for one in refused.value.faults] == [("/text", "too_many_parts")]
         assert provider.splits == []
         # And what counting does not tell is seen once it is split
-        with pytest.raises(Invalid, match="more than 11 parts"):
+        with pytest.raises(TooManyParts, match="more than 11 parts"):
             await embedder.split(TEXT, options=SplitOptions(14, max_parts=11))
         assert len(provider.splits) == 1
     finally:

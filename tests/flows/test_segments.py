@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from likewise.apps.segments import rows
+from likewise.apps.segments import documents, rows
 from likewise.apps.segments.accepted import Accepted
 from likewise.apps.segments.documents import NewSegment
 from likewise.apps.segments.search import SegmentQuery
@@ -399,6 +399,13 @@ async def test_a_part_begins_with_what_the_last_one_ended_with(lw: Likewise) -> 
     # Whole sentences of it, and an eighth of what the model reads at most.
     assert {text[later.start : later.start + 8] for _, later in pairs} == {"Sentence"}
     assert max(len(text[later.start : earlier.end].split()) for earlier, later in pairs) <= 32
+
+
+async def test_a_document_of_too_many_parts_is_refused(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_PARTS", 3)
+    with pytest.raises(Invalid, match="more than 3 parts") as refused:
+        await lw.segments.embed_document(await lw.tenant(), ASSET, f"{COLD}. " * 200, max_tokens=32)
+    assert [(one.pointer, one.code) for one in refused.value.faults] == [("/text", "too_many_segments")]
 
 
 async def test_parts_that_a_document_does_not_have_any_more_leave_and_no_others(lw: Likewise) -> None:

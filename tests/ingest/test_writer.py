@@ -11,7 +11,7 @@ from likewise.db.records import WriteOutcome
 from likewise.errors import Invalid
 from likewise.ingest.unit_of_work import UnitOfWork, store
 from likewise.ingest.writer import Destination
-from likewise.kind import NewRecord
+from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.observe.request_id import REQUEST_ID
 from likewise.testing import DatabaseUrls, FakeProvider
@@ -135,6 +135,19 @@ async def test_the_average_length_follows_what_comes_and_stays_when_something_go
     for n in range(9):
         await notes.delete(str(n))
     assert await counted() == (0, 0)
+
+
+async def test_where_no_words_are_kept_nothing_is_counted(idle: Likewise, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    notes = idle.collection("notes")
+    await notes.create(policy=Policy(keep_terms=False))
+    await notes.add([{"id": "a", "text": "first"}, {"id": "b", "text": "second"}], wait=False)
+    await idle.runtime.writer.averages.flush(idle.runtime.pool)
+    monkeypatch.setattr(collections, "add_terms", lambda *_, **__: pytest.fail("counted"))
+    # When one goes and one changes, then the collection's row, which others may wait for, is left alone
+    await notes.delete("a")
+    await notes.add([{"id": "b", "text": "third"}], wait=False)
+    await idle.runtime.writer.averages.flush(idle.runtime.pool)
 
 
 @pytest.mark.usefixtures("soon")

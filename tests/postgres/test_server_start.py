@@ -162,6 +162,25 @@ def test_a_first_start_needs_next_to_nothing_of_dev_shm(folder_on_disk: Path) ->
     assert "started" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("major", "takes_settings"), [(15, False), (16, True)])
+def test_initdb_is_given_settings_where_its_version_takes_them(folder: Path, major: int, takes_settings: bool) -> None:
+    # Given an initdb that fails with `-c`, as those before 16 do, or without
+    programs = folder / "programs"
+    programs.mkdir()
+    given, absent = (0, 1) if takes_settings else (1, 0)
+    test = f"case ' $* ' in *' -c '*) exit {given};; *) exit {absent};; esac"
+    (programs / "initdb").write_text(f"#!/bin/sh\n{test}\n")
+    for path in (programs, programs / "initdb"):
+        path.chmod(0o755)
+    cluster = Cluster(folder)
+    user = cluster.account()
+    cluster.make_home(user)
+    # When
+    cluster.make_data(binaries.Binaries(programs, major, 0, "0.8.0"), user, durable=False)
+    # Then
+    assert cluster.data.exists()
+
+
 @pytest.mark.parametrize("trap", ["link", "open"])
 async def test_a_socket_folder_in_tmp_that_someone_else_prepared(folder: Path, trap: str) -> None:
     # Given a path so long that the socket must lie in /tmp, and a folder there that is not private

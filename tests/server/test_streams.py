@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from likewise.apps.body import MAX_LINE_BYTES, Lines
 from likewise.apps.collections import batches
 from likewise.apps.declaration import Body, Load, RouteDeclaration, keep_declaration
+from likewise.auth.quotas import Quotas
 from likewise.kind import BATCH
 from likewise.library import Likewise
 from likewise.server.bodies import BodyLimit
@@ -146,7 +147,7 @@ async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         lines = Lines(Request(scope, receive))
-        done = await batches.write_lines(Service(), 1, "notes", lines, lambda tenant, texts: None)  # type: ignore[arg-type]
+        done = await batches.write_lines(Service(), 1, "notes", lines, Quotas(0))  # type: ignore[arg-type]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(done.created + done.failed.__len__()).encode()})
 

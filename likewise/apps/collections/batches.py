@@ -1,7 +1,7 @@
 """Batches of records as they arrive: a JSON array is stored whole or not at all, NDJSON line by line."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from likewise.apps.body import MAX_LINE_BYTES, NUMBER_TOO_LARGE, Lines, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
 from likewise.apps.collections.service import CollectionsService, WriteResult, refuse_repeats
+from likewise.auth.quotas import Quotas
 from likewise.cleaning import cleaned_json, is_json
 from likewise.errors import Fault, Internal, Invalid, LargerThanQuota, LikewiseError, Malformed, TooManyRequests
 from likewise.ingest.batch import NOT_JSON, refuse_unstorable
@@ -29,8 +30,6 @@ NOT_STORED = "not_stored"
 
 log = get_logger(__name__)
 
-# Takes the tokens of texts from a tenant's quota, or raises.
-Spend = Callable[[int, Iterable[str]], None]
 # Per record id, the line it came from and the record; a later line with the same id replaces an earlier one.
 Batch = dict[str, tuple[int, NewRecord]]
 
@@ -94,14 +93,14 @@ async def write_array(
     return replace(result, failed=[fault.moved("", array.within) for fault in result.failed])
 
 
-async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines, spend: Spend) -> WriteResult:
+async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines, quotas: Quotas) -> WriteResult:
     """Store the records of an NDJSON body in batches while it arrives.
 
     If the database goes away after some were stored, or the tenant has used up its quota or its share of what may wait,
     the answer says which line the rest begins with.
     """
     await service.get(tenant, name)
-    ingest = _LineIngest(service, tenant, name, spend)
+    ingest = _LineIngest(service, tenant, name, quotas)
     async for number, line in lines:
         if ingest.bad >= MAX_BAD_LINES:
             ingest.fail([_stopped(number)])
@@ -117,11 +116,11 @@ async def write_lines(service: CollectionsService, tenant: int, name: str, lines
 class _LineIngest:
     """The outcome of the lines so far, and the batch of those that are stored next."""
 
-    def __init__(self, service: CollectionsService, tenant: int, name: str, spend: Spend) -> None:
+    def __init__(self, service: CollectionsService, tenant: int, name: str, quotas: Quotas) -> None:
         self._service = service
         self._tenant = tenant
         self._name = name
-        self._spend = spend
+        self._quotas = quotas
         self.done = WriteResult(0, 0, 0, [])
         self.bad = 0
         self.bytes = 0
@@ -153,7 +152,7 @@ class _LineIngest:
         if not self._batch:
             return True
         try:
-            self._spend(self._tenant, (record.text or "" for _, record in self._batch.values()))
+            self._quotas.spend(self._tenant, (record.text or "" for _, record in self._batch.values()))
             result = await _write(self._service, self._tenant, self._name, self._batch)
         except LikewiseError as error:
             over_quota = isinstance(error, TooManyRequests | LargerThanQuota)

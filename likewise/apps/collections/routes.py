@@ -30,8 +30,8 @@ from likewise.apps.deps import (
     CanAdminister,
     CanRead,
     CanWrite,
+    ProcessQuotas,
     ServiceOf,
-    Spending,
     cursor_for,
     position_of,
     while_connected,
@@ -121,7 +121,7 @@ async def drop_collection(tenant: CanAdminister, service: Collections, name: Nam
 )
 @declares(Load.WRITE, Body(RecordsBody, others={NDJSON: RecordIn.model_json_schema()}, streamed=(NDJSON,)))
 async def write_records(
-    tenant: CanWrite, service: Collections, once: Once, spend: Spending, name: Name, request: Request
+    tenant: CanWrite, service: Collections, once: Once, quotas: ProcessQuotas, name: Name, request: Request
 ) -> Response:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     by_line = media_type(request.headers) == NDJSON
@@ -129,10 +129,10 @@ async def write_records(
     async with once.begin(tenant) as reply:
         if reply.is_new and by_line:
             # In many transactions, so its answer is kept after the last of them.
-            result = await write_lines(service, tenant, name, Lines(request), spend)
+            result = await write_lines(service, tenant, name, Lines(request), quotas)
             await reply.give(result, lasting=complete(result))
         elif reply.is_new:
-            spend(tenant, array.texts)
+            quotas.spend(tenant, array.texts)
             await reply.give(await write_array(service, tenant, name, array, reply.answers))
     return reply.response
 
@@ -161,13 +161,13 @@ async def delete_record(tenant: CanWrite, service: Collections, name: Name, reco
 async def search_collection(
     tenant: CanRead,
     service: Collections,
-    spend: Spending,
+    quotas: ProcessQuotas,
     name: Name,
     request: Request,
     body: Annotated[SearchIn, PARSED],
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
-    spend(tenant, [body.query or ""])
+    quotas.spend(tenant, [body.query or ""])
     listing = search_listing(name, body)
     offset = 0 if body.cursor is None else int(position_of(listing, tenant, body.cursor, PLACE))
     searching = service.search(tenant, name, body.to_request(offset))

@@ -1,6 +1,6 @@
 """Text in, vectors out, for programs that know the embedder that this one replaces, or OpenAI's API.
 
-Over HTTP in `routes` and `openai_routes`; as Python objects by these names.
+Over HTTP in `routes`, `openai` and `rerank`; as Python objects by these names.
 """
 
 from likewise.apps.embed.adapter import MODEL_REGISTRY, EmbeddingAdapter, get_adapter, validate_adapter_dimension

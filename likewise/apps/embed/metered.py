@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from likewise.apps.deps import ProcessEmbedder, Spending, while_connected
+from likewise.apps.deps import ProcessEmbedder, ProcessQuotas, while_connected
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Invalid
@@ -22,21 +22,21 @@ class MeteredEmbedder:
 
     request: Request
     embedder: Embedder
-    spend: Spending
+    quotas: ProcessQuotas
 
     async def embed(self, tenant: int, texts: Sequence[str], pointer: Pointer, **options: Any) -> Embedded:
         """Return the vectors of texts; errors name the places of the request itself."""
         # What is refused for its model takes nothing from the quota.
         self.embedder.known(options.get("model"))
-        self.spend(tenant, texts)
+        self.quotas.spend(tenant, texts)
         with pointed(pointer):
             work = self.embedder.embed(tenant, [cleaned(text) for text in texts], **options)
             return await while_connected(self.request, work)
 
 
-async def metered_embedder(request: Request, embedder: ProcessEmbedder, spend: Spending) -> MeteredEmbedder:
+async def metered_embedder(request: Request, embedder: ProcessEmbedder, quotas: ProcessQuotas) -> MeteredEmbedder:
     """Return the embedder for a request."""
-    return MeteredEmbedder(request, embedder, spend)
+    return MeteredEmbedder(request, embedder, quotas)
 
 
 Metered = Annotated[MeteredEmbedder, Depends(metered_embedder)]

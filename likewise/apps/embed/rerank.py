@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from likewise.apps.answers import json_answer, written
 from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, PARSED, OldRequest, wrong
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import CanRead, Spending, services, while_connected
+from likewise.apps.deps import CanRead, ProcessQuotas, services, while_connected
 from likewise.apps.embed.metered import pointed
 from likewise.apps.embed.openai import ModelNotFound, UsageOut, refusals
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
@@ -127,13 +127,13 @@ async def rerank(
     tenant: CanRead,
     request: Request,
     rerankers: Annotated[Rerankers, Depends(reranking)],
-    spend: Spending,
+    quotas: ProcessQuotas,
     body: Annotated[RerankIn, PARSED],
 ) -> Response:
     """Documents in the order in which they answer a query; `x-likewise-truncated` counts those that were cut off."""
     # What is refused for its model takes nothing from the quota.
     spec = known_reranker(rerankers, body.model)
-    spend(tenant, [body.query, *body.texts])
+    quotas.spend(tenant, [body.query, *body.texts])
     with pointed(body.pointer):
         work = rerankers.rerank(tenant, cleaned(body.query), [cleaned(text) for text in body.texts], model=body.model)
         made = await while_connected(request, work)

@@ -122,7 +122,7 @@ class UsageQuery(BaseModel):
 class Sums(BaseModel):
     """Texts that were asked for and tokens that they took; costs in US dollars."""
 
-    texts: int = Field(description="SentResponse with a vector.")
+    texts: int = Field(description="Answered with a vector.")
     cached: int = Field(description="Of these, by the cache.")
     generated: int = Field(description="Embedded by a model.")
     tokens: int = Field(description="Read by a model.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.splitting import SplitOptions
+from likewise.embedding.splitting import SplitOptions, TooManyParts
 from likewise.errors import Invalid
 
 # The parts of a document. Each of 200,000 characters as a token of its own are 1,600 parts of a model that reads 128.
@@ -55,7 +55,10 @@ async def parts_of(
     if overlap * 2 > wanted:
         limit = "max_tokens" if wanted == max_tokens else f"the {most:,} tokens that the model reads at a time"
         raise Invalid.at("/overlap", f"This must be at most half of {limit}.", "out_of_range")
-    found = await embedder.split(cleaned(text), model, options=SplitOptions(wanted, overlap, MAX_PARTS))
+    try:
+        found = await embedder.split(cleaned(text), model, options=SplitOptions(wanted, overlap, MAX_PARTS))
+    except TooManyParts as error:
+        raise Invalid.at("/text", error.detail, "too_many_segments") from None
     return [Part(f"chunk_{place}", start, end) for place, (start, end) in enumerate(found)]
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from likewise.apps.answers import Answer
 from likewise.apps.body import PARSED, parsed
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import CanRead, CanWrite, ProcessEmbedder, ServiceOf, Spending, services, while_connected
+from likewise.apps.deps import CanRead, CanWrite, ProcessEmbedder, ProcessQuotas, ServiceOf, services, while_connected
 from likewise.apps.fields import MAX_ID, WHOLE
 from likewise.apps.idempotency import Once, Reply
 from likewise.apps.problems import BODY_REFUSALS, refusals
@@ -56,7 +56,7 @@ async def embed_segment(
     tenant: CanWrite,
     service: Segments,
     once: Once,
-    spend: Spending,
+    quotas: ProcessQuotas,
     embedder: ProcessEmbedder,
     body: Annotated[SegmentEmbedIn, PARSED],
 ) -> Response:
@@ -64,7 +64,7 @@ async def embed_segment(
     async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
             embedder.known(body.model)
-            spend(tenant, [body.text])
+            quotas.spend(tenant, [body.text])
             await reply.give(await _store(tenant, service, body, body.model, reply))
     return reply.response
 
@@ -80,7 +80,7 @@ async def embed_segments(
     tenant: CanWrite,
     service: Segments,
     once: Once,
-    spend: Spending,
+    quotas: ProcessQuotas,
     embedder: ProcessEmbedder,
     body: Annotated[SegmentBatchIn, PARSED],
 ) -> Response:
@@ -89,7 +89,7 @@ async def embed_segments(
     async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
             embedder.known(body.model)
-            spend(tenant, [one.text for one in batch])
+            quotas.spend(tenant, [one.text for one in batch])
             stored = await service.embed_batch(
                 tenant, body.asset_id, batch, model=body.model, model_ver=body.model_ver, answers=reply.answers
             )
@@ -108,7 +108,7 @@ async def embed_document(
     tenant: CanWrite,
     service: Segments,
     once: Once,
-    spend: Spending,
+    quotas: ProcessQuotas,
     embedder: ProcessEmbedder,
     request: Request,
     body: Annotated[SegmentDocumentIn, PARSED],
@@ -117,7 +117,7 @@ async def embed_document(
     async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
             embedder.known(body.model)
-            spend(tenant, [body.text])
+            quotas.spend(tenant, [body.text])
             splitting = service.split(body.text, body.model, max_tokens=body.max_tokens, overlap=body.overlap)
             stored = await service.embed_document(
                 tenant,
@@ -142,13 +142,13 @@ async def embed_document(
 async def search_segments(
     tenant: CanRead,
     service: Segments,
-    spend: Spending,
+    quotas: ProcessQuotas,
     request: Request,
     body: Annotated[SegmentSearchIn, PARSED],
 ) -> Answer:
     """The segments nearest to a query; none, where none have been stored."""
     service.known(body.model)
-    spend(tenant, [body.query_text])
+    quotas.spend(tenant, [body.query_text])
     searching = service.search(tenant, body.to_query())
     # A reranker's work is long enough that nobody may leave it behind.
     return Answer(await (while_connected(request, searching) if body.rerank else searching))
@@ -165,28 +165,30 @@ async def search_segments_later(
     tenant: CanRead,
     service: Segments,
     once: Once,
-    spend: Spending,
+    quotas: ProcessQuotas,
     body: Annotated[SegmentSearchIn, PARSED],
 ) -> Response:
     """Search as a job, whose result is the answer of the search."""
     async with once.begin(tenant, 202) as reply:
         if reply.is_new:
             service.known(body.model)
-            spend(tenant, [body.query_text])
+            quotas.spend(tenant, [body.query_text])
             await reply.give(await service.search_later(tenant, body.to_query(), answers=reply.answers))
     return reply.response
 
 
 @router.post("/mock", status_code=202, include_in_schema=False)
 @declares(Load.WRITE, Body(SegmentEmbedIn))
-async def embed_made_up(tenant: CanWrite, service: Segments, once: Once, spend: Spending, request: Request) -> Response:
+async def embed_made_up(
+    tenant: CanWrite, service: Segments, once: Once, quotas: ProcessQuotas, request: Request
+) -> Response:
     """Embed a segment with a made-up vector, where LIKEWISE_ENABLE_MOCK allows it."""
     if not services(request).runtime.settings.enable_mock:
         raise NotFound
     body = await parsed(request)
     async with once.begin(tenant, 202, ended=200) as reply:
         if reply.is_new:
-            spend(tenant, [body.text])
+            quotas.spend(tenant, [body.text])
             await reply.give(await _store(tenant, service, body, service.known(MOCK.name).name, reply))
     return reply.response
 

@@ -55,7 +55,7 @@ class ProviderClient:
                 failed += 1
                 if error.of_texts and failed >= self._policy.tries:
                     raise RequestFails(f"the provider fails on the request, {failed} times") from None
-                if not error.retryable or failed >= self._policy.tries:
+                if not error.try_again or failed >= self._policy.tries:
                     raise
                 await self._wait(error, failed)
 

@@ -23,7 +23,7 @@ class ProviderError(ModelUnavailable):
     """The provider could not do one request, whatever its texts are.
 
     Attributes:
-        retryable: whether the same request may succeed in moments.
+        try_again: whether the same request may succeed in moments.
         hold: seconds for which the provider wants no request; None if it did not say.
         opens: whether it opens the breaker.
         of_texts: whether one of the texts may be at fault after all, if it goes on.
@@ -35,7 +35,7 @@ class ProviderError(ModelUnavailable):
         code: str,
         words: str,
         *,
-        retryable: bool = False,
+        try_again: bool = False,
         hold: float | None = None,
         opens: OpensBreaker = "at_once",
         of_texts: bool = False,
@@ -47,7 +47,7 @@ class ProviderError(ModelUnavailable):
             retry_after=max(1, math.ceil(hold or 0)),
             public_detail=f"The provider of {spec.name} {words}.",
         )
-        self.retryable = retryable
+        self.try_again = try_again
         self.hold = hold
         self.opens = opens
         self.of_texts = of_texts

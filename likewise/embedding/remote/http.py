@@ -69,7 +69,7 @@ class RemoteApi:
         await self._client.aclose()
 
     def _away(self, words: str) -> ProviderError:
-        return ProviderError(self._spec, "provider_unreachable", words, retryable=True, opens="in_a_row")
+        return ProviderError(self._spec, "provider_unreachable", words, try_again=True, opens="in_a_row")
 
 
 def refuse(reply: ProviderReply, spec: ModelSpec) -> None:
@@ -98,7 +98,7 @@ def _failed(reply: ProviderReply, spec: ModelSpec) -> ProviderError:
     words, hold = f"fails ({reply.status})", reply.hold
     # Some servers answer 500 to a text whose vector has no finite numbers.
     of_texts = reply.status == 500
-    return ProviderError(spec, "provider_failed", words, retryable=True, hold=hold, opens="in_a_row", of_texts=of_texts)
+    return ProviderError(spec, "provider_failed", words, try_again=True, hold=hold, opens="in_a_row", of_texts=of_texts)
 
 
 def _limited(reply: ProviderReply, spec: ModelSpec) -> ProviderError:
@@ -107,7 +107,7 @@ def _limited(reply: ProviderReply, spec: ModelSpec) -> ProviderError:
             spec, "provider_spent", f"says that its account has nothing left to spend ({reply.status})"
         )
     words = f"takes no more requests for now ({reply.status})"
-    return ProviderError(spec, LIMITED, words, retryable=True, hold=reply.hold, opens="never")
+    return ProviderError(spec, LIMITED, words, try_again=True, hold=reply.hold, opens="never")
 
 
 def _code(body: bytes) -> object:
