@@ -44,7 +44,7 @@ NOT_RUN = {
     ("docs/auth.md", "issuer.example"): "it wants an identity provider; tests/auth has one of its own",
     ("docs/auth.md", "LIKEWISE_DEV_JWT_SECRET"): "it wants a server of its own; tests/cli/test_token.py has one",
     ("docs/benchmarks.md", "make bench"): "it takes minutes, and its own environment",
-    ("docs/cache.md", "likewise[redis]"): "it wants a Redis; tests/embedding/test_redis_trouble.py has one",
+    ("docs/cache.md", "likewise[redis]"): "it wants a Redis; tests/embedding/test_redis.py has one",
     ("docs/cache.md", "redis-cli"): "it is of another program",
     ("docs/cache.md", "likewise cache warm"): "it wants a Redis; tests/cli/test_cache.py has one",
     ("docs/embed.md", "from openai"): "another environment has the clients: tests/clients/test_examples.py runs it",
