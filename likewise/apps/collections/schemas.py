@@ -127,7 +127,9 @@ class SearchFields(RequestModel):
         None, max_length=128, description="A field of which every value has one hit, its best."
     )
     rerank: bool | None = Field(
-        None, description="Whether the reranker puts the first hits in order, 50 at least; there is one page then."
+        None,
+        description="Whether the reranker puts the first hits in order, 50 at least, where texts are kept. "
+        "There is one page then.",
     )
 
     def options(self) -> dict[str, Any]:
