@@ -153,7 +153,7 @@ class CollectionsService:
         """
         if not NAME_IN_PATH.fullmatch(name):
             raise Invalid.at("/name", NAME_IN_WORDS)
-        new = NewCollection(self._runtime.embedder.spec(), KIND.policy) if re.fullmatch(NAME, name) else None
+        new = NewCollection(None, KIND.policy) if re.fullmatch(NAME, name) else None
         into, total = Destination(name, KIND, new), WriteResult(0, 0, 0)
         for start in range(0, max(1, len(records)), BATCH):
             part = await self._write(tenant, into, records[start : start + BATCH], wait, None)
