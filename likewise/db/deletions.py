@@ -75,10 +75,10 @@ async def delete(
 async def delete_parent(
     tx: Tx, collection: int, parent: str, *, views: Sequence[ViewRow], alone: bool = False
 ) -> Deletion:
-    """Delete all records of a parent, and with the last of a content everything of it."""
+    """Delete all records that have a parent when they go, and with the last of a content everything of it."""
     if not storable(parent):
         return Deletion()
-    return await _delete(tx, collection, FIND_OF_PARENT, [collection, parent], views=views, alone=alone)
+    return await _delete(tx, collection, FIND_OF_PARENT, [collection, parent], views=views, alone=alone, again=True)
 
 
 async def delete_with(

@@ -5,13 +5,16 @@ import random
 
 import pytest
 
-from likewise.db import collections
+from likewise.apps.collections.service import KIND
+from likewise.db import collections, records
+from likewise.ingest.batch import prepare
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
 from likewise.testing import DatabaseUrls
 from tests.conftest import Opener
 from tests.ingest.notes import made
 from tests.ingest.rows import asked
+from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
@@ -71,6 +74,37 @@ async def test_another_tenants_records_of_the_same_parent_stay(idle: Likewise, d
     assert await writer.delete_parent(other, collection, "a") == 0
     assert await writer.delete_parent(collection.tenant, collection, "a") == 0
     assert (await idle.collections.stats(other, "notes"))["records"] == 3
+
+
+@pytest.mark.parametrize("by_field", [False, True])
+async def test_a_record_that_moves_away_meanwhile_is_not_deleted(
+    idle: Likewise, database: DatabaseUrls, by_field: bool
+) -> None:
+    # Given two records of a parent, and a write under way that gives one of them another
+    collection = await made(idle, Policy(indexed=("of",)))
+    await idle.collection("notes").add(batch(2, "a"), wait=False)
+    writer, tenant = idle.runtime.writer, collection.tenant
+    moved = prepare(KIND, NewRecord(id="a 0", text="text 0", parent="b", payload={"n": 0, "of": "b"}))
+    policy = records.StoragePolicy(collection.views, indexed=("of",))
+    async with idle.runtime.pool.tenant(tenant) as tx:
+        await records.write(
+            tx, collection.id, await records.compare(tx, collection.id, [moved]), policy, lane=records.BULK
+        )
+        # When those of the old one are deleted
+        deleting = asyncio.create_task(
+            writer.delete_with(tenant, collection, "of", "a")
+            if by_field
+            else writer.delete_parent(tenant, collection, "a")
+        )
+        await until(lambda: _waits_for_a_lock(database))
+    # Then what is of the new one by then stays
+    assert await deleting == 1
+    assert await asked(database, "SELECT id, parent FROM records") == [("a 0", "b")]
+    assert await asked(database, LEFT) == [(1, 1, 1, 1)]
+
+
+async def _waits_for_a_lock(database: DatabaseUrls) -> bool:
+    return await asked(database, "SELECT count(*) FROM pg_locks WHERE NOT granted") == [(1,)]
 
 
 async def test_deleting_and_writing_the_same_at_once_leaves_the_rows_whole(open_likewise: Opener) -> None:
