@@ -10,11 +10,10 @@ from typing import Any, TypeVar, Unpack
 from likewise.apps.app import App, kinds_of, tasks_of
 from likewise.apps.body import checked
 from likewise.apps.collections.batches import checked_records
-from likewise.apps.collections.schemas import CollectionIn, SearchIn
+from likewise.apps.collections.schemas import CollectionIn, RecordView, SearchIn
 from likewise.apps.collections.service import (
     CollectionsService,
     CollectionView,
-    RecordView,
     SearchResult,
     WriteResult,
 )

@@ -17,8 +17,8 @@ from likewise.db.where import Where, json_value
 from likewise.filters import Field
 
 COLUMNS = SQL("""
-    r.pk, r.content, r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
-    c.state, c.reason, c.chars, v.truncated, v.tokens, v.chars_read
+    r.id, c.text, r.payload, r.parent, r.status, r.occurred_at, r.created_at, r.updated_at,
+    r.pk, r.content, c.state, c.reason, c.chars, v.truncated, v.tokens, v.chars_read
 """)
 # Without the vector's table: a search that begins here must not hold it before that of the terms.
 POINTED = SQL("SELECT pk, content FROM records WHERE collection = %s AND id = %s")
@@ -131,14 +131,9 @@ OF_PARENT = SQL("SELECT id FROM records WHERE collection = %s AND parent = %s")
 
 
 @dataclass(frozen=True)
-class StoredRecord:
-    """A record as it stands, with its content's text and state, and how many characters that has.
+class RecordFields:
+    """The fields of a record that its callers see as they stand."""
 
-    `tokens` were read of it and `truncated` cut off, `chars_read` are the characters read; None without a vector.
-    """
-
-    pk: int
-    content: int
     id: str
     text: str | None
     payload: dict[str, Any]
@@ -147,6 +142,17 @@ class StoredRecord:
     occurred_at: datetime | None
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True)
+class StoredRecord(RecordFields):
+    """A record as it stands, with its content's text and state, and how many characters that has.
+
+    `tokens` were read of it and `truncated` cut off, `chars_read` are the characters read; None without a vector.
+    """
+
+    pk: int
+    content: int
     state: str
     reason: str | None
     chars: int

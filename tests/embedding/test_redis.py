@@ -248,6 +248,20 @@ async def test_without_redis_at_the_start_all_works_and_it_is_found_later(make: 
         await until_redis_has(server, 2)
 
 
+async def test_however_many_requests_meet_an_outage_the_next_look_is_soon() -> None:
+    # Given a store that is away
+    async def look() -> None:
+        raise ConnectionError
+
+    circuit = traffic.StoreCircuit(look, lambda _: "away")
+    # When many questions that are under way fail, some of them late
+    for _ in range(50):
+        circuit.failed(ConnectionError())
+        circuit.late()
+    # Then it is looked at again as soon as after one
+    assert (circuit.fault, circuit._breaker.pause) == ("away", traffic.LOOK_AGAIN.first)
+
+
 async def test_killed_and_restarted_under_load_it_harms_no_request(make: Make, redis_program: str) -> None:
     # Given: eight callers who ask without a pause, for texts known and unknown
     async with a_redis() as server:

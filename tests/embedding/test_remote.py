@@ -456,7 +456,7 @@ async def test_all_wait_for_what_one_is_told(upstream: Upstream, remote: MakePro
     assert min(asked.at for asked in upstream.asked[1:]) - upstream.asked[0].at >= 0.25
 
 
-async def test_a_rate_that_is_rate_reset_is_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
+async def test_a_rate_that_is_used_up_is_waited_for(upstream: Upstream, remote: MakeProvider) -> None:
     used = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "200ms"}
     upstream.next.append(lambda asked: ScriptedReply.of(asked.good, **used))
     provider = remote()

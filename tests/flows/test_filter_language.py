@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likewise.apps.collections.service import RecordView
+from likewise.apps.collections.schemas import RecordView
 from likewise.errors import Invalid
 from likewise.filters import parse
 from likewise.kind import Policy

@@ -16,9 +16,9 @@ from likewise.apps.collections.schemas import (
     CollectionIn,
     CollectionsAnswer,
     PageQuery,
-    RecordAnswer,
     RecordIn,
     RecordsBody,
+    RecordView,
     SearchAnswer,
     SearchIn,
     StatsAnswer,
@@ -137,7 +137,7 @@ async def write_records(
     return reply.response
 
 
-@router.get("/{name}/records/{record_id:path}", response_model=RecordAnswer, responses=refusals(400, 404))
+@router.get("/{name}/records/{record_id:path}", response_model=RecordView, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def get_record(tenant: CanRead, service: Collections, name: Name, record_id: RecordId) -> Answer:
     """One record. Its id reaches to the end of the path and may hold `/`."""

@@ -1,7 +1,7 @@
 """Requests and answers of the routes of `collections`."""
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from likewise.apps.body import RequestModel, wrong
 from likewise.apps.fields import AS_WHOLE_NUMBER, MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, Moment, Text
 from likewise.apps.filter_schema import KEY_PATTERN
 from likewise.apps.problems import FaultOut
+from likewise.db.lookups import RecordFields
 from likewise.kind import NewRecord, Policy
 from likewise.search.options import Mode, RecordQuestion, SearchOptions, SearchRequest, TextQuestion
 
@@ -33,6 +34,8 @@ NAME_IN_WORDS = (
 )
 # The apps' own collections are named `app:model`.
 NAME_IN_PATH = re.compile(r"[a-z][a-z0-9-]{0,62}(:[A-Za-z0-9._-]{1,128})?")
+
+VectorState = Literal["ready", "waiting", "failed", "skipped"]
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 
@@ -127,7 +130,9 @@ class SearchFields(RequestModel):
         None, max_length=128, description="A field of which every value has one hit, its best."
     )
     rerank: bool | None = Field(
-        None, description="Whether the reranker puts the first hits in order, 50 at least; there is one page then."
+        None,
+        description="Whether the reranker puts the first hits in order, 50 at least, where texts are kept. "
+        "There is one page then.",
     )
 
     def options(self) -> dict[str, Any]:
@@ -207,19 +212,14 @@ class CollectionsAnswer(BaseModel):
     cursor: str | None
 
 
-class RecordAnswer(BaseModel):
-    """A record; `vector` says how far its text is."""
+@dataclass(frozen=True)
+class RecordView(RecordFields):
+    """A record as callers see it; `vector` says how far its text is."""
 
-    id: str
-    text: str | None
-    payload: dict[str, Any]
-    parent: str | None
-    status: str | None
-    occurred_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
-    vector: Literal["ready", "waiting", "failed", "skipped"]
-    truncated_tokens: int | None = Field(description="Tokens cut off its end before it was embedded; null until then.")
+    vector: VectorState
+    truncated_tokens: Annotated[
+        int | None, Field(description="Tokens cut off its end before it was embedded; null until then.")
+    ]
 
 
 class HitAnswer(BaseModel):
@@ -231,7 +231,7 @@ class HitAnswer(BaseModel):
     lexical_score: float | None
     found_by: list[Literal["dense", "lexical"]]
     group: Any = Field(None, description="The value of the field that hits are grouped by.")
-    record: RecordAnswer
+    record: RecordView
 
 
 class SearchAnswer(BaseModel):

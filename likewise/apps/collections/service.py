@@ -3,15 +3,15 @@
 import builtins
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from likewise.apps import repeats
-from likewise.apps.collections.schemas import NAME, NAME_IN_PATH, NAME_IN_WORDS
+from likewise.apps.collections.schemas import NAME, NAME_IN_PATH, NAME_IN_WORDS, RecordView, VectorState
 from likewise.db import collections, lookups, waiting
 from likewise.db.collections import CollectionRow
-from likewise.db.lookups import StoredRecord
+from likewise.db.lookups import RecordFields, StoredRecord
 from likewise.db.pool import retried
 from likewise.db.records import BULK, INTERACTIVE, WriteOutcome
 from likewise.errors import Fault, Invalid, NotFound
@@ -25,8 +25,6 @@ from likewise.search.options import SearchRequest
 
 KIND = Kind(name="collection")
 
-VectorState = Literal["ready", "waiting", "failed", "skipped"]
-
 
 @dataclass(frozen=True)
 class CollectionView:
@@ -38,25 +36,6 @@ class CollectionView:
     dimension: int
     policy: Policy
     created_at: datetime
-
-
-@dataclass(frozen=True)
-class RecordView:
-    """A record as callers see it; `vector` says how far its text has come.
-
-    `truncated_tokens` were cut off the end of the text before it was embedded; None as long as it has no vector.
-    """
-
-    id: str
-    text: str | None
-    payload: dict[str, Any]
-    parent: str | None
-    status: str | None
-    occurred_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
-    vector: VectorState
-    truncated_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -302,18 +281,8 @@ def _collection_view(one: CollectionRow) -> CollectionView:
 
 def _record_view(one: StoredRecord) -> RecordView:
     state: VectorState = "ready" if one.truncated is not None else "failed" if one.state == "failed" else "waiting"
-    return RecordView(
-        id=one.id,
-        text=one.text,
-        payload=one.payload,
-        parent=one.parent,
-        status=one.status,
-        occurred_at=one.occurred_at,
-        created_at=one.created_at,
-        updated_at=one.updated_at,
-        vector=state,
-        truncated_tokens=one.truncated,
-    )
+    as_they_stand = {field.name: getattr(one, field.name) for field in fields(RecordFields)}
+    return RecordView(**as_they_stand, vector=state, truncated_tokens=one.truncated)
 
 
 def _hit(one: RecordHit) -> Hit:

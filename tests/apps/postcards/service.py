@@ -36,7 +36,5 @@ class PostcardsService:
     async def count(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
         """Count them; a Handler of tasks."""
         async with self._runtime.pool.tenant(tenant) as tx:
-            row = await tx.row(
-                "SELECT count(*) FROM records JOIN collections c ON c.id = collection WHERE c.kind = %s", [KIND.name]
-            )
+            row = await tx.row(COUNT_ALL, [COLLECTION])
         return {"n": row[0] if row else 0}

@@ -118,13 +118,15 @@ class StoreCircuit:
     def late(self) -> None:
         """Note an answer that did not come in time."""
         steps.cache_failed("slow")
-        self._failed("slow", at_once=False)
+        if self.closed:
+            self._failed("slow", at_once=False)
 
     def failed(self, error: Exception) -> None:
         """Note an error of the store; only its kind is logged, for its words may have a password."""
         fault = self._fault_of(error)
         steps.cache_failed(fault)
-        self._failed(fault)
+        if self.closed:  # else others of the same outage would lengthen the pause between two looks
+            self._failed(fault)
 
     async def watch(self) -> None:
         """Look now and then while closed, and until it is well while open; does not end by itself."""
