@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
+from psycopg.sql import SQL
+
 from likewise.apps.jobs.service import JobResult
 from likewise.ingest.tasks import Progress
 from likewise.ingest.writer import Destination, NewCollection
@@ -12,6 +14,7 @@ from likewise.runtime import Runtime
 
 KIND = Kind(name="postcards", aliases={"place": "parent"})
 COLLECTION, COUNT = "postcards:all", "postcards_count"
+COUNT_ALL = SQL("SELECT count(*) FROM records r JOIN collections c ON c.id = r.collection WHERE c.name = %s")
 COUNT_RESULT = JobResult(listed=lambda job: {"postcards": job.result["n"]})
 
 
