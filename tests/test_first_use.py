@@ -13,7 +13,7 @@ import pytest
 import likewise
 from likewise.embedding.files import hub, weights, wheel
 from likewise.embedding.models import MODELS, ModelSpec
-from likewise.errors import ModelUnavailable
+from likewise.errors import ModelUnavailable, Unavailable
 from likewise.library import Likewise
 from likewise.server.app import create_app
 from likewise.settings import Settings, load_settings
@@ -166,6 +166,32 @@ async def test_a_program_that_ends_ends_its_fetch(settings: Settings, fetch: Slo
         async with likewise.open(settings) as lw, asyncio.timeout(1):
             await lw.embed(["a pump"])
     assert await asyncio.to_thread(fetch.ended.wait, 60)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda lw: lw.embed(["a pump"]), id="embed"),
+        pytest.param(lambda lw: lw.collection("notes").add(NOTES), id="add"),
+        pytest.param(lambda lw: lw.collection("notes").search("a pump", mode="dense"), id="search"),
+    ],
+)
+async def test_who_waits_for_a_model_when_the_program_closes_hears_of_it(
+    settings: Settings, fetch: SlowFetch, call: Callable[[Likewise], "asyncio.Future[object]"]
+) -> None:
+    # Given a task that waits for a model which is on its way
+    async with likewise.open(settings) as lw:
+        await lw.collection("notes").add(NOTES, wait=False)
+        waiting = asyncio.ensure_future(call(lw))
+        await still_runs(waiting)
+        # When Likewise is closed beside it
+    # Then it does not wait for ever
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(waiting, 60)
+    # And neither does who comes afterwards
+    with pytest.raises(ModelUnavailable, match="shutting down"):
+        await asyncio.wait_for(lw.embedder.embed(1, ["a pump"]), 60)
+    assert fetch.times == 1
 
 
 async def test_without_a_terminal_one_line_tells_of_the_fetch(

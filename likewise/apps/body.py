@@ -95,9 +95,9 @@ class Lines:
         done = self._held - but - len(self._tail)
         if done > 0:
             self._done_with(done)
-            self._held -= done
 
     def _done_with(self, count: int) -> None:
+        self._held -= count
         release: Callable[[int], None] | None = self._request.scope.get(RELEASE)
         if release is not None:
             release(count)
@@ -110,13 +110,16 @@ class Lines:
             end = chunk.rfind(b"\n") + 1
             if end:
                 block = chunk[chunk.find(b"\n") : end] if skipping else bytes(self._tail) + chunk[:end]
-                self._tail, skipping = bytearray(), False
+                self._tail, skipping, blank = bytearray(), False, True
                 for within, line in _numbered(block):
+                    blank = False
                     yield number + within, line if len(line) <= MAX_LINE_BYTES else None
+                if blank:
+                    # Nobody is given any of it, who would say when it is done with.
+                    self._done_with(len(block))
                 number += block.count(b"\n")
             if skipping:
                 self._done_with(len(chunk))
-                self._held -= len(chunk)
                 continue
             self._tail += chunk[end:]
             if len(self._tail) > MAX_LINE_BYTES:

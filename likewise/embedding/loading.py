@@ -146,6 +146,7 @@ class ModelPool(Generic[P, S]):
         self.memory = memory
         self.factories = factories or {}
         self.wait_for_models = wait_for_models
+        self.closed = False
         self._handles: dict[str, ModelHandle[P, S]] = {}
 
     def handle(self, spec: ModelSpec) -> "ModelHandle[P, S]":
@@ -174,7 +175,8 @@ class ModelPool(Generic[P, S]):
         return ModelState(spec.name, "absent", weights.absent(spec, self.settings).detail)
 
     async def close(self) -> None:
-        """Fail what waits and let the models go."""
+        """Fail what waits and let the models go; none is loaded afterwards."""
+        self.closed = True
         await asyncio.gather(*(handle.close() for handle in self._handles.values()))
 
 
@@ -210,7 +212,7 @@ class ModelHandle(Generic[P, S]):
     def begin(self, *, fetch: bool = False) -> None:
         """Start loading in the background, and go on until it works; `fetch` allows the network."""
         self._fetch.allowed = self._fetch.allowed or (fetch and not self._settings.offline)
-        if self._task is None:
+        if self._task is None and not self._pool.closed:
             self._error = None
             self._settled.clear()
             self._ended.clear()
@@ -227,6 +229,8 @@ class ModelHandle(Generic[P, S]):
         seconds = PATIENCE_SECONDS if patience is None else patience
         with self.held():
             self.begin()
+            if self._pool.closed:
+                raise _shutting_down()
             try:
                 async with asyncio.timeout(None if waits else seconds):
                     await (self._ended if waits else self._settled).wait()
@@ -276,6 +280,10 @@ class ModelHandle(Generic[P, S]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        # Who waits for as long as it takes waits for nothing any more.
+        self._error = _shutting_down()
+        self._settled.set()
+        self._ended.set()
         if self.batcher is not None:
             await self.batcher.close()
         if self.provider is not None:
@@ -364,6 +372,10 @@ class ModelHandle(Generic[P, S]):
         if self._error is None or error.detail != self._error.detail:
             log.warning("model_unavailable", model=self.spec.name, reason=error.detail)
         self._error = error
+
+
+def _shutting_down() -> ModelUnavailable:
+    return ModelUnavailable("The model is shutting down.")
 
 
 async def _made_by(factory: Callable[[ModelSpec], P], spec: ModelSpec) -> P:

@@ -43,9 +43,9 @@ TRIES_BESIDE_OTHERS = 3
 
 @dataclass(frozen=True)
 class NewCollection:
-    """The model and the policy that a collection is made with."""
+    """The policy and the model that a collection is made with; without one, the default when it is made."""
 
-    spec: ModelSpec
+    spec: ModelSpec | None
     policy: Policy
 
 
@@ -220,8 +220,9 @@ class Writer:
         return collection
 
     async def _make(self, tenant: int, into: Destination, new: NewCollection) -> CollectionRow:
-        dimension = await self._embedder.dimension(new.spec)
-        views = [await self._new_view(view, new.spec) for view in into.kind.beside]
+        spec = new.spec or self._embedder.spec()
+        dimension = await self._embedder.dimension(spec)
+        views = [await self._new_view(view, spec) for view in into.kind.beside]
 
         async def once() -> None:
             async with self._pool.tenant(tenant) as tx:
@@ -231,7 +232,7 @@ class Writer:
                     kind=into.kind.name,
                     analyzer=ANALYZER,
                     policy=new.policy,
-                    model=new.spec.name,
+                    model=spec.name,
                     dimension=dimension,
                     views=views,
                     text_keys=self._text_keys,

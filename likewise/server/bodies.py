@@ -159,12 +159,10 @@ class _CountedBody:
 
     async def drain(self) -> None:
         """Read on for a moment: closing on a caller that still sends would take the answer from it."""
-        try:
+        with contextlib.suppress(TimeoutError), self._paused():
             async with asyncio.timeout(DRAIN_SECONDS):
                 while not self._complete:
                     self._count(await self._receive())
-        except TimeoutError:
-            pass
 
     def too_large(self) -> TooLarge:
         return TooLarge(f"The body is larger than this server takes: at most {self.limit} bytes.")
@@ -195,13 +193,16 @@ class _CountedBody:
         began = time.monotonic()
         try:
             async with asyncio.timeout(min(self._bounds.pause_seconds, allowed - self.waited)):
-                # While more of a body is awaited its request keeps no other out.
-                with self._permit.paused() if self._permit else contextlib.nullcontext():
+                with self._paused():
                     return await self._receive()
         except TimeoutError:
             raise Rejection(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.") from None
         finally:
             self.waited += time.monotonic() - began
+
+    def _paused(self) -> contextlib.AbstractContextManager[None]:
+        """While more of a body is awaited its request keeps no other out, one that is refused included."""
+        return self._permit.paused() if self._permit else contextlib.nullcontext()
 
     def _expect(self) -> None:
         """Count among those of its tenant that are on their way, from its first byte to its last."""

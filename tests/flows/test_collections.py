@@ -1,12 +1,15 @@
 """What a program does with a collection, end to end."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from likewise.errors import Conflict, Invalid, NotFound
-from likewise.kind import Policy
+import likewise
+from likewise.errors import Conflict, Invalid, ModelUnavailable, NotFound
+from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
+from likewise.settings import Settings
 
 PUMPS = [
     {
@@ -164,3 +167,22 @@ async def test_collections_are_made_once_and_dropped_whole(lw: Likewise) -> None
         await notes.search("pump")
     await notes.add(PUMPS[:1])
     assert (await notes.stats())["records"] == 1
+
+
+async def test_a_default_model_that_is_absent_hinders_no_collection_of_another(
+    settings: Settings, tmp_path: Path
+) -> None:
+    # Given a default model whose folder is yet to come, and a collection of another model
+    absent = settings.model_copy(
+        update={"model": str(tmp_path / "later"), "models_allowed": ("minilm-l6-v2",), "offline": True}
+    )
+    async with likewise.open(absent, worker=False) as lw:
+        tenant = await lw.tenant()
+        await lw.collections.create(tenant, "notes", "minilm-l6-v2")
+        # When
+        stored = await lw.collections.add(tenant, "notes", [NewRecord("a", "a valve leaks")])
+        with pytest.raises(ModelUnavailable) as refused:
+            await lw.collections.add(tenant, "others", [NewRecord("a", "a valve leaks")])
+    # Then only making one needs the default
+    assert stored.created == 1
+    assert refused.value.code == "weights_absent"

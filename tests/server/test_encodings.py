@@ -18,6 +18,7 @@ from likewise.apps.deps import CanWrite
 from likewise.library import Likewise
 from likewise.server.app import create_app
 from likewise.server.bodies import BodyLimit
+from likewise.server.inflating import MAX_SMALL_MEMBERS, SMALL_BYTES
 from tests.server.conftest import BASE, MAX_BODY
 
 RAW = "application/x-protobuf"
@@ -126,6 +127,21 @@ async def test_a_bomb_is_refused_in_bounded_memory(echoing: httpx2.AsyncClient) 
     # Then
     assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
     assert peak < 4 * 2**20
+
+
+async def test_a_gzip_of_many_small_members_is_refused_before_it_takes_long(echoing: httpx2.AsyncClient) -> None:
+    # Given a body of members that hold next to nothing: each takes time, and none counts as inflated
+    many = gzip.compress(b"") * (MAX_SMALL_MEMBERS + 1)
+    assert len(many) < MAX_BODY
+    # When
+    refused = await echoing.post("/raw", content=many, headers=headers("gzip", RAW))
+    # Then
+    assert (refused.status_code, refused.json()["code"]) == (400, "malformed")
+    # And one that has as many members because it is large is none of those
+    large = b"".join(gzip.compress(bytes(SMALL_BYTES)) for _ in range(WIDE // SMALL_BYTES))
+    few = gzip.compress(b"") * (MAX_SMALL_MEMBERS - 1)
+    taken = await echoing.post("/raw", content=few + large, headers=headers("gzip", RAW))
+    assert (taken.status_code, len(taken.content)) == (200, WIDE)
 
 
 async def test_a_route_may_have_another_limit_and_media_type(echoing: httpx2.AsyncClient) -> None:

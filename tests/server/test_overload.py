@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks import overload
 from likewise.apps.declaration import Load, RouteDeclaration
@@ -165,6 +165,47 @@ async def test_many_bodies_that_do_not_come_are_their_tenant_s_own_trouble(
         coming.set()
         assert {(await one).status_code for one in waiting} == {200}
     assert not limit.awaited
+
+
+async def test_who_is_refused_and_still_sends_keeps_nobody_out(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given as many bodies of one tenant on their way as may be, and as many more requests of its as may run
+    monkeypatch.setattr(bodies, "MAX_AWAITED", 1)
+    monkeypatch.setattr(bodies, "DRAIN_SECONDS", 600)
+    coming = asyncio.Event()
+    slow.go.set()
+
+    async def as_tenant(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[TENANT] = int(dict(scope["headers"])[b"x-tenant"])
+        await slow(scope, receive, send)
+
+    read = BodyLimit(as_tenant, limit=100)
+    draining = 0
+
+    async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+        async def noting(message: Message) -> None:
+            nonlocal draining
+            draining += message["type"] == "http.response.body"
+            await send(message)
+
+        await read(scope, receive, noting)
+
+    limit = RequestLimit(counting, declared, max_requests=2)
+    async with calling(limit) as client:
+
+        def post(tenant: int, content: Any) -> asyncio.Task[httpx2.Response]:
+            path, headers = "/notes/records", {"x-tenant": str(tenant)}
+            return asyncio.create_task(client.post(path, content=content, headers=headers))
+
+        waiting = post(1, _after(coming))
+        await until(lambda: read.awaited[1] == 1)
+        refused = [post(1, _after(coming)) for _ in range(2)]
+        await until(lambda: draining == 2)
+        # When another tenant comes while their bodies are read and thrown away
+        assert (await post(2, b"x")).status_code == 200
+        # Then they have their answers once these have come
+        coming.set()
+        assert [(await one).status_code for one in (waiting, *refused)] == [200, 429, 429]
+    assert limit.limiters[Load.WRITE].running == 0
 
 
 async def test_a_body_that_has_begun_is_read_to_its_end_whoever_comes(

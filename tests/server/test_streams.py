@@ -168,6 +168,33 @@ async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.
     assert limit.held == 0
 
 
+@pytest.mark.parametrize("blank", [b"\n" * 1_000, b" " * 999 + b"\n", b"\r\n \t\n" * 200])
+async def test_lines_that_are_blank_are_not_held(blank: bytes) -> None:
+    # Given lines before and after more blank ones than a server may hold
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        lines = Lines(Request(scope, receive))
+        found = []
+        async for _, one in lines:
+            found.append(one)
+            lines.release(but=len(b"one"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b",".join(one or b"none" for one in found)})
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"one\n"
+        for _ in range(100):
+            yield blank
+        yield b"\ntwo\n"
+
+    limit = BodyLimit(app, limit=1_000, total=5_000, stream_limit=2**30)
+    # When
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(Errors(taking_lines(limit))), base_url=BASE) as client:
+        answer = await client.post("/", content=body(), headers=NDJSON)
+    # Then
+    assert (answer.status_code, answer.content) == (200, b"one,two")
+    assert limit.held == 0
+
+
 async def test_a_body_of_lines_has_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async for _ in Lines(Request(scope, receive)):
