@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-AGAIN_SECONDS = 0.2
+# A query that is cancelled waits until the database has ended it, on a busy machine some tenths of a second. Whoever
+# cancels that wait too loses the connection, and has the driver warn of it.
+AGAIN_SECONDS = 1.0
 
 
 async def stop(tasks: Iterable[asyncio.Task[Any]]) -> None:

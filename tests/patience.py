@@ -2,7 +2,9 @@
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 
 async def until(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float = 60.0) -> None:
@@ -13,3 +15,13 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float =
             if await answer if inspect.isawaitable(answer) else answer:
                 return
             await asyncio.sleep(0.005)
+
+
+def hears_signals(pid: int) -> bool:
+    """Return whether a process has a handler of its own for SIGTERM, which is when it begins its work; Linux knows."""
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or bool(int(_field(status.read_text(), "SigCgt"), 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _field(status: str, name: str) -> str:
+    return status.partition(f"{name}:")[2].split()[0]

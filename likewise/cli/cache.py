@@ -88,7 +88,9 @@ def warm(
     refuse_no_tenant(tenant, "--tenant")
     settings = command_settings()
     if settings.redis_url is None:
-        raise SettingsError("What this verb puts in memory would end with it. Set LIKEWISE_REDIS_URL to warm a Redis.")
+        raise SettingsError(
+            "What this command puts in memory would end with it. Set LIKEWISE_REDIS_URL to warm a Redis."
+        )
     is_jsonl = Path(file).suffix.lower() in LINES if jsonl is None else jsonl
     wanted = WarmRequest(file, tenant, model, "query" if queries else "document", is_jsonl)
     require_model_files(settings, model, quiet=as_json)

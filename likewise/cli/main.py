@@ -63,7 +63,7 @@ COMMANDS = (
         What servers and workers embedded in the last two seconds may not be in it yet.
         """,
     ),
-    _own("doctor", "doctor.doctor:doctor", "Look for what is wrong on this machine, and say how to mend it."),
+    _own("doctor", "doctor.doctor:doctor", "Look for what is wrong on this machine, and say how to fix it."),
     _own("models", "models:models", "The models: which there are, fetching their files, trying them."),
     _own("db", "db:db", "The database: its schema, and what was deleted."),
     _own(

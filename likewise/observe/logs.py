@@ -50,6 +50,9 @@ _HARMLESS = frozenset(
 _WITHHELD = "a message that may hold values"
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 
+# Without it, Python writes warnings to the stderr of a program that has set up no logging, as raw dicts.
+logging.getLogger("likewise").addHandler(logging.NullHandler())
+
 
 def get_logger(name: str) -> BoundLogger:
     """Return a logger of events in snake_case, with facts as fields, on top of the standard one of this name.

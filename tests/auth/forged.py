@@ -274,9 +274,11 @@ def of_either(pick: Callable[[Forger], Signer]) -> dict[str, Forged]:
         "exp null": ("time", timed("exp", b"null")),
         "nbf to come": ("time", claiming(nbf=now(86_400))),
         "nbf a string": ("time", claiming(nbf="soon")),
+        "nbf a boolean": ("time", claiming(nbf=True)),
         "nbf NaN": ("malformed", timed("nbf", b"NaN")),
         "iat to come": ("time", claiming(iat=now(86_400))),
         "iat a string": ("time", claiming(iat="2026-01-01")),
+        "iat a boolean": ("time", claiming(iat=True)),
         "iat huge": ("time", timed("iat", b"1e308")),
         # The tenant.
         "org_id absent": ("tenant", claiming(org_id=None)),

@@ -15,6 +15,7 @@ import pytest
 from likewise.testing import Upstream
 from tests.cli.conftest import PROGRAM, Run
 from tests.cli.screen import on_a_terminal
+from tests.patience import hears_signals
 from tests.search.rerankers import BERT
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
@@ -498,11 +499,8 @@ def test_ctrl_c_ends_what_waits_for_standard_input(environment: dict[str, str], 
 
 
 def until_it_hears_signals(process: subprocess.Popen[str]) -> None:
-    """Until it has a handler of its own for SIGTERM, which is when it begins its work; then for a while longer."""
-    told = Path(f"/proc/{process.pid}/status")
-    while told.exists() and process.poll() is None:
-        if int(told.read_text().partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
-            break
+    """Until it has begun its work; then for a while longer."""
+    while not hears_signals(process.pid) and process.poll() is None:
         time.sleep(0.05)
     time.sleep(2)
 

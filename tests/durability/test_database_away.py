@@ -25,7 +25,7 @@ from likewise.postgres.server import EmbeddedServer
 from likewise.server.app import create_app
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, LiveServer, open_folder
-from tests.patience import until
+from tests.patience import hears_signals, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
 
@@ -203,6 +203,8 @@ async def test_a_signal_ends_who_waits_for_a_postgres_that_hangs(
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
+        await until(lambda: hears_signals(waiting.pid))
+        # It reaches the server a moment later; what it does before that ends the same.
         await asyncio.sleep(3)
         assert waiting.returncode is None
         waiting.send_signal(signal.SIGTERM)

@@ -5,6 +5,8 @@ import gc
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -161,3 +163,20 @@ def test_a_finished_sentence_of_a_library_is_not_shown(lines: Any) -> None:
     logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
     events = [line["event"] for line in lines()]
     assert events == ["a message that may hold values"] * 2 + ["Invalid HTTP request received."]
+
+
+def test_a_program_that_has_set_up_no_logging_reads_no_raw_events() -> None:
+    """Its errors say what is wrong; Python would write each warning to its stderr as a dict."""
+    program = "import logging, likewise.library; logging.getLogger('likewise.embedding').warning({'event': 'loud'})"
+    # When
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Then
+    assert ended.stderr == ""
+    # And one that has set it up reads them
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import logging; logging.basicConfig(); {program}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "loud" in ended.stderr

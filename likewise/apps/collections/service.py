@@ -156,7 +156,13 @@ class CollectionsService:
         new = NewCollection(None, KIND.policy) if re.fullmatch(NAME, name) else None
         into, total = Destination(name, KIND, new), WriteResult(0, 0, 0)
         for start in range(0, max(1, len(records)), BATCH):
-            part = await self._write(tenant, into, records[start : start + BATCH], wait, None)
+            try:
+                part = await self._write(tenant, into, records[start : start + BATCH], wait, None)
+            except NotFound:
+                if new is not None:
+                    raise
+                # It would be the collection of an app, which alone makes such ones.
+                raise Invalid.at("/name", NAME_IN_WORDS) from None
             total += replace(part, failed=[_moved_by(start, fault) for fault in part.failed])
         return total
 
@@ -182,7 +188,6 @@ class CollectionsService:
         if not batch:
             # Nobody would find out that it is gone.
             self._recent.forget(tenant, name)
-
         return await self._write(tenant, Destination(name, KIND), batch, wait, answers)
 
     async def _write(
