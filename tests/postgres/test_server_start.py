@@ -168,7 +168,7 @@ def test_initdb_is_given_settings_where_its_version_takes_them(folder: Path, maj
     programs = folder / "programs"
     programs.mkdir()
     given, absent = (0, 1) if takes_settings else (1, 0)
-    test = f"case ' $* ' in *' -c '*) exit {given};; *) exit {absent};; esac"
+    test = f"case \" $* \" in *' -c '*) exit {given};; *) exit {absent};; esac"
     (programs / "initdb").write_text(f"#!/bin/sh\n{test}\n")
     for path in (programs, programs / "initdb"):
         path.chmod(0o755)
