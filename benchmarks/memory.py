@@ -1,10 +1,10 @@
 """How much memory a server holds after many batches of random shapes, and how fast it is meanwhile.
 
-    python -m benchmarks.memory [--requests 3000] [--capacity 0 64]
+    python -m benchmarks.memory [--requests 3000] [--capacity 16 -1 0]
 
 3,000 requests of 1 to 16 texts of 3 to 300 words in random order, the same for each server, without a cache of vectors.
-With more than one `--capacity` (shapes of batches that the runtime keeps ready, 0: its own default) a server of each
-runs, and they are asked in turns.
+With more than one `--capacity` (shapes of batches that each graph keeps ready, 0: the runtime's own default, -1: what
+Likewise says) a server of each runs, and they are asked in turns. The last named is the one that rates are compared with.
 """
 
 import argparse
@@ -32,6 +32,7 @@ CALLERS = 2
 TOLD_EVERY = 500
 # As many as the runtime keeps where nobody says anything else.
 DEFAULT_CAPACITY = 5_000
+NAMES = {0: "runtime's", -1: "Likewise's"}
 
 
 @dataclass
@@ -71,21 +72,20 @@ def requests(count: int) -> list[tuple[int, bytes]]:
 
 
 @contextlib.asynccontextmanager
-async def serving(capacity: int | None) -> AsyncIterator[Server]:
-    """A server whose runtime keeps so many shapes; None: as many as Likewise says."""
+async def serving(capacity: int) -> AsyncIterator[Server]:
+    """A server whose runtime keeps so many shapes."""
     folder = open_folder()
     live = LiveServer(folder, {"LIKEWISE_MODELS_DIR": str(MODELS_FOLDER), "LIKEWISE_CACHE_BYTES": "0"})
-    if capacity is not None:
+    if capacity >= 0:
         live.program = ("benchmarks.memory", "--serve-with", str(capacity or DEFAULT_CAPACITY))
     try:
         async with live.running():
-            kept = openvino.MAX_SHAPES if capacity is None else capacity
-            yield Server(kept, live, [Caller(live.url) for _ in range(CALLERS)])
+            yield Server(capacity, live, [Caller(live.url) for _ in range(CALLERS)])
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def run(count: int, capacities: Sequence[int | None]) -> None:
+async def run(count: int, capacities: Sequence[int]) -> None:
     """Ask all servers in turns, and tell what each holds."""
     bodies = requests(count)
     async with contextlib.AsyncExitStack() as stack:
@@ -96,17 +96,17 @@ async def run(count: int, capacities: Sequence[int | None]) -> None:
                 if (done := at + TURN) % TOLD_EVERY == 0:
                     server.mib[done] = resident_mib(server.live.pid)
         for server in servers:
-            tell(server, servers[0])
+            tell(server, servers[-1])
 
 
-def tell(server: Server, first: Server) -> None:
+def tell(server: Server, other: Server) -> None:
     """One server's line."""
     held = "  ".join(f"{mib:.0f}" for mib in server.mib.values())
     ratio = server.mib[max(server.mib)] / server.mib[min(server.mib)]
     rate = server.texts / server.seconds
-    beside = rate / (first.texts / first.seconds)
+    beside = rate / (other.texts / other.seconds)
     print(
-        f"{server.capacity or 'default':>8} shapes  {held} MiB after each {TOLD_EVERY}; last / first {ratio:.2f}; "
+        f"{NAMES.get(server.capacity, server.capacity):>16} shapes  {held} MiB after each {TOLD_EVERY}; last / first {ratio:.2f}; "
         f"{rate:.0f} texts/s ({beside:.2f})",
         flush=True,
     )
@@ -115,17 +115,17 @@ def tell(server: Server, first: Server) -> None:
 def main() -> None:
     """Measure, or serve with another capacity."""
     if sys.argv[1:2] == ["--serve-with"]:
-        openvino.MAX_SHAPES = int(sys.argv[2])
+        openvino.MAX_SHAPES.update(dict.fromkeys(openvino.MAX_SHAPES, int(sys.argv[2])))
         sys.argv[1:] = sys.argv[3:]
         likewise_program()
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=3_000)
-    parser.add_argument("--capacity", type=int, nargs="*", help="shapes that the runtime keeps; 0: its own default")
+    parser.add_argument("--capacity", type=int, nargs="*", default=[-1], help="see above")
     arguments = parser.parse_args()
     print(machine())
     print(f"MALLOC_ARENA_MAX {os.environ.get('MALLOC_ARENA_MAX', 'unset')}")
-    asyncio.run(run(arguments.requests, arguments.capacity or [None]))
+    asyncio.run(run(arguments.requests, arguments.capacity))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,19 @@ async def test_a_folder_of_ones_own(tmp_path: Path, plain: Settings) -> None:
     await provider.close()
 
 
+async def test_a_text_of_any_length_alone(tmp_path: Path, plain: Settings) -> None:
+    weights, limit = tiny.weights(), 21
+    weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][:limit]
+    config = tiny.CONFIG | {"max_position_embeddings": limit}
+    folder = tiny.write_folder(tmp_path / "own", weights, config=config, sentence_bert_config=None)
+    provider = load(local_spec("own", folder), folder, plain)
+    for words in range(1, limit + 2):
+        got = await provider.embed(["beta " * words], "query")
+        expected = tiny.forward(weights, [2, *[5] * min(words, limit - 2), 3], "mean")
+        assert got.vectors[0] @ expected > 0.999999
+    await provider.close()
+
+
 async def test_prompts_go_before_the_text_by_role(tmp_path: Path, plain: Settings) -> None:
     prompts = {"prompts": {"query": "one two ", "document": ""}}
     folder = tiny.write_folder(tmp_path / "own", tiny.weights(), config_sentence_transformers=prompts)

@@ -21,12 +21,18 @@ from likewise.embedding.tokenizing import Ids
 from likewise.errors import SettingsError
 from likewise.machine import cores
 
+Hint = Literal["THROUGHPUT", "LATENCY"]
+
 _TELEMETRY = "openvino_telemetry"
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
 QUANTISATION_GROUP = 128  # numbers that share a scale; 32 and 384 are 13 % slower, and 384 is twice as far from f32
-# The runtime keeps a compiled form of each shape of batch, by default of 5,000 a graph: 2.2 GB of one server after
-# 59,000 texts of random lengths. With so many, `benchmarks.memory` finds it no slower.
-MAX_SHAPES = 64
+# The runtime keeps what it compiled for each shape of batch, by default 5,000 entries a graph: 2.2 GB of one server after
+# 59,000 texts of random lengths. To compile anew costs a millisecond: nothing beside a batch of a call, and up to a tenth
+# of a short query, so that the graph of queries keeps more.
+MAX_SHAPES: dict[Hint, int] = {"THROUGHPUT": 16, "LATENCY": 32}
+# A text alone is padded to a multiple of so many tokens: the lengths of queries are then few shapes. With 32 of them kept
+# queries of 2 to 250 tokens take 1.01 to 1.03 times as long as with 5,000; without padding, with 64, 1.01 to 1.05.
+SINGLE_STEP = 8
 
 
 @contextmanager
@@ -105,10 +111,11 @@ def _has_int8_products() -> bool:
 class CompiledGraph:
     """A graph that takes token ids and lengths, and the places where the second texts of pairs begin.
 
-    It has as many requests as it runs best at a time.
+    It has as many requests as it runs best at a time, and takes texts of up to `max_tokens`.
     """
 
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
+    def __init__(self, compiled: openvino.CompiledModel, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(self.requests):
@@ -117,7 +124,7 @@ class CompiledGraph:
     def run(self, batch: Sequence[Ids], second: Sequence[int] | None = None) -> Matrix:
         """Run the graph on n texts' token ids, which gives float32 (n, d) or (n,), once a request is free."""
         lengths = np.array([[len(ids)] for ids in batch], np.int32)
-        padded = np.zeros((len(batch), int(lengths.max())), np.int32)
+        padded = np.zeros((len(batch), self._width(lengths)), np.int32)
         for row, ids in zip(padded, batch, strict=True):
             row[: len(ids)] = ids
         inputs = {0: padded, 1: lengths}
@@ -130,11 +137,18 @@ class CompiledGraph:
         finally:
             self._free.put(request)
 
+    def _width(self, lengths: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> int:
+        longest = int(lengths.max())
+        if len(lengths) > 1:
+            return longest
+        # beyond the model's limit there are no positions
+        return max(longest, min(-(-longest // SINGLE_STEP) * SINGLE_STEP, self._max_tokens))
+
 
 def compile_graph(
-    graph: openvino.Model, precision: Precision, hint: Literal["THROUGHPUT", "LATENCY"], threads: int
+    graph: openvino.Model, precision: Precision, hint: Hint, *, threads: int, max_tokens: int
 ) -> CompiledGraph:
-    """Compile a graph for so many threads; 0 takes all cores."""
+    """Compile a graph for so many threads (0 takes all cores) and texts of up to so many tokens."""
     options: dict[str, str | int | bool] = {
         "INFERENCE_PRECISION_HINT": precision.arithmetic,
         "PERFORMANCE_HINT": hint,
@@ -142,11 +156,11 @@ def compile_graph(
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTISATION_GROUP if precision.int8 else 0,
         # a thread that is bound to a busy core stands still: pinned, other load on the machine cost 1.7 times as much
         "ENABLE_CPU_PINNING": False,
-        "CPU_RUNTIME_CACHE_CAPACITY": MAX_SHAPES,
+        "CPU_RUNTIME_CACHE_CAPACITY": MAX_SHAPES[hint],
     }
     used = threads or cores()
     # Postgres works on the same search at the same time: with all cores a query takes 0.9 times as long and costs 1.4
     # times as much, and a search by words and meaning 1.2 times as long.
     options["INFERENCE_NUM_THREADS"] = used if hint == "THROUGHPUT" else max(1, used // 2)
     # no CACHE_DIR: compiling takes 0.1 s
-    return CompiledGraph(openvino.Core().compile_model(graph, "CPU", options))
+    return CompiledGraph(openvino.Core().compile_model(graph, "CPU", options), max_tokens)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
     tokenizer = TextTokenizer(
         facts.transformer / "tokenizer.json", facts.max_tokens, lowercase=facts.lowercase, vocabulary=encoder.vocabulary
     )
+    compiled = partial(compile_graph, graph, precision, threads=settings.threads, max_tokens=facts.max_tokens)
     known = ModelFacts(
         space=space_of(facts, weights.digests, before),
         numerics=f"openvino-{_version()}/{precision.name}",
@@ -50,8 +52,8 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
         known,
         tokenizer,
         before,
-        bulk=compile_graph(graph, precision, "THROUGHPUT", settings.threads),
-        query=compile_graph(graph, precision, "LATENCY", settings.threads),
+        bulk=compiled("THROUGHPUT"),
+        query=compiled("LATENCY"),
     )
 
 

@@ -38,7 +38,9 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoReranker
     )
     version = str(openvino.__version__).partition("-")[0]
     # Once, and not twice as for vectors: the fifty texts of a search are some batches, which all cores take together.
-    compiled = compile_graph(graph, precision, "THROUGHPUT", settings.threads)
+    compiled = compile_graph(
+        graph, precision, "THROUGHPUT", threads=settings.threads, max_tokens=facts.max_tokens
+    )
     return OpenVinoReranker(
         f"openvino-{version}/{precision.name}", facts.max_tokens, tokenizer, compiled, typed=encoder.second is not None
     )
