@@ -80,11 +80,6 @@ class View:
         return self.vector is not None
 
     @property
-    def has_vectors(self) -> bool:
-        """True if its contents have vectors, embedded or made."""
-        return self.is_made or self.embedded
-
-    @property
     def has_terms(self) -> bool:
         """True if its contents are found by their words."""
         return self.text is not None and self.terms
