@@ -10,8 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match
 
-from likewise.apps.app import App
-from likewise.apps.registry import APPS
+from likewise.apps.registry import APPS, App
 from likewise.library import Likewise
 from likewise.observe.version import program_version
 from likewise.server import health, metrics, reference

@@ -6,10 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from likewise.apps.answers import Answer
+from likewise.apps.answers import Answer, problem, refusals
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import Anyone
-from likewise.apps.problems import problem, refusals
 from likewise.errors import ModelUnavailable, Unavailable
 from likewise.observe.version import program_version
 from likewise.server.problems import answer, detail_for, with_headers

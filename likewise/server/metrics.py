@@ -9,9 +9,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from likewise.apps.answers import refusals
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import Anyone
-from likewise.apps.problems import refusals
 from likewise.db import waiting
 from likewise.db.checkup import waiting_estimate
 from likewise.db.pool import Pool

@@ -6,9 +6,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from likewise.apps.answers import Problem, refusals
 from likewise.apps.declaration import JSON, Body, declaration_of
-from likewise.apps.filter_schema import SCHEMAS as FILTERS
-from likewise.apps.problems import Problem, refusals
+from likewise.apps.fields import FILTER_SCHEMAS
 from likewise.server.endpoints import all_routes, scope_of
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -39,7 +39,7 @@ def _document(app: FastAPI, ways: Collection[str]) -> dict[str, Any]:
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas["Problem"] = _hoisted(Problem.model_json_schema(ref_template=_REFERENCE), schemas)
-    schemas |= FILTERS
+    schemas |= FILTER_SCHEMAS
     for path in document["paths"].values():
         for operation in path.values():
             for content in operation.get("requestBody", {}).get("content", {}).values():
