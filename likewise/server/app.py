@@ -13,16 +13,15 @@ from starlette.routing import Match
 from likewise.apps.registry import APPS, App
 from likewise.library import Likewise
 from likewise.observe.version import program_version
-from likewise.server import health, metrics, reference
+from likewise.server import openapi, operations
 from likewise.server.bodies import BodyLimit
 from likewise.server.concurrency import RequestLimit
 from likewise.server.endpoints import RouteTable
 from likewise.server.middleware import AddressGuard, Errors, RequestLog
-from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error, shapes_of
 from likewise.settings import Settings
 
-ROUTERS = (health.router, metrics.router, reference.router)
+ROUTERS = (operations.router, openapi.router)
 
 if TYPE_CHECKING:
     # Older versions of FastAPI have none of it, and take the option all the same.
@@ -85,7 +84,7 @@ def create_app(source: Likewise | Opener, settings: Settings, *, apps: Sequence[
     for router in (*ROUTERS, *(row.load(name) for row in rows for name in row.routers)):
         app.include_router(router)
     table.read(app)
-    describe(app, settings.auth)
+    openapi.describe(app, settings.auth)
     return app
 
 

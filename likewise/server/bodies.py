@@ -16,6 +16,7 @@ from likewise.apps.deps import TENANT
 from likewise.errors import LikewiseError, Overloaded, TooLarge, TooManyRequests
 from likewise.server.concurrency import permit_of
 from likewise.server.inflating import Inflater
+from likewise.server.layer import HttpLayer
 from likewise.server.problems import Rejection, answer
 
 # A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
@@ -31,7 +32,7 @@ STREAM_BYTES = 2**30
 MAX_AWAITED = 256
 
 
-class BodyLimit:
+class BodyLimit(HttpLayer):
     """Counts a body while it is read; its declared length is believed only to refuse it sooner.
 
     Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
@@ -49,7 +50,7 @@ class BodyLimit:
         pause_seconds: float = PAUSE_SECONDS,
         body_seconds: float = BODY_SECONDS,
     ) -> None:
-        self.app = app
+        super().__init__(app)
         self.limit = limit
         self.stream_limit = max(stream_limit, limit)
         self.total = max(total, limit)
@@ -58,11 +59,8 @@ class BodyLimit:
         self.pause_seconds = pause_seconds
         self.body_seconds = body_seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         declared, headers = declaration_in(scope).body, Headers(scope=scope)
         streamed, coding = declared.is_streamed(headers), declared.encoding(headers)
         limit = self.stream_limit if streamed else declared.max_bytes or self.limit
