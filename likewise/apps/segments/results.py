@@ -86,28 +86,14 @@ class SearchJobAnswer:
     status: AcceptedStatus
 
 
-@dataclass(frozen=True)
-class SegmentSearchOutcome:
-    """Records that a search of segments found in the collection of a model."""
-
-    collection: str
-    query_model: str
-    query_model_ver: str
-    hits: Sequence[RecordHit] = ()
-
-    def to_answer(self, org: str) -> SegmentSearchAnswer:
-        """Return the answer to a caller of the tenant `org`."""
-        results = [segment_hit(one.record, one.score, one.similarity, org) for one in self.hits]
-        return SegmentSearchAnswer(results, self.query_model, self.query_model_ver, len(results))
-
-    def to_job(self) -> dict[str, Any]:
-        """Return what a job keeps: which records, with which text, and how near; what they say stays with them."""
-        hits = [[one.record.pk, one.record.content, one.score, one.similarity] for one in self.hits]
-        return {
-            "query_model": self.query_model,
-            "query_model_ver": self.query_model_ver,
-            "hits": {"collection": self.collection, "records": hits},
-        }
+def search_in_job(collection: str, hits: Sequence[RecordHit], model: str, model_ver: str) -> dict[str, Any]:
+    """Return what a search's job keeps: which records, with which text, and how near; what they say stays with them."""
+    records = [[one.record.pk, one.record.content, one.score, one.similarity] for one in hits]
+    return {
+        "query_model": model,
+        "query_model_ver": model_ver,
+        "hits": {"collection": collection, "records": records},
+    }
 
 
 async def rehydrate(tx: Tx, job: Job) -> dict[str, Any]:

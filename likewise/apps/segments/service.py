@@ -27,6 +27,7 @@ from likewise.ingest.unit_of_work import AnswerStore, UnitOfWork
 from likewise.ingest.writer import Destination, NewCollection
 from likewise.kind import Policy
 from likewise.runtime import Runtime
+from likewise.search.hits import RecordHit
 from likewise.search.options import Mode, SearchOptions, SearchRequest, TextQuestion
 from likewise.search.plan import group_field
 
@@ -151,8 +152,10 @@ class SegmentsService:
             Invalid: a model that is not allowed, a wrong filter, or words or texts asked for where none are kept.
             ModelUnavailable: the model is away.
         """
-        outcome = await self._look(tenant, asked)
-        return outcome.to_answer(await self._names.of(tenant))
+        spec, hits = await self._look(tenant, asked)
+        org = await self._names.of(tenant)
+        found = [results.segment_hit(one.record, one.score, one.similarity, org) for one in hits]
+        return results.SegmentSearchAnswer(found, spec.hub_id, self._settings.model_ver, len(found))
 
     async def search_later(
         self, tenant: int, asked: SegmentQuery, *, answers: AnswerStore | None = None
@@ -185,11 +188,11 @@ class SegmentsService:
         """Do a search that `search_later` put off; a Handler of tasks. `rehydrate` tells what it found."""
         asked = SegmentQuery(**orjson.loads(input or b"{}"))
         try:
-            outcome = await self._look(tenant, asked)
+            spec, hits = await self._look(tenant, asked)
         except ModelNotAllowed:
             # It was where the search was asked for: another process may have it.
             raise ModelUnavailable("This process does not have the model.", code="model_not_here") from None
-        return outcome.to_job()
+        return results.search_in_job(collection_name(spec), hits, spec.hub_id, self._settings.model_ver)
 
     async def delete_point(self, tenant: int, point: UUID) -> None:
         """Remove a segment; NotFound if there is none with this id."""
@@ -239,20 +242,19 @@ class SegmentsService:
 
         return await self._runtime.writer.transaction(tenant, into, write.records, once, answers=answers)
 
-    async def _look(self, tenant: int, asked: SegmentQuery) -> results.SegmentSearchOutcome:
+    async def _look(self, tenant: int, asked: SegmentQuery) -> tuple[ModelSpec, Sequence[RecordHit]]:
+        """The model that is asked, and the records that fit best; none where none have been stored."""
         spec = self._refuse_query(asked)
         name = collection_name(spec)
-        none = results.SegmentSearchOutcome(name, spec.hub_id, self._settings.model_ver)
         _refuse_unkept(asked, await self._policy(tenant, name))
         request = SearchRequest(TextQuestion(cleaned(asked.query_text)), asked, must=_named(asked))
         try:
-            found = await self._runtime.searcher.search(tenant, name, request)
+            return spec, (await self._runtime.searcher.search(tenant, name, request)).records
         except NotFound:
             # A search makes no collection.
-            return none
+            return spec, ()
         except Invalid as error:
             raise error.moved("/query", "/query_text") from None
-        return replace(none, hits=found.records)
 
     async def _policy(self, tenant: int, name: str) -> Policy:
         """The policy of a collection, or of the one that a first write would make."""
