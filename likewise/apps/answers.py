@@ -5,8 +5,8 @@ An error is a problem of RFC 9457, where an app has no shape of its own.
 
 import asyncio
 import base64
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,12 +76,9 @@ def as_base64(vector: npt.NDArray[np.generic]) -> str:
     return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
 
 
-class ErrorShape(Protocol):
-    """Renders an error for the routes under a path; headers that go with its status are added afterwards."""
-
-    def __call__(self, error: LikewiseError, detail: str, scope: Scope, /) -> Response:
-        """Return the response, whose sentence is `detail`: the caller may not know all of the error's own."""
-        ...
+# Renders an error for the routes under a path. Its sentence is the second argument: the caller may not know all of the
+# error's own. Headers that go with its status are added afterwards.
+ErrorShape = Callable[[LikewiseError, str, Scope], Response]
 
 
 class Problem(BaseModel):

@@ -108,9 +108,5 @@ async def _refusal(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> list[str]:
     """The methods that an address takes. The framework names those of the first route that fits, and no others."""
     routes: list[Any] = request.app.routes
-    return [method for method in _METHODS if any(_takes(route, request, method) for route in routes)]
-
-
-def _takes(route: Any, request: Request, method: str) -> bool:
-    match, _ = route.matches({**request.scope, "method": method})
-    return bool(match is Match.FULL)
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [method for method, one in scopes.items() if any(route.matches(one)[0] is Match.FULL for route in routes)]

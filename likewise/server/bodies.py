@@ -7,7 +7,6 @@ from collections import Counter
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from likewise.apps.body import RELEASE
@@ -76,7 +75,8 @@ class BodyLimit(HttpLayer):
             # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
             if not body.unread or "expect" in headers:
                 raise
-            await _answer_and_drain(answer(refusal, scope), scope, body, send)
+            # At once; then it is read on for a moment before the answer ends and with it the connection.
+            await answer(refusal, scope)(scope, body.receive, _after_body(body, send))
         finally:
             body.release(body.held)
             body.arrived()
@@ -236,11 +236,6 @@ def _after_body(body: _CountedBody, send: Send) -> Send:
         await send(message)
 
     return send_and_drain
-
-
-async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
-    """Answer at once, then read on for a moment before the answer ends and with it the connection."""
-    await refusal(scope, body.receive, _after_body(body, send))
 
 
 def _declared_length(headers: Headers) -> int:

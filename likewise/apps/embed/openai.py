@@ -13,9 +13,10 @@ from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, Metered, ProcessEmbedder
 from likewise.apps.embed.routes import MAX_TEXTS
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
-from likewise.embedding.embedder import Embedded
+from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.models import ModelSpec
 from likewise.errors import Fault, Invalid, LikewiseError, ModelNotAllowed, NotFound
+from likewise.search.reranking import Rerankers
 
 TOKENS = (
     "Arrays of token ids are not taken, because they are another tokenizer's: send texts. "
@@ -184,12 +185,14 @@ async def get_model(
     return Answer(_model(known_model(embedder, model), embedder, model))
 
 
-def known_model(embedder: ProcessEmbedder, name: str | None) -> ModelSpec:
-    """Return the facts of a model; ModelNotFound if requests may not name it."""
+def known_model(
+    models: Embedder | Rerankers, name: str | None, refusal: type[ModelNotFound] = ModelNotFound
+) -> ModelSpec:
+    """Return the facts of a model or reranker; `refusal` if requests may not name it."""
     try:
-        return embedder.known(name)
+        return models.known(name)
     except ModelNotAllowed:
-        raise ModelNotFound from None
+        raise refusal from None
 
 
 def _data(made: Embedded, in_base64: bool) -> Any:

@@ -10,12 +10,10 @@ from likewise.apps.answers import json_answer, written
 from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, PARSED, OldRequest, wrong
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, Metered, runtime_of
-from likewise.apps.embed.openai import REFUSED, ModelNotFound, UsageOut
+from likewise.apps.embed.openai import REFUSED, ModelNotFound, UsageOut, known_model
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
 from likewise.cleaning import cleaned
-from likewise.embedding.models import ModelSpec
-from likewise.errors import ModelNotAllowed
-from likewise.search.reranking import Rerankers, RerankResult
+from likewise.search.reranking import RerankResult
 
 MAX_DOCUMENTS = 1_000
 
@@ -115,7 +113,7 @@ async def rerank(tenant: CanRead, metered: Metered, body: Annotated[RerankIn, PA
     """Documents in the order in which they answer a query; `x-likewise-truncated` counts those that were cut off."""
     rerankers = runtime_of(metered.request).reranking
     # What is refused for its model takes nothing from the quota.
-    spec = known_reranker(rerankers, body.model)
+    spec = known_model(rerankers, body.model, RerankerNotFound)
     metered.quotas.spend(tenant, [body.query, *body.texts])
     work = rerankers.rerank(tenant, cleaned(body.query), [cleaned(text) for text in body.texts], model=body.model)
     made = await metered.attended(work, body.pointer)
@@ -128,14 +126,6 @@ async def rerank(tenant: CanRead, metered: Metered, body: Annotated[RerankIn, PA
         "meta": {"tokens": {"input_tokens": tokens}},
     }
     return json_answer(written(answer), {"x-likewise-truncated": str(cut)})
-
-
-def known_reranker(rerankers: Rerankers, name: str | None) -> ModelSpec:
-    """Return the facts of a reranker; RerankerNotFound if requests may not name it."""
-    try:
-        return rerankers.known(name)
-    except ModelNotAllowed:
-        raise RerankerNotFound from None
 
 
 def results(made: RerankResult, body: RerankIn) -> list[dict[str, Any]]:
