@@ -187,5 +187,5 @@ async def open(  # noqa: A001 - `likewise.open()` is how it reads where it is us
     """
     settings, rows = settings or load_settings(), (*APPS, *apps)
     embedder = embedder or Embedder(settings, wait_for_models=wait_for_models)
-    async with open_runtime(settings, kinds_of(rows), worker=worker, embedder=embedder) as runtime:
+    async with open_runtime(settings, kinds_of(rows), embedder, worker=worker) as runtime:
         yield Likewise(runtime, rows)

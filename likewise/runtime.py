@@ -203,17 +203,13 @@ def _refuse_unreadable_urls(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_runtime(
-    settings: Settings, kinds: Kinds, *, worker: bool = True, embedder: Embedder | None = None
-) -> AsyncIterator[Runtime]:
+async def open_runtime(settings: Settings, kinds: Kinds, embedder: Embedder, *, worker: bool) -> AsyncIterator[Runtime]:
     """Open all parts of one process, with its background work.
 
     Args:
         kinds: those of the apps.
         worker: whether this process also embeds what waits.
-        embedder: one to use in place of the settings' own.
     """
-    embedder = embedder or Embedder(settings)
     default = embedder.known()
     # Of a folder that is not there nobody knows it.
     if settings.vector_size is not None and default.dimension:
