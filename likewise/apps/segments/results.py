@@ -17,7 +17,7 @@ from likewise.db.transaction import Tx
 from likewise.errors import NotFound
 from likewise.search.hits import RecordHit
 
-PointId = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+UuidText = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 AcceptedStatus = Annotated[str, Field(json_schema_extra={"enum": ["PENDING", "RUNNING", "SUCCEEDED"]})]
 
 
@@ -28,7 +28,7 @@ class EmbedAnswer:
     job_id: UUID
     asset_id: str
     segment_id: str
-    point_id: PointId
+    point_id: UuidText
     status: AcceptedStatus
 
 
@@ -62,7 +62,7 @@ class DocumentAnswer(EmbedBatchAnswer):
 class SegmentHitAnswer:
     """One segment. `score` is the cosine in mode dense, and otherwise orders the results of one search."""
 
-    point_id: PointId
+    point_id: UuidText
     score: float
     payload: dict[str, Any]
     similarity: float | None
