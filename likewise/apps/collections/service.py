@@ -27,14 +27,12 @@ KIND = Kind(name="collection")
 
 @dataclass(frozen=True)
 class WriteAnswer:
-    """Counts of a write. In NDJSON a pointer's first part is the line, counted from 0.
-
-    `failed` names records that were not stored (NDJSON), or have no vector (`wait`).
-    """
+    """Counts of a write. In NDJSON a pointer's first part is the line, counted from 0."""
 
     created: int
     changed: int
     unchanged: int
+    # Records that were not stored (NDJSON), or have no vector (`wait`).
     failed: list[Fault]
 
     def __add__(self, other: "WriteAnswer") -> "WriteAnswer":

@@ -221,11 +221,13 @@ class SegmentsService:
         segments: Sequence[NewSegment],
         model: str | None,
         model_ver: str | None,
-        **about: bool,
+        *,
+        about_one: bool = False,
+        is_document: bool = False,
     ) -> SegmentWrite:
         spec = self.known(model)
         labels = Labels(await self._names.of(tenant), asset_id, spec, model_ver or self._settings.model_ver)
-        write = SegmentWrite(labels, segments, **about)
+        write = SegmentWrite(labels, segments, about_one, is_document)
         _refuse_unfit(write)
         return write
 
