@@ -21,6 +21,7 @@ from likewise.embedding.runtimes import follows_device
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
 from likewise.progress import in_mebibytes, progress
+from likewise.search.reranking import SETTING as RERANKER
 from likewise.search.reranking import RerankerCatalogue, Rerankers
 from likewise.settings import PREFIX, Settings
 
@@ -127,6 +128,13 @@ def require_model(settings: Settings) -> ModelSpec:
     spec = model_named(settings, None)
     _refuse_no_folder(spec, f"{PREFIX}MODEL", "model")
     return spec
+
+
+def require_reranker(settings: Settings) -> None:
+    """SettingsError if the settings name a reranker and there is none of that name."""
+    spec = RerankerCatalogue(settings).default
+    if spec is not None:
+        _refuse_no_folder(spec, RERANKER, "reranker")
 
 
 def _refuse_no_folder(spec: ModelSpec, setting: str, what: str) -> None:

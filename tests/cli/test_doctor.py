@@ -320,6 +320,7 @@ async def test_a_reranker_that_works(examine: Examine) -> None:
     [
         ("ms-marco-MiniLM-L-6-v2", "likewise models pull ms-marco-MiniLM-L-6-v2"),
         ("tiny", "no cross-encoder"),
+        ("ms-marco-MiniLM-L6-v2", r"nor a folder .*is ms-marco-MiniLM-L-6-v2 meant\?.*Set LIKEWISE_RERANKER"),
     ],
 )
 async def test_a_reranker_that_does_not_work(examine: Examine, name: str, words: str) -> None:

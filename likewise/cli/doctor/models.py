@@ -4,13 +4,13 @@ import asyncio
 import difflib
 import mmap
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from likewise.cli.doctor.finding import Finding
-from likewise.cli.models import require_model, try_model, try_reranker
+from likewise.cli.models import require_model, require_reranker, try_model, try_reranker
 from likewise.embedding.files import weights
 from likewise.embedding.files.torch_folder import TorchFolder
-from likewise.embedding.models import MODELS, Catalogue, ModelSpec
+from likewise.embedding.models import MODELS, RERANKERS, Catalogue, ModelSpec
 from likewise.embedding.models_file import FILE
 from likewise.embedding.runtimes import follows_device
 from likewise.errors import LikewiseError, NotSupported, SettingsError
@@ -39,6 +39,11 @@ async def models(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _reranker(settings: Settings, spec: ModelSpec) -> Finding:
+    try:
+        require_reranker(settings)
+    except SettingsError as error:
+        what = error.detail + _meant(spec.name, RERANKERS)
+        return Finding("reranker", what, f"Set {SETTING} to one of these, or unset it; without it nothing is reranked.")
     try:
         async with asyncio.timeout(MODEL_SECONDS):
             facts = await try_reranker(settings, spec)
@@ -148,7 +153,7 @@ def _runtime_mend(spec: ModelSpec, otherwise: str) -> str:
     return f"Install that extra, or {f'unset {PREFIX}DEVICE' if by_device else otherwise}."
 
 
-def _meant(name: str) -> str:
-    known = {word.lower(): spec.name for spec in MODELS for word in (spec.name, spec.hub_id, spec.bare_name)}
+def _meant(name: str, among: Sequence[ModelSpec] = MODELS) -> str:
+    known = {word.lower(): spec.name for spec in among for word in (spec.name, spec.hub_id, spec.bare_name)}
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
     return f" (is {known[near[0]]} meant?)" if near and known[near[0]] != name else ""
