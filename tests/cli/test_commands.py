@@ -15,7 +15,7 @@ import pytest
 from likewise.testing import Upstream
 from tests.cli.conftest import PROGRAM, Run
 from tests.cli.screen import on_a_terminal
-from tests.patience import hears_signals
+from tests.patience import reads_standard_input
 from tests.search.rerankers import BERT
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
@@ -490,7 +490,7 @@ def test_ctrl_c_ends_what_waits_for_standard_input(environment: dict[str, str], 
     assert process.stdin is not None
     process.stdin.write(sent)
     process.stdin.flush()
-    until_it_hears_signals(process)
+    until_it_reads(process)
     # When
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
@@ -499,11 +499,13 @@ def test_ctrl_c_ends_what_waits_for_standard_input(environment: dict[str, str], 
     assert ended(process)[2] == ""
 
 
-def until_it_hears_signals(process: subprocess.Popen[str]) -> None:
-    """Until it has begun its work; then for a while longer."""
-    while not hears_signals(process.pid) and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(2)
+def until_it_reads(process: subprocess.Popen[str]) -> None:
+    if not Path("/proc").exists():
+        # Nobody knows when it does.
+        time.sleep(2)
+        return
+    while not reads_standard_input(process.pid) and process.poll() is None:
+        time.sleep(0.01)
 
 
 def started(environment: dict[str, str], *arguments: str, **options: Any) -> subprocess.Popen[str]:
