@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 from uuid import UUID
 
 from likewise.db import deletions, jobs, records
-from likewise.db.collections import CollectionRow, ViewRow
+from likewise.db.collections import CollectionRow
 from likewise.db.contents import PreparedContent
-from likewise.db.deletions import Deletion, GoneContent
+from likewise.db.deletions import DeletionQuery, GoneContent
 from likewise.db.records import BatchDiff, PreparedRecord, StoragePolicy, WriteOutcome
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
@@ -20,11 +20,6 @@ from likewise.stopping import stop
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
 LARGE_BATCH = 20_000
-
-
-class _Deleting(TypedDict):
-    views: Sequence[ViewRow]
-    alone: bool
 
 
 class AnswerStore(Protocol):
@@ -109,17 +104,12 @@ class UnitOfWork:
         self.gone.extend(outcome.gone)
         return outcome
 
-    async def delete(self, ids: Sequence[str]) -> int:
-        """Delete those of the records that are there; returns how many were."""
-        return self._deleted(await deletions.delete(self.tx, self.collection.id, ids, **self._deleting))
-
-    async def delete_parent(self, parent: str) -> int:
-        """Delete all records of a parent; returns how many there were."""
-        return self._deleted(await deletions.delete_parent(self.tx, self.collection.id, parent, **self._deleting))
-
-    async def delete_with(self, field: str, value: str) -> int:
-        """Delete all records that have a text in an indexed field at the moment that they go; returns how many."""
-        return self._deleted(await deletions.delete_with(self.tx, self.collection.id, field, value, **self._deleting))
+    async def delete(self, query: DeletionQuery) -> int:
+        """Delete the records that a query finds at the moment that they go; returns how many."""
+        views = self.target.storage.views
+        deletion = await deletions.delete(self.tx, self.collection.id, query, views=views, alone=self.alone)
+        self.gone.extend(deletion.gone)
+        return deletion.records
 
     async def start_job(self, job: UUID, kind: str, items: Mapping[str, int], *, result: Mapping[str, Any]) -> None:
         """Start a job on contents that were written for it, by the names that it reports; see `jobs.start`."""
@@ -130,14 +120,6 @@ class UnitOfWork:
         """Keep what the request will be answered, if it is one that may be repeated."""
         if self.answers is not None:
             await self.answers.save(self.tx, answer)
-
-    @property
-    def _deleting(self) -> _Deleting:
-        return {"views": self.target.storage.views, "alone": self.alone}
-
-    def _deleted(self, deletion: Deletion) -> int:
-        self.gone.extend(deletion.gone)
-        return deletion.records
 
     async def _learn(self, contents: Sequence[PreparedContent]) -> None:
         if sum(len(one.text or "") for one in contents) > LARGE_BATCH or any(one.vector for one in contents):

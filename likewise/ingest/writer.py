@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
-from likewise.db import collections, records
+from likewise.db import collections, deletions, records
 from likewise.db.collections import CollectionRow, DroppedCollection, NewView, RecentCollections
 from likewise.db.contents import ContentKey
+from likewise.db.deletions import DeletionQuery
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
 from likewise.db.records import PreparedRecord, StoragePolicy, WriteOutcome
@@ -152,27 +153,15 @@ class Writer:
 
     async def delete_many(self, tenant: int, collection: CollectionRow, ids: Sequence[str]) -> int:
         """Delete those of the records that are there, in one transaction; returns how many were."""
-
-        async def once(unit: UnitOfWork) -> int:
-            return await unit.delete(ids)
-
-        return await self._commit(_emptied(tenant, collection), [], once)
+        return await self._delete(tenant, collection, deletions.by_ids(ids))
 
     async def delete_parent(self, tenant: int, collection: CollectionRow, parent: str) -> int:
         """Delete all records of a parent; returns how many there were."""
-
-        async def once(unit: UnitOfWork) -> int:
-            return await unit.delete_parent(parent)
-
-        return await self._commit(_emptied(tenant, collection), [], once)
+        return await self._delete(tenant, collection, deletions.of_parent(parent))
 
     async def delete_with(self, tenant: int, collection: CollectionRow, field: str, value: str) -> int:
         """Delete all records that have this text in an indexed field, at the moment that they go; returns how many."""
-
-        async def once(unit: UnitOfWork) -> int:
-            return await unit.delete_with(field, value)
-
-        return await self._commit(_emptied(tenant, collection), [], once)
+        return await self._delete(tenant, collection, deletions.with_field(field, value))
 
     async def drop(self, tenant: int, collection: CollectionRow) -> bool:
         """Remove a collection with everything in it; False if it was not there."""
@@ -189,6 +178,14 @@ class Writer:
         self._recent.forget(tenant, collection.name)
         await self._cache_invalidation.forget(collection, dropped.text_hashes)
         return dropped.was_there
+
+    async def _delete(self, tenant: int, collection: CollectionRow, query: DeletionQuery) -> int:
+        async def once(unit: UnitOfWork) -> int:
+            return await unit.delete(query)
+
+        # Nothing is stored, in whichever lane.
+        target = Target(tenant, collection.id, records.BULK, collection, StoragePolicy(collection.views))
+        return await self._commit(target, [], once)
 
     async def _prepare(
         self, tenant: int, into: Destination, batch: Sequence[NewRecord], lane: int
@@ -336,9 +333,3 @@ def _tokens_of(
             if one.waits and (among is None or one.key in among):
                 tokens[models[one.view]] = tokens.get(models[one.view], 0) + one.tokens
     return tokens
-
-
-def _emptied(tenant: int, collection: CollectionRow) -> Target:
-    """The target of a deletion, which stores nothing."""
-    storage = StoragePolicy(collection.views)
-    return Target(tenant, collection.id, records.BULK, collection, storage)
