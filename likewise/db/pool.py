@@ -1,4 +1,4 @@
-"""The connections of a role, lent for a transaction each."""
+"""The connections of a role, lent for a transaction each; and the time in which the database lets nobody in."""
 
 import asyncio
 import random
@@ -6,6 +6,7 @@ import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import Context
 from typing import Self, TypeVar
 
 import orjson
@@ -17,11 +18,11 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
-from likewise.db import ids, outage
-from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
-from likewise.db.outage import Outage
+from likewise.db import ids
+from likewise.db.failures import FULL, STORAGE, Contended, NoConnection, busy, scrubbed, why_away, why_no_connection
 from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, BinaryValue, BinaryValueDumper, Row, Tx
-from likewise.errors import DatabaseUnavailable, SettingsError
+from likewise.errors import DatabaseUnavailable, LikewiseError, SettingsError
+from likewise.observe.logs import get_logger
 from likewise.stopping import stop
 
 T = TypeVar("T")
@@ -41,6 +42,13 @@ SETTLE = SQL("""
            set_config('max_parallel_workers_per_gather', '0', false)
 """)
 
+# A connection is waited for this long before the caller hears that all are busy. A restart of Postgres takes less.
+POOL_TIMEOUT_SECONDS = 10.0
+# And this long while it is known that none can be had.
+AWAY_SECONDS = 0.5
+# A server that answers, however busy, lets somebody in within this.
+LOOK_SECONDS = 3.0
+LOOK_AGAIN_SECONDS = 1.0
 # The driver's own bound is 130 s, and only three attempts are made at once.
 CONNECT_SECONDS = 5
 # The pool doubles its pause after each failed attempt for as long as this, then gives up, and is told to begin again.
@@ -52,6 +60,70 @@ END_SECONDS = 1.0
 # a server that is not ready no write would ever come to show that it is over; the next one that fails sets it again.
 FAULT_SECONDS = 30.0
 
+log = get_logger(__name__)
+
+
+class Outage:
+    """The time in which no connection can be had, told from one in which all are lent out."""
+
+    def __init__(self, url: str, forget_connections: Callable[[], Awaitable[None]]) -> None:
+        """Watch the database at `url`.
+
+        Args:
+            forget_connections: has only new ones given out from then on; those that are silent may hang.
+        """
+        self._url = url
+        self._forget_connections = forget_connections
+        self._looking = asyncio.Lock()
+        self._looked_at = -LOOK_AGAIN_SECONDS
+        self._away = False
+        self._watching: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def patience(self) -> float:
+        """The seconds that a connection is worth waiting for."""
+        return min(AWAY_SECONDS, POOL_TIMEOUT_SECONDS) if self._away else POOL_TIMEOUT_SECONDS
+
+    def over(self) -> None:
+        """Note that a connection was had."""
+        self._away = False
+
+    async def refusal(self) -> LikewiseError:
+        """Return the error for a caller for whom no connection was free in time: all are busy, or nobody is let in."""
+        async with self._looking:
+            if not self._away and time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
+                await self._look()
+        return DatabaseUnavailable() if self._away else busy()
+
+    async def close(self) -> None:
+        """Look no more."""
+        self._closed = True
+        if self._watching is not None:
+            await stop([self._watching])
+
+    async def _look(self) -> None:
+        # Twice: this process may itself have been too busy to hear the first answer in time.
+        why = await _why_nobody_is_let_in(self._url) and await _why_nobody_is_let_in(self._url)
+        self._looked_at = time.monotonic()
+        if why is None or self._closed:
+            return
+        log.error("database_away", reason=why.what)
+        await asyncio.shield(self._forget_connections())
+        self._away = True
+        if self._watching is None or self._watching.done():
+            # In a context of its own: it is no part of the request that found out.
+            self._watching = asyncio.create_task(self._watch(), name="wait for the database", context=Context())
+
+    async def _watch(self) -> None:
+        """Look until the database is back, whether or not anybody asks for a connection."""
+        while self._away:
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            gone = await _why_nobody_is_let_in(self._url) is not None
+            # Meanwhile a connection may have been had.
+            self._away = self._away and gone
+        log.warning("database_back")
+
 
 class Pool:
     """The connections of one role."""
@@ -62,7 +134,7 @@ class Pool:
             min_size=1,
             max_size=max_size,
             open=False,
-            timeout=outage.POOL_TIMEOUT_SECONDS,
+            timeout=POOL_TIMEOUT_SECONDS,
             configure=_settle_in_time,
             # A server that was killed and started again leaves dead connections here; they are found before use.
             check=_check,
@@ -93,7 +165,7 @@ class Pool:
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
         try:
-            await self._pool.open(wait=True, timeout=outage.POOL_TIMEOUT_SECONDS)
+            await self._pool.open(wait=True, timeout=POOL_TIMEOUT_SECONDS)
         except PoolTimeout:
             await self._pool.close()
             raise DatabaseUnavailable from None
@@ -279,3 +351,13 @@ async def _quietly_roll_back(tx: Tx) -> None:
     except psycopg.Error:
         # The error that brought us here is the one to tell; the pool throws the broken connection away.
         return
+
+
+async def _why_nobody_is_let_in(url: str) -> NoConnection | None:
+    """Find why no session can be had, beside the pool; None if one can, or if others have them all."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS), await AsyncConnection.connect(url, autocommit=True):
+            return None
+    except (psycopg.Error, TimeoutError) as error:
+        why = why_no_connection(error)
+        return None if why is FULL else why
