@@ -11,7 +11,7 @@ from likewise.db.matches import Matches
 from likewise.db.where import exactly
 from likewise.filters import parse
 from likewise.library import Collection, Likewise
-from likewise.search import candidates, legs
+from likewise.search import candidates, ranking
 from likewise.search.analyzer import analyze
 from tests.patience import until
 
@@ -23,7 +23,7 @@ SOME = ("cold", "heat", "noise", "smell", "colour", "weight")
 async def texts(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> Collection:
     """1,200 texts of two topics with their vectors in an index, where fifty already are many."""
     monkeypatch.setattr(candidates, "MAX_IDS", 50)
-    monkeypatch.setattr(legs, "BY_INDEX_US", 0.0)
+    monkeypatch.setattr(ranking, "BY_INDEX_US", 0.0)
     monkeypatch.setattr(matches, "MAX_READ", 30)
     collection = lw.collection("texts")
     await collection.create()
