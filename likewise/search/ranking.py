@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cachetools import TTLCache
 
-from likewise.db import matches
+from likewise.db import terms
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.provider import Vector
@@ -127,7 +127,7 @@ class Legs:
         counted = await self._frequencies.of(tx, plan, search.question.terms)
         rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MAX_RANKED_TERMS])
         among = candidates.among.ids if candidates.among else candidates.where
-        found = await matches.rank(
+        found = await terms.rank(
             tx,
             plan.collection.id,
             rare,
@@ -178,25 +178,25 @@ class TermFrequencies:
         # One entry a view: a look into the cache for each term of a question would cost more than all the rest.
         self._counts: TTLCache[tuple[int, int], _Counts] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
 
-    async def of(self, tx: Tx, plan: SearchPlan, terms: Sequence[int]) -> dict[int, int]:
+    async def of(self, tx: Tx, plan: SearchPlan, wanted: Sequence[int]) -> dict[int, int]:
         """Return the number of contents that have each term."""
         collection, view, total = plan.collection.id, plan.view.number, plan.view.contents_total
         counts = self._counts.get((collection, view))
         if counts is None or len(counts.terms) > MAX_TERMS:
             counts = self._counts[collection, view] = _Counts()
         known = counts.terms
-        found = {term: known[term] for term in terms if term in known}
-        missing = [term for term in terms if term not in found]
+        found = {term: known[term] for term in wanted if term in known}
+        missing = [term for term in wanted if term not in found]
         if not missing:
             return found
         # Where all are counted fast, nobody asks for the commonest.
         if counts.common is None and total > MAX_COUNTED:
-            counts.common = await matches.commonest(tx, collection, view=view)
+            counts.common = await terms.commonest(tx, collection, view=view)
         common = counts.common or {}
         likely = {term: round(common[term] * total) for term in missing if term in common}
         likely = {term: n for term, n in likely.items() if n > MAX_COUNTED}
         rest = [term for term in missing if term not in likely]
-        counted = likely | (await matches.count(tx, collection, rest, view=view) if rest else {})
+        counted = likely | (await terms.count(tx, collection, rest, view=view) if rest else {})
         known.update(counted)
         return found | counted
 
