@@ -10,7 +10,6 @@ from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.loading import ModelLoader, ModelPool, ModelState
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
-from likewise.embedding.provider import Counts, Vector
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable
@@ -20,7 +19,6 @@ from likewise.search.hits import HitPage, RecordHit
 from likewise.search.plan import SearchPlan, needs_text
 from likewise.search.reranker import Reranker, RerankerScores
 from likewise.search.rerankers import openvino, remote
-from likewise.search.rerankers.folder import WEIGHTS
 from likewise.search.rerankers.queue import RerankerQueue
 from likewise.settings import PREFIX, Settings
 
@@ -69,24 +67,16 @@ class RerankerCatalogue:
         raise ModelNotAllowed
 
 
-@dataclass(frozen=True)
-class RerankResult:
-    """The scores of n texts, in their order, with what they cost.
+@dataclass(frozen=True, kw_only=True)
+class RerankResult(RerankerScores):
+    """The scores of n texts with their model, and what they cost, in US dollars."""
 
-    `scores` float32 (n,) of 0 to 1; `tokens` read of query and text together and `truncated` tokens cut off int32 (n,);
-    `cost` in US dollars. `estimated`: nobody counted the tokens.
-    """
-
-    scores: Vector
-    tokens: Counts
-    truncated: Counts
     cost: float
     model: str
-    estimated: bool
 
 
 def _weights(folder: Path) -> list[Path]:
-    return [folder / WEIGHTS]
+    return [folder / openvino.WEIGHTS]
 
 
 RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(remote.load, openvino.load, _weights, RerankerQueue)
@@ -144,7 +134,7 @@ class Rerankers:
             step.done(len(texts), int(scored.tokens.sum()))
         self._ledger.answered(tenant, spec.name, len(texts), 0, 0.0)
         cost = cost_of(int(scored.tokens.sum()), spec.price_per_1k_tokens)
-        return RerankResult(scored.scores, scored.tokens, scored.truncated, cost, spec.name, scored.estimated)
+        return RerankResult(**vars(scored), cost=cost, model=spec.name)
 
     async def opened(self, model: str | None = None, *, patience: float) -> Reranker:
         """The reranker in service; ModelUnavailable if it cannot be loaded now, or not in so many seconds."""

@@ -24,8 +24,12 @@ ChargeScores = Callable[[RerankerScores], None]
 class _Part:
     """Places of texts that go to the reranker in one call, and about how many tokens they have."""
 
-    places: Sequence[int]
+    places: list[int]
     tokens: int
+
+
+# Places, and the scores of the texts there.
+_Scored = tuple[list[int], RerankerScores]
 
 
 class RerankerQueue:
@@ -63,13 +67,13 @@ class RerankerQueue:
             raise _closing()
         parts = _parts(self._reranker, query, texts)
         tokens = sum(part.tokens for part in parts)
-        made = _Made(len(texts))
+        made: list[_Scored] = []
         self._budget.take(tokens)
         try:
             await self._all(query, texts, parts, made, charge)
         finally:
             self._budget.give_back(tokens)
-        return made.whole()
+        return _in_order(len(texts), made)
 
     async def close(self) -> None:
         """Fail what waits, and end what runs."""
@@ -77,7 +81,7 @@ class RerankerQueue:
         await stop(self._tasks)
 
     async def _all(
-        self, query: str, texts: Sequence[str], parts: Sequence[_Part], made: "_Made", charge: ChargeScores
+        self, query: str, texts: Sequence[str], parts: Sequence[_Part], made: list[_Scored], charge: ChargeScores
     ) -> None:
         """All calls, as many at a time as the reranker takes; the first that fails ends the others."""
         left = iter(parts)
@@ -97,13 +101,13 @@ class RerankerQueue:
             self._tasks.difference_update(tasks)
 
     async def _some(
-        self, query: str, texts: Sequence[str], left: Iterator[_Part], made: "_Made", charge: ChargeScores
+        self, query: str, texts: Sequence[str], left: Iterator[_Part], made: list[_Scored], charge: ChargeScores
     ) -> None:
         for part in left:
             async with self._turns:
                 scored = await self._call(query, [texts[place] for place in part.places])
             charge(scored)
-            made.take(part.places, scored)
+            made.append((part.places, scored))
 
     async def _call(self, query: str, texts: Sequence[str]) -> RerankerScores:
         with RerankerStep(self._model) as step:
@@ -129,26 +133,12 @@ class RerankerQueue:
             return scored
 
 
-class _Made:
-    """The scores of n texts, as far as they have come."""
-
-    def __init__(self, count: int) -> None:
-        self._scores = np.zeros(count, np.float32)
-        self._tokens = np.zeros(count, np.int32)
-        self._truncated = np.zeros(count, np.int32)
-        self._estimated = False
-
-    def take(self, places: Sequence[int], scored: RerankerScores) -> None:
-        """The texts at these places are done."""
-        chosen = list(places)
-        self._scores[chosen] = scored.scores
-        self._tokens[chosen] = scored.tokens
-        self._truncated[chosen] = scored.truncated
-        self._estimated = self._estimated or scored.estimated
-
-    def whole(self) -> RerankerScores:
-        """All of it."""
-        return RerankerScores(self._scores, self._tokens, self._truncated, self._estimated)
+def _in_order(count: int, made: Sequence[_Scored]) -> RerankerScores:
+    """The scores of n texts, of calls that have each done some places."""
+    scores, tokens, truncated = np.zeros(count, np.float32), np.zeros(count, np.int32), np.zeros(count, np.int32)
+    for places, scored in made:
+        scores[places], tokens[places], truncated[places] = scored.scores, scored.tokens, scored.truncated
+    return RerankerScores(scores, tokens, truncated, any(scored.estimated for _, scored in made))
 
 
 def _parts(reranker: Reranker, query: str, texts: Sequence[str]) -> list[_Part]:
