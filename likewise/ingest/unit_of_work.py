@@ -13,8 +13,7 @@ from likewise.db.deletions import DeletionQuery, GoneContent
 from likewise.db.records import BatchDiff, PreparedRecord, StoragePolicy, WriteOutcome
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
-from likewise.ingest.batch_terms import BatchTerms
-from likewise.ingest.made_vectors import MadeVectors
+from likewise.ingest.batch_index import BatchIndex
 from likewise.observe.request_id import REQUEST_ID
 from likewise.stopping import stop
 
@@ -53,8 +52,7 @@ class UnitOfWork:
     target: Target
     records: Sequence[PreparedRecord]
     alone: bool
-    terms: BatchTerms
-    vectors: MadeVectors
+    index: BatchIndex
     text_keys: TextKeys
     answers: AnswerStore | None
     outcome: WriteOutcome | None = None
@@ -97,9 +95,7 @@ class UnitOfWork:
         finally:
             await stop([learning])
         if outcome.new_contents:
-            await self.terms.write(self.tx, outcome.new_contents)
-        if outcome.new_contents and storage.several:
-            await self.vectors.write(self.tx, storage.views, outcome.new_contents)
+            await self.index.write(self.tx, outcome.new_contents)
         self.outcome = outcome
         self.gone.extend(outcome.gone)
         return outcome
@@ -123,14 +119,9 @@ class UnitOfWork:
 
     async def _learn(self, contents: Sequence[PreparedContent]) -> None:
         if sum(len(one.text or "") for one in contents) > LARGE_BATCH or any(one.vector for one in contents):
-            await asyncio.to_thread(self._work_out, contents)
+            await asyncio.to_thread(self.index.learn, contents)
         else:
-            self._work_out(contents)
-
-    def _work_out(self, contents: Sequence[PreparedContent]) -> None:
-        self.terms.learn(contents)
-        if self.target.storage.several:
-            self.vectors.learn(contents)
+            self.index.learn(contents)
 
 
 async def store(unit: UnitOfWork) -> WriteOutcome:

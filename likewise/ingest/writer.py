@@ -19,11 +19,10 @@ from likewise.embedding.models import ModelSpec
 from likewise.errors import Conflict, NotFound
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch import prepare_batch, refuse_long, refuse_unstorable, views_beside
-from likewise.ingest.batch_terms import BatchTerms, TermAverages
+from likewise.ingest.batch_index import BatchIndex, TermAverages
 from likewise.ingest.cache_invalidation import CacheInvalidation
 from likewise.ingest.fair_semaphore import FairSemaphore
 from likewise.ingest.group_commit import GroupCommit
-from likewise.ingest.made_vectors import MadeVectors
 from likewise.ingest.notifications import WakeSignal
 from likewise.ingest.unit_of_work import LARGE_BATCH, AnswerStore, Target, UnitOfWork, store
 from likewise.kind import Kind, NewRecord, Policy, View
@@ -271,13 +270,13 @@ class Writer:
     ) -> T:
         """Run a unit of work until it is committed: again while others are in its way, and in the end without them."""
         tries = count()
-        terms, vectors = BatchTerms(self.averages, target.collection), MadeVectors(self._vectors)
+        index = BatchIndex(self.averages, self._vectors, target.collection)
 
         async def attempt() -> tuple[T, UnitOfWork]:
             alone = next(tries) >= TRIES_BESIDE_OTHERS
             permit = self._connections.permit(target.tenant)
             async with self._pool.in_time(permit), self._pool.tenant(target.tenant) as tx:
-                unit = UnitOfWork(tx, target, prepared, alone, terms, vectors, self._text_keys, answers)
+                unit = UnitOfWork(tx, target, prepared, alone, index, self._text_keys, answers)
                 result = await once(unit)
                 self._cache_invalidation.send(tx, [one.text_hash for one in unit.gone])
                 if unit.gone:
@@ -294,7 +293,7 @@ class Writer:
         if unit.outcome is not None:
             text_bytes = sum(len(one.text.encode()) for one in unit.records)
             stored(outcome.created, outcome.changed, outcome.unchanged, text_bytes)
-        unit.terms.count(outcome.new_contents, [one.view for one in unit.gone])
+        unit.index.count(outcome.new_contents, [one.view for one in unit.gone])
         await self._cache_invalidation.forget(collection, [one.text_hash for one in unit.gone])
         if outcome.waiting:
             for model, tokens in _tokens_of(collection, unit.records, outcome.new_contents).items():

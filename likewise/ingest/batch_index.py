@@ -1,16 +1,23 @@
-"""The terms of a batch's texts, encoded for their rows, and the running average that weighs them."""
+"""The index of a batch: terms with their weights, and the vectors that a kind makes from records."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from likewise.db import collections, terms
 from likewise.db.collections import CollectionRow, ViewRow
 from likewise.db.contents import ContentKey, PreparedContent
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
+from likewise.embedding.provider import Vector
 from likewise.sealing import Sealing
 from likewise.search.analyzer import terms_of
+from likewise.vectors.store import TextReading, VectorStore
+
+# A made vector is this near to unit length; half precision keeps no more.
+UNIT_TOLERANCE = 1e-3
 
 # A tenant's collection, and the number of a view.
 _Place = tuple[int, int, int]
@@ -76,21 +83,29 @@ class TermAverages:
                 raise
 
 
-class BatchTerms:
-    """The terms of a batch's texts, encoded as they are stored; each is read once, however often it is tried."""
+class BatchIndex:
+    """The terms of a batch's texts, encoded as they are stored, and the made vectors of its records.
 
-    def __init__(self, averages: TermAverages, collection: CollectionRow) -> None:
+    Each is worked out once, however often the transaction is tried.
+    """
+
+    def __init__(self, averages: TermAverages, store: VectorStore, collection: CollectionRow) -> None:
         self._averages = averages
+        self._store = store
         self._collection = collection
         self._rows: dict[ContentKey, tuple[int, terms.TermRow]] = {}
+        self._vectors: dict[ContentKey, Vector] = {}
 
     def learn(self, contents: Sequence[PreparedContent]) -> None:
-        """Analyse the texts of those contents that were not analysed yet."""
+        """Analyse the texts, and make the vectors, of those contents that were not looked at yet."""
         for view in self._collection.views:
             if view.terms:
-                self._learn(view, {one.key: one.text for one in contents if one.view == view.number})
+                self._learn_terms(view, {one.key: one.text for one in contents if one.view == view.number})
+        for one in contents if self._collection.beside else ():
+            if one.vector is not None and one.key not in self._vectors:
+                self._vectors[one.key] = np.asarray(one.vector(), np.float32)
 
-    def _learn(self, view: ViewRow, texts: Mapping[ContentKey, str | None]) -> None:
+    def _learn_terms(self, view: ViewRow, texts: Mapping[ContentKey, str | None]) -> None:
         keys = [key for key in texts if key not in self._rows]
         if not keys:
             return
@@ -101,11 +116,19 @@ class BatchTerms:
         self._rows.update(zip(keys, zip(lengths, rows, strict=True), strict=True))
 
     async def write(self, tx: Tx, added: Mapping[ContentKey, int]) -> None:
-        """Store the terms of contents that were made in this transaction."""
+        """Store terms and made vectors of contents that were made in this transaction."""
         for view in self._collection.views:
             rows = {pk: self._rows[key][1] for key, pk in added.items() if view.terms and key[0] == view.number}
             if rows:
                 await terms.write(tx, self._collection.id, rows, view=view.number)
+        for view in self._collection.beside:
+            made = {
+                pk: self._vectors[key] for key, pk in added.items() if key[0] == view.number and key in self._vectors
+            }
+            if view.generation is not None and made:
+                vectors = [_checked(view, view.generation.dimension, vector) for vector in made.values()]
+                readings = [TextReading(0, 0, 0)] * len(made)
+                await self._store.upsert(tx, view.generation, list(made), np.stack(vectors), readings)
 
     def count(self, added: Iterable[ContentKey], gone: Iterable[int]) -> None:
         """Count contents that were committed, and those that went, given by their views."""
@@ -119,3 +142,9 @@ class BatchTerms:
         for view, number in Counter(gone).items():
             if view in with_terms:
                 self._averages.take_away(self._collection, view, number)
+
+
+def _checked(view: ViewRow, dimension: int, vector: Vector) -> Vector:
+    if vector.shape != (dimension,) or abs(float(np.linalg.norm(vector)) - 1) > UNIT_TOLERANCE:
+        raise ValueError(f"a vector made for the view {view.name} is not of {dimension} numbers and unit length")
+    return vector
