@@ -205,9 +205,7 @@ class NewView:
 
 async def tenant_named(pool: Pool, name: str) -> int:
     """Return the id of a tenant; it appears when it is first named."""
-    async with pool.nobody() as tx:
-        row = await tx.row(TENANT_NAMED, [name])
-    return int(row[0]) if row else 0
+    return await pool.number(TENANT_NAMED, name)
 
 
 async def make(
@@ -275,10 +273,10 @@ async def drop(tx: Tx, collection: int) -> DroppedCollection:
     """Remove a collection with everything in it."""
     await tx.execute(PATIENCE)
     await tx.execute(LOCK, [collection])
-    hashes = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1])
-    generations = await tx.rows(ALL_GENERATIONS, [collection])
+    hashes = await tx.column(TEXT_HASHES, [collection, MAX_HASHES + 1])
+    generations = await tx.column(ALL_GENERATIONS, [collection])
     row = await tx.row(DROP, [collection])
-    return DroppedCollection(bool(row and row[0]), [row[0] for row in generations], [bytes(row[0]) for row in hashes])
+    return DroppedCollection(bool(row and row[0]), generations, [bytes(one) for one in hashes])
 
 
 async def named(tx: Tx, name: str) -> CollectionRow:
@@ -328,7 +326,7 @@ async def listed(tx: Tx, *, after: str, limit: int) -> list[CollectionRow]:
 async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
     """Return a generation and the collection it belongs to; None if it is gone."""
     row = await tx.row(GENERATION, [wanted])
-    return None if row is None else (_generation(row), int(row[10]))
+    return None if row is None else (_generation(row[:10]), int(row[10]))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
@@ -353,39 +351,19 @@ async def add_terms(tx: Tx, collection: int, view: int, *, terms: int, contents:
 
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
-    number, tenant, name, kind, analyzer, policy, terms_total, contents_total, created_at = row[:9]
-    return CollectionRow(
-        number,
-        tenant,
-        name,
-        kind,
-        analyzer,
-        _policy(policy),
-        terms_total,
-        contents_total,
-        created_at,
-        _generation(row[9:]),
-        row[19],
-        tuple(_view(view) for view in row[20] or ()),
-    )
+    views = tuple(_view(view) for view in row[20] or ())
+    return CollectionRow(*row[:5], _policy(row[5]), *row[6:9], _generation(row[9:19]), row[19], views)
 
 
 def _view(stored: Mapping[str, Any]) -> ViewRow:
-    generation = stored["generation"]
-    return ViewRow(
-        stored["view"],
-        stored["name"],
-        stored["terms"],
-        stored["terms_total"],
-        stored["contents_total"],
-        None if generation is None else _generation(generation),
-    )
+    columns = (stored[name] for name in ("view", "name", "terms", "terms_total", "contents_total"))
+    return ViewRow(*columns, None if stored["generation"] is None else _generation(stored["generation"]))
 
 
 def _generation(row: Sequence[Any]) -> Generation:
-    number, model, dimension, space, numerics, probe, background, state, index_state, view = row[:10]
+    number, model, dimension, space, numerics, probe, *rest = row
     vectors = None if probe is None else np.asarray(probe, np.float32).reshape(-1, dimension)
-    return Generation(number, model, dimension, space, numerics, vectors, background, state, index_state, view)
+    return Generation(number, model, dimension, space, numerics, vectors, *rest)
 
 
 def _policy(stored: Mapping[str, Any]) -> Policy:

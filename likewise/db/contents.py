@@ -206,7 +206,7 @@ async def revive(
         return []
     pks = sorted(failed)
     sealed = [seal(one.text_hash, one.text or "") if seal else None for one in (failed[pk] for pk in pks)]
-    revived = [int(row[0]) for row in await tx.rows(REVIVE, [pks, pks, sealed])]
+    revived = await tx.column(REVIVE, [pks, pks, sealed])
     for view, ids in generations.items():
         again = [pk for pk in revived if failed[pk].view == view]
         for generation in ids if again else ():

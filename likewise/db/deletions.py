@@ -139,10 +139,10 @@ async def drop_empty(
     """
     if not contents:
         return []
-    empty = [int(row[0]) for row in await tx.rows(EMPTY, [list(contents)])]
+    empty = await tx.column(EMPTY, [list(contents)])
     if not empty:
         return []
-    generations = [int(row[0]) for row in await tx.rows(collections.ALL_GENERATIONS, [collection])]
+    generations = await tx.column(collections.ALL_GENERATIONS, [collection])
     *_, dropped = await tx.together(
         (DROP_WAITING, [empty, generations]),
         *((DROP_VECTORS.format(vectors=table("vec", generation)), [empty]) for generation in generations),

@@ -16,7 +16,6 @@ from likewise.errors import Conflict, NotFound
 JobState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"]
 # Where a job stands in the list of all: when it was made, and its id.
 JobCursor = tuple[datetime, UUID]
-STATES: tuple[JobState, ...] = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
 # So long a job can be asked for after its end.
 RETENTION = timedelta(days=30)
 # So long a text that is not kept waits for its vector, and a task's input for its worker.
@@ -253,14 +252,14 @@ async def cancel(tx: Tx, job: UUID) -> None:
         NotFound: there is none of this id.
         Conflict: it has ended.
     """
-    contents = [int(row[0]) for row in await tx.rows(ITEMS, [job])]
+    contents = await tx.column(ITEMS, [job])
     await tx.execute(HOLD_CONTENTS, [contents])
     state, *_ = await _held(tx, job)
     if state != "PENDING":
         raise Conflict("This job has ended already.", code="job_ended")
-    left = [int(row[0]) for row in await tx.rows(LEAVE_ITEMS, [CANCELLED, job])]
+    left = await tx.column(LEAVE_ITEMS, [CANCELLED, job])
     await tx.execute(CANCEL, [job])
-    unwanted = [int(row[0]) for row in await tx.rows(UNWANTED, [left])]
+    unwanted = await tx.column(UNWANTED, [left])
     if unwanted:
         await tx.execute(GIVE_UP, [unwanted, CANCELLED, True])
 
@@ -273,7 +272,7 @@ async def retry(tx: Tx, job: UUID) -> None:
         Conflict: nothing of it has failed, or it has not ended.
         TextGone: a text, or its segment, is no longer there.
     """
-    contents = [int(row[0]) for row in await tx.rows(FAILED_ITEMS, [job])]
+    contents = await tx.column(FAILED_ITEMS, [job])
     held = await tx.rows(HOLD_CONTENTS, [contents])
     state, is_task, has_input, generation = await _held(tx, job)
     if state == "PENDING":
@@ -289,7 +288,7 @@ async def retry(tx: Tx, job: UUID) -> None:
     await tx.execute(REVIVE, [[pk for pk, failed, _ in held if failed]])
     vectors = table("vec", generation)
     await tx.execute(WAIT_AGAIN.format(vectors=vectors), [generation, contents])
-    ready = [int(row[0]) for row in await tx.rows(READY.format(vectors=vectors), [contents])]
+    ready = await tx.column(READY.format(vectors=vectors), [contents])
     if ready:
         await settle(tx, generation, ready)
 
@@ -303,8 +302,7 @@ async def add_task(
 
 async def open_tasks(tx: Tx) -> int:
     """Count the tasks of this tenant that have not ended."""
-    row = await tx.row(OPEN_TASKS)
-    return int(row[0]) if row else 0
+    return await tx.number(OPEN_TASKS)
 
 
 async def claim_task(pool: Pool, kinds: Sequence[str], claim: UUID, lease: timedelta, after_tenant: int) -> Task | None:
@@ -338,18 +336,12 @@ async def release_task(tx: Tx, task: Task, claim: UUID, *, after: timedelta, fai
 
 async def expire(pool: Pool, max_rows: int) -> int:
     """Give up what has waited sealed for too long, at most so many; return the number of them."""
-    return await _in_all(pool, EXPIRE, MAX_SEALED_AGE, max_rows)
+    return await pool.number(EXPIRE, MAX_SEALED_AGE, max_rows)
 
 
 async def forget_ended(pool: Pool, max_rows: int) -> int:
     """Remove jobs that ended long ago, at most so many; return the number of them."""
-    return await _in_all(pool, FORGET, RETENTION, max_rows)
-
-
-async def _in_all(pool: Pool, statement: SQL, after: timedelta, max_rows: int) -> int:
-    async with pool.nobody() as tx:
-        row = await tx.row(statement, [after, max_rows])
-    return int(row[0]) if row else 0
+    return await pool.number(FORGET, RETENTION, max_rows)
 
 
 async def _held(tx: Tx, job: UUID) -> tuple[str, bool, bool, int]:

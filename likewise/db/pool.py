@@ -207,6 +207,11 @@ class Pool:
         async with self._transaction(None, BEGIN) as tx:
             yield tx
 
+    async def number(self, statement: SQL, *parameters: object) -> int:
+        """Return the number that a function which reaches across tenants gives."""
+        async with self.nobody() as tx:
+            return await tx.number(statement, parameters)
+
     @asynccontextmanager
     async def _transaction(self, tenant: int | None, begin: SQL) -> AsyncIterator[Tx]:
         try:

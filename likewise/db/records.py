@@ -360,11 +360,11 @@ async def _index(
     fresh, old, added = compared.fresh, compared.old, stored.added
     if keeping.indexed:
         pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
-        rows = [(pks[record.id], stored.by_key[0, record.text_hash], record.payload) for record in fresh]
+        rows = [(record.payload, stored.by_key[0, record.text_hash], pks[record.id]) for record in fresh]
         await fields.write(tx, collection, keeping.indexed, rows, changed=[pk for pk, _ in old.values()])
     if keeping.facts and added:
         one_of_each = {record.text_hash: record.payload for record in fresh if (0, record.text_hash) in added}
-        facts = [(added[0, key], one) for key, one in one_of_each.items()]
+        facts = [(one, added[0, key]) for key, one in one_of_each.items()]
         await fields.write_facts(tx, collection, keeping.facts, facts)
 
 

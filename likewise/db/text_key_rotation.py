@@ -175,8 +175,7 @@ class _Rotation:
 
     async def run(self) -> RotationOutcome:
         """Seal everything anew, in the order in which all take their locks: collections, contents, jobs, terms."""
-        row = await self._tx.row(COUNT)
-        self._total = int(row[0]) if row else 0
+        self._total = await self._tx.number(COUNT)
         collections, wordless = await self._all(COLLECTIONS)
         texts, lost_texts = await self._all(CONTENTS)
         tasks, lost_tasks = await self._all(TASKS)
@@ -219,7 +218,7 @@ class _Rotation:
         sealed = self._sealing.seal_bytes(urandom(KEY_BYTES), about_collection(tenant, name))
         await self._tx.execute(SET_TERMS_KEY, [sealed, number])
         await self._tx.execute(RESET_TOTALS, [number])
-        for view in (0, *(row[0] for row in await self._tx.rows(VIEWS_WITH_WORDS, [number]))):
+        for view in (0, *await self._tx.column(VIEWS_WITH_WORDS, [number])):
             await self._tx.execute(FORGET_WORDS.format(terms=table("terms", number, view)))
 
     def _note_progress(self, more: int) -> None:

@@ -176,6 +176,17 @@ class Tx:
         """Return the first row, or None."""
         return await (await self.execute(statement, parameters, plan=plan)).fetchone()
 
+    async def column(self, statement: Statement, parameters: Parameters | None = None) -> list[Any]:
+        """Return the first value of each row."""
+        return [row[0] for row in await self.rows(statement, parameters)]
+
+    async def number(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> int:
+        """Return the whole number that the statement gives, 0 for none."""
+        row = await self.row(statement, parameters, plan=plan)
+        return int(row[0]) if row else 0
+
     async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
         """Run statements in their order within one round trip; return the rows of each."""
         async with self.connection.pipeline():

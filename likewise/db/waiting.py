@@ -104,26 +104,22 @@ async def claim(
 
 async def claim_these(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, lease: timedelta) -> list[int]:
     """Lease just these contents, as far as they are free."""
-    return [int(row[0]) for row in await tx.rows(CLAIM_THESE, [claim_id, lease, generation, list(contents)])]
+    return await tx.column(CLAIM_THESE, [claim_id, lease, generation, list(contents)])
 
 
 async def still_waiting(tx: Tx, generation: int, contents: Sequence[int]) -> list[int]:
     """Return those of the contents that have no vector yet, and are not failed."""
-    return [int(row[0]) for row in await tx.rows(STILL, [generation, list(contents)])]
+    return await tx.column(STILL, [generation, list(contents)])
 
 
 async def sweep(pool: Pool, tries: int) -> int:
     """Set entries aside whose worker died, those that died alone so often for good; return the number of them."""
-    async with pool.nobody() as tx:
-        row = await tx.row(SWEEP, [tries])
-    return int(row[0]) if row else 0
+    return await pool.number(SWEEP, tries)
 
 
 async def give_back(pool: Pool, claims: Sequence[UUID]) -> int:
     """Give back at once what is held under these claims; return the number that a transaction cut off still holds."""
-    async with pool.nobody() as tx:
-        row = await tx.row(GIVE_BACK, [list(claims)])
-    return int(row[0]) if row else 0
+    return await pool.number(GIVE_BACK, list(claims))
 
 
 async def models(pool: Pool) -> dict[str, float]:
@@ -165,7 +161,7 @@ async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:
 async def take(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID) -> list[int]:
     """Take entries out of the queue that are still ours; only for these may a vector be written."""
     await tx.execute(HOLD, [list(contents)])
-    return sorted(int(row[0]) for row in await tx.rows(TAKE, [generation, list(contents), claim_id]))
+    return sorted(await tx.column(TAKE, [generation, list(contents), claim_id]))
 
 
 async def drop_textless(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID) -> None:
@@ -198,5 +194,4 @@ async def set_aside(
 
 async def count(tx: Tx, generation: int) -> int:
     """Count the contents that wait in a generation."""
-    row = await tx.row(COUNT, [generation])
-    return int(row[0]) if row else 0
+    return await tx.number(COUNT, [generation])
