@@ -8,10 +8,10 @@ from typing import Any
 from psycopg.sql import SQL
 
 from likewise.cleaning import storable
-from likewise.db import collections, jobs, record_contents, terms
+from likewise.db import collections, contents, jobs, terms
 from likewise.db.collections import ViewRow
+from likewise.db.contents import Pointers
 from likewise.db.failures import Contended
-from likewise.db.record_contents import Pointers
 from likewise.db.transaction import Tx, table
 
 # A content is of one view, so either records point at it or what they have in other views.
@@ -104,13 +104,13 @@ async def delete(
     _, found = await tx.together((collections.LOCK if alone else collections.SHARE, [collection]), asked)
     if not found:
         return Deletion()
-    contents = sorted({int(one) for _, content, beside in found for one in (content, *(beside or ()))})
-    await tx.execute(HOLD_THESE, [contents])
+    left = sorted({int(one) for _, content, beside in found for one in (content, *(beside or ()))})
+    await tx.execute(HOLD_THESE, [left])
     # Who gives a record another content holds the first's: what is found now stays so.
     if (query.changing or several) and sorted(await tx.rows(*asked)) != sorted(found):
         raise Contended("40001", "records")
     await leave(tx, [(pk, content) for pk, content, _ in found])
-    return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, views=views))
+    return Deletion(len(found), await drop_empty(tx, collection, left, jobs.DELETED, views=views))
 
 
 async def leave(tx: Tx, leaving: Sequence[tuple[int, int]], beside: Pointers = MappingProxyType({})) -> None:
@@ -121,25 +121,24 @@ async def leave(tx: Tx, leaving: Sequence[tuple[int, int]], beside: Pointers = M
     """
     if not leaving:
         return
-    if beside and await record_contents.of(tx, [pk for pk, _ in leaving]) != beside:
+    if beside and await contents.beside(tx, [pk for pk, _ in leaving]) != beside:
         raise Contended("40001", "record_contents")
-    pks, contents = (list(column) for column in zip(*leaving, strict=True))
-    dropped = await tx.execute(DROP_RECORDS, [pks, contents])
+    dropped = await tx.execute(DROP_RECORDS, [list(column) for column in zip(*leaving, strict=True)])
     if dropped.rowcount < len(leaving):
         raise Contended("40001", "records")
 
 
 async def drop_empty(
-    tx: Tx, collection: int, contents: Sequence[int], why: str, *, views: Sequence[ViewRow]
+    tx: Tx, collection: int, left: Sequence[int], why: str, *, views: Sequence[ViewRow]
 ) -> list[GoneContent]:
     """Delete contents that no record points at, and return them; the caller holds their update locks.
 
     Jobs that wait for them are told why. A job whose own record is gone goes on waiting for a content that others still
     point at: it is embedded for them, and the job succeeds.
     """
-    if not contents:
+    if not left:
         return []
-    empty = await tx.column(EMPTY, [list(contents)])
+    empty = await tx.column(EMPTY, [list(left)])
     if not empty:
         return []
     generations = await tx.column(collections.ALL_GENERATIONS, [collection])

@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 from psycopg.sql import SQL
 
+from likewise.db.contents import WAIT_AGAIN
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx, table
 from likewise.errors import Conflict, NotFound
@@ -106,12 +107,6 @@ REOPEN = SQL("""
 """)
 REOPEN_ITEMS = SQL("UPDATE job_contents SET error = NULL WHERE job = %s")
 REVIVE = SQL("UPDATE contents SET state = 'live', reason = NULL WHERE pk = ANY (%s::bigint[])")
-WAIT_AGAIN = SQL("""
-    INSERT INTO waiting (tenant, generation, content, lane, tokens, alone)
-    SELECT c.tenant, %b, c.pk, 0, c.chars / 4 + 1, true FROM contents c
-    WHERE c.pk = ANY (%b::bigint[]) AND NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
-    ON CONFLICT (generation, content) DO NOTHING
-""")
 
 CLAIM_TASK = SQL("SELECT id, tenant, kind, input, attempts, request_id FROM claim_task(%s, %s, %s, %s)")
 # Where nothing is known of its progress, that stays as it is.
@@ -272,23 +267,24 @@ async def retry(tx: Tx, job: UUID) -> None:
         Conflict: nothing of it has failed, or it has not ended.
         TextGone: a text, or its segment, is no longer there.
     """
-    contents = await tx.column(FAILED_ITEMS, [job])
-    held = await tx.rows(HOLD_CONTENTS, [contents])
+    failed = sorted(set(await tx.column(FAILED_ITEMS, [job])))
+    held = await tx.rows(HOLD_CONTENTS, [failed])
     state, is_task, has_input, generation = await _held(tx, job)
     if state == "PENDING":
         raise Conflict("This job has not ended yet.", code="job_running", retry_after=1)
-    if not contents and (not is_task or state == "SUCCEEDED"):
+    if not failed and (not is_task or state == "SUCCEEDED"):
         raise Conflict("Nothing of this job has failed.", code="nothing_failed")
-    if (is_task and not has_input) or len(held) < len(set(contents)) or not all(has_text for *_, has_text in held):
+    if (is_task and not has_input) or len(held) < len(failed) or not all(has_text for *_, has_text in held):
         raise TextGone
     await tx.execute(REOPEN, [job])
     if is_task:
         return
     await tx.execute(REOPEN_ITEMS, [job])
-    await tx.execute(REVIVE, [[pk for pk, failed, _ in held if failed]])
+    await tx.execute(REVIVE, [[pk for pk, has_failed, _ in held if has_failed]])
     vectors = table("vec", generation)
-    await tx.execute(WAIT_AGAIN.format(vectors=vectors), [generation, contents])
-    ready = await tx.column(READY.format(vectors=vectors), [contents])
+    # Before what comes in bulk, as somebody has asked for them.
+    await tx.execute(WAIT_AGAIN.format(vectors=vectors), [generation, 0, failed, [None] * len(failed)])
+    ready = await tx.column(READY.format(vectors=vectors), [failed])
     if ready:
         await settle(tx, generation, ready)
 

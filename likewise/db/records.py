@@ -17,7 +17,7 @@ from typing import Any, Literal
 import orjson
 from psycopg.sql import SQL
 
-from likewise.db import collections, contents, deletions, fields, jobs, record_contents
+from likewise.db import collections, contents, deletions, fields, jobs
 from likewise.db.collections import ViewRow
 from likewise.db.contents import (
     CHARS_A_TOKEN,
@@ -183,7 +183,7 @@ async def compare(
         (collections.LOCK if alone else collections.SHARE, [collection]),
         (collections.LIVE_GENERATIONS, [collection]),
         (COMPARE, [*columns, collection]),
-        *([(record_contents.COMPARE, [places, ids, collection])] if several else ()),
+        *([(contents.COMPARE_BESIDE, [places, ids, collection])] if several else ()),
     )
     if not live:
         raise CollectionGone
@@ -279,7 +279,7 @@ async def write(
     outcome_of: dict[str, RecordState] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed and not leaving:
         return WriteOutcome(outcome_of, compared.unchanged)
-    beside = await record_contents.of(tx, [pk for pk, _ in leaving]) if leaving and keeping.several else {}
+    beside = await contents.beside(tx, [pk for pk, _ in leaving]) if leaving and keeping.several else {}
     left = compared.left | {content for _, content in leaving} | set(beside.values())
     others = left | compared.failed.keys() | (set(compared.unchanged.values()) if for_job else set())
     # How long a text waits sealed may be changed, which no worker and no other sender may do meanwhile.
@@ -345,7 +345,7 @@ async def _point_beside(
     pks = {**{id_: pk for id_, (pk, _) in compared.old.items()}, **made}
     was = {(pks[id_], view): content for id_, now in compared.beside.items() for view, content in now.items()}
     wanted = {(pks[record.id], one.view): stored.by_key[one.key] for record in compared.fresh for one in record.beside}
-    await record_contents.point(tx, collection, [pk for pk, _ in compared.old.values()], was, wanted)
+    await contents.point_beside(tx, collection, [pk for pk, _ in compared.old.values()], was, wanted)
 
 
 async def _index(
