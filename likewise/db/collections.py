@@ -20,7 +20,7 @@ from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, Invalid, NotFound
-from likewise.kind import Policy
+from likewise.kind import FIRST_VIEW, Policy
 from likewise.sealing import KEY_BYTES, Sealing, about_collection
 
 # Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
@@ -28,9 +28,6 @@ MAX_COLLECTIONS = 100
 # A collection's row is looked up anew for writing after so long; its totals of terms may be older by that.
 RECENT_SECONDS = 1.0
 MAX_RECENT = 10_000
-
-# The name of the view that every collection has.
-FIRST_VIEW = "text"
 
 GenerationState = Literal["building", "active", "retired"]
 
@@ -45,7 +42,6 @@ LOCK = SQL("SELECT lock_collection(%s)")
 TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s")
 # Of a collection that is dropped so many texts are told one by one: some 6 MB.
 MAX_HASHES = 100_000
-MAKE_GENERATION = SQL("SELECT make_generation(%s, %s::smallint, %s, %s, %s, %s)")
 
 GENERATION_COLUMNS = SQL("""
     g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state, g.view

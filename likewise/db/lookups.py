@@ -11,8 +11,7 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable
 
 from likewise.cleaning import storable
-from likewise.db.ids import ContentIds
-from likewise.db.transaction import BY_VALUES, EVERY_ROW, Plan, Tx, table
+from likewise.db.transaction import BY_VALUES, EVERY_ROW, ContentIds, Plan, Tx, table
 from likewise.db.where import Where, json_value
 from likewise.filters import Field
 

@@ -18,9 +18,8 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
-from likewise.db import ids
 from likewise.db.failures import FULL, STORAGE, Contended, NoConnection, busy, scrubbed, why_away, why_no_connection
-from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, BinaryValue, BinaryValueDumper, Row, Tx
+from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, Row, Tx, register_values
 from likewise.errors import DatabaseUnavailable, LikewiseError, SettingsError
 from likewise.observe.logs import get_logger
 from likewise.stopping import stop
@@ -128,7 +127,7 @@ class Outage:
 class Pool:
     """The connections of one role."""
 
-    def __init__(self, url: str, *, max_size: int, name: str = "likewise") -> None:
+    def __init__(self, url: str, *, max_size: int) -> None:
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
             url,
             min_size=1,
@@ -140,8 +139,8 @@ class Pool:
             check=_check,
             reconnect_timeout=RECONNECT_SECONDS,
             reconnect_failed=_try_on,
-            kwargs={"autocommit": True, "application_name": name, "connect_timeout": CONNECT_SECONDS},
-            name=name,
+            kwargs={"autocommit": True, "application_name": "likewise", "connect_timeout": CONNECT_SECONDS},
+            name="likewise",
         )
         self.url = url
         self.max_size = max_size
@@ -313,8 +312,7 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     # Postgres writes 1e308 out in full, which json would read as an integer that nobody can write again.
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
-    ids.register(connection)
-    connection.adapters.register_dumper(BinaryValue, BinaryValueDumper)
+    register_values(connection)
 
 
 async def _settle_in_time(connection: AsyncConnection[Row]) -> None:

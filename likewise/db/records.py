@@ -19,15 +19,7 @@ from psycopg.sql import SQL
 
 from likewise.db import collections, contents, deletions, fields, jobs
 from likewise.db.collections import ViewRow
-from likewise.db.contents import (
-    CHARS_A_TOKEN,
-    ContentKey,
-    ContentLocks,
-    PreparedContent,
-    Seal,
-    StoredContents,
-    Strength,
-)
+from likewise.db.contents import ContentKey, ContentLocks, PreparedContent, Seal, StoredContents, Strength
 from likewise.db.deletions import GoneContent
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.transaction import Parameters, Row, Statement, Tx
@@ -87,11 +79,6 @@ class PreparedRecord:
     def content(self) -> PreparedContent:
         """Its content in the first view."""
         return PreparedContent(0, self.text_hash, self.text, self.request_id)
-
-    @property
-    def tokens(self) -> int:
-        """An estimate of what the model will read of the first view: 4 characters a token."""
-        return len(self.text) // CHARS_A_TOKEN + 1
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ import numpy as np
 from pgvector import SparseVector
 from psycopg.sql import SQL, Composable, Composed
 
-from likewise.db.ids import ContentIds
-from likewise.db.transaction import BinaryValue, Plan, Tx, table, table_name
+from likewise.db.transaction import BinaryValue, ContentIds, Plan, Tx, table, table_name
 from likewise.db.where import Where
 
 # Tried on SciFact's training claims; see docs/benchmarks.md.

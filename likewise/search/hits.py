@@ -13,8 +13,7 @@ from likewise.db.lookups import ContentOccurrences, RecordQuery, StoredRecord
 from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.filters import All, Compare, Field, Filter, Not
-from likewise.search.explanation import StepTiming
-from likewise.search.plan import SearchPlan
+from likewise.search.plan import SearchPlan, StepTiming
 from likewise.search.question import Question
 from likewise.search.ranking import ContentRanking
 

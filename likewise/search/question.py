@@ -16,9 +16,8 @@ from likewise.embedding.provider import Matrix, Vector
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.sealing import Sealing
 from likewise.search.analyzer import analyze
-from likewise.search.explanation import StepTiming
 from likewise.search.options import ContentsQuestion, RecordQuestion, TextQuestion, TextsQuestion, VectorQuestion
-from likewise.search.plan import SearchPlan
+from likewise.search.plan import SearchPlan, StepTiming
 from likewise.stopping import stop
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore

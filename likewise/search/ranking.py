@@ -12,10 +12,9 @@ from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.embedding.provider import Vector
 from likewise.search.candidates import CandidateSet
-from likewise.search.explanation import StepTiming
 from likewise.search.fusion import fuse
 from likewise.search.options import MAX_HITS
-from likewise.search.plan import Leg, SearchPlan
+from likewise.search.plan import Leg, SearchPlan, StepTiming
 from likewise.search.question import Question
 from likewise.stopping import stop
 from likewise.vectors.store import FilterSubset, Ranking, VectorStore

@@ -14,9 +14,8 @@ from likewise.embedding.queue import QueueBudget
 from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable
 from likewise.observe import steps
-from likewise.search.explanation import StepTiming
 from likewise.search.hits import HitPage, RecordHit
-from likewise.search.plan import SearchPlan, needs_text
+from likewise.search.plan import SearchPlan, StepTiming, needs_text
 from likewise.search.reranker import Reranker, RerankerScores
 from likewise.search.rerankers import openvino, remote
 from likewise.search.rerankers.queue import RerankerQueue

@@ -12,10 +12,9 @@ from likewise.kind import Kinds
 from likewise.observe.steps import SearchStep
 from likewise.sealing import Sealing
 from likewise.search.candidates import CandidateSets
-from likewise.search.explanation import StepTiming, explain
 from likewise.search.hits import HitPage, SearchOutcome, first_page
 from likewise.search.options import MAX_HITS, SearchRequest
-from likewise.search.plan import SearchPlan, plan_search
+from likewise.search.plan import SearchPlan, StepTiming, explain, plan_search
 from likewise.search.question import Embedding, QuestionResolver
 from likewise.search.ranking import Rankings, ViewSearch
 from likewise.search.reranking import Rerankers, rerank_hits

@@ -10,10 +10,9 @@ from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.errors import NotFound
 from likewise.search.candidates import CandidateSets
-from likewise.search.explanation import StepTiming
 from likewise.search.fusion import best_first, scaled
 from likewise.search.hits import CHUNK, HitPage, RecordHit
-from likewise.search.plan import SearchPlan
+from likewise.search.plan import SearchPlan, StepTiming
 from likewise.search.question import Embedding, Question, QuestionResolver
 from likewise.search.ranking import Rankings, ViewSearch
 
