@@ -8,7 +8,6 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +17,8 @@ from psycopg.errors import DeadlockDetected, Diagnostic, InsufficientPrivilege, 
 from psycopg.sql import SQL, Identifier
 
 from likewise.backoff import Backoff
-from likewise.db import maintenance
 from likewise.db.failures import scrubbed
+from likewise.db.maintenance import SET_INDEX_DELETES, drop_unfinished, index_lock
 from likewise.db.pool import settle
 from likewise.db.transaction import ProgressReport, Row
 
@@ -104,10 +103,6 @@ class _Table:
     def identifier(self) -> Identifier:
         return Identifier("likewise", self.name)
 
-    @property
-    def graph_bytes(self) -> int:
-        return (self.rows or 0) * (2 * (self.dimension or 0) + maintenance.GRAPH_BYTES)
-
 
 async def purge(
     owner_url: str,
@@ -173,32 +168,15 @@ class _Purge:
         """Write a table anew with its indexes; return whether nothing that was deleted is left in it."""
         if one.generation is None:
             return await self._vacuum(one.identifier)
-        async with self._index_lock(one.generation) as mine:
+        async with index_lock(self._connection, one.generation, one.rows or 0, one.dimension or 0) as mine:
             if not mine:
                 return False
-            await self._drop_unfinished(one.generation)
-            memory = max(maintenance.MIN_MEMORY, one.graph_bytes)
-            await self._connection.execute(maintenance.BUILD_MEMORY, [memory // 2**10])
+            await drop_unfinished(self._connection, one.generation)
             deletes = await self._value(DELETES, f"likewise.{one.name}")
             done = await self._vacuum(one.identifier)
             if done:
-                await self._connection.execute(maintenance.SET_INDEX_DELETES, [deletes, one.generation])
+                await self._connection.execute(SET_INDEX_DELETES, [deletes, one.generation])
             return done
-
-    @asynccontextmanager
-    async def _index_lock(self, generation: int) -> AsyncIterator[bool]:
-        """Keep the builder of the index away, unless it is at it."""
-        mine = bool(await self._value(maintenance.BUILD_LOCK, generation))
-        try:
-            yield mine
-        finally:
-            if mine and not self._connection.closed:
-                await self._connection.execute(maintenance.BUILD_UNLOCK, [generation])
-
-    async def _drop_unfinished(self, generation: int) -> None:
-        cursor = await self._connection.execute(maintenance.UNFINISHED, [generation])
-        for (name,) in await cursor.fetchall():
-            await self._connection.execute(maintenance.DROP_INDEX.format(index=Identifier(name)))
 
     async def _vacuum(self, table: Identifier) -> bool:
         self._kept = 0

@@ -145,7 +145,7 @@ class Worker:
     async def _embed_ours(self, tenant: int, generation: int, ours: Sequence[int], claim: Claim) -> None:
         try:
             async with claim.renewed([tenant]):
-                await self._work_on(tenant, generation, ours, claim, interactive=True)
+                await self._work_on(tenant, generation, ours, claim, "interactive")
         except (ModelUnavailable, Overloaded) as error:
             await claim.release(tenant, generation, ours)
             contents_became("released", len(ours))
@@ -213,7 +213,7 @@ class Worker:
         return [generation for generation, breaker in self._resting.items() if not breaker.allows()]
 
     async def _work_on(
-        self, tenant: int, generation: int, contents: Sequence[int], claim: Claim, *, interactive: bool = False
+        self, tenant: int, generation: int, contents: Sequence[int], claim: Claim, lane: Lane = "bulk"
     ) -> None:
         """One generation's share of a claim: embed, then finish, release or set aside."""
         try:
@@ -227,7 +227,7 @@ class Worker:
             admitted = await self._admission.admit(tenant, found[0])
             texts = await self._opened(tenant, admitted, held, claim)
             for part in _parts(texts):
-                await self._embed_and_finish(tenant, admitted, part, claim, interactive)
+                await self._embed_and_finish(tenant, admitted, part, claim, lane)
         except CollectionGone:
             # The generation's table went with its collection: the claim is lost, and so is its reason.
             return
@@ -249,11 +249,12 @@ class Worker:
         return texts
 
     async def _embed_and_finish(
-        self, tenant: int, admitted: AdmittedGeneration, texts: Mapping[int, str], claim: Claim, interactive: bool
+        self, tenant: int, admitted: AdmittedGeneration, texts: Mapping[int, str], claim: Claim, lane: Lane
     ) -> None:
-        contents = sorted(texts)
+        contents, model = sorted(texts), admitted.generation.model
+        read = [texts[one] for one in contents]
         try:
-            embedded = await self._embed(tenant, admitted, [texts[one] for one in contents], interactive)
+            embedded = await self._embedder.embed(tenant, read, model=model, role="document", lane=lane, use_cache=True)
         except Unavailable:
             raise
         except LikewiseError as error:
@@ -262,19 +263,11 @@ class Worker:
                 return
             # Some text among them fails by itself; each gets a try of its own.
             for content in contents:
-                await self._embed_and_finish(tenant, admitted, {content: texts[content]}, claim, interactive)
+                await self._embed_and_finish(tenant, admitted, {content: texts[content]}, claim, lane)
             return
         if lost := await self._finish(tenant, admitted, contents, embedded, claim):
             # Deleted, as far as we know; the cache is to know nothing of them, however late the news of it came.
             await self._embedder.forget(tenant, [text_digest(texts[one]) for one in lost])
-
-    async def _embed(
-        self, tenant: int, admitted: AdmittedGeneration, texts: Sequence[str], interactive: bool
-    ) -> Embedded:
-        lane: Lane = "interactive" if interactive else "bulk"
-        return await self._embedder.embed(
-            tenant, texts, model=admitted.generation.model, role="document", lane=lane, use_cache=True
-        )
 
     async def _finish(
         self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], embedded: Embedded, claim: Claim
