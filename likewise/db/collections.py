@@ -296,18 +296,13 @@ class RecentCollections:
 
     async def get(self, tenant: int, name: str) -> CollectionRow:
         """Return the collection of this name; NotFound if this tenant has none."""
-        if self.knows(tenant, name):
-            return self._seen[tenant, name][1]
-        asked_at = time.monotonic()
+        seen, asked_at = self._seen.get((tenant, name)), time.monotonic()
+        if seen is not None and asked_at - seen[0] < RECENT_SECONDS:
+            return seen[1]
         async with self._pool.tenant(tenant) as tx:
             collection = await named(tx, name)
         self._seen[tenant, name] = (asked_at, collection)
         return collection
-
-    def knows(self, tenant: int, name: str) -> bool:
-        """Return whether the collection was looked up a moment ago."""
-        seen = self._seen.get((tenant, name))
-        return seen is not None and time.monotonic() - seen[0] < RECENT_SECONDS
 
     def forget(self, tenant: int, name: str) -> None:
         """Have the collection looked up again the next time."""

@@ -50,15 +50,10 @@ class TermAverages:
         total = view.terms_total + ours.terms + sum(batch)
         return total / max(1, view.contents_total + ours.contents + len(batch))
 
-    def add(self, collection: CollectionRow, view: int, batch: Sequence[int]) -> None:
-        """Count a batch that has been committed, by its texts' lengths."""
-        if batch:
-            self._count((collection.tenant, collection.id, view), _Lengths(sum(batch), len(batch)))
-
-    def take_away(self, collection: CollectionRow, view: int, gone: int) -> None:
-        """Count contents that have gone; they leave the average as it is."""
-        if gone:
-            self._count((collection.tenant, collection.id, view), _Lengths(gone=gone))
+    def count(self, collection: CollectionRow, view: int, batch: Sequence[int], gone: int) -> None:
+        """Count a batch that has been committed, by its texts' lengths, and what has gone: that leaves the average."""
+        if batch or gone:
+            self._count((collection.tenant, collection.id, view), _Lengths(sum(batch), len(batch), gone))
 
     def _count(self, place: _Place, lengths: _Lengths) -> None:
         ours = self._added.setdefault(place, _Lengths())
@@ -132,16 +127,11 @@ class BatchIndex:
 
     def count(self, added: Iterable[ContentKey], gone: Iterable[int]) -> None:
         """Count contents that were committed, and those that went, given by their views."""
-        lengths: dict[int, list[int]] = {}
-        for key in added:
-            if key in self._rows:
-                lengths.setdefault(key[0], []).append(self._rows[key][0])
-        for view, batch in lengths.items():
-            self._averages.add(self._collection, view, batch)
-        with_terms = {view.number for view in self._collection.views if view.terms}
-        for view, number in Counter(gone).items():
-            if view in with_terms:
-                self._averages.take_away(self._collection, view, number)
+        known, left = [key for key in added if key in self._rows], Counter(gone)
+        for view in self._collection.views:
+            if view.terms:
+                lengths = [self._rows[key][0] for key in known if key[0] == view.number]
+                self._averages.count(self._collection, view.number, lengths, left[view.number])
 
 
 def _checked(view: ViewRow, dimension: int, vector: Vector) -> Vector:

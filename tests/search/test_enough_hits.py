@@ -102,7 +102,7 @@ async def test_a_threshold_passes_over_more_texts_than_the_collection_was_last_k
     lw: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given 1,300 texts that words rank before the one that is near in meaning, and a count from before they came
-    monkeypatch.setattr(lw.runtime.writer.averages, "add", lambda *counted: None)
+    monkeypatch.setattr(lw.runtime.writer.averages, "count", lambda *counted: None)
     many = [{"id": f"w{n}", "text": "alpha " * 8 + f"x{n} y{n} z{n}"} for n in range(1_300)]
     wanted = "alpha " + " ".join(f"filler{n}" for n in range(40))
     await lw.collection("notes").add([*many, {"id": "far", "text": wanted}])
