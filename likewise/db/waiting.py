@@ -14,7 +14,7 @@ from likewise.db.transaction import Tx
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0
 PAUSE = SQL("make_interval(secs => least(%s, %s * 4.0 ^ (attempts - CASE WHEN alone THEN 1 ELSE 0 END)))")
 
-CLAIM = SQL("SELECT * FROM claim_entries(%s, %s, %s, %s, %s, %s, %s)")
+CLAIM = SQL("SELECT tenant, generation, content, request_id FROM claim_entries(%s, %s, %s, %s, %s, %s, %s)")
 SWEEP = SQL("SELECT sweep_waiting(%s)")
 GIVE_BACK = SQL("SELECT give_back_waiting(%s)")
 TOKENS = SQL("SELECT tenant, model, tokens FROM waiting_tokens()")
@@ -73,11 +73,8 @@ class QueueEntry:
     """One claimed entry of the queue."""
 
     tenant: int
-    collection: int
     generation: int
     content: int
-    attempts: int
-    lane: int
     request_id: str | None
 
 

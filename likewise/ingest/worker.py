@@ -10,6 +10,7 @@ import numpy as np
 
 from likewise.backoff import Backoff, Breaker
 from likewise.db import collections, jobs, waiting
+from likewise.db.collections import Generation
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
 from likewise.db.waiting import QueueEntry, WaitingText
@@ -25,7 +26,7 @@ from likewise.observe.metrics import WORKER_LEASES_LOST
 from likewise.observe.steps import WorkerStep, contents_became
 from likewise.sealing import Sealing, about_content
 from likewise.stopping import stop, to_its_end
-from likewise.vectors.admission import Admission, AdmittedGeneration
+from likewise.vectors.admission import Admission
 from likewise.vectors.store import TextReading, VectorStore
 
 LEASE = timedelta(seconds=60)
@@ -233,7 +234,7 @@ class Worker:
             return
 
     async def _opened(
-        self, tenant: int, admitted: AdmittedGeneration, held: Sequence[WaitingText], claim: Claim
+        self, tenant: int, generation: Generation, held: Sequence[WaitingText], claim: Claim
     ) -> dict[int, str]:
         """The texts, those that waited sealed opened; one that does not open is a fault of its own."""
         texts = {}
@@ -245,13 +246,13 @@ class Worker:
                     about = about_content(tenant, one.collection, one.text_hash)
                     texts[one.content] = self._sealing.unseal(one.sealed, about)
             except SealBroken as error:
-                await self._set_aside(tenant, admitted, [one.content], claim, error)
+                await self._set_aside(tenant, generation, [one.content], claim, error)
         return texts
 
     async def _embed_and_finish(
-        self, tenant: int, admitted: AdmittedGeneration, texts: Mapping[int, str], claim: Claim, lane: Lane
+        self, tenant: int, generation: Generation, texts: Mapping[int, str], claim: Claim, lane: Lane
     ) -> None:
-        contents, model = sorted(texts), admitted.generation.model
+        contents, model = sorted(texts), generation.model
         read = [texts[one] for one in contents]
         try:
             embedded = await self._embedder.embed(tenant, read, model=model, role="document", lane=lane, use_cache=True)
@@ -259,21 +260,20 @@ class Worker:
             raise
         except LikewiseError as error:
             if len(contents) == 1:
-                await self._set_aside(tenant, admitted, contents, claim, error)
+                await self._set_aside(tenant, generation, contents, claim, error)
                 return
             # Some text among them fails by itself; each gets a try of its own.
             for content in contents:
-                await self._embed_and_finish(tenant, admitted, {content: texts[content]}, claim, lane)
+                await self._embed_and_finish(tenant, generation, {content: texts[content]}, claim, lane)
             return
-        if lost := await self._finish(tenant, admitted, contents, embedded, claim):
+        if lost := await self._finish(tenant, generation, contents, embedded, claim):
             # Deleted, as far as we know; the cache is to know nothing of them, however late the news of it came.
             await self._embedder.forget(tenant, [text_digest(texts[one]) for one in lost])
 
     async def _finish(
-        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], embedded: Embedded, claim: Claim
+        self, tenant: int, generation: Generation, contents: Sequence[int], embedded: Embedded, claim: Claim
     ) -> list[int]:
         """Write the vectors of those contents that are still ours; returns the others."""
-        generation = admitted.generation
         place = {content: at for at, content in enumerate(contents)}
 
         async def once() -> list[int]:
@@ -301,11 +301,11 @@ class Worker:
         return lost
 
     async def _set_aside(
-        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], claim: Claim, error: LikewiseError
+        self, tenant: int, generation: Generation, contents: Sequence[int], claim: Claim, error: LikewiseError
     ) -> None:
-        log.warning("text_failed", generation=admitted.generation.id, code=error.code)
+        log.warning("text_failed", generation=generation.id, code=error.code)
         contents_became("failed", len(contents))
-        await claim.set_aside(tenant, admitted.generation.id, contents, error.code, self._tries)
+        await claim.set_aside(tenant, generation.id, contents, error.code, self._tries)
 
     async def _sweep(self) -> None:
         while True:

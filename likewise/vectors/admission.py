@@ -32,14 +32,6 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class AdmittedGeneration:
-    """A generation that this process may write to and search with its model."""
-
-    generation: Generation
-    model: OpenModel
-
-
-@dataclass(frozen=True)
 class _Refusal:
     """A generation closed to a space: for a while it is not tried again, and four times as long it is told of."""
 
@@ -67,8 +59,8 @@ class Admission:
         """The generations closed in this process, with the reason; those that nobody asks for are forgotten."""
         return {generation: one.reason for generation, one in self._refused.items() if one.is_younger(4)}
 
-    async def admit(self, tenant: int, generation: Generation) -> AdmittedGeneration:
-        """Return the generation with its opened model.
+    async def admit(self, tenant: int, generation: Generation) -> Generation:
+        """Return the generation as this process may write to it and search it, its model opened.
 
         Raises:
             ModelUnavailable: the model is away, or it does not make this generation's vectors.
@@ -79,7 +71,7 @@ class Admission:
             # Several that come at once, as workers and searches do at a start, are one question to the model.
             async with self._asking:
                 generation = await self._check(tenant, generation, model)
-        return AdmittedGeneration(generation, model)
+        return generation
 
     async def check_default_model(self) -> None:
         """Check the default model against stored vectors; one that is away, or loads for long, is not looked at.
