@@ -44,7 +44,7 @@ TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s
 MAX_HASHES = 100_000
 
 GENERATION_COLUMNS = SQL("""
-    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state, g.view
+    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state
 """)
 COLUMNS = SQL("""
     c.id, c.tenant, c.name, c.kind, c.analyzer, c.policy, c.terms_total, c.contents_total, c.created_at,
@@ -109,7 +109,6 @@ class Generation:
     background: float
     state: GenerationState
     index_state: Literal["none", "building", "ready"]
-    view: int = 0
 
     @property
     def is_made(self) -> bool:
@@ -317,7 +316,7 @@ async def listed(tx: Tx, *, after: str, limit: int) -> list[CollectionRow]:
 async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
     """Return a generation and the collection it belongs to; None if it is gone."""
     row = await tx.row(GENERATION, [wanted])
-    return None if row is None else (_generation(row[:10]), int(row[10]))
+    return None if row is None else (_generation(row[:9]), int(row[9]))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
@@ -342,8 +341,8 @@ async def add_terms(tx: Tx, collection: int, view: int, *, terms: int, contents:
 
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
-    views = tuple(_view(view) for view in row[20] or ())
-    return CollectionRow(*row[:5], _policy(row[5]), *row[6:9], _generation(row[9:19]), row[19], views)
+    views = tuple(_view(view) for view in row[19] or ())
+    return CollectionRow(*row[:5], _policy(row[5]), *row[6:9], _generation(row[9:18]), row[18], views)
 
 
 def _view(stored: Mapping[str, Any]) -> ViewRow:

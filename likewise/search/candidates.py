@@ -9,7 +9,7 @@ from cachetools import TTLCache
 
 from likewise.db import lookups
 from likewise.db.transaction import ContentIds, Tx
-from likewise.db.where import FilterSource, Where, exactly, matching_contents
+from likewise.db.where import Where, exactly, matching_contents
 from likewise.filters import Filter
 from likewise.search.plan import SearchPlan, StepTiming
 from likewise.vectors.store import IdSubset
@@ -29,15 +29,13 @@ ROWS_OF_A_PAGE = 10
 class CandidateSet:
     """The contents that may be found: all, those of `among`, or those with a record that fits `where`.
 
-    `share` is about how many of all contents these are; `source` the index that knew them; `matching` a SELECT of
-    them.
+    `share` is about how many of all contents these are; `matching` a SELECT of them.
     """
 
     timing: StepTiming
     where: Where
     among: IdSubset | None = None
     share: float = 1.0
-    source: FilterSource | None = None
     matching: Where | None = None
 
     @property
@@ -80,7 +78,7 @@ class CandidateSets:
             matching=None if among is None else len(among.ids),
             share=round(share, 4),
         )
-        return CandidateSet(timing, where, among, share, matching.source, matching)
+        return CandidateSet(timing, where, among, share, matching)
 
     async def _among(
         self, tx: Tx, plan: SearchPlan, tree: Filter, where: Where, matching: Where
