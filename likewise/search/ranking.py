@@ -98,67 +98,6 @@ class ViewSearch:
     ranking: ContentRanking = NOT_RANKED
 
 
-class Legs:
-    """Ranks the candidates of a search by one leg."""
-
-    def __init__(self, store: VectorStore) -> None:
-        self._store = store
-        self._frequencies = TermFrequencies()
-
-    async def rank(self, tx: Tx, search: ViewSearch, leg: Leg, depth: int) -> LegRanking:
-        """Return the best `depth` candidates by one leg; none where the question has no words, or no vector."""
-        if leg.by == "words":
-            # Where words alone answer, common ones must do if there are no others.
-            return await self.by_words(tx, search, leg, depth, 0 if search.plan.by_meaning else depth)
-        vector = await search.question.vector()
-        if vector is None:
-            return LegRanking(leg)
-        started = time.perf_counter()
-        found = await self._nearest(tx, search.plan, vector, search.candidates, depth)
-        timing = StepTiming.since(started, "meaning", plan=found.plan, found=len(found))
-        return LegRanking(leg, dict(zip(found.contents, found.similarities, strict=True)), timings=(timing,))
-
-    async def by_words(self, tx: Tx, search: ViewSearch, leg: Leg, depth: int, min_found: int) -> LegRanking:
-        """Return the best `depth` by BM25 over the rarest terms; common ones must do where fewer would be found."""
-        if not search.question.terms:
-            return LegRanking(leg)
-        started, plan, candidates = time.perf_counter(), search.plan, search.candidates
-        counted = await self._frequencies.of(tx, plan, search.question.terms)
-        rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MAX_RANKED_TERMS])
-        among = candidates.among.ids if candidates.among else candidates.where
-        found = await terms.rank(
-            tx,
-            plan.collection.id,
-            rare,
-            plan.view.contents_total,
-            depth,
-            view=plan.view.number,
-            min_found=min_found,
-            among=None if candidates.everything else among,
-            share=candidates.share,
-        )
-        chosen = found.candidates
-        facts = {"terms": len(chosen.terms), "conjunctions": len(chosen.conjunctions)}
-        facts |= {"every_match_ranked": chosen.complete, "found": len(found.scored)}
-        return LegRanking(leg, dict(found.scored), chosen.complete, (StepTiming.since(started, "words", **facts),))
-
-    async def _nearest(self, tx: Tx, plan: SearchPlan, query: Vector, candidates: CandidateSet, depth: int) -> Ranking:
-        """The nearest of the candidates, by whichever way costs least and finds them."""
-        generation, total = plan.generation, plan.view.contents_total
-        if candidates.everything or candidates.among is not None:
-            return await self._store.search(tx, generation, query, depth, candidates.among, total=total)
-        share = max(candidates.share, 1e-6)
-        visits = round(MORE_THAN_BY_CHANCE * depth / share)
-        if visits * BY_INDEX_US < share * max(1, total) * (BY_ID_US + AN_ID_US):
-            fitting = FilterSubset(candidates.where, share, visits)
-            found = await self._store.search(tx, generation, query, depth, fitting, total=total)
-            # Those near the query may fit far less often than others do (one asset, one service). What an index gives
-            # so far from the query is not the nearest any more: of a million it found 0.18 of them.
-            if len(found) >= depth:
-                return found
-        return await self._store.search(tx, generation, query, depth, await candidates.all_ids(tx), total=total)
-
-
 @dataclass
 class _Counts:
     """The counts of one view: of terms, and the shares of its commonest."""
@@ -205,7 +144,8 @@ class Rankings:
 
     def __init__(self, pool: Pool, store: VectorStore) -> None:
         self._pool = pool
-        self._legs = Legs(store)
+        self._store = store
+        self._frequencies = TermFrequencies()
 
     async def deeper(self, tx: Tx, search: ViewSearch) -> ViewSearch:
         """Return the search with the best of each leg in one order: as it was before, and then what is deeper."""
@@ -235,7 +175,7 @@ class Rankings:
 
         async def ranked(on: Tx, legs: Sequence[Leg]) -> list[LegRanking]:
             # Words come first: meanwhile the query is embedded.
-            last_first = [await self._legs.rank(on, search, leg, depth) for leg in reversed(legs)]
+            last_first = [await self._rank(on, search, leg, depth) for leg in reversed(legs)]
             return last_first[::-1]
 
         plan = search.plan
@@ -253,8 +193,61 @@ class Rankings:
     async def _completed(self, tx: Tx, search: ViewSearch, found: LegRanking, depth: int) -> LegRanking:
         if found.complete:
             return found
-        again = await self._legs.by_words(tx, search, found.leg, depth, depth)
+        again = await self._by_words(tx, search, found.leg, depth, depth)
         return replace(again, timings=(*found.timings, *again.timings))
+
+    async def _rank(self, tx: Tx, search: ViewSearch, leg: Leg, depth: int) -> LegRanking:
+        """Return the best `depth` candidates by one leg; none where the question has no words, or no vector."""
+        if leg.by == "words":
+            # Where words alone answer, common ones must do if there are no others.
+            return await self._by_words(tx, search, leg, depth, 0 if search.plan.by_meaning else depth)
+        vector = await search.question.vector()
+        if vector is None:
+            return LegRanking(leg)
+        started = time.perf_counter()
+        found = await self._nearest(tx, search.plan, vector, search.candidates, depth)
+        timing = StepTiming.since(started, "meaning", plan=found.plan, found=len(found))
+        return LegRanking(leg, dict(zip(found.contents, found.similarities, strict=True)), timings=(timing,))
+
+    async def _by_words(self, tx: Tx, search: ViewSearch, leg: Leg, depth: int, min_found: int) -> LegRanking:
+        """Return the best `depth` by BM25 over the rarest terms; common ones must do where fewer would be found."""
+        if not search.question.terms:
+            return LegRanking(leg)
+        started, plan, candidates = time.perf_counter(), search.plan, search.candidates
+        counted = await self._frequencies.of(tx, plan, search.question.terms)
+        rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MAX_RANKED_TERMS])
+        among = candidates.among.ids if candidates.among else candidates.where
+        found = await terms.rank(
+            tx,
+            plan.collection.id,
+            rare,
+            plan.view.contents_total,
+            depth,
+            view=plan.view.number,
+            min_found=min_found,
+            among=None if candidates.everything else among,
+            share=candidates.share,
+        )
+        chosen = found.candidates
+        facts = {"terms": len(chosen.terms), "conjunctions": len(chosen.conjunctions)}
+        facts |= {"every_match_ranked": chosen.complete, "found": len(found.scored)}
+        return LegRanking(leg, dict(found.scored), chosen.complete, (StepTiming.since(started, "words", **facts),))
+
+    async def _nearest(self, tx: Tx, plan: SearchPlan, query: Vector, candidates: CandidateSet, depth: int) -> Ranking:
+        """The nearest of the candidates, by whichever way costs least and finds them."""
+        generation, total = plan.generation, plan.view.contents_total
+        if candidates.everything or candidates.among is not None:
+            return await self._store.search(tx, generation, query, depth, candidates.among, total=total)
+        share = max(candidates.share, 1e-6)
+        visits = round(MORE_THAN_BY_CHANCE * depth / share)
+        if visits * BY_INDEX_US < share * max(1, total) * (BY_ID_US + AN_ID_US):
+            fitting = FilterSubset(candidates.where, share, visits)
+            found = await self._store.search(tx, generation, query, depth, fitting, total=total)
+            # Those near the query may fit far less often than others do (one asset, one service). What an index gives
+            # so far from the query is not the nearest any more: of a million it found 0.18 of them.
+            if len(found) >= depth:
+                return found
+        return await self._store.search(tx, generation, query, depth, await candidates.all_ids(tx), total=total)
 
 
 def _is_long(plan: SearchPlan, candidates: CandidateSet) -> bool:
