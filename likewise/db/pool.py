@@ -5,7 +5,7 @@ import random
 import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import Context
 from typing import Self, TypeVar
 
@@ -219,7 +219,9 @@ class Pool:
                 try:
                     yield tx
                 except Exception:
-                    await _quietly_roll_back(tx)
+                    # This error is the one to tell; the pool throws a broken connection away.
+                    with suppress(psycopg.Error):
+                        await tx.finish(commit=False)
                     raise
                 wrote = begin is BEGIN and self._storage_fault is not None and await tx.row(HAS_WRITTEN) == (True,)
                 await tx.finish(commit=True)
@@ -346,14 +348,6 @@ async def _end(connection: AsyncConnection[Row]) -> None:
     # Of a server that is silent psycopg would wait for ten seconds more; told twice, it closes the connection.
     await stop([ending])
     await connection.close()
-
-
-async def _quietly_roll_back(tx: Tx) -> None:
-    try:
-        await tx.finish(commit=False)
-    except psycopg.Error:
-        # The error that brought us here is the one to tell; the pool throws the broken connection away.
-        return
 
 
 async def _why_nobody_is_let_in(url: str) -> NoConnection | None:

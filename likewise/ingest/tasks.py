@@ -138,12 +138,9 @@ class Tasks:
         claimed = _Claimed(self._pool, task, claim, self._lease)
         work = asyncio.create_task(self._work(claimed), name="task")
         running[work] = claimed
-        work.add_done_callback(lambda ended: self._ended(running, ended))
+        work.add_done_callback(running.pop)
+        work.add_done_callback(lambda _: self._wake_signal.wake_here())
         return True
-
-    def _ended(self, running: "dict[asyncio.Task[None], _Claimed]", work: asyncio.Task[None]) -> None:
-        del running[work]
-        self._wake_signal.wake_here()
 
     async def _work(self, claimed: "_Claimed") -> None:
         """One task, to its end or back to the others; whatever it raises ends here."""

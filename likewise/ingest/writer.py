@@ -139,12 +139,10 @@ class Writer:
             answers: where `unit.save` keeps the answer.
         """
         try:
-            target, prepared = await self._prepare(tenant, into, batch, lane)
-            return await self._commit(target, prepared, once, answers)
+            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
         except CollectionGone:
             self._recent.forget(tenant, into.name)
-            target, prepared = await self._prepare(tenant, into, batch, lane)
-            return await self._commit(target, prepared, once, answers)
+            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
 
     async def delete(self, tenant: int, collection: CollectionRow, record: str) -> bool:
         """Delete a record with everything that hangs on it alone; False if it was not there."""
