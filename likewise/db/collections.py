@@ -342,12 +342,15 @@ async def add_terms(tx: Tx, collection: int, view: int, *, terms: int, contents:
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
     views = tuple(_view(view) for view in row[19] or ())
-    return CollectionRow(*row[:5], _policy(row[5]), *row[6:9], _generation(row[9:18]), row[18], views)
+    values = [*row[:5], _policy(row[5]), *row[6:9], _generation(row[9:18]), row[18], views]
+    return CollectionRow(*values)
 
 
 def _view(stored: Mapping[str, Any]) -> ViewRow:
-    columns = (stored[name] for name in ("view", "name", "terms", "terms_total", "contents_total"))
-    return ViewRow(*columns, None if stored["generation"] is None else _generation(stored["generation"]))
+    values = [stored[name] for name in ("view", "name", "terms", "terms_total", "contents_total")]
+    generation = stored["generation"]
+    values.append(None if generation is None else _generation(generation))
+    return ViewRow(*values)
 
 
 def _generation(row: Sequence[Any]) -> Generation:
