@@ -12,11 +12,12 @@ queries of common words only.
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, combinations
 
 import numpy as np
 from pgvector import SparseVector
-from psycopg.sql import SQL, Composable, Composed
+from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from likewise.db.transaction import BinaryValue, ContentIds, Plan, Tx, table, table_name
 from likewise.db.where import Where
@@ -229,16 +230,18 @@ async def rank(
     # A count may be a minute old: a term that no text had then may be in one now, and is found.
     known = {term: max(1, n) for term, n in frequencies.items()}
     query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)
+    few = not isinstance(among, ContentIds) or len(among) * VISIT < sum(known.values())
+    ranked = partial(_rank, tx, table("terms", collection, view), query, limit, among, Plan() if few else BY_BITMAPS)
     everything = Candidates(tuple(known), complete=True)
     candidates = everything if isinstance(among, ContentIds) else choose(known, total, min(1 / share, MAX_WIDENING))
-    found = await _rank(tx, collection, view, query, candidates, limit, known, among)
+    found = await ranked(candidates)
     if isinstance(among, Where) and min_found <= len(found) < min(limit, MIN_FITTING) and not candidates.complete:
         # Of what has the query's words fewer fit than of others.
         candidates = choose(known, total, MAX_WIDENING**2)
-        found = await _rank(tx, collection, view, query, candidates, limit, known, among)
+        found = await ranked(candidates)
     if len(found) < max(min_found, 1) and not candidates.complete:
         candidates = everything
-        found = await _rank(tx, collection, view, query, candidates, limit, known, among)
+        found = await ranked(candidates)
     return Matches(found, candidates)
 
 
@@ -304,27 +307,24 @@ def _together(frequencies: Mapping[int, int], terms: Sequence[int], total: int) 
 
 async def _rank(
     tx: Tx,
-    collection: int,
-    view: int,
+    stored: Identifier,
     query: SparseVector,
-    candidates: Candidates,
     limit: int,
-    frequencies: Mapping[int, int],
     among: ContentIds | Where | None,
+    plan: Plan,
+    candidates: Candidates,
 ) -> list[tuple[int, float]]:
     asked = Where(parameters={"query": query, "limit": limit}, prefix="term")
     test = _any_of(candidates, asked)
-    named = {"terms": table("terms", collection, view)}
-    few = not isinstance(among, ContentIds) or len(among) * VISIT < sum(frequencies.values())
     if isinstance(among, ContentIds):
         test = SQL("{} AND content = ANY ({})").format(test, asked.bind(among))
     if isinstance(among, Where):
         asked.parameters |= among.parameters
         fits = {"pointing": among.pointing, "content": among.content, "fits": among.sql}
-        statement = SQL(RANK_FITTING).format(candidates=test, **fits, **named)
+        statement = SQL(RANK_FITTING).format(terms=stored, candidates=test, **fits)
     else:
-        statement = SQL(RANK).format(candidates=test, **named)
-    rows = await tx.rows(statement, asked.parameters, plan=Plan() if few else BY_BITMAPS)
+        statement = SQL(RANK).format(terms=stored, candidates=test)
+    rows = await tx.rows(statement, asked.parameters, plan=plan)
     return [(int(content), float(score)) for content, score in rows]
 
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,15 +22,6 @@ UNIT_TOLERANCE = 1e-3
 _Place = tuple[int, int, int]
 
 
-@dataclass
-class _Lengths:
-    """Terms and contents that this process wrote, and contents that it took away, which the collection's row lacks."""
-
-    terms: int = 0
-    contents: int = 0
-    gone: int = 0
-
-
 class TermAverages:
     """The running average of a collection's text length in terms.
 
@@ -42,24 +32,20 @@ class TermAverages:
     def __init__(self, sealing: Sealing) -> None:
         """Open the keys of collections' terms with `sealing`."""
         self.sealing = sealing
-        self._added: dict[_Place, _Lengths] = {}
+        # Terms and contents that this process wrote, and contents that it took away, which the collection's row lacks.
+        self._added: dict[_Place, Counter[str]] = {}
 
     def average(self, collection: CollectionRow, view: ViewRow, batch: Sequence[int]) -> float:
         """Return the terms of a text, on average over what is stored and a batch of such lengths."""
-        ours = self._added.get((collection.tenant, collection.id, view.number), _Lengths())
-        total = view.terms_total + ours.terms + sum(batch)
-        return total / max(1, view.contents_total + ours.contents + len(batch))
+        ours = self._added.get((collection.tenant, collection.id, view.number), Counter[str]())
+        total = view.terms_total + ours["terms"] + sum(batch)
+        return total / max(1, view.contents_total + ours["contents"] + len(batch))
 
     def count(self, collection: CollectionRow, view: int, batch: Sequence[int], gone: int) -> None:
         """Count a batch that has been committed, by its texts' lengths, and what has gone: that leaves the average."""
         if batch or gone:
-            self._count((collection.tenant, collection.id, view), _Lengths(sum(batch), len(batch), gone))
-
-    def _count(self, place: _Place, lengths: _Lengths) -> None:
-        ours = self._added.setdefault(place, _Lengths())
-        ours.terms += lengths.terms
-        ours.contents += lengths.contents
-        ours.gone += lengths.gone
+            lengths = Counter(terms=sum(batch), contents=len(batch), gone=gone)
+            self._added.setdefault((collection.tenant, collection.id, view), Counter()).update(lengths)
 
     async def flush(self, pool: Pool) -> None:
         """Add what has come to the collections' rows."""
@@ -68,13 +54,11 @@ class TermAverages:
             (tenant, collection, view), lengths = pending.popitem()
             try:
                 async with pool.tenant(tenant) as tx:
-                    await collections.add_terms(
-                        tx, collection, view, terms=lengths.terms, contents=lengths.contents, gone=lengths.gone
-                    )
+                    await collections.add_terms(tx, collection, view, **lengths)
             except BaseException:
                 # The next time, with what else will have come.
                 for place, left in [((tenant, collection, view), lengths), *pending.items()]:
-                    self._count(place, left)
+                    self._added.setdefault(place, Counter()).update(left)
                 raise
 
 
