@@ -130,25 +130,16 @@ async def drop_unfinished(connection: AsyncConnection[Row], generation: int) -> 
 class Maintenance:
     """Background work that runs beside the server wherever the owner's URL is known."""
 
-    def __init__(
-        self,
-        owner_url: str,
-        *,
-        max_scanned: int = MAX_SCANNED,
-        min_dead: int = MIN_DEAD,
-        interval: float = INTERVAL_SECONDS,
-    ) -> None:
+    def __init__(self, owner_url: str, *, max_scanned: int = MAX_SCANNED, min_dead: int = MIN_DEAD) -> None:
         """Work as the owner.
 
         Args:
             max_scanned: contents times dimension up to which there is no index.
             min_dead: rows that must be dead at least before an index is built anew.
-            interval: seconds between two looks.
         """
         self._url = owner_url
         self._max_scanned = max_scanned
         self._min_dead = min_dead
-        self._interval = interval
         self._again: dict[int, float] = {}
 
     async def run(self) -> None:
@@ -158,7 +149,7 @@ class Maintenance:
                 await self.step()
             except psycopg.Error as error:
                 log.warning("maintenance_failed", sqlstate=error.sqlstate)
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(INTERVAL_SECONDS)
 
     async def step(self) -> None:
         """Look once at every generation, and do what is due."""
