@@ -280,10 +280,11 @@ async def write(
     entering = contents.entries(tx, compared.generations, stored.added, asked, lane)
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], stored, entering)
     await _change(tx, [record for record in fresh if record.id in old], compared, stored)
+    pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
     if keeping.several:
-        await _point_beside(tx, collection, compared, stored, made)
+        await _point_beside(tx, collection, compared, stored, pks)
     await deletions.leave(tx, leaving, beside)
-    await _index(tx, collection, compared, stored, made, keeping)
+    await _index(tx, collection, compared, stored, pks, keeping)
     return WriteOutcome(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: stored.by_key[0, record.text_hash] for record in fresh}},
@@ -326,27 +327,20 @@ async def _add(
 
 
 async def _point_beside(
-    tx: Tx, collection: int, compared: BatchDiff, stored: StoredContents, made: Mapping[str, int]
+    tx: Tx, collection: int, compared: BatchDiff, stored: StoredContents, pks: Mapping[str, int]
 ) -> None:
     """Point fresh records at their contents beside the first view."""
-    pks = {**{id_: pk for id_, (pk, _) in compared.old.items()}, **made}
     was = {(pks[id_], view): content for id_, now in compared.beside.items() for view, content in now.items()}
     wanted = {(pks[record.id], one.view): stored.by_key[one.key] for record in compared.fresh for one in record.beside}
     await contents.point_beside(tx, collection, [pk for pk, _ in compared.old.values()], was, wanted)
 
 
 async def _index(
-    tx: Tx,
-    collection: int,
-    compared: BatchDiff,
-    stored: StoredContents,
-    made: Mapping[str, int],
-    keeping: StoragePolicy,
+    tx: Tx, collection: int, compared: BatchDiff, stored: StoredContents, pks: Mapping[str, int], keeping: StoragePolicy
 ) -> None:
     """Keep the fields by which records, and contents that were made, are found."""
     fresh, old, added = compared.fresh, compared.old, stored.added
     if keeping.indexed:
-        pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
         rows = [(record.payload, stored.by_key[0, record.text_hash], pks[record.id]) for record in fresh]
         await fields.write(tx, collection, keeping.indexed, rows, changed=[pk for pk, _ in old.values()])
     if keeping.facts and added:
