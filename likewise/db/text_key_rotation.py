@@ -135,7 +135,7 @@ async def rotate(
 
     Raises:
         WrongTextKey: the present key is not at hand, or the new one is not.
-        KeyLost, Damaged: something cannot be opened.
+        TextKeyLost, TextUnreadable: something cannot be opened.
     """
     with source.alone() as alone:
         if not alone:

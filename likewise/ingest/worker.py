@@ -45,6 +45,8 @@ SWEEP_SECONDS = 1.0
 # Entries that are tried by themselves take turns with the others.
 ALONE_A_STEP = 16
 WAIT_SECONDS = 30.0
+# Of one who waits for vectors.
+LOOK_AGAIN = Backoff(0.01, 0.2)
 
 log = get_logger(__name__)
 
@@ -120,8 +122,7 @@ class Worker:
             ModelUnavailable: they are stored, and the model did not come in time.
         """
         deadline: float | None = None
-        pause = 0.01
-        while True:
+        for pause in LOOK_AGAIN.pauses():
             claim = Claim(self._pool, self._lease)
             async with claim.given_back():
                 async with self._pool.tenant(tenant) as tx:
@@ -141,7 +142,6 @@ class Worker:
                     "The records are stored; their vectors did not come in time.", code="vectors_late"
                 )
             await asyncio.sleep(pause)
-            pause = min(0.2, pause * 2)
 
     async def _embed_ours(self, tenant: int, generation: int, ours: Sequence[int], claim: Claim) -> None:
         try:
