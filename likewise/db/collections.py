@@ -326,11 +326,9 @@ async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArra
 
 async def spaces(pool: Pool, model: str) -> list[StoredSpace]:
     """List each space that vectors of this model are stored in, of all tenants."""
-    async with pool.nobody() as tx:
-        rows = await tx.rows(SPACES, [model])
     return [
         StoredSpace(space, dimension, np.asarray(probe, np.float32).reshape(-1, dimension))
-        for space, dimension, probe in rows
+        for space, dimension, probe in await pool.rows(SPACES, model)
     ]
 
 

@@ -303,8 +303,7 @@ async def open_tasks(tx: Tx) -> int:
 
 async def claim_task(pool: Pool, kinds: Sequence[str], claim: UUID, lease: timedelta, after_tenant: int) -> Task | None:
     """Lease one task of these kinds; None if none is free."""
-    async with pool.nobody() as tx:
-        row = await tx.row(CLAIM_TASK, [list(kinds), claim, lease, after_tenant])
+    row = await pool.row(CLAIM_TASK, list(kinds), claim, lease, after_tenant)
     return None if row is None else Task(*row)
 
 

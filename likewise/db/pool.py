@@ -206,10 +206,19 @@ class Pool:
         async with self._transaction(None, BEGIN) as tx:
             yield tx
 
-    async def number(self, statement: SQL, *parameters: object) -> int:
-        """Return the number that a function which reaches across tenants gives."""
+    async def rows(self, statement: SQL, *parameters: object) -> list[Row]:
+        """Return the rows of one statement that reaches across tenants, in a transaction of its own."""
         async with self.nobody() as tx:
-            return await tx.number(statement, parameters)
+            return await tx.rows(statement, parameters)
+
+    async def row(self, statement: SQL, *parameters: object) -> Row | None:
+        """Return the first row of such a statement, or None."""
+        return next(iter(await self.rows(statement, *parameters)), None)
+
+    async def number(self, statement: SQL, *parameters: object) -> int:
+        """Return the whole number that such a statement gives, 0 for none."""
+        row = await self.row(statement, *parameters)
+        return int(row[0]) if row else 0
 
     @asynccontextmanager
     async def _transaction(self, tenant: int | None, begin: SQL) -> AsyncIterator[Tx]:
@@ -283,8 +292,7 @@ class Pool:
 
     async def refuse_power(self) -> None:
         """Refuse to serve as a role that row-level security does not bind, or that may make things."""
-        async with self.nobody() as tx:
-            row = await tx.row(WHO_AM_I)
+        row = await self.row(WHO_AM_I)
         if row is None or row[0]:
             raise SettingsError(
                 "The serving role is a superuser or bypasses row-level security: all would see every tenant's rows. "

@@ -94,8 +94,7 @@ async def claim(
     Args:
         resting: generations that are to be left alone for now.
     """
-    async with pool.nobody() as tx:
-        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, max_entries, after_tenant, alone, list(resting)])
+    rows = await pool.rows(CLAIM, list(models), claim_id, lease, max_entries, after_tenant, alone, list(resting))
     return [QueueEntry(*row) for row in rows]
 
 
@@ -121,16 +120,14 @@ async def give_back(pool: Pool, claims: Sequence[UUID]) -> int:
 
 async def models(pool: Pool) -> dict[str, float]:
     """Return the models that anything waits for, and the seconds that the oldest entry of each has waited."""
-    async with pool.nobody() as tx:
-        return {str(model): float(oldest) for model, oldest in await tx.rows(MODELS)}
+    return {str(model): float(oldest) for model, oldest in await pool.rows(MODELS)}
 
 
 async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
     """Count the tokens that wait for each model, by tenant; an estimate that reads the whole queue."""
     found: dict[str, dict[int, int]] = {}
-    async with pool.nobody() as tx:
-        for tenant, model, count in await tx.rows(TOKENS):
-            found.setdefault(str(model), {})[int(tenant)] = int(count)
+    for tenant, model, count in await pool.rows(TOKENS):
+        found.setdefault(str(model), {})[int(tenant)] = int(count)
     return found
 
 
