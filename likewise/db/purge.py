@@ -20,7 +20,7 @@ from likewise.backoff import Backoff
 from likewise.db.failures import scrubbed
 from likewise.db.maintenance import SET_INDEX_DELETES, drop_unfinished, index_lock
 from likewise.db.pool import settle
-from likewise.db.transaction import ProgressReport, Row
+from likewise.db.transaction import ProgressReport, Row, unreported
 
 # Whoever waits for a table's lock holds up all who come after, so that is given up soon and tried again: longer than
 # an automatic vacuum takes to make way (1 s).
@@ -132,7 +132,7 @@ class _Purge:
         self, connection: AsyncConnection[Row], report: ProgressReport | None, patience: float, *, is_ours: bool
     ) -> None:
         self._connection = connection
-        self._report = report
+        self._report = report or unreported
         self._patience = patience
         self._is_ours = is_ours
         self._kept = self._refused = 0
@@ -142,11 +142,11 @@ class _Purge:
         tables = await self._tables()
         busy = []
         for done, one in enumerate(tables):
-            self._note_progress(done, len(tables))
+            self._report(done, len(tables))
             if not await self._until_done(partial(self._rewrite, one)):
                 busy.append(one.name)
         unreached = [part async for part in self._parts(tables)]
-        self._note_progress(len(tables), len(tables))
+        self._report(len(tables), len(tables))
         after = sum(one.size for one in await self._tables())
         elsewhere = ELSEWHERE if self._is_ours else (*ELSEWHERE, *OF_A_NAMED_ONE)
         before = sum(one.size for one in tables)
@@ -240,7 +240,3 @@ class _Purge:
             self._refused += 1
         elif notice.message_detail and (kept := _NUMBER.search(notice.message_detail)):
             self._kept += int(kept[0])
-
-    def _note_progress(self, done: int, total: int) -> None:
-        if self._report is not None:
-            self._report(done, total)

@@ -9,7 +9,7 @@ from psycopg.sql import SQL
 
 from likewise.db.pool import Pool, retried
 from likewise.db.text_key import RECORDED, TextKeySource, chosen
-from likewise.db.transaction import ProgressReport, Row, Tx, table
+from likewise.db.transaction import ProgressReport, Row, Tx, table, unreported
 from likewise.errors import Conflict, SealBroken, TextKeyUnavailable
 from likewise.sealing import KEY_BYTES, Sealing, TextKey, about_collection, about_content, about_job
 
@@ -170,7 +170,7 @@ class _Rotation:
         self._tx = tx
         self._sealing = sealing
         self._lost = lost
-        self._report = report
+        self._report = report or unreported
         self._done = self._total = 0
 
     async def run(self) -> RotationOutcome:
@@ -209,7 +209,8 @@ class _Rotation:
                 anew.append(self._sealing.seal_bytes(plain, about))
             await self._tx.together((column.hold, [[row[0] for row in rows]]), (column.seal, [keys, anew]))
             count += len(keys)
-            self._note_progress(len(rows))
+            self._done += len(rows)
+            self._report(self._done, self._total)
         return count, lost
 
     async def _begin_words_anew(self, collection: Row) -> None:
@@ -220,11 +221,6 @@ class _Rotation:
         await self._tx.execute(RESET_TOTALS, [number])
         for view in (0, *await self._tx.column(VIEWS_WITH_WORDS, [number])):
             await self._tx.execute(FORGET_WORDS.format(terms=table("terms", number, view)))
-
-    def _note_progress(self, more: int) -> None:
-        self._done += more
-        if self._report is not None:
-            self._report(self._done, self._total)
 
 
 async def _portions(tx: Tx, rows: SQL) -> AsyncIterator[Sequence[Any]]:

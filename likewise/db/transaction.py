@@ -280,6 +280,10 @@ class Tx:
             await self.connection.execute(COMMIT)
 
 
+def unreported(done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
 def table(prefix: str, number: int, view: int = 0) -> Identifier:
     """Return the name of a collection's or generation's own table, as a part of a statement."""
     return Identifier(table_name(prefix, number, view))
