@@ -199,7 +199,10 @@ async def start(
         (ADD, [job, tx.tenant, kind, len(items), generation, known, request_id]),
         (READY.format(vectors=table("vec", generation)), [contents]),
     )
-    ready = {int(content): _reading(*rest) for content, *rest in rows}
+    ready = {
+        int(content): {"truncated_len": chars_read, "tokens": tokens, "truncated_tokens": truncated}
+        for content, tokens, truncated, chars_read in rows
+    }
     left = [(item, content) for item, content in items.items() if content not in ready]
     if left:
         names, waited = zip(*left, strict=True)
@@ -344,7 +347,3 @@ async def _held(tx: Tx, job: UUID) -> tuple[str, bool, bool, int]:
     if row is None:
         raise NotFound("There is no job of this id.", code="job_not_found")
     return row[0], row[1], row[2], row[3]
-
-
-def _reading(tokens: int, truncated: int, chars_read: int) -> dict[str, int]:
-    return {"truncated_len": chars_read, "tokens": tokens, "truncated_tokens": truncated}

@@ -170,7 +170,7 @@ class Worker:
                     max_entries=self._claim_size,
                     after_tenant=self._last_tenant,
                     alone=alone,
-                    resting=self._at_rest(),
+                    resting=[one for one, breaker in self._resting.items() if not breaker.allows()],
                 )
             )
             if not entries:
@@ -209,9 +209,6 @@ class Worker:
             return False
         self._resting.pop(generation, None)
         return True
-
-    def _at_rest(self) -> list[int]:
-        return [generation for generation, breaker in self._resting.items() if not breaker.allows()]
 
     async def _work_on(
         self, tenant: int, generation: int, contents: Sequence[int], claim: Claim, lane: Lane = "bulk"

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -230,11 +231,9 @@ class RerankResult(RerankerScores):
     model: str
 
 
-def _weights(folder: Path) -> list[Path]:
-    return [folder / openvino.WEIGHTS]
-
-
-RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(remote.load, openvino.load, _weights, RerankerQueue)
+RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(
+    remote.load, openvino.load, lambda folder: [folder / openvino.WEIGHTS], RerankerQueue
+)
 
 
 class Rerankers:
@@ -281,11 +280,7 @@ class Rerankers:
         handle = self._pool.handle(spec)
         with RerankStep(spec.name) as step, handle.held():
             _, queue = await handle.ready()
-
-            def charge(scored: RerankerScores) -> None:
-                self._charge(tenant, spec, scored)
-
-            scored = await queue.score(query, texts, charge)
+            scored = await queue.score(query, texts, partial(self._charge, tenant, spec))
             step.done(len(texts), int(scored.tokens.sum()))
         self._ledger.answered(tenant, spec.name, len(texts), 0, 0.0)
         cost = cost_of(int(scored.tokens.sum()), spec.price_per_1k_tokens)
