@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Payload = Mapping[str, Any]
 
+# The name of the view that every kind has.
+FIRST_VIEW = "text"
 # One transaction holds this many records of a longer list.
 BATCH = 500
 
@@ -55,7 +57,7 @@ class View:
         terms: whether texts are found by their words, if the collection's policy keeps them.
     """
 
-    name: str = "text"
+    name: str = FIRST_VIEW
     text: Callable[[NewRecord], str | None] | None = None
     vector: "Callable[[NewRecord], NDArray[np.float32]] | None" = None
     made_from: Callable[[NewRecord], bytes | None] | None = None
@@ -86,7 +88,7 @@ class View:
 
 
 # The record's own text.
-TEXT = View("text", text=lambda record: record.text or "")
+TEXT = View(text=lambda record: record.text or "")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,10 @@ class Kinds:
 
     def __init__(self, kinds: Iterable[Kind] = ()) -> None:
         self._by_name = {kind.name: kind for kind in kinds}
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether the app of a kind is there."""
+        return name in self._by_name
 
     def of(self, name: str) -> Kind:
         """Return the kind of a collection by the name in its row; UnknownKind if its app is not there."""
