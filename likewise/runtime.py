@@ -83,6 +83,7 @@ class Runtime:
         notices: Sealing,
     ) -> None:
         self.settings, self.database, self.pool, self.embedder = settings, database, pool, embedder
+        self.kinds = kinds
         self.text_keys, self.sealing = keys, keys.sealing
         lease, wait = timedelta(seconds=settings.lease_seconds), embedder.wait_for_models
         self.store = store = PgvectorStore()
