@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from likewise.embedding.batching import Batcher
-from likewise.embedding.cache import Cache, Cached, VectorOrigin
+from likewise.embedding.cache import Cache, Cached, CacheLookup, TenantCache, VectorOrigin
 from likewise.embedding.caches.opening import open_cache
-from likewise.embedding.caches.tenants import CacheLookup, TenantCache
 from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.formats import refuse_dimensions, shortened
 from likewise.embedding.models import ModelSpec

@@ -10,16 +10,13 @@ from itertools import islice
 from typing import Any, Literal
 
 from likewise.backoff import Backoff, Breaker
-from likewise.embedding.cache import Cached
-from likewise.embedding.caches.memory import OVERHEAD, bytes_of
+from likewise.embedding.cache import OVERHEAD, Cached
 from likewise.observe import steps
 from likewise.observe.logs import get_logger
 from likewise.stopping import stop
 
 CacheFault = Literal["away", "slow", "full", "refused"]
 
-# The longest wait of a caller for an answer that takes a Redis on the same network less than 1 ms.
-ANSWER_SECONDS = 0.010
 # For reading and unpacking a vector of 384 numbers: 512 of them took 8.5 ms, and 17 ms on a busy machine.
 KEY_SECONDS = 0.000_05
 # One late answer may have met a pause of the store, or of this process; so many in a row are no accident.
@@ -71,11 +68,7 @@ class StoreCircuit:
     """Closed while the store is asked; open after a fault, until a look finds it well. No request waits for a look."""
 
     def __init__(
-        self,
-        look: Callable[[], Awaitable[object]],
-        fault_of: Callable[[Exception], CacheFault],
-        *,
-        answer_seconds: float = ANSWER_SECONDS,
+        self, look: Callable[[], Awaitable[object]], fault_of: Callable[[Exception], CacheFault], answer_seconds: float
     ) -> None:
         """Guard a store.
 
@@ -348,4 +341,4 @@ class StoreWrites:
 
 
 def _size(change: Change) -> int:
-    return OVERHEAD if change is None else bytes_of(change)
+    return OVERHEAD if change is None else change.memory_bytes
