@@ -33,7 +33,7 @@ def progress(what: str, *, quiet: bool = False, once: str | None = None) -> Iter
         once: the one line, at the beginning, that is enough where there is no terminal.
     """
     if quiet or sys.stderr is None:
-        yield _silent
+        yield silent
     elif sys.stderr.isatty() and _drawing.acquire(blocking=False):
         try:
             with _bar(what) as report:
@@ -42,7 +42,7 @@ def progress(what: str, *, quiet: bool = False, once: str | None = None) -> Iter
             _drawing.release()
     elif once is not None:
         _print(once)
-        yield _silent
+        yield silent
     else:
         yield _Lines(what)
 
@@ -61,8 +61,8 @@ def _print(line: str) -> None:
     sys.stderr.flush()
 
 
-def _silent(done: int, total: int | None) -> None:
-    pass
+def silent(done: int, total: int | None) -> None:
+    """Show nothing."""
 
 
 class _Lines:

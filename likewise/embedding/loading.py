@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import importlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Generic, Literal, Protocol, TypeVar
 from likewise.backoff import Backoff
 from likewise.embedding.batching import Batcher
 from likewise.embedding.files import weights
-from likewise.embedding.files.attempts import KnownFailure, WeightsFetch, signature
 from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read, size_fault
@@ -192,8 +191,8 @@ class ModelHandle(Generic[P, S]):
         self._settings = pool.settings
         self._users = 0
         self._error: LikewiseError | None = None
-        self._fetch = WeightsFetch(spec, pool.settings, shown=pool.wait_for_models)
-        self._known_failure = KnownFailure(Backoff(LOCAL_RETRY_SECONDS, MAX_RETRY_SECONDS))
+        self._fetch = weights.WeightsFetch(spec, pool.settings, shown=pool.wait_for_models)
+        self._known_failure = weights.KnownFailure(Backoff(LOCAL_RETRY_SECONDS, MAX_RETRY_SECONDS))
         self._settled = asyncio.Event()  # in service, failed, or being fetched, which takes long
         self._ended = asyncio.Event()  # in service or failed
         self._task: asyncio.Task[None] | None = None
@@ -308,8 +307,8 @@ class ModelHandle(Generic[P, S]):
     async def _open(self) -> P:
         factory = self._pool.factories.get(self.spec.name)
         if factory is not None:
-            needed = getattr(factory, "memory_bytes", 0)
-            return await self._within_memory(needed, lambda: _made_by(factory, self.spec))
+            async with self._within_memory(getattr(factory, "memory_bytes", 0)):
+                return factory(self.spec)
         if self.spec.endpoint is not None:
             # Reading the certificates of all authorities takes some 50 ms.
             return await asyncio.to_thread(self._pool.loader.remote, self.spec)
@@ -327,7 +326,7 @@ class ModelHandle(Generic[P, S]):
         return await self._fetch.run()
 
     async def _load(self, folder: Path) -> P:
-        files = await asyncio.to_thread(signature, folder, self._settings)
+        files = await asyncio.to_thread(weights.signature, folder, self._settings)
         self._known_failure.refuse(files)
         self._settled.clear()
         self._ended.clear()
@@ -335,20 +334,21 @@ class ModelHandle(Generic[P, S]):
             if self.spec.folder is not None and not self.spec.dimension:  # it was not there when we looked first
                 self.spec = await asyncio.to_thread(as_read, self.spec, folder)
             needed = await asyncio.to_thread(self._needed, folder)
-            loader = self._pool.loader
-            return await self._within_memory(
-                needed, lambda: asyncio.to_thread(loader.local, self.spec, folder, self._settings)
-            )
+            async with self._within_memory(needed):
+                provider = await asyncio.to_thread(self._pool.loader.local, self.spec, folder, self._settings)
         except Exception as error:  # noqa: BLE001 - a provider may raise anything
             named = self._named(error)
-            self._known_failure.remember(named, files)
+            self._known_failure.remember(named)
             raise named from None
+        self._known_failure.remember(None)
+        return provider
 
-    async def _within_memory(self, needed: int, load: Callable[[], Awaitable[P]]) -> P:
+    @contextlib.asynccontextmanager
+    async def _within_memory(self, needed: int) -> AsyncIterator[None]:
         memory = self._pool.memory
         await memory.take(self, needed)
         try:
-            return await load()
+            yield
         except BaseException:
             memory.give_back(self)
             raise
@@ -376,7 +376,3 @@ class ModelHandle(Generic[P, S]):
 
 def _shutting_down() -> ModelUnavailable:
     return ModelUnavailable("The model is shutting down.")
-
-
-async def _made_by(factory: Callable[[ModelSpec], P], spec: ModelSpec) -> P:
-    return factory(spec)
