@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from likewise.apps.body import wrong
 from likewise.apps.filter_schema import TIME
 from likewise.cleaning import deeper_than
-from likewise.embedding.texts import MAX_CHARS
+from likewise.embedding.provider import MAX_CHARS
 from likewise.filters import rfc_3339, why_no_time
 
 MAX_ITEMS = 1_000

@@ -13,7 +13,7 @@ from likewise.embedding.caches.opening import open_cache
 from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.formats import refuse_dimensions, shortened
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.provider import Counts, Lane, Matrix, ProviderFactory, Role
+from likewise.embedding.provider import Counts, Lane, Matrix, ProviderFactory, Role, estimated_tokens, refuse_unreadable
 from likewise.embedding.queue import (
     INTERACTIVE_TOKENS,
     InFlight,
@@ -25,7 +25,6 @@ from likewise.embedding.queue import (
 from likewise.embedding.serving import EmbeddingModels
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.embedding.splitting import SplitOptions, Splitter, TextSpan
-from likewise.embedding.texts import estimated_tokens, refuse_unreadable
 from likewise.errors import Invalid
 from likewise.observe.steps import EmbedStep
 from likewise.settings import Settings

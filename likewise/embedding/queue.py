@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.provider import Capacity, Lane, Role
-from likewise.embedding.texts import estimated_tokens
+from likewise.embedding.provider import Capacity, Lane, Role, estimated_tokens
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, Overloaded
 
 INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next interactive text waits for it

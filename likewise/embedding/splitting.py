@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from semantic_text_splitter import TextSplitter
 
 from likewise.cleaning import cleaned
-from likewise.embedding.provider import Provider
+from likewise.embedding.provider import CHARS_PER_TOKEN, Provider, estimated_tokens
 from likewise.embedding.queue import QueueBudget
-from likewise.embedding.texts import CHARS_PER_TOKEN, estimated_tokens
 from likewise.embedding.tokenizing import LONG_RUN, RUN
 from likewise.errors import Fault, Invalid
 

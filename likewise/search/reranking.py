@@ -10,9 +10,8 @@ from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.loading import ModelLoader, ModelPool, ModelState
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
-from likewise.embedding.provider import Counts, Vector
+from likewise.embedding.provider import Counts, Vector, refuse_unreadable
 from likewise.embedding.queue import QueueBudget
-from likewise.embedding.texts import refuse_unreadable
 from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable
 from likewise.observe import steps
 from likewise.search.explanation import StepTiming

@@ -15,7 +15,7 @@ from likewise.apps.segments.naming import TenantNames
 from likewise.cleaning import cleaned
 from likewise.db.pool import retried
 from likewise.embedding.models import MOCK, ModelSpec
-from likewise.embedding.texts import refuse_unreadable
+from likewise.embedding.provider import refuse_unreadable
 from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable, NotFound
 from likewise.filters import All, Compare, Field, Filter
 from likewise.ingest.tasks import Progress

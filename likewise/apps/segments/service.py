@@ -18,7 +18,7 @@ from likewise.cleaning import fit_for_id
 from likewise.db import collections
 from likewise.db.collections import CollectionRow
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.texts import refuse_unreadable
+from likewise.embedding.provider import refuse_unreadable
 from likewise.errors import Invalid, NotFound
 from likewise.ingest.batch import BAD_ID
 from likewise.ingest.tasks import Progress

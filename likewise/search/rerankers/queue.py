@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from likewise.embedding.provider import estimated_tokens
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.remote.errors import RequestFails, RequestRefused
-from likewise.embedding.texts import estimated_tokens
 from likewise.errors import Invalid, ModelFails, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import RerankerStep
