@@ -1,10 +1,9 @@
 """Text in, vectors out; knows no web framework and no SQL. Start at `Embedder`."""
 
-from likewise.embedding.embedder import Embedded, Embedder
+from likewise.embedding.embedder import Embedded, Embedder, OpenModel
 from likewise.embedding.loading import ModelState
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Lane, Matrix, Provider, ProviderResult, Role
-from likewise.embedding.serving import OpenModel
 
 __all__ = [
     "Embedded",

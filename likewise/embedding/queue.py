@@ -16,6 +16,11 @@ INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next 
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
 
 
+def lane_of(texts: Sequence[str]) -> Lane:
+    """Return the lane of a call: few tokens are interactive."""
+    return "bulk" if sum(map(estimated_tokens, texts)) > INTERACTIVE_TOKENS else "interactive"
+
+
 class QueueBudget:
     """Tokens that may wait in one process, over all models."""
 
