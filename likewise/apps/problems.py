@@ -9,7 +9,7 @@ from starlette.types import Scope
 from likewise.apps.answers import Answer
 from likewise.apps.body import MAX_FAULTS
 from likewise.errors import LikewiseError
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 
 PROBLEM_JSON = "application/problem+json"
 

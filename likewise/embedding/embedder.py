@@ -150,7 +150,9 @@ class Embedder:
             self._cache.watched() as since,
         ):
             call = _Call(tenant, spec, texts, role, lane, use_cache, dimensions, batch_size, since)
-            return step.done(await self._embed(call))
+            made = await self._embed(call)
+            step.done(len(made.tokens), int(made.tokens.sum()), int(made.cached.sum()))
+            return made
 
     async def _embed(self, call: _Call) -> Embedded:
         """Take what is cached, share what is in flight, queue the rest, and answer in order."""

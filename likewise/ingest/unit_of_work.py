@@ -15,7 +15,7 @@ from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.ingest.batch_terms import BatchTerms
 from likewise.ingest.made_vectors import MadeVectors
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 from likewise.stopping import stop
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.

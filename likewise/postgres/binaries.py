@@ -118,7 +118,7 @@ def _installed(folders: Iterable[Path]) -> Iterator[Binaries]:
 def _inspect(folder: Path) -> Binaries | None:
     if not all(os.access(folder / program, os.X_OK) for program in ("initdb", "postgres")):
         return None
-    match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", _output_of(folder / "postgres", "--version"))
+    match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", output_of(folder / "postgres", "--version"))
     vector = _vector_version(folder)
     if match is None or vector is None or int(match[1]) < MIN_MAJOR:
         return None
@@ -128,7 +128,7 @@ def _inspect(folder: Path) -> Binaries | None:
 def _vector_version(folder: Path) -> str | None:
     share = folder.parent / "share" / "postgresql"
     if not share.is_dir():
-        share = Path(_output_of(folder / "pg_config", "--sharedir").strip() or folder.parent / "share")
+        share = Path(output_of(folder / "pg_config", "--sharedir").strip() or folder.parent / "share")
     try:
         control = (share / "extension" / "vector.control").read_text()
     except OSError:
@@ -137,11 +137,10 @@ def _vector_version(folder: Path) -> str | None:
     return match[1] if match else None
 
 
-def _output_of(program: Path, argument: str) -> str:
+def output_of(*command: str | Path) -> str:
+    """Return what a program that was looked for or configured writes; nothing if it cannot be run, or hangs."""
     try:
-        done = subprocess.run(  # noqa: S603 - a program that was looked for or configured
-            [program, argument], capture_output=True, text=True, timeout=30, cwd="/", check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd="/", check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout
@@ -161,7 +160,7 @@ def _kept_folders(kept_in: Path) -> Iterator[Path]:
 def _system_folders() -> Iterator[Path]:
     on_path = shutil.which("pg_config")
     if on_path:
-        yield Path(_output_of(Path(on_path), "--bindir").strip() or "/nowhere")
+        yield Path(output_of(Path(on_path), "--bindir").strip() or "/nowhere")
     for pattern in SYSTEM_FOLDERS:
         yield from Path("/").glob(pattern.removeprefix("/"))
 

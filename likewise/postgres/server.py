@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -21,6 +20,7 @@ from likewise.postgres.cluster import Cluster, explained
 from likewise.postgres.databases import OWNER, create_database
 from likewise.postgres.filelock import FileLock, open_lock
 from likewise.postgres.postmaster import Postmaster, RunningServer, ServerState
+from likewise.stopping import to_its_end
 
 __all__ = ["EmbeddedServer", "create_database"]
 
@@ -66,7 +66,7 @@ class EmbeddedServer:
         server = cls(data_dir, postgres_bin, durable=durable)
         atexit.register(server._leave)
         try:
-            await _in_thread(server._enter, server._given_up.set)
+            await to_its_end(asyncio.to_thread(server._enter), server._given_up.set)
             await server._make_database()
         except BaseException:
             await server.close()
@@ -88,11 +88,6 @@ class EmbeddedServer:
     def version(self) -> str:
         """The server's version, such as 18.4."""
         return self._noted.version
-
-    @property
-    def major(self) -> int:
-        """The first part of the version; data directories are bound to it."""
-        return int(self.version.partition(".")[0])
 
     @property
     def data_directory(self) -> Path:
@@ -122,7 +117,7 @@ class EmbeddedServer:
             self._watching.cancel()
             await asyncio.wait({self._watching})
         self._watching = None
-        await _in_thread(self._leave)
+        await to_its_end(asyncio.to_thread(self._leave))
 
     @property
     def _noted(self) -> RunningServer:
@@ -183,7 +178,7 @@ class EmbeddedServer:
         while True:
             await asyncio.sleep(START_AGAIN.pause(failures) if failures else WATCH_SECONDS)
             try:
-                await _in_thread(self._restart_if_gone)
+                await to_its_end(asyncio.to_thread(self._restart_if_gone))
                 failures = 0
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the watch goes on
                 self._away = error
@@ -223,18 +218,3 @@ class EmbeddedServer:
         self._users.close()
         self._postmaster.close()
         self._users = self._postmaster = None
-
-
-async def _in_thread(work: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
-    """Run blocking work to its end even when the caller is cancelled: half a start would leave a server behind.
-
-    `hurry` tells the work that nobody waits for it any more.
-    """
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        if hurry is not None:
-            hurry()
-        await asyncio.wait({running})
-        raise
