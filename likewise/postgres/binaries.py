@@ -11,8 +11,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from likewise.errors import ServerStartError
@@ -61,8 +62,10 @@ def find_binaries(configured: Path | None, kept_in: Path, major: int | None) -> 
     `major` is that of an existing data directory, which no other major can read; None takes the newest.
     """
     explicit = [_inspect_configured(configured)] if configured else []
-    for source in (explicit, _installed([*_kept_folders(kept_in), *_package_folders()]), _installed(_system_folders())):
-        fitting = [found for found in source if major in (None, found.major)]
+    # The first of equals is taken, and what is kept already need not be copied again.
+    ours = chain(kept_in.glob(f"{KEPT_PREFIX}*/*/pginstall*/bin"), _package_folders())
+    for source in (explicit, map(_inspect, ours), map(_inspect, _system_folders())):
+        fitting = [found for found in source if found is not None and major in (None, found.major)]
         if fitting:
             return max(fitting, key=lambda found: found.age)
     if major is None:
@@ -108,13 +111,6 @@ def _inspect_configured(folder: Path) -> Binaries:
     return found
 
 
-def _installed(folders: Iterable[Path]) -> Iterator[Binaries]:
-    for folder in folders:
-        found = _inspect(folder)
-        if found is not None:
-            yield found
-
-
 def _inspect(folder: Path) -> Binaries | None:
     if not all(os.access(folder / program, os.X_OK) for program in ("initdb", "postgres")):
         return None
@@ -150,11 +146,6 @@ def _package_folders() -> Iterator[Path]:
     spec = importlib.util.find_spec(PACKAGE)
     for place in (spec.submodule_search_locations or ()) if spec else ():
         yield from (install / "bin" for install in sorted(Path(place).glob("pginstall*")))
-
-
-def _kept_folders(kept_in: Path) -> Iterator[Path]:
-    # The first of equals is taken, and these come first: what is kept already need not be copied again.
-    yield from kept_in.glob(f"{KEPT_PREFIX}*/*/pginstall*/bin")
 
 
 def _system_folders() -> Iterator[Path]:

@@ -104,9 +104,9 @@ class RedisCache:
     async def get_many(self, keys: Sequence[bytes]) -> list[Cached | None]:
         """Return the row of each key in order, None where there is none; rows that wait to be written count."""
         self.start()
-        asked = [key for key in dict.fromkeys(keys) if key not in self._writes]
+        asked = [key for key in dict.fromkeys(keys) if key not in self._writes.waiting]
         known = await self._questions.ask(asked) if asked and self._circuit.closed else {}
-        found = [self._writes[key] if key in self._writes else known.get(key) for key in keys]
+        found = [self._writes.waiting.get(key, known.get(key)) for key in keys]
         steps.cache_hits("redis", sum(item is not None for item in found))
         return found
 
