@@ -101,9 +101,10 @@ def spans(text: str, splitter: TextSplitter) -> list[TextSpan]:
     return found
 
 
-async def spans_by_characters(text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
+async def spans_by_characters(text: str, max_tokens: int, overlap: int, prefix: str = "") -> list[TextSpan]:
     """Split a text into parts of so many tokens by its characters, for models without a tokenizer here."""
-    splitter = TextSplitter(max_tokens * CHARS_PER_TOKEN, min(overlap, max_tokens - 1) * CHARS_PER_TOKEN)
+    room = max(1, max_tokens - len(prefix) // CHARS_PER_TOKEN)
+    splitter = TextSplitter(room * CHARS_PER_TOKEN, min(overlap, room - 1) * CHARS_PER_TOKEN)
     return await asyncio.to_thread(spans, text, splitter)
 
 

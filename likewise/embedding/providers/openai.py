@@ -12,16 +12,7 @@ import orjson
 
 from likewise.cleaning import cleaned
 from likewise.embedding.models import Endpoint, ModelSpec
-from likewise.embedding.provider import (
-    CHARS_PER_TOKEN,
-    Capacity,
-    Counts,
-    Matrix,
-    ProviderResult,
-    Role,
-    estimated_tokens,
-    prefixes,
-)
+from likewise.embedding.provider import Capacity, Counts, Matrix, ProviderResult, Role, estimated_tokens, prefixes
 from likewise.embedding.remote.client import ProviderClient
 from likewise.embedding.remote.errors import ProviderError, RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
@@ -105,8 +96,8 @@ class RemoteProvider:
 
     async def split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
         """Split a text by its characters, 4 a token."""
-        room = max(1, min(max_tokens, self.max_tokens) - len(self._prefixes["document"]) // CHARS_PER_TOKEN)
-        return await spans_by_characters(text, room, overlap)
+        limit = min(max_tokens, self.max_tokens)
+        return await spans_by_characters(text, limit, overlap, self._prefixes["document"])
 
     async def close(self) -> None:
         """End its connections."""

@@ -11,13 +11,10 @@ import orjson
 
 from likewise.embedding.models import Endpoint, ModelSpec
 from likewise.embedding.remote.errors import LIMITED, ProviderError, RequestFails, RequestRefused, WrongAnswer
-from likewise.embedding.remote.limits import ProviderBreaker, RateGate, RetryPolicy, Trial, rate_reset, retry_after
+from likewise.embedding.remote.limits import ProviderBreaker, RateGate, RetryPolicy, rate_reset, retry_after
 from likewise.errors import ModelUnavailable
-from likewise.observe.logs import get_logger
 from likewise.observe.steps import ProviderStep
 from likewise.observe.version import program_version
-
-log = get_logger(__name__)
 
 # Reading 1 MB of base64 takes 4 ms, of numbers 8 ms (100 vectors of 3,072 numbers are 1.6 and 6 MB): not in the loop.
 LARGE_ANSWER = 500_000
@@ -62,7 +59,7 @@ class ProviderClient:
         self._http = _http_client(spec, endpoint)
         self._permits = asyncio.Semaphore(endpoint.calls)
         self._gate = RateGate()
-        self._breaker = ProviderBreaker(spec.name, policy)
+        self._breaker = ProviderBreaker(spec, policy)
 
     @property
     def fault(self) -> str | None:
@@ -138,26 +135,8 @@ class ProviderClient:
         async with self._permits:
             if not await self._gate.wait(self._policy.max_hold):
                 raise self._held()
-            with self._breaker.trial() as trial:
-                return await self._tried(attempt, texts, trial)
-
-    async def _tried(self, attempt: Callable[[], Awaitable[T]], texts: int, trial: Trial) -> T:
-        """Try once, and tell the breaker what the end says of the provider."""
-        try:
-            return await attempt()
-        except ProviderError as error:
-            # Of many it may be one text's fault; the caller asks again with fewer, and with a plain one.
-            if not (error.of_texts and texts > 1):
-                trial.failed(error)
-            raise
-        except RequestRefused:
-            trial.succeeded()
-            raise
-        except WrongAnswer as wrong:
-            log.warning("provider_answers_wrongly", model=self._spec.name, reason=str(wrong))
-            if texts == 1:
-                trial.failed(ProviderError(self._spec, "provider_wrong", f"answers wrongly: {wrong}", opens="in_a_row"))
-            raise
+            with self._breaker.trial(texts):
+                return await attempt()
 
     def _held(self) -> ProviderError:
         words = "takes no more requests for now"
