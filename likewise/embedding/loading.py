@@ -6,7 +6,7 @@ import importlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -122,6 +122,7 @@ class ModelState:
     public_detail: str | None = None
 
 
+@dataclass(eq=False)
 class ModelPool(Generic[P, S]):
     """The models of one sort in this process, by name.
 
@@ -129,24 +130,15 @@ class ModelPool(Generic[P, S]):
     is on its way, and stderr tells how far it is, as suits a program; callers of a server are told to come again.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        loader: ModelLoader[P, S],
-        budget: QueueBudget,
-        memory: ModelMemory,
-        *,
-        factories: Mapping[str, Callable[[ModelSpec], P]] | None = None,
-        wait_for_models: bool = False,
-    ) -> None:
-        self.settings = settings
-        self.loader = loader
-        self.budget = budget
-        self.memory = memory
-        self.factories = factories or {}
-        self.wait_for_models = wait_for_models
-        self.closed = False
-        self._handles: dict[str, ModelHandle[P, S]] = {}
+    settings: Settings
+    loader: ModelLoader[P, S]
+    budget: QueueBudget
+    memory: ModelMemory
+    _: KW_ONLY
+    factories: Mapping[str, Callable[[ModelSpec], P]] = field(default_factory=dict)
+    wait_for_models: bool
+    closed: bool = field(default=False, init=False)
+    _handles: dict[str, "ModelHandle[P, S]"] = field(default_factory=dict, init=False)
 
     def handle(self, spec: ModelSpec) -> "ModelHandle[P, S]":
         """Return the handle of a model, which is not loaded by that."""

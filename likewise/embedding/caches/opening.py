@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from likewise.embedding.cache import Cache, Cached
@@ -96,12 +97,12 @@ class MemoryCache:
             self.memory_bytes -= item.memory_bytes
 
 
+@dataclass(eq=False)
 class LayeredCache:
     """A cache in memory in front of a far one, which is asked only for missing rows; these are near from then on."""
 
-    def __init__(self, near: MemoryCache, far: Cache) -> None:
-        self.near = near
-        self.far = far
+    near: MemoryCache
+    far: Cache
 
     @property
     def memory_bytes(self) -> int:
