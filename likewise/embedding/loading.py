@@ -17,6 +17,7 @@ from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read, size_fault
 from likewise.embedding.provider import Provider
+from likewise.embedding.providers import openai
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
@@ -29,8 +30,6 @@ LOCAL_RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 60.0  # to load files again that are as they were; from the pause above it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
 ONE_USE_SECONDS = 90.0  # for programs that load a model for one use, and would begin anew: gigabytes on a slow disk
-
-REMOTE_PROVIDER = "likewise.embedding.providers.openai"
 
 State = Literal["absent", "present", "loading", "ready", "failed"]
 
@@ -85,11 +84,6 @@ class ModelLoader(Generic[P, S]):
     serve: Callable[[P, QueueBudget, str], S]
 
 
-def _remote_provider(spec: ModelSpec) -> Provider:
-    provider: Provider = importlib.import_module(REMOTE_PROVIDER).load(spec)
-    return provider
-
-
 def _local_provider(spec: ModelSpec, folder: Path, settings: Settings) -> Provider:
     if fault := size_fault(spec, spec.dimension, settings):
         raise ModelUnavailable(fault, code="vector_size")
@@ -102,7 +96,7 @@ def _weights(folder: Path) -> Iterable[Path]:
     return TorchFolder.read(folder).weights.values()  # it reads folders that have a graph, too
 
 
-EMBEDDING: ModelLoader[Provider, Batcher] = ModelLoader(_remote_provider, _local_provider, _weights, Batcher)
+EMBEDDING: ModelLoader[Provider, Batcher] = ModelLoader(openai.load, _local_provider, _weights, Batcher)
 
 
 # For callers over the network, where the reason is one of files.
