@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Payload = Mapping[str, Any]
 
+# The name of the view that every kind has.
+FIRST_VIEW = "text"
 # One transaction holds this many records of a longer list.
 BATCH = 500
 
@@ -55,7 +57,7 @@ class View:
         terms: whether texts are found by their words, if the collection's policy keeps them.
     """
 
-    name: str = "text"
+    name: str = FIRST_VIEW
     text: Callable[[NewRecord], str | None] | None = None
     vector: "Callable[[NewRecord], NDArray[np.float32]] | None" = None
     made_from: Callable[[NewRecord], bytes | None] | None = None
@@ -80,18 +82,13 @@ class View:
         return self.vector is not None
 
     @property
-    def has_vectors(self) -> bool:
-        """True if its contents have vectors, embedded or made."""
-        return self.is_made or self.embedded
-
-    @property
     def has_terms(self) -> bool:
         """True if its contents are found by their words."""
         return self.text is not None and self.terms
 
 
 # The record's own text.
-TEXT = View("text", text=lambda record: record.text or "")
+TEXT = View(text=lambda record: record.text or "")
 
 
 @dataclass(frozen=True)

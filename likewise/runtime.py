@@ -16,8 +16,8 @@ from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
 from likewise.db import checkup, collections, idempotency, jobs, migrate, roles
 from likewise.db.collections import RecentCollections
+from likewise.db.failures import why_no_connection
 from likewise.db.maintenance import Maintenance
-from likewise.db.outage import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import ProgressReport

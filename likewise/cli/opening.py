@@ -11,7 +11,7 @@ from likewise.cli.terminal import note
 from likewise.db import collections, waiting
 from likewise.db.collections import Generation
 from likewise.db.pool import Pool
-from likewise.db.usage import tenant_of
+from likewise.db.tenants import known as tenant_of
 from likewise.errors import NotFound, SettingsError
 from likewise.progress import progress
 from likewise.runtime import open_database

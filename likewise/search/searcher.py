@@ -12,12 +12,11 @@ from likewise.kind import Kinds
 from likewise.observe.steps import SearchStep
 from likewise.sealing import Sealing
 from likewise.search.candidates import CandidateSets
-from likewise.search.explanation import StepTiming, explain
 from likewise.search.hits import HitPage, SearchOutcome, first_page
 from likewise.search.options import MAX_HITS, SearchRequest
-from likewise.search.plan import SearchPlan, plan_search
+from likewise.search.plan import SearchPlan, StepTiming, explain, plan_search
 from likewise.search.question import Embedding, QuestionResolver
-from likewise.search.ranking import Rankings
+from likewise.search.ranking import Rankings, ViewSearch
 from likewise.search.reranking import Rerankers, rerank_hits
 from likewise.search.views import ViewFusion
 from likewise.vectors.admission import Admission
@@ -112,12 +111,12 @@ class Searcher:
             if plan.others:
                 return await self._views.find(tx, plan, embeddings)
             question = await self._questions.resolve(tx, plan, embeddings[0])
-            page, ranking, timings = first_page(plan, question), None, list[StepTiming]()
+            page, search, timings = first_page(plan, question), None, list[StepTiming]()
             while not page.done:
-                if ranking is None or ranking.is_last:
-                    candidates, ranking = await self._candidates.of(tx, plan, page.tree), None
-                    timings.append(candidates.timing)
-                ranking = await self._rankings.rank(tx, plan, question, candidates, ranking)
-                page = await page.filled(tx, ranking)
-                timings += [*ranking.timings, *page.timings]
+                if search is None or search.ranking.is_last:
+                    search = ViewSearch(plan, question, await self._candidates.of(tx, plan, page.tree))
+                    timings.append(search.candidates.timing)
+                search = await self._rankings.deeper(tx, search)
+                page = await page.filled(tx, search.ranking)
+                timings += [*search.ranking.timings, *page.timings]
             return page, timings

@@ -25,9 +25,10 @@ class LiveProcess:
         environment: more LIKEWISE_* variables.
         log: where its log lines go.
 
-    `program` is the module that is run, with what comes before the verb.
+    `program` is the module that `interpreter` runs, with what comes before the verb.
     """
 
+    interpreter = sys.executable
     program: Sequence[str] = ("likewise",)
     arguments: Sequence[str]
 
@@ -44,7 +45,7 @@ class LiveProcess:
         with contextlib.ExitStack() as stack:
             log = DEVNULL if self._log is None else stack.enter_context(self._log.open("ab"))
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *self.program, *self.arguments),
+                *(self.interpreter, "-m", *self.program, *self.arguments),
                 env={**os.environ, **self._environment},
                 stdin=DEVNULL,
                 stdout=PIPE,

@@ -32,7 +32,7 @@ from likewise.db.transaction import table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise
-from likewise.search import legs
+from likewise.search import ranking
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
 from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion
@@ -290,7 +290,7 @@ class Both:
 async def lw(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Likewise]:
     """One on a database of its own, whose words are counted anew for each question."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(legs, "REMEMBERED_SECONDS", 0.0)
+        patch.setattr(ranking, "REMEMBERED_SECONDS", 0.0)
         async with likewise_on(postgres, tmp_path_factory, FakeProvider()) as opened:
             yield opened
 

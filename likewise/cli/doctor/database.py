@@ -10,8 +10,7 @@ from psycopg import AsyncConnection
 
 from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup, migrate, roles, text_key
-from likewise.db.failures import scrubbed
-from likewise.db.outage import why_no_connection
+from likewise.db.failures import scrubbed, why_no_connection
 from likewise.db.transaction import Row
 from likewise.embedding.models import Catalogue
 from likewise.errors import LikewiseError, WrongTextKey
