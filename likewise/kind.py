@@ -139,6 +139,10 @@ class Kinds:
     def __init__(self, kinds: Iterable[Kind] = ()) -> None:
         self._by_name = {kind.name: kind for kind in kinds}
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether the app of a kind is there."""
+        return name in self._by_name
+
     def of(self, name: str) -> Kind:
         """Return the kind of a collection by the name in its row; UnknownKind if its app is not there."""
         if name not in self._by_name:

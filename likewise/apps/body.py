@@ -236,6 +236,7 @@ _TYPES = {
     "list": "a list",
     "dict": "an object",
     "model": "an object",
+    "uuid": "a UUID",
 }
 
 _WORDS = {

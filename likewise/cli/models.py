@@ -17,11 +17,13 @@ from likewise.embedding.models import MODELS, REMOTE, RERANKERS, Catalogue, Mode
 from likewise.embedding.providers import openai
 from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
+from likewise.embedding.runtimes import follows_device
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
 from likewise.progress import in_mebibytes, progress
+from likewise.search.reranking import SETTING as RERANKER
 from likewise.search.reranking import RerankerCatalogue, Rerankers
-from likewise.settings import Settings
+from likewise.settings import PREFIX, Settings
 
 # Enough for a speed: two batches of a local model.
 TEXTS = (PROBE_TEXTS * 64)[:64]
@@ -110,19 +112,37 @@ def model_named(settings: Settings, name: str | None) -> ModelSpec:
 
 def require_runnable(settings: Settings) -> ModelSpec:
     """Find the default model; SettingsError if there is none of that name, or this version cannot run it."""
-    spec = model_named(settings, None)
-    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
-        raise SettingsError(
-            f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
-            "`likewise models list` shows the models there are."
-        )
+    spec = require_model(settings)
     if spec.endpoint is not None:
         return spec
     try:
         Catalogue(settings).runtime(spec)
     except NotSupported as error:
-        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
+        setting = "DEVICE" if follows_device(spec.architecture, spec.runtime) else "MODEL"
+        raise SettingsError(f"{PREFIX}{setting}: {error.detail}") from None
     return spec
+
+
+def require_model(settings: Settings) -> ModelSpec:
+    """Find the default model; SettingsError if there is none of that name."""
+    spec = model_named(settings, None)
+    _refuse_no_folder(spec, f"{PREFIX}MODEL", "model")
+    return spec
+
+
+def require_reranker(settings: Settings) -> None:
+    """SettingsError if the settings name a reranker and there is none of that name."""
+    spec = RerankerCatalogue(settings).default
+    if spec is not None:
+        _refuse_no_folder(spec, RERANKER, "reranker")
+
+
+def _refuse_no_folder(spec: ModelSpec, setting: str, what: str) -> None:
+    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
+        raise SettingsError(
+            f"{setting}: there is no such {what}, nor a folder {spec.folder}. "
+            f"`likewise models list` shows the {what}s there are."
+        )
 
 
 def require_model_files(settings: Settings, model: str | None, *, quiet: bool) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from likewise.backoff import Backoff
-from likewise.cli.models import require_runnable
+from likewise.cli.models import require_reranker, require_runnable
 from likewise.cli.terminal import note
 from likewise.db import collections, waiting
 from likewise.db.collections import Generation
@@ -32,6 +32,7 @@ def open_library(
     from likewise import library  # noqa: PLC0415
 
     require_runnable(settings)
+    require_reranker(settings)
     return library.open(settings, worker=worker, wait_for_models=wait_for_models)
 
 

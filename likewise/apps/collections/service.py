@@ -139,9 +139,11 @@ class CollectionsService:
         return _collection_view(await self._named(tenant, name))
 
     async def drop(self, tenant: int, name: str) -> None:
-        """Remove a collection with everything in it; Conflict if it is an app's."""
+        """Remove a collection with everything in it; Conflict if it is that of an app which is here."""
         collection = await self._named(tenant, name)
-        refuse_other_kind(collection, KIND)
+        # Of an app that is not here nobody else could drop it, and nothing of its kind is needed for that.
+        if collection.kind in self._runtime.kinds:
+            refuse_other_kind(collection, KIND)
         if not await self._runtime.writer.drop(tenant, collection):
             raise NotFound("There is no collection of this name.", code="collection_not_found")
 

@@ -58,7 +58,8 @@ class EmbeddingModelConfig:
 class EmbedderService:
     """Vectors of texts, from any model of Likewise's.
 
-    Belongs to one event loop; `async with` or `close` lets the models go.
+    Belongs to one event loop; `async with` or `close` lets the models go. Callers wait while the default model is
+    fetched and while any model is loaded, as those of `likewise.open` do, and stderr tells how far that is.
 
     Args:
         default_model: any of a model's names.
@@ -82,7 +83,8 @@ class EmbedderService:
         self.settings = _settings(
             settings or load_settings(), default_model, openai_api_key, redis_client, enable_caching
         )
-        self.embedder = Embedder(self.settings, providers=providers)
+        self.embedder = Embedder(self.settings, providers=providers, wait_for_models=True)
+        self._begun = False
         self._before = Usage()
 
     async def embed_text(self, text: str, model: str | None = None, use_cache: bool = True) -> EmbeddingResult:
@@ -125,9 +127,16 @@ class EmbedderService:
     async def _embed(
         self, texts: Sequence[str], model: str | None, use_cache: bool, role: Role, batch_size: int | None = None
     ) -> Embedded:
+        await self._begin(model)
         return await self.embedder.embed(
             TENANT, texts, model=model, role=role, use_cache=use_cache, batch_size=batch_size
         )
+
+    async def _begin(self, model: str | None) -> None:
+        """Have the default model fetched once somebody wants it; who only ever names others does without."""
+        if not self._begun and (model is None or self.embedder.models()[0].answers_to(model)):
+            self._begun = True
+            await self.embedder.start()
 
     def _one(self, made: Embedded) -> EmbeddingResult:
         return EmbeddingResult(embedding=made.vectors[0].tolist(), **facts_of_one(made, self._name(made)))
