@@ -21,7 +21,7 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Policy:
-    """The rules by which a collection treats texts; part of its row."""
+    """The policy of a collection: its treatment of texts."""
 
     keep_text: bool = True
     keep_terms: bool = True

@@ -3,10 +3,9 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
 
 MIB = 2**20
 # Without a terminal a line now and then says how far it is.
@@ -16,12 +15,8 @@ LINE_SECONDS = 10.0
 _drawing = threading.Lock()
 
 
-class Report(Protocol):
-    """Takes how much is done of how much; None while nobody knows."""
-
-    def __call__(self, done: int, total: int | None) -> None:
-        """Show it."""
-        ...
+# Takes how much is done of how much; None while nobody knows.
+Report = Callable[[int, int | None], None]
 
 
 @contextmanager

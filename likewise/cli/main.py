@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from likewise.apps.app import load
-from likewise.apps.registry import APPS
+from likewise.apps.registry import APPS, load
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
 from likewise.observe.logs import describe

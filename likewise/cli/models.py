@@ -27,6 +27,8 @@ from likewise.settings import PREFIX, Settings
 
 # Enough for a speed: two batches of a local model.
 TEXTS = (PROBE_TEXTS * 64)[:64]
+# What is told of an embedding model that works.
+FACTS = ("dimension", "max_tokens", "numerics", "space")
 
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Short name, hub id or bare name; absent: the default model.")
@@ -181,16 +183,9 @@ async def _ask_remote(spec: ModelSpec) -> dict[str, Any]:
         raise ModelUnavailable(f"{spec.name} does not work: {error}.", code="provider_wrong") from None
     finally:
         await provider.close()
-    return {
-        "model": spec.name,
-        "address": spec.endpoint and spec.endpoint.base_url,
-        "dimension": provider.dimension,
-        "max_tokens": provider.max_tokens,
-        "numerics": provider.numerics,
-        "space": provider.space,
-        "tokens": int(made.tokens.sum()),
-        "answer_seconds": round(time.perf_counter() - started, 2),
-    }
+    answered = {"tokens": int(made.tokens.sum()), "answer_seconds": round(time.perf_counter() - started, 2)}
+    address = spec.endpoint and spec.endpoint.base_url
+    return {"model": spec.name, "address": address} | _facts(provider, *FACTS) | answered
 
 
 async def _try_local(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
@@ -204,16 +199,12 @@ async def _try_local(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
         done = time.perf_counter()
     finally:
         await embedder.close()
-    return {
-        "model": spec.name,
-        "folder": folder,
-        "dimension": model.dimension,
-        "max_tokens": model.max_tokens,
-        "numerics": model.numerics,
-        "space": model.space,
-        "load_seconds": round(loaded - started, 2),
-        "texts_per_second": round(len(TEXTS) / (done - loaded), 1),
-    }
+    speed = {"load_seconds": round(loaded - started, 2), "texts_per_second": round(len(TEXTS) / (done - loaded), 1)}
+    return {"model": spec.name, "folder": folder} | _facts(model, *FACTS) | speed
+
+
+def _facts(model: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in names}
 
 
 async def try_reranker(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
@@ -230,7 +221,7 @@ async def try_reranker(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
         except Invalid as error:
             raise ModelUnavailable(f"{spec.name} does not work: {error.detail}", code="provider_wrong") from None
         done = time.perf_counter()
-    facts = {"model": spec.name, "kind": "reranker", "max_tokens": reranker.max_tokens, "numerics": reranker.numerics}
+    facts = {"model": spec.name, "kind": "reranker"} | _facts(reranker, "max_tokens", "numerics")
     if spec.endpoint is not None:
         return facts | {"address": spec.endpoint.base_url, "answer_seconds": round(done - loaded, 2)}
     speed = {"load_seconds": round(loaded - started, 2), "pairs_per_second": round(len(texts) / (done - loaded), 1)}

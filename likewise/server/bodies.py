@@ -7,7 +7,6 @@ from collections import Counter
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from likewise.apps.body import RELEASE
@@ -16,6 +15,7 @@ from likewise.apps.deps import TENANT
 from likewise.errors import LikewiseError, Overloaded, TooLarge, TooManyRequests
 from likewise.server.concurrency import permit_of
 from likewise.server.inflating import MAX_RATIO, Inflater
+from likewise.server.layer import HttpLayer
 from likewise.server.problems import Rejection, answer
 
 # A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
@@ -33,7 +33,7 @@ STREAM_BYTES = 2**30
 MAX_AWAITED = 256
 
 
-class BodyLimit:
+class BodyLimit(HttpLayer):
     """Counts a body while it is read; its declared length is believed only to refuse it sooner.
 
     Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
@@ -52,7 +52,7 @@ class BodyLimit:
         pause_seconds: float = PAUSE_SECONDS,
         body_seconds: float = BODY_SECONDS,
     ) -> None:
-        self.app = app
+        super().__init__(app)
         self.limit = limit
         self.stream_limit = max(stream_limit, limit)
         self.total = max(total, limit)
@@ -63,11 +63,8 @@ class BodyLimit:
         self.pause_seconds = pause_seconds
         self.body_seconds = body_seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         declared, headers = declaration_in(scope).body, Headers(scope=scope)
         streamed, coding = declared.is_streamed(headers), declared.encoding(headers)
         limit = self.stream_limit if streamed else declared.max_bytes or self.limit
@@ -91,7 +88,8 @@ class BodyLimit:
             # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
             if not body.unread or "expect" in headers:
                 raise
-            await _answer_and_drain(answer(refusal, scope), scope, body, send)
+            # At once; then it is read on for a moment before the answer ends and with it the connection.
+            await answer(refusal, scope)(scope, body.receive, _after_body(body, send))
         finally:
             body.release(body.held)
             body.arrived()
@@ -269,11 +267,6 @@ def _after_body(body: _CountedBody, send: Send) -> Send:
         await send(message)
 
     return send_and_drain
-
-
-async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
-    """Answer at once, then read on for a moment before the answer ends and with it the connection."""
-    await refusal(scope, body.receive, _after_body(body, send))
 
 
 def _declared_length(headers: Headers) -> int:

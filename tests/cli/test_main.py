@@ -6,7 +6,7 @@ import sys
 import pytest
 import typer
 
-from likewise.apps.app import App
+from likewise.apps.registry import App
 from likewise.cli import main
 from likewise.cli.main import COMMANDS
 from tests.cli.conftest import ROOT

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from likewise.apps.collections.service import Hit
+from likewise.apps.collections.schemas import HitAnswer
 from likewise.db import collections
 from likewise.db.maintenance import MAX_SCANNED, Maintenance
 from likewise.db.pool import settle
@@ -219,7 +219,7 @@ def firsts_of_groups(expected: Sequence[Expected]) -> list[Expected]:
     return list(firsts.values())
 
 
-def assert_as_expected(hits: Sequence[Hit], expected: Sequence[Expected], question: Question) -> None:
+def assert_as_expected(hits: Sequence[HitAnswer], expected: Sequence[Expected], question: Question) -> None:
     """The same hits in the same order; which of equal ones come first, and so which are cut off, is left open."""
     by_id = {one.id: one for one in expected}
     if question.group_by is not None:
@@ -238,7 +238,7 @@ def assert_as_expected(hits: Sequence[Hit], expected: Sequence[Expected], questi
             assert given_ is None or given_ == pytest.approx(expected_, abs=CLOSE), (hit.id, told, own)
 
 
-async def ask(lw: Likewise, name: str, question: Question) -> list[Hit]:
+async def ask(lw: Likewise, name: str, question: Question) -> list[HitAnswer]:
     """The product's answer, or all its pages."""
     options = asdict(question)
     paged, query, record = options.pop("paged"), options.pop("query"), options.pop("like")
@@ -247,7 +247,7 @@ async def ask(lw: Likewise, name: str, question: Question) -> list[Hit]:
         found = await (collection.search(query, **options) if record is None else collection.similar(record, **options))
         return found.hits
     asked = TextQuestion(query) if record is None else RecordQuestion(record)
-    hits: list[Hit] = []
+    hits: list[HitAnswer] = []
     while True:
         found = await lw.collections.search(
             await lw.tenant(), name, SearchRequest(asked, SearchOptions(**options), len(hits))

@@ -14,10 +14,10 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from likewise.apps.answers import Answer
-from likewise.apps.app import App
 from likewise.apps.body import PARSED, RequestModel
 from likewise.apps.declaration import Body, Load, RouteDeclaration, declares, keep_declaration
 from likewise.apps.deps import CanWrite
+from likewise.apps.registry import App
 from likewise.library import Likewise
 from likewise.server.app import create_app
 from likewise.server.bodies import INFLATED_BYTES, BodyLimit
