@@ -28,7 +28,7 @@ def progress(what: str, *, quiet: bool = False, once: str | None = None) -> Iter
         once: the one line, at the beginning, that is enough where there is no terminal.
     """
     if quiet or sys.stderr is None:
-        yield _silent
+        yield silent
     elif sys.stderr.isatty() and _drawing.acquire(blocking=False):
         try:
             with _bar(what) as report:
@@ -37,7 +37,7 @@ def progress(what: str, *, quiet: bool = False, once: str | None = None) -> Iter
             _drawing.release()
     elif once is not None:
         _print(once)
-        yield _silent
+        yield silent
     else:
         yield _Lines(what)
 
@@ -56,8 +56,8 @@ def _print(line: str) -> None:
     sys.stderr.flush()
 
 
-def _silent(done: int, total: int | None) -> None:
-    pass
+def silent(done: int, total: int | None) -> None:
+    """Show nothing."""
 
 
 class _Lines:

@@ -17,6 +17,7 @@ from likewise.embedding.files import hub, weights, wheel
 from likewise.embedding.models import MODELS, ModelSpec
 from likewise.errors import ModelUnavailable, Unavailable
 from likewise.library import Likewise
+from likewise.progress import Report
 from likewise.server.app import create_app
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls
@@ -34,7 +35,7 @@ class SlowFetch:
         self.fails = False
         self.times = 0
 
-    def __call__(self, spec: ModelSpec, into: Path, progress: weights.FetchProgress) -> None:
+    def __call__(self, spec: ModelSpec, into: Path, progress: Report) -> None:
         self.times += 1
         self.begun.set()
         try:

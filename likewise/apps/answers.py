@@ -17,7 +17,7 @@ from starlette.types import Scope
 
 from likewise.apps.body import MAX_FAULTS
 from likewise.errors import Fault, LikewiseError
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 
 # Writing so many numbers as JSON takes some milliseconds, in which nothing else runs.
 NUMBERS_AT_A_TIME = 65_536

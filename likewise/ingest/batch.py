@@ -11,7 +11,7 @@ from likewise.db.records import PreparedRecord, payload_json
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Fault, Invalid
 from likewise.kind import Kind, NewRecord, View
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 
 NOT_JSON = (
     "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts that "

@@ -20,8 +20,7 @@ from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, ModelFails, TooManyRequests, Unavailable
 from likewise.ingest.claims import renewing, through_outage
 from likewise.ingest.notifications import WakeSignal
-from likewise.observe.logs import get_logger
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID, get_logger
 from likewise.observe.steps import TaskStep, kind_of_task
 from likewise.sealing import about_job
 from likewise.stopping import stop, to_its_end

@@ -14,7 +14,7 @@ from likewise.db.records import BatchDiff, PreparedRecord, StoragePolicy, WriteO
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.ingest.batch_index import BatchIndex
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 from likewise.stopping import stop
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.

@@ -14,9 +14,9 @@ from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.loading import ModelLoader, ModelPool, ModelState
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
+from likewise.embedding.provider import estimated_tokens, refuse_unreadable
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.remote.errors import RequestFails, RequestRefused
-from likewise.embedding.texts import estimated_tokens, refuse_unreadable
 from likewise.errors import Invalid, ModelFails, ModelNotAllowed, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import RerankerStep, RerankStep

@@ -14,9 +14,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from likewise.errors import Forbidden, Internal, Malformed, Overloaded, Unavailable
-from likewise.observe.logs import get_logger
+from likewise.observe.logs import REQUEST_ID, get_logger, request_id_for
 from likewise.observe.metrics import METHODS, one_of
-from likewise.observe.request_id import REQUEST_ID, request_id_for
 from likewise.observe.steps import RequestStep
 from likewise.server.concurrency import REFUSED
 from likewise.server.layer import HttpLayer, SentResponse

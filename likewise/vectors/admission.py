@@ -11,9 +11,8 @@ from likewise.db import collections
 from likewise.db.collections import Generation
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
-from likewise.embedding.embedder import Embedder
+from likewise.embedding.embedder import Embedder, OpenModel
 from likewise.embedding.provider import Matrix
-from likewise.embedding.serving import OpenModel
 from likewise.errors import ModelUnavailable, Unavailable, WrongModel
 from likewise.observe.logs import get_logger
 

@@ -6,10 +6,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from likewise.embedding.embedder import Embedder
+from likewise.embedding.embedder import Embedder, OpenModel
 from likewise.embedding.models import MODELS, ModelSpec, refuse_other_size
 from likewise.embedding.provider import Matrix, ProviderFactory, Role
-from likewise.embedding.serving import OpenModel
 from likewise.settings import Settings, load_settings
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from likewise.db import collections
 from likewise.db.collections import CollectionRow
 from likewise.db.pool import retried
 from likewise.embedding.models import MOCK, ModelSpec
-from likewise.embedding.texts import refuse_unreadable
+from likewise.embedding.provider import refuse_unreadable
 from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable, NotFound
 from likewise.filters import All, Compare, Field, Filter
 from likewise.ingest.batch import BAD_ID

@@ -46,16 +46,7 @@ with _without_telemetry():
     import openvino
     from openvino import opset13 as ops
 
-__all__ = [
-    "QUANTISATION_GROUP",
-    "CompiledGraph",
-    "Precision",
-    "able",
-    "choose",
-    "compile_graph",
-    "openvino",
-    "ops",
-]
+__all__ = ["openvino", "ops"]  # to be imported from here; what is defined below needs no mention
 
 PrecisionChoice = Literal["auto", "f32", "bf16", "int8"]
 
