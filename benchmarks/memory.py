@@ -1,10 +1,10 @@
 """How much memory a server holds after many batches of random shapes, and how fast it is meanwhile.
 
-    python -m benchmarks.memory [--requests 3000] [--capacity 16 -1 0]
+    python -m benchmarks.memory [--requests 3000] [--capacity -1 0]
 
 3,000 requests of 1 to 16 texts of 3 to 300 words in random order, the same for each server, without a cache of vectors.
 With more than one `--capacity` (shapes of batches that each graph keeps ready, 0: the runtime's own default, -1: what
-Likewise says) a server of each runs, and they are asked in turns. The last named is the one that rates are compared with.
+Likewise says) a server of each runs, and they are asked in turns; rates are compared with that of the last.
 """
 
 import argparse
@@ -105,8 +105,9 @@ def tell(server: Server, other: Server) -> None:
     ratio = server.mib[max(server.mib)] / server.mib[min(server.mib)]
     rate = server.texts / server.seconds
     beside = rate / (other.texts / other.seconds)
+    shapes = NAMES.get(server.capacity, server.capacity)
     print(
-        f"{NAMES.get(server.capacity, server.capacity):>16} shapes  {held} MiB after each {TOLD_EVERY}; last / first {ratio:.2f}; "
+        f"{shapes:>16} shapes  {held} MiB after each {TOLD_EVERY}; last / first {ratio:.2f}; "
         f"{rate:.0f} texts/s ({beside:.2f})",
         flush=True,
     )

@@ -256,9 +256,7 @@ def main() -> None:
     """Read the arguments and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("other", type=Path, help="a checkout whose .venv is installed")
-    parser.add_argument(
-        "passages", type=Path, nargs="?", default=DATA / "throughput-passages" / "passages.jsonl.gz"
-    )
+    parser.add_argument("passages", type=Path, nargs="?", default=DATA / "throughput-passages" / "passages.jsonl.gz")
     parser.add_argument("--turns", type=float, default=1.0, help="more or fewer turns of each")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()

@@ -75,6 +75,7 @@ class LikewiseError(Exception):
     status = 500
     code = "internal"
     retryable = False
+    retry_after: int | None = None
     # The detail for callers over the network, where it differs: without paths and addresses that only operators need.
     public_detail: str | None = None
 
@@ -85,12 +86,14 @@ class LikewiseError(Exception):
         code: str | None = None,
         faults: Sequence[Fault] = (),
         retry_after: int | None = None,
+        public_detail: str | None = None,
     ) -> None:
         self.detail = detail or (type(self).__doc__ or "").partition("\n")[0]
         self.faults = tuple(faults)
-        self.retry_after = retry_after
-        if code is not None:
-            self.code = code
+        # What is not given is the class's.
+        self.code = code or self.code
+        self.retry_after = retry_after or self.retry_after
+        self.public_detail = public_detail or self.public_detail
         super().__init__(self.detail)
 
 
@@ -141,9 +144,7 @@ class InProgress(Conflict):
 
     code = "request_in_progress"
     retryable = True
-
-    def __init__(self) -> None:
-        super().__init__(retry_after=1)
+    retry_after = 1
 
 
 class TooLarge(LikewiseError):
@@ -214,9 +215,7 @@ class Unavailable(LikewiseError):
     status = 503
     code = "unavailable"
     retryable = True
-
-    def __init__(self, detail: str | None = None, *, code: str | None = None, retry_after: int = 1) -> None:
-        super().__init__(detail, code=code, retry_after=retry_after)
+    retry_after = 1
 
 
 class Overloaded(Unavailable):
@@ -241,17 +240,6 @@ class ModelUnavailable(Unavailable):
     """The model is not there yet."""
 
     code = "model_unavailable"
-
-    def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        code: str | None = None,
-        retry_after: int = 1,
-        public_detail: str | None = None,
-    ) -> None:
-        super().__init__(detail, code=code, retry_after=retry_after)
-        self.public_detail = public_detail
 
     @classmethod
     def because(cls, error: LikewiseError, retry_after: int) -> "ModelUnavailable":
@@ -315,9 +303,7 @@ class ServerStartError(StartError):
 class StorageFault(ServerStartError):
     """The storage of the database cannot be used."""
 
-    def __init__(self, detail: str, *, public_detail: str | None = None) -> None:
-        super().__init__(detail)
-        self.public_detail = public_detail or type(self).__doc__ or ""
+    public_detail = __doc__
 
 
 class SchemaError(StartError):

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 Payload = Mapping[str, Any]
 
+# The name of the view that every kind has.
+FIRST_VIEW = "text"
 # One transaction holds this many records of a longer list.
 BATCH = 500
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The rules by which a collection treats texts; part of its row."""
+    """The policy of a collection: its treatment of texts."""
 
     keep_text: bool = True
     keep_terms: bool = True
@@ -55,7 +57,7 @@ class View:
         terms: whether texts are found by their words, if the collection's policy keeps them.
     """
 
-    name: str = "text"
+    name: str = FIRST_VIEW
     text: Callable[[NewRecord], str | None] | None = None
     vector: "Callable[[NewRecord], NDArray[np.float32]] | None" = None
     made_from: Callable[[NewRecord], bytes | None] | None = None
@@ -80,18 +82,13 @@ class View:
         return self.vector is not None
 
     @property
-    def has_vectors(self) -> bool:
-        """True if its contents have vectors, embedded or made."""
-        return self.is_made or self.embedded
-
-    @property
     def has_terms(self) -> bool:
         """True if its contents are found by their words."""
         return self.text is not None and self.terms
 
 
 # The record's own text.
-TEXT = View("text", text=lambda record: record.text or "")
+TEXT = View(text=lambda record: record.text or "")
 
 
 @dataclass(frozen=True)
@@ -141,6 +138,10 @@ class Kinds:
 
     def __init__(self, kinds: Iterable[Kind] = ()) -> None:
         self._by_name = {kind.name: kind for kind in kinds}
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether the app of a kind is there."""
+        return name in self._by_name
 
     def of(self, name: str) -> Kind:
         """Return the kind of a collection by the name in its row; UnknownKind if its app is not there."""

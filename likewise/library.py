@@ -7,19 +7,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 
-from likewise.apps.app import App, kinds_of, tasks_of
 from likewise.apps.body import checked
 from likewise.apps.collections.batches import checked_records
-from likewise.apps.collections.schemas import CollectionIn, RecordView, SearchIn
-from likewise.apps.collections.service import (
-    CollectionsService,
-    CollectionView,
-    SearchResult,
-    WriteResult,
-)
+from likewise.apps.collections.schemas import CollectionAnswer, CollectionIn, RecordView, SearchIn
+from likewise.apps.collections.service import CollectionsService, SearchResult, WriteAnswer
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService
 from likewise.apps.jobs.service import JobsService
-from likewise.apps.registry import APPS
+from likewise.apps.registry import APPS, App, kinds_of, tasks_of
 from likewise.backoff import Backoff
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedded, Embedder
@@ -116,12 +110,12 @@ class Collection:
         self._service = likewise.collections
         self.name = name
 
-    async def create(self, model: str | None = None, policy: Policy | None = None) -> CollectionView:
+    async def create(self, model: str | None = None, policy: Policy | None = None) -> CollectionAnswer:
         """Make the collection, with a model and a policy; Conflict if it is there."""
         checked(CollectionIn, {"name": self.name})
         return await self._service.create(await self._likewise.tenant(), self.name, model, policy)
 
-    async def add(self, records: Sequence[Mapping[str, Any] | NewRecord], *, wait: bool = True) -> WriteResult:
+    async def add(self, records: Sequence[Mapping[str, Any] | NewRecord], *, wait: bool = True) -> WriteAnswer:
         """Store records: `{id, text, payload?, parent?, status?, occurred_at?}`, in batches of 500, each whole.
 
         Args:
@@ -193,5 +187,5 @@ async def open(  # noqa: A001 - `likewise.open()` is how it reads where it is us
     """
     settings, rows = settings or load_settings(), (*APPS, *apps)
     embedder = embedder or Embedder(settings, wait_for_models=wait_for_models)
-    async with open_runtime(settings, kinds_of(rows), worker=worker, embedder=embedder) as runtime:
+    async with open_runtime(settings, kinds_of(rows), embedder, worker=worker) as runtime:
         yield Likewise(runtime, rows)

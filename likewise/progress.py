@@ -3,10 +3,9 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
 
 MIB = 2**20
 # Without a terminal a line now and then says how far it is.
@@ -16,12 +15,8 @@ LINE_SECONDS = 10.0
 _drawing = threading.Lock()
 
 
-class Report(Protocol):
-    """Takes how much is done of how much; None while nobody knows."""
-
-    def __call__(self, done: int, total: int | None) -> None:
-        """Show it."""
-        ...
+# Takes how much is done of how much; None while nobody knows.
+Report = Callable[[int, int | None], None]
 
 
 @contextmanager
@@ -33,7 +28,7 @@ def progress(what: str, *, quiet: bool = False, once: str | None = None) -> Iter
         once: the one line, at the beginning, that is enough where there is no terminal.
     """
     if quiet or sys.stderr is None:
-        yield _silent
+        yield silent
     elif sys.stderr.isatty() and _drawing.acquire(blocking=False):
         try:
             with _bar(what) as report:
@@ -42,7 +37,7 @@ def progress(what: str, *, quiet: bool = False, once: str | None = None) -> Iter
             _drawing.release()
     elif once is not None:
         _print(once)
-        yield _silent
+        yield silent
     else:
         yield _Lines(what)
 
@@ -61,8 +56,8 @@ def _print(line: str) -> None:
     sys.stderr.flush()
 
 
-def _silent(done: int, total: int | None) -> None:
-    pass
+def silent(done: int, total: int | None) -> None:
+    """Show nothing."""
 
 
 class _Lines:

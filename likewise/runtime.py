@@ -16,8 +16,8 @@ from likewise.auth.authentication import Authentication
 from likewise.auth.quotas import Quotas
 from likewise.db import checkup, collections, idempotency, jobs, migrate, roles
 from likewise.db.collections import RecentCollections
+from likewise.db.failures import why_no_connection
 from likewise.db.maintenance import Maintenance
-from likewise.db.outage import why_no_connection
 from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import ProgressReport
@@ -40,7 +40,6 @@ from likewise.search.searcher import Searcher
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import stop
 from likewise.vectors.admission import Admission
-from likewise.vectors.store import VectorStore
 from likewise.vectors.stores.pgvector import PgvectorStore
 
 # The tenant of a server that asks nobody who they are.
@@ -64,31 +63,48 @@ class Database:
     server: EmbeddedServer | None
 
 
-@dataclass(frozen=True)
 class Runtime:
-    """The open parts of one process."""
+    """The open parts of one process.
 
-    settings: Settings
-    database: Database
-    pool: Pool
-    text_keys: TextKeys
-    embedder: Embedder
-    admission: Admission
-    store: VectorStore
-    notifications: Notifications
-    wake_signal: WakeSignal
-    sealing: Sealing
-    tasks: Tasks
-    cache_invalidation: CacheInvalidation
-    recent: RecentCollections
-    writer: Writer
-    searcher: Searcher
-    worker: Worker
-    authentication: Authentication
-    quotas: Quotas
-    bookkeeping: Bookkeeping
-    reranking: Rerankers
-    kinds: Kinds
+    Args:
+        kinds: those of the apps.
+        keys: seal the texts that wait.
+        notices: seals what processes tell each other.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        kinds: Kinds,
+        database: Database,
+        pool: Pool,
+        embedder: Embedder,
+        keys: TextKeys,
+        notices: Sealing,
+    ) -> None:
+        self.settings, self.database, self.pool, self.embedder = settings, database, pool, embedder
+        self.kinds = kinds
+        self.text_keys, self.sealing = keys, keys.sealing
+        lease, wait = timedelta(seconds=settings.lease_seconds), embedder.wait_for_models
+        self.store = store = PgvectorStore()
+        self.admission = admission = Admission(pool, embedder)
+        self.recent = recent = RecentCollections(pool)
+        self.reranking = reranking = Rerankers(
+            settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=wait
+        )
+        self.notifications = notifications = Notifications(settings.database_direct_url or database.serving_url)
+        self.wake_signal = wake = WakeSignal(notifications)
+        self.cache_invalidation = invalidation = CacheInvalidation(notifications, embedder, notices)
+        self.tasks = Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease)
+        backlog = Backlog(pool, settings.waiting_tokens)
+        self.writer = Writer(pool, embedder, recent, backlog, keys, store, wake, invalidation)
+        self.searcher = Searcher(pool, embedder, admission, store, recent, reranking, keys.sealing, kinds)
+        self.worker = Worker(
+            pool, embedder, admission, store, wake, keys.sealing, lease=lease, tries=settings.text_tries
+        )
+        self.authentication = Authentication(pool, settings, ONLY_TENANT)
+        self.quotas = Quotas(settings.quota_tokens_per_minute)
+        self.bookkeeping = Bookkeeping(pool, embedder.ledger)
 
     @property
     def storage_fault(self) -> str | None:
@@ -188,17 +204,13 @@ def _refuse_unreadable_urls(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_runtime(
-    settings: Settings, kinds: Kinds, *, worker: bool = True, embedder: Embedder | None = None
-) -> AsyncIterator[Runtime]:
+async def open_runtime(settings: Settings, kinds: Kinds, embedder: Embedder, *, worker: bool) -> AsyncIterator[Runtime]:
     """Open all parts of one process, with its background work.
 
     Args:
         kinds: those of the apps.
         worker: whether this process also embeds what waits.
-        embedder: one to use in place of the settings' own.
     """
-    embedder = embedder or Embedder(settings)
     default = embedder.known()
     # Of a folder that is not there nobody knows it.
     if settings.vector_size is not None and default.dimension:
@@ -210,7 +222,7 @@ async def open_runtime(
         await _reached(pool.refuse_power)
         text_keys = await _reached(lambda: TextKeys.open(settings, pool))
         notice_keys = await _reached(lambda: notice_sealing(pool))
-        runtime = _assemble(settings, kinds, database, pool, embedder, text_keys, notice_keys)
+        runtime = Runtime(settings, kinds, database, pool, embedder, text_keys, notice_keys)
         stack.push_async_callback(runtime.authentication.close)
         # Before the pool, and after all that may still be embedding.
         stack.push_async_callback(runtime.bookkeeping.close)
@@ -224,47 +236,6 @@ async def open_runtime(
         stack.push_async_callback(runtime.writer.close)
         await stack.enter_async_context(_background(_tasks(runtime, worker=worker)))
         yield runtime
-
-
-def _assemble(
-    settings: Settings,
-    kinds: Kinds,
-    database: Database,
-    pool: Pool,
-    embedder: Embedder,
-    keys: TextKeys,
-    notices: Sealing,
-) -> Runtime:
-    store, admission, recent = PgvectorStore(), Admission(pool, embedder), RecentCollections(pool)
-    wait, sealing, lease = embedder.wait_for_models, keys.sealing, timedelta(seconds=settings.lease_seconds)
-    reranking = Rerankers(settings, embedder.ledger, embedder.budget, embedder.memory, wait_for_models=wait)
-    notifications = Notifications(settings.database_direct_url or database.serving_url)
-    wake_signal = WakeSignal(notifications)
-    invalidation = CacheInvalidation(notifications, embedder, notices)
-    backlog = Backlog(pool, settings.waiting_tokens)
-    return Runtime(
-        settings=settings,
-        database=database,
-        pool=pool,
-        text_keys=keys,
-        embedder=embedder,
-        admission=admission,
-        store=store,
-        notifications=notifications,
-        wake_signal=wake_signal,
-        sealing=sealing,
-        tasks=Tasks(pool, WakeSignal(notifications, TASKS), keys, lease=lease),
-        cache_invalidation=invalidation,
-        recent=recent,
-        writer=Writer(pool, embedder, recent, backlog, keys, store, wake_signal, invalidation),
-        searcher=Searcher(pool, embedder, admission, store, recent, reranking, sealing, kinds),
-        worker=Worker(pool, embedder, admission, store, wake_signal, sealing, lease=lease, tries=settings.text_tries),
-        authentication=Authentication(pool, settings, ONLY_TENANT),
-        quotas=Quotas(settings.quota_tokens_per_minute),
-        bookkeeping=Bookkeeping(pool, embedder.ledger),
-        reranking=reranking,
-        kinds=kinds,
-    )
 
 
 def _tasks(runtime: Runtime, *, worker: bool) -> list[Callable[[], Awaitable[None]]]:

@@ -1,7 +1,7 @@
 """Ends of tasks that are certain."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,15 +25,18 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> None:
         await asyncio.gather(*ended, return_exceptions=True)
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(work: Coroutine[Any, Any, T], hurry: Callable[[], None] | None = None) -> T:
     """Do work that must not be left half-way; who is cancelled meanwhile hears of it when the work has ended.
 
-    A transaction that is cut off at its COMMIT may still be committed by the server a moment later.
+    A transaction that is cut off at its COMMIT may still be committed by the server a moment later, and half a start
+    would leave a Postgres behind. `hurry` tells the work that nobody waits for it any more.
     """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        if hurry is not None:
+            hurry()
         await asyncio.wait({task})
         if not task.cancelled():
             task.exception()

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,6 +22,14 @@ def hears_signals(pid: int) -> bool:
     """Return whether a process has a handler of its own for SIGTERM, which is when it begins its work; Linux knows."""
     status = Path(f"/proc/{pid}/status")
     return not status.exists() or bool(int(_field(status.read_text(), "SigCgt"), 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def reads_standard_input(pid: int) -> bool:
+    """Return whether a process has begun to read standard input, for which it opens it a second time; Linux knows."""
+    files = Path(f"/proc/{pid}/fd")
+    with suppress(OSError):  # a file was closed meanwhile
+        return [file.readlink() for file in files.iterdir()].count((files / "0").readlink()) > 1
+    return False
 
 
 def _field(status: str, name: str) -> str:

@@ -20,7 +20,7 @@ from likewise.apps.segments import NewSegment, SegmentQuery
 from likewise.backoff import Backoff
 from likewise.db.maintenance import Maintenance
 from likewise.embedding.cache import cache_key
-from likewise.embedding.caches.redis.client import unpacked
+from likewise.embedding.caches.redis import unpacked
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import Catalogue
 from likewise.embedding.providers import openai

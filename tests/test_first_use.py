@@ -6,15 +6,18 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 import likewise
+from likewise.apps.embed import EmbedderService, EmbeddingAdapter
 from likewise.embedding.files import hub, weights, wheel
 from likewise.embedding.models import MODELS, ModelSpec
 from likewise.errors import ModelUnavailable, Unavailable
 from likewise.library import Likewise
+from likewise.progress import Report
 from likewise.server.app import create_app
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls
@@ -32,7 +35,7 @@ class SlowFetch:
         self.fails = False
         self.times = 0
 
-    def __call__(self, spec: ModelSpec, into: Path, progress: weights.FetchProgress) -> None:
+    def __call__(self, spec: ModelSpec, into: Path, progress: Report) -> None:
         self.times += 1
         self.begun.set()
         try:
@@ -80,7 +83,7 @@ async def program(settings: Settings, fetch: SlowFetch) -> AsyncIterator[Likewis
         yield lw
 
 
-async def still_runs(task: "asyncio.Task[object]", *, seconds: float = 0.3) -> None:
+async def still_runs(task: "asyncio.Future[Any]", *, seconds: float = 0.3) -> None:
     done, _ = await asyncio.wait({task}, timeout=seconds)
     assert not done
 
@@ -192,6 +195,52 @@ async def test_who_waits_for_a_model_when_the_program_closes_hears_of_it(
     with pytest.raises(ModelUnavailable, match="shutting down"):
         await asyncio.wait_for(lw.embedder.embed(1, ["a pump"]), 60)
     assert fetch.times == 1
+
+
+async def test_an_adapter_waits_for_a_model_that_is_being_fetched(settings: Settings, fetch: SlowFetch) -> None:
+    # Given a program without a loop that makes one
+    making = asyncio.ensure_future(asyncio.to_thread(EmbeddingAdapter, settings))
+    await begun(fetch, making)
+    # When the model comes
+    fetch.may_end.set()
+    adapter = await making
+    # Then it works
+    assert (await asyncio.to_thread(adapter.embed, ["a pump"])).shape == (1, 384)
+    await asyncio.to_thread(adapter.close)
+    assert fetch.times == 1
+
+
+async def test_an_adapter_whose_model_cannot_be_fetched_is_none(settings: Settings, fetch: SlowFetch) -> None:
+    fetch.fails = True
+    making = asyncio.ensure_future(asyncio.to_thread(EmbeddingAdapter, settings))
+    await begun(fetch, making)
+    fetch.may_end.set()
+    with pytest.raises(ModelUnavailable, match="likewise models pull minilm-l6-v2"):
+        await making
+
+
+async def test_an_embedder_service_waits_for_a_model_that_is_being_fetched(
+    settings: Settings, fetch: SlowFetch
+) -> None:
+    async with EmbedderService(settings=settings) as service:
+        # Given one that has been asked for another model, which it does not fetch
+        with pytest.raises(ModelUnavailable, match="bge-small"):
+            await service.embed_text("a pump", model="bge-small")
+        assert fetch.times == 0
+        # When two callers at once ask for the default one
+        calls = [asyncio.ensure_future(service.embed_text("a pump")), asyncio.ensure_future(service.embed_batch(["a"]))]
+        await begun(fetch, *calls)
+        fetch.may_end.set()
+        # Then both are answered, by one fetch
+        await asyncio.gather(*calls)
+        assert fetch.times == 1
+
+
+async def begun(fetch: SlowFetch, *waiting: "asyncio.Future[Any]") -> None:
+    """The fetch has begun, and those who wait for it still do."""
+    await until(lambda: fetch.begun.is_set() or any(one.done() for one in waiting))
+    for one in waiting:
+        await still_runs(one, seconds=0.1)
 
 
 async def test_without_a_terminal_one_line_tells_of_the_fetch(

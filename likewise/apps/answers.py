@@ -1,17 +1,42 @@
-"""Answers in JSON; those with many numbers are written without holding up the other requests."""
+"""Answers: in JSON, where many numbers are written without holding up the other requests, and the shapes of errors.
+
+An error is a problem of RFC 9457, where an app has no shape of its own.
+"""
 
 import asyncio
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 from fastapi import Response
+from pydantic import BaseModel, Field
+from starlette.types import Scope
+
+from likewise.apps.body import MAX_FAULTS
+from likewise.errors import Fault, LikewiseError
+from likewise.observe.logs import REQUEST_ID
 
 # Writing so many numbers as JSON takes some milliseconds, in which nothing else runs.
 NUMBERS_AT_A_TIME = 65_536
+PROBLEM_JSON = "application/problem+json"
+
+REFUSALS = {
+    400: "The body, or the address, cannot be read.",
+    401: "No or bad credentials.",
+    403: "The credentials do not allow this.",
+    404: "There is nothing at this address.",
+    409: "The request does not fit the present state.",
+    413: "The body, or what it asks for, is too large.",
+    415: "Wrong media type.",
+    422: "A field is wrong; `errors` names each by a JSON pointer.",
+    429: "This caller has used up its quota or its share; `Retry-After` says when to come back.",
+    500: "The server failed; its log has the reason under `request_id`.",
+    503: "A part of the server is away; `Retry-After` says when to come back.",
+}
+BODY_REFUSALS = (400, 413, 415, 422)
 
 
 class Answer(Response):
@@ -49,3 +74,48 @@ def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Respon
 def as_base64(vector: npt.NDArray[np.generic]) -> str:
     """Return a vector as OpenAI's clients ask for it: little-endian float32 in the standard alphabet."""
     return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
+
+
+# Renders an error for the routes under a path. Its sentence is the second argument: the caller may not know all of the
+# error's own. Headers that go with its status are added afterwards.
+ErrorShape = Callable[[LikewiseError, str, Scope], Response]
+
+
+class Problem(BaseModel):
+    """The reason why a request was not done (RFC 9457). `detail` and `errors` never repeat a value that was sent."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str = Field(description="Stable, in snake_case.")
+    request_id: str
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    errors: list[Fault]
+
+
+def problem(error: LikewiseError, detail: str, _: Scope, /, **members: Any) -> Response:
+    """Return a problem; `members` extend it. An ErrorShape."""
+    request_id = REQUEST_ID.get() or ""
+    content = {
+        "type": f"urn:likewise:problem:{error.code}",
+        "title": (type(error).__doc__ or "").partition("\n")[0],
+        "status": error.status,
+        "detail": detail,
+        "instance": f"urn:likewise:request:{request_id}",
+        "code": error.code,
+        "request_id": request_id,
+        "retryable": error.retryable,
+        "errors": error.faults[:MAX_FAULTS],
+    }
+    return Answer(content | members, error.status, media_type=PROBLEM_JSON)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the documented error answers of a route; 500 and 503 belong to every one."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": REFUSALS[status], "content": {PROBLEM_JSON: schema}}
+        for status in sorted({*statuses, 500, 503})
+    }

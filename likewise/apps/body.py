@@ -236,6 +236,7 @@ _TYPES = {
     "list": "a list",
     "dict": "an object",
     "model": "an object",
+    "uuid": "a UUID",
 }
 
 _WORDS = {
@@ -269,11 +270,7 @@ def _loads(raw: bytes) -> Any:
         # Half a surrogate pair is the one fault that we fix: everyday tools cut texts in the middle of an emoji.
         if not _ESCAPED_SURROGATE.search(raw):
             raise
-        return orjson.loads(_SURROGATES.sub(_fix, raw))
-
-
-def _fix(found: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if found[1] else found[0]
+        return orjson.loads(_SURROGATES.sub(lambda found: rb"\ufffd" if found[1] else found[0], raw))
 
 
 def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:

@@ -5,15 +5,17 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Coroutine
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
 from likewise.auth.caller import Scope
 from likewise.auth.quotas import Quotas
-from likewise.embedding.embedder import Embedder
+from likewise.cleaning import cleaned
+from likewise.embedding.embedder import Embedded, Embedder
 from likewise.errors import Forbidden, Invalid
 from likewise.runtime import Runtime
 from likewise.stopping import stop
@@ -25,23 +27,10 @@ T = TypeVar("T")
 TENANT = "likewise.tenant"
 
 
-class Services(Protocol):
-    """The part of `library.Likewise` that routes need: the library knows the apps and so cannot be known by them."""
-
-    @property
-    def runtime(self) -> Runtime:
-        """The open parts."""
-        ...
-
-    def service(self, of: type[S]) -> S:
-        """Return the service of this class."""
-        ...
-
-
-def services(request: Request) -> Services:
-    """Return the open library, put there by the server when it started."""
-    opened: Services = request.app.state.likewise
-    return opened
+def runtime_of(request: Request) -> Runtime:
+    """Return the open parts of the process."""
+    runtime: Runtime = request.app.state.likewise.runtime
+    return runtime
 
 
 class Requires:
@@ -53,7 +42,7 @@ class Requires:
     async def __call__(self, request: Request) -> int:
         """Decide by the headers alone."""
         headers = request.headers
-        authentication = services(request).runtime.authentication
+        authentication = runtime_of(request).authentication
         caller = await authentication.caller(headers.getlist("authorization"), headers.getlist("x-api-key"))
         if self.scope not in caller.scopes:
             raise Forbidden(
@@ -69,12 +58,7 @@ async def nobody_is_asked() -> None:
 
 async def process_embedder(request: Request) -> Embedder:
     """Return the process's embedder."""
-    return services(request).runtime.embedder
-
-
-async def process_quotas(request: Request) -> Quotas:
-    """Return the quotas of the process's tenants."""
-    return services(request).runtime.quotas
+    return runtime_of(request).embedder
 
 
 class ServiceOf(Generic[S]):
@@ -84,8 +68,9 @@ class ServiceOf(Generic[S]):
         self.of = of
 
     async def __call__(self, request: Request) -> S:
-        """Return it."""
-        return services(request).service(self.of)
+        """Return it from the open library, put there by the server when it started."""
+        service: S = request.app.state.likewise.service(self.of)
+        return service
 
 
 # One of these is first in every route's signature: the tenant of a caller with that scope, or a route for everybody.
@@ -95,7 +80,49 @@ CanAdminister = Annotated[int, Depends(Requires(Scope.ADMIN))]
 Anyone = Annotated[None, Depends(nobody_is_asked)]
 
 ProcessEmbedder = Annotated[Embedder, Depends(process_embedder)]
-ProcessQuotas = Annotated[Quotas, Depends(process_quotas)]
+
+
+@dataclass(frozen=True)
+class MeteredTexts:
+    """The texts of one request: within its tenant's quota, and worked on for as long as its caller is there."""
+
+    request: Request
+    embedder: Embedder
+    quotas: Quotas
+
+    def spend_on(self, tenant: int, texts: Sequence[str], model: str | None) -> None:
+        """Take texts from the quota; what is refused for its model takes nothing from it."""
+        self.embedder.known(model)
+        self.quotas.spend(tenant, texts)
+
+    async def embed(self, tenant: int, texts: Sequence[str], pointer: Callable[[int], str], **options: Any) -> Embedded:
+        """Return the vectors of texts; errors name the places of the request itself, by `pointer`."""
+        self.spend_on(tenant, texts, options.get("model"))
+        return await self.attended(self.embedder.embed(tenant, [cleaned(text) for text in texts], **options), pointer)
+
+    async def attended(self, work: Coroutine[Any, Any, T], pointer: str | Callable[[int], str] = "/texts") -> T:
+        """Return what the work gives, and end it if the caller leaves.
+
+        Args:
+            pointer: where in the request the text is that the work's faults have at `/texts/3`.
+        """
+        try:
+            return await while_connected(self.request, work)
+        except Invalid as error:
+            raise error.moved("/texts", pointer) from None
+
+    async def search(self, searching: Coroutine[Any, Any, T], *, rerank: bool | None) -> T:
+        """Return what is found; a reranker's work is long enough that nobody may leave it behind."""
+        return await (self.attended(searching) if rerank else searching)
+
+
+async def metered_texts(request: Request) -> MeteredTexts:
+    """Return the meter of a request."""
+    runtime = runtime_of(request)
+    return MeteredTexts(request, runtime.embedder, runtime.quotas)
+
+
+Metered = Annotated[MeteredTexts, Depends(metered_texts)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -114,6 +141,14 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def page_of(
+    listing: str, tenant: int, found: Sequence[T], limit: int, place: Callable[[T], str]
+) -> tuple[Sequence[T], str | None]:
+    """Return the rows of a page, and the cursor of the next; one row more than asked tells whether there is one."""
+    shown = found[:limit]
+    return shown, cursor_for(listing, tenant, place(shown[-1])) if len(found) > limit else None
 
 
 def cursor_for(listing: str, tenant: int, after: str) -> str:

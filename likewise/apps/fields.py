@@ -1,6 +1,7 @@
-"""Fields that the routes of several apps take."""
+"""Fields that the routes of several apps take, and the language of filters in JSON Schema."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -8,10 +9,10 @@ import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from likewise.apps.body import wrong
-from likewise.apps.filter_schema import TIME
 from likewise.cleaning import deeper_than
-from likewise.embedding.texts import MAX_CHARS
-from likewise.filters import rfc_3339, why_no_time
+from likewise.embedding.provider import MAX_CHARS
+from likewise.errors import Fault, Invalid
+from likewise.filters import KEY, MAX_DEPTH, MAX_NODES, MAX_VALUES, OPERATORS, TIMES, rfc_3339, why_no_time
 
 MAX_ITEMS = 1_000
 MAX_ID = 512
@@ -22,6 +23,10 @@ MAX_PAYLOAD_DEPTH = 16
 # What the document says of a field that is checked below in words of our own.
 NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
 WHOLE = r"^[^\x00-\x1f\x7f-\x9f\ufffd]*$"
+
+KEY_PATTERN = f"^{KEY.pattern[:-2]}$"
+_SCHEMA = "#/components/schemas/"
+TIME = {"type": "string", "format": "date-time"}
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -79,3 +84,48 @@ Label = Annotated[
 ]
 Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=Annotated[str, WithJsonSchema(TIME)])]
 CheckedPayload = Annotated[dict[str, Any], AfterValidator(_bounded)]
+
+
+def refuse_repeats(ids: Sequence[str], pointer: str, message: str) -> None:
+    """Refuse texts with one id, of which none can be known to count: Invalid, with a fault for each repetition.
+
+    Args:
+        pointer: where an id is in the request, with `{}` for its place in the batch.
+    """
+    seen: set[str] = set()
+    faults = []
+    for place, one in enumerate(ids):
+        if one in seen:
+            faults.append(Fault(pointer.format(place), "duplicate_id", message))
+        seen.add(one)
+    if faults:
+        raise Invalid(message, faults=faults)
+
+
+def _schema_of_condition(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    values = {"type": "array", "items": value, "maxItems": MAX_VALUES}
+    special = {"$in": values, "$nin": values, "$exists": {"type": "boolean"}, "$not": {"$ref": _SCHEMA + name}}
+    operators = {operator: special.get(operator, value) for operator in sorted(OPERATORS | {"$not"})}
+    by_operator = {"type": "object", "properties": operators, "additionalProperties": False, "minProperties": 1}
+    return {"title": name, "description": "A value, or what holds of it.", "anyOf": [value, by_operator]}
+
+
+_PARTS = {"type": "array", "items": {"$ref": _SCHEMA + "Filter"}, "minItems": 1}
+# The language in JSON Schema, but for how deep and how large a filter may be.
+FILTER_SCHEMAS: dict[str, Any] = {
+    "Filter": {
+        "title": "Filter",
+        "description": f"Every key must hold. At most {MAX_DEPTH} deep, of at most {MAX_NODES} conditions.",
+        "type": "object",
+        "properties": {
+            "$and": _PARTS,
+            "$or": _PARTS,
+            "$not": {"$ref": _SCHEMA + "Filter"},
+            **{name: {"$ref": _SCHEMA + "TimeCondition"} for name in sorted(TIMES)},
+        },
+        "patternProperties": {KEY_PATTERN: {"$ref": _SCHEMA + "Condition"}},
+        "additionalProperties": False,
+    },
+    "Condition": _schema_of_condition("Condition", {"type": ["string", "number", "boolean", "null"]}),
+    "TimeCondition": _schema_of_condition("TimeCondition", {"anyOf": [TIME, {"type": ["number", "boolean", "null"]}]}),
+}

@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
 from uuid import uuid4
@@ -15,13 +14,15 @@ from pydantic.json_schema import SkipJsonSchema
 from likewise.apps.answers import Answer
 from likewise.apps.body import PARSE_IN_THREAD, hold
 from likewise.apps.declaration import media_type
-from likewise.apps.deps import services
+from likewise.apps.deps import runtime_of
 from likewise.db import idempotency
 from likewise.db.idempotency import Attempt
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 from likewise.digests import digest_of
 from likewise.errors import Invalid, LikewiseError
+from likewise.ingest.unit_of_work import AnswerStore
+from likewise.runtime import Runtime
 from likewise.stopping import stop
 
 REPLAYED = "Idempotency-Replayed"
@@ -34,16 +35,16 @@ _KEY = re.compile(r"[!-~]{1,255}")
 class Idempotency:
     """A request that is done once for its key, if it has one."""
 
-    def __init__(self, pool: Pool, lease: timedelta, max_bytes: int, request: Request, key: str | None) -> None:
-        self._pool = pool
-        self._max_bytes = max_bytes
-        self._lease = lease
+    def __init__(self, runtime: Runtime, request: Request, key: str | None) -> None:
+        self._pool = runtime.pool
+        self._max_bytes = runtime.settings.max_body_bytes
+        self._lease = timedelta(seconds=runtime.settings.lease_seconds)
         self._request = request
         self._key = key
 
     @asynccontextmanager
     async def begin(self, tenant: int, status: int = 200, *, ended: int | None = None) -> AsyncIterator["Reply"]:
-        """Hold the request for the block, which does its work if `reply.is_new` and gives the result.
+        """Hold the request for the block, which returns its `earlier` answer, or does the work and gives the result.
 
         Args:
             status: of the answer.
@@ -53,19 +54,18 @@ class Idempotency:
             Invalid: another request came with this key.
             InProgress: this one is still running.
         """
-        statuses = Statuses(status, ended or status)
         if self._key is None:
-            yield Reply(statuses)
+            yield Reply(status, ended)
             return
         attempt = await self._attempt(self._key)
         earlier = await idempotency.begin(self._pool, tenant, attempt, self._lease)
         if earlier is not None:
             replayed = Response(earlier.answer, earlier.status, {REPLAYED: "true"}, Answer.media_type)
-            yield Reply(statuses, replayed=replayed)
+            yield Reply(status, ended, replayed)
             return
-        run = Run(self._pool, tenant, attempt, self._lease, statuses)
+        run = Run(status, ended, self._pool, tenant, attempt, self._lease)
         async with run.held():
-            yield Reply(statuses, run)
+            yield run
 
     async def _attempt(self, key: str) -> Attempt:
         request = self._request
@@ -78,55 +78,56 @@ class Idempotency:
 
 
 class Reply:
-    """The answer to a request: the one that it had before, or the result of its work now."""
+    """The answer to a request: the one that it had `earlier`, or else what `give` makes of the result of its work.
 
-    def __init__(self, statuses: "Statuses", run: "Run | None" = None, replayed: Response | None = None) -> None:
-        self.is_new = replayed is None
-        self.answers = run
-        self._statuses = statuses
-        self._response = replayed
+    `answers` keep a result with what was done, where the request has a key.
+    """
 
-    async def give(self, result: Any, *, lasting: bool = True) -> None:
-        """Answer with a result, which is kept now if what was done has not kept it with itself.
+    def __init__(self, status: int, ended: int | None, earlier: Response | None = None) -> None:
+        self.answers: AnswerStore | None = None
+        self.earlier = earlier
+        self._status = status
+        self._ended = ended or status
+
+    async def give(self, result: Any, *, lasting: bool = True) -> Response:
+        """Return the answer of a result, which is kept now if what was done has not kept it with itself.
 
         Args:
             lasting: whether it is the answer for good; otherwise the next request with this key is done anew.
         """
-        if self.answers is not None and self.answers.answer is None and lasting:
-            await self.answers.save_now(result)
-        # Word for word what a repetition will be answered.
-        kept = self.answers.answer if self.answers is not None else None
-        self._response = kept or Answer(result, status_code=self._statuses.of(result))
+        return self._answer(result)
 
-    @property
-    def response(self) -> Response:
-        """The answer, once there is one."""
-        assert self._response is not None, "nothing has been done"
-        return self._response
+    def _answer(self, result: Any) -> Answer:
+        ended = getattr(result, "status", None) == "SUCCEEDED"
+        return Answer(result, self._ended if ended else self._status)
 
 
-class Run:
-    """One run of a request that has a key, and its answer once that is kept."""
+class Run(Reply):
+    """One run of a request that has a key; its answer is kept."""
 
-    def __init__(self, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta, statuses: "Statuses") -> None:
+    def __init__(
+        self, status: int, ended: int | None, pool: Pool, tenant: int, attempt: Attempt, lease: timedelta
+    ) -> None:
+        super().__init__(status, ended)
+        self.answers = self
         self._pool = pool
         self._tenant = tenant
         self._attempt = attempt
         self._lease = lease
-        self._statuses = statuses
-        self.answer: Response | None = None
+        self._kept: Response | None = None
 
-    async def save(self, tx: Tx, result: Any) -> None:
+    async def give(self, result: Any, *, lasting: bool = True) -> Response:
+        """Return the answer, word for word what a repetition will be answered."""
+        if self._kept is None and lasting:
+            async with self._pool.tenant(self._tenant) as tx:
+                await self.save(tx, result)
+        return self._kept or self._answer(result)
+
+    async def save(self, tx: Tx, answer: Any) -> None:
         """Keep the answer in a transaction; again, if that is tried again."""
-        status = self._statuses.of(result)
-        answer = Answer(result, status_code=status)
-        await idempotency.finish(tx, self._attempt, status, bytes(answer.body))
-        self.answer = answer
-
-    async def save_now(self, result: Any) -> None:
-        """Keep the answer in a transaction of its own."""
-        async with self._pool.tenant(self._tenant) as tx:
-            await self.save(tx, result)
+        response = self._answer(answer)
+        await idempotency.finish(tx, self._attempt, response.status_code, bytes(response.body))
+        self._kept = response
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -135,7 +136,7 @@ class Run:
         kept = False
         try:
             yield
-            kept = self.answer is not None
+            kept = self._kept is not None
         finally:
             await stop([renewing])
             if not kept:
@@ -154,18 +155,6 @@ class Run:
             await idempotency.release(self._pool, self._tenant, self._attempt)
 
 
-@dataclass(frozen=True)
-class Statuses:
-    """The status of an answer, and that of one about a job that has ended well."""
-
-    usual: int
-    ended: int
-
-    def of(self, result: Any) -> int:
-        """Return the status for a result."""
-        return self.ended if getattr(result, "status", None) == "SUCCEEDED" else self.usual
-
-
 async def once(
     request: Request,
     key: Annotated[
@@ -181,9 +170,7 @@ async def once(
     """The request's key, checked before its body is read."""
     if key is not None and (len(request.headers.getlist("idempotency-key")) > 1 or not _KEY.fullmatch(key)):
         raise Invalid.at("/Idempotency-Key", "One Idempotency-Key of 1 to 255 visible ASCII characters is taken.")
-    runtime = services(request).runtime
-    lease = timedelta(seconds=runtime.settings.lease_seconds)
-    return Idempotency(runtime.pool, lease, runtime.settings.max_body_bytes, request, key)
+    return Idempotency(runtime_of(request), request, key)
 
 
 Once = Annotated[Idempotency, Depends(once)]

@@ -8,12 +8,10 @@ from joserfc.errors import JoseError
 from joserfc.jws import JWSRegistry
 
 from likewise.auth.api_keys import digest_of
-from likewise.auth.caller import Caller, Scope
-from likewise.auth.claims import TokenRules, grant_of
+from likewise.auth.caller import Caller, Scope, Tenants
 from likewise.auth.issuer import Issuer
-from likewise.auth.jwt import BadToken, Jwt, read
-from likewise.auth.tenants import Tenants
-from likewise.auth.verification_keys import DEVELOPMENT_ALGORITHM, DevelopmentSecret, KeySource, VerificationKey
+from likewise.auth.jwt import BadToken, Jwt, TokenRules, grant_of, read
+from likewise.auth.verification_keys import DEVELOPMENT_ALGORITHM, DevelopmentSecret, VerificationKey
 from likewise.db.pool import Pool
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import TOKENS_REFUSED
@@ -31,7 +29,11 @@ class SignedTokens:
     """The tokens of one kind, as one process knows them."""
 
     def __init__(
-        self, rules: TokenRules, keys: KeySource, tenants: Tenants, clock: Callable[[], float] = time.monotonic
+        self,
+        rules: TokenRules,
+        keys: Issuer | DevelopmentSecret,
+        tenants: Tenants,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.keys = keys
         self._rules = rules

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from joserfc import jwt
 from joserfc.errors import InvalidKeyIdError, JoseError
@@ -30,36 +30,6 @@ _MEMBERS = ("kty", "kid", "alg", "use", "key_ops", "n", "e", "crv", "x", "y")
 _ALGORITHMS = {"RSA": "RS256", "EC": "ES256"}
 
 VerificationKey = RSAKey | ECKey | OctKey
-
-
-class KeySource(Protocol):
-    """The keys of one kind of token."""
-
-    @property
-    def version(self) -> int:
-        """A number that changes when keys have gone or come."""
-        ...
-
-    @property
-    def fault(self) -> str | None:
-        """The reason for which no token can be checked."""
-        ...
-
-    async def key(self, algorithm: str, kid: str | None) -> VerificationKey | None:
-        """Return the key that a token names; None if there is none."""
-        ...
-
-    async def newer(self, algorithm: str) -> VerificationKey | None:
-        """Return what has replaced the one key of tokens that name none; None if nothing has."""
-        ...
-
-    def fetch_ahead(self) -> None:
-        """Begin to fetch keys before they are needed."""
-        ...
-
-    async def close(self) -> None:
-        """End what is under way."""
-        ...
 
 
 class DevelopmentSecret:

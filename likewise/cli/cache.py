@@ -11,12 +11,12 @@ import typer
 
 from likewise.apps.body import parse_json
 from likewise.cleaning import cleaned
-from likewise.cli.files import LINES, Unreadable, open_regular
+from likewise.cli.files import LINES, Unreadable, open_regular, why_unreadable
 from likewise.cli.models import require_model_files
 from likewise.cli.names import refuse_no_tenant
 from likewise.cli.opening import open_to_serve
 from likewise.cli.running import FAILED, OK, PARTLY, AsJson, ModelOption, command_settings, run
-from likewise.cli.terminal import answer, counted, note, note_faults, require_stdin, stdin_batches
+from likewise.cli.terminal import answer, counted, note, note_faults, printable, require_stdin, stdin_batches
 from likewise.db import collections
 from likewise.db.usage import Bookkeeping
 from likewise.embedding.caches.opening import open_redis
@@ -228,8 +228,11 @@ async def _of_file(path: Path) -> AsyncIterator[list[bytes]]:
 def _opened(path: Path) -> BinaryIO:
     try:
         return open_regular(path)
-    except Unreadable:
-        raise Invalid("This is not a regular file; give others to standard input, with - for the file.") from None
+    except Unreadable as error:
+        why = f"{error}; give others to standard input, with - for the file"
+    except OSError as error:
+        why = why_unreadable(error)
+    raise Invalid(f"{printable(str(path))}: {why}.")
 
 
 def _count_lines(path: Path) -> int:

@@ -35,13 +35,25 @@ class Unreadable(Exception):
 class Source:
     """A file and its records, or a folder that cannot be entered.
 
-    `continued`: more of a file of which the beginning came before.
+    The ids of the records begin with `name`; `shown` is what faults call the file. `continued`: more of a file of which
+    the beginning came before.
     """
 
     name: str
     records: list[NewRecord] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     continued: bool = False
+    shown: str = ""
+
+    def __post_init__(self) -> None:
+        """Let faults call the file by its name unless another is given, and reach the terminal as they are."""
+        self.shown = _CONTROL.sub("\ufffd", (self.shown or self.name).encode("utf-8", "replace").decode())
+
+    def refuse(self, why: str) -> "Source":
+        """Leave the file out, with the reason."""
+        self.records = []
+        self.faults.append(f"{self.shown}: {why}")
+        return self
 
 
 def owner_of(path: Path) -> str:
@@ -53,13 +65,13 @@ def sources(path: Path) -> Iterator[Source]:
     """Read the files of a folder by name, or one file; what cannot be read comes with its faults.
 
     In a folder hidden entries and other kinds of files are passed over, and links are followed only to files within; a
-    file that is named is read whatever its name. Names begin with that of the folder.
+    file that is named is read whatever its name, and its faults name it as it was. Names begin with that of the folder.
     """
     owner = owner_of(path)
     if path.is_dir():
         yield from _of_folder(path.resolve(), owner)
     else:
-        yield source(path, path.name, owner)
+        yield source(path, path.name, owner, shown=str(path))
 
 
 def count_files(path: Path) -> int:
@@ -73,32 +85,34 @@ def count_files(path: Path) -> int:
     return count
 
 
-def of_lines(lines: Iterable[bytes], name: str, owner: str | None = None, first: int = 1) -> Source:
+def of_lines(lines: Iterable[bytes], name: str, owner: str | None = None, first: int = 1, *, shown: str = "") -> Source:
     """Read JSON lines as records; a line without an id is known by its number from `first` on, and is the owner's."""
-    found = Source(name, continued=first > 1)
+    found = Source(name, continued=first > 1, shown=shown)
     for number, line in enumerate(lines, first):
         if line.strip():
             try:
                 found.records.append(_of_line(line, f"{name}#{number}", owner))
             except Unreadable as error:
-                found.faults.append(f"{_shown(name)}, line {number}: {error}")
+                found.faults.append(f"{found.shown}, line {number}: {error}")
     return found
 
 
-def source(path: Path, name: str, owner: str) -> Source:
+def source(path: Path, name: str, owner: str, *, shown: str = "") -> Source:
     """Read one file."""
+    found = Source(name, shown=shown)
     try:
         with open_regular(path) as file:
             if path.suffix.lower() in LINES:
-                return of_lines(file, name, owner)
+                return of_lines(file, name, owner, shown=shown)
             text = _text(file)
         _check_name(name, owner)
     except Unreadable as error:
-        return Source(name, faults=[f"{_shown(name)}: {error}"])
+        return found.refuse(str(error))
     except OSError as error:
-        return Source(name, faults=[f"{_shown(name)}: {(error.strerror or 'cannot be read').lower()}"])
+        return found.refuse(why_unreadable(error))
     pieces = _sections(text) if path.suffix.lower() in MARKDOWN else [("", piece) for piece in _pieces(text)]
-    return Source(name, list(_records(name, owner, pieces)))
+    found.records.extend(_records(name, owner, pieces))
+    return found
 
 
 def _of_folder(folder: Path, owner: str) -> Iterator[Source]:
@@ -112,10 +126,14 @@ def _of_folder(folder: Path, owner: str) -> Iterator[Source]:
                 if path.resolve().is_relative_to(folder):
                     yield source(path, name, owner)
                 else:
-                    yield Source(name, faults=[f"{_shown(name)}: is a link that leads out of the folder"])
+                    yield Source(name).refuse("is a link that leads out of the folder")
     for error in failed:
-        name = _named(Path(error.filename), folder)
-        yield Source(name, faults=[f"{_shown(name)}: {(error.strerror or 'cannot be read').lower()}"])
+        yield Source(_named(Path(error.filename), folder)).refuse(why_unreadable(error))
+
+
+def why_unreadable(error: OSError) -> str:
+    """Return the reason of the system, as the end of a sentence."""
+    return (error.strerror or "cannot be read").lower()
 
 
 def _is_wanted(name: str) -> bool:
@@ -154,10 +172,6 @@ def _check_name(name: str, owner: str) -> None:
         raise Unreadable(
             "its path cannot be kept: 500 characters at most, in UTF-8, none of them control characters"
         ) from None
-
-
-def _shown(name: str) -> str:
-    return _CONTROL.sub("\ufffd", name.encode("utf-8", "replace").decode())
 
 
 def _records(name: str, owner: str, pieces: list[tuple[str, str]]) -> Iterator[NewRecord]:

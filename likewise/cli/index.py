@@ -184,8 +184,7 @@ async def _leave_out_others(
     for file in batch:
         taken = next((record.id for record in file.records if record.id in others), None)
         if taken is not None:
-            file.records.clear()
-            file.faults.append(f"{file.name}: the collection has {taken} {_origin(others[taken])}")
+            file.refuse(f"the collection has {taken} {_origin(others[taken])}")
 
 
 def _origin(parent: str | None) -> str:

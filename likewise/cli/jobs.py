@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from likewise.apps.jobs.service import JobsService, JobView
+from likewise.apps.jobs.service import JobAnswer, JobsService
 from likewise.apps.registry import APPS
 from likewise.cli.opening import open_as_owner, open_to_serve, tenant_id
 from likewise.cli.running import AsJson, command_settings, in_loop
@@ -72,7 +72,9 @@ async def retry(job: JobArgument, tenant: JobTenant = None, as_json: AsJson = Fa
     await _act(tenant, lambda service, number: service.retry(number, job), as_json=as_json)
 
 
-async def _act(tenant: str | None, action: Callable[[JobsService, int], Awaitable[JobView]], *, as_json: bool) -> None:
+async def _act(
+    tenant: str | None, action: Callable[[JobsService, int], Awaitable[JobAnswer]], *, as_json: bool
+) -> None:
     async with _service(tenant) as (service, number):
         job = await action(service, number)
     results = (f"  {name}: {value}" for name, value in (job.result or {}).items())
@@ -92,6 +94,6 @@ async def _service(tenant: str | None) -> AsyncIterator[tuple[JobsService, int]]
         yield JobsService(pool, APPS), number or await tenant_named(pool, ONLY_TENANT)
 
 
-def _line(job: JobView) -> str:
+def _line(job: JobAnswer) -> str:
     why = f"  {job.error.code}: {job.error.message}" if job.error else ""
     return f"{job.job_id}  {job.status:<9}  {job.created_at:%Y-%m-%d %H:%M:%S}  {job.kind}{why}"

@@ -6,11 +6,11 @@ import sys
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from likewise.apps.app import load
-from likewise.apps.registry import APPS
+from likewise.apps.registry import APPS, load
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
 from likewise.observe.logs import describe
@@ -94,10 +94,32 @@ class LazyGroup(TyperGroup):
         """Import one command; None if there is none of this name."""
         return next((_imported(row) for row in all_commands() if row.name == cmd_name), None)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; an option or argument that is none of those that it takes is refused in our words."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _in_our_words(error)
+            raise
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands, of which only those without help in their row are imported."""
         without = {row.name: _imported(row) for row in all_commands() if row.help is None}
         TyperGroup(commands={**self.commands, **without}).format_commands(ctx, formatter)
+
+
+def _in_our_words(error: typer.BadParameter) -> str:
+    """Return the reason of a refusal; newer versions of typer have pydantic's own words for most."""
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return error.message
+    # Imported here, as it needs the web framework: `--help` need not wait for that.
+    from likewise.apps.body import fault_of  # noqa: PLC0415
+
+    details = cause.errors(include_url=False)[0]
+    # What our own and typer's functions raise is a sentence of itself.
+    raised = details.get("ctx", {}).get("error")
+    return str(raised) if isinstance(raised, ValueError) else fault_of(details, ()).message
 
 
 def _imported(row: CommandRow) -> Any:

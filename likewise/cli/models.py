@@ -17,14 +17,18 @@ from likewise.embedding.models import MODELS, REMOTE, RERANKERS, Catalogue, Mode
 from likewise.embedding.providers import openai
 from likewise.embedding.remote.errors import RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
+from likewise.embedding.runtimes import follows_device
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable, NotFound, NotSupported, SettingsError, StartError
 from likewise.progress import in_mebibytes, progress
+from likewise.search.reranking import SETTING as RERANKER
 from likewise.search.reranking import RerankerCatalogue, Rerankers
-from likewise.settings import Settings
+from likewise.settings import PREFIX, Settings
 
 # Enough for a speed: two batches of a local model.
 TEXTS = (PROBE_TEXTS * 64)[:64]
+# What is told of an embedding model that works.
+FACTS = ("dimension", "max_tokens", "numerics", "space")
 
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Short name, hub id or bare name; absent: the default model.")
@@ -110,19 +114,37 @@ def model_named(settings: Settings, name: str | None) -> ModelSpec:
 
 def require_runnable(settings: Settings) -> ModelSpec:
     """Find the default model; SettingsError if there is none of that name, or this version cannot run it."""
-    spec = model_named(settings, None)
-    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
-        raise SettingsError(
-            f"LIKEWISE_MODEL: there is no such model, nor a folder {spec.folder}. "
-            "`likewise models list` shows the models there are."
-        )
+    spec = require_model(settings)
     if spec.endpoint is not None:
         return spec
     try:
         Catalogue(settings).runtime(spec)
     except NotSupported as error:
-        raise SettingsError(f"LIKEWISE_MODEL: {error.detail}") from None
+        setting = "DEVICE" if follows_device(spec.architecture, spec.runtime) else "MODEL"
+        raise SettingsError(f"{PREFIX}{setting}: {error.detail}") from None
     return spec
+
+
+def require_model(settings: Settings) -> ModelSpec:
+    """Find the default model; SettingsError if there is none of that name."""
+    spec = model_named(settings, None)
+    _refuse_no_folder(spec, f"{PREFIX}MODEL", "model")
+    return spec
+
+
+def require_reranker(settings: Settings) -> None:
+    """SettingsError if the settings name a reranker and there is none of that name."""
+    spec = RerankerCatalogue(settings).default
+    if spec is not None:
+        _refuse_no_folder(spec, RERANKER, "reranker")
+
+
+def _refuse_no_folder(spec: ModelSpec, setting: str, what: str) -> None:
+    if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
+        raise SettingsError(
+            f"{setting}: there is no such {what}, nor a folder {spec.folder}. "
+            f"`likewise models list` shows the {what}s there are."
+        )
 
 
 def require_model_files(settings: Settings, model: str | None, *, quiet: bool) -> None:
@@ -161,16 +183,9 @@ async def _ask_remote(spec: ModelSpec) -> dict[str, Any]:
         raise ModelUnavailable(f"{spec.name} does not work: {error}.", code="provider_wrong") from None
     finally:
         await provider.close()
-    return {
-        "model": spec.name,
-        "address": spec.endpoint and spec.endpoint.base_url,
-        "dimension": provider.dimension,
-        "max_tokens": provider.max_tokens,
-        "numerics": provider.numerics,
-        "space": provider.space,
-        "tokens": int(made.tokens.sum()),
-        "answer_seconds": round(time.perf_counter() - started, 2),
-    }
+    answered = {"tokens": int(made.tokens.sum()), "answer_seconds": round(time.perf_counter() - started, 2)}
+    address = spec.endpoint and spec.endpoint.base_url
+    return {"model": spec.name, "address": address} | _facts(provider, *FACTS) | answered
 
 
 async def _try_local(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
@@ -184,16 +199,12 @@ async def _try_local(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
         done = time.perf_counter()
     finally:
         await embedder.close()
-    return {
-        "model": spec.name,
-        "folder": folder,
-        "dimension": model.dimension,
-        "max_tokens": model.max_tokens,
-        "numerics": model.numerics,
-        "space": model.space,
-        "load_seconds": round(loaded - started, 2),
-        "texts_per_second": round(len(TEXTS) / (done - loaded), 1),
-    }
+    speed = {"load_seconds": round(loaded - started, 2), "texts_per_second": round(len(TEXTS) / (done - loaded), 1)}
+    return {"model": spec.name, "folder": folder} | _facts(model, *FACTS) | speed
+
+
+def _facts(model: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in names}
 
 
 async def try_reranker(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
@@ -210,7 +221,7 @@ async def try_reranker(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
         except Invalid as error:
             raise ModelUnavailable(f"{spec.name} does not work: {error.detail}", code="provider_wrong") from None
         done = time.perf_counter()
-    facts = {"model": spec.name, "kind": "reranker", "max_tokens": reranker.max_tokens, "numerics": reranker.numerics}
+    facts = {"model": spec.name, "kind": "reranker"} | _facts(reranker, "max_tokens", "numerics")
     if spec.endpoint is not None:
         return facts | {"address": spec.endpoint.base_url, "answer_seconds": round(done - loaded, 2)}
     speed = {"load_seconds": round(loaded - started, 2), "pairs_per_second": round(len(texts) / (done - loaded), 1)}

@@ -2,8 +2,7 @@
 
 import typer
 
-from likewise.auth.caller import Scope
-from likewise.auth.tenants import MAX_CHARACTERS, is_name
+from likewise.auth.caller import MAX_CHARACTERS, Scope, is_name
 
 
 def refuse_no_tenant(name: str, option: str | None = None) -> None:

@@ -6,12 +6,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from likewise.backoff import Backoff
-from likewise.cli.models import require_runnable
+from likewise.cli.models import require_reranker, require_runnable
 from likewise.cli.terminal import note
 from likewise.db import collections, waiting
 from likewise.db.collections import Generation
 from likewise.db.pool import Pool
-from likewise.db.usage import tenant_of
+from likewise.db.tenants import known as tenant_of
 from likewise.errors import NotFound, SettingsError
 from likewise.progress import progress
 from likewise.runtime import open_database
@@ -32,6 +32,7 @@ def open_library(
     from likewise import library  # noqa: PLC0415
 
     require_runnable(settings)
+    require_reranker(settings)
     return library.open(settings, worker=worker, wait_for_models=wait_for_models)
 
 

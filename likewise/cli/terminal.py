@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 import typer
@@ -114,14 +114,10 @@ def _read_stdin(size: int, hand_over: Callable[[list[bytes] | OSError], None]) -
     # RuntimeError: the loop is closed, so nobody wants any more.
     with contextlib.suppress(RuntimeError):
         try:
-            file = _stdin()
+            # A file object of the thread's own: the interpreter locks and closes that of `sys.stdin` when it ends.
+            file = open(os.dup(STDIN), "rb")  # noqa: SIM115, PTH123
             while lines := list(islice(file, size)):
                 hand_over(lines)
             hand_over([])
         except OSError as error:
             hand_over(error)
-
-
-def _stdin() -> BinaryIO:
-    # A file object of the thread's own: the interpreter locks and closes that of `sys.stdin` when it ends.
-    return open(os.dup(STDIN), "rb")  # noqa: PTH123

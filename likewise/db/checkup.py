@@ -125,9 +125,7 @@ class VectorTable:
 
 async def waiting_estimate(pool: Pool) -> int:
     """Estimate the contents that wait for a vector, over all tenants."""
-    async with pool.nobody() as tx:
-        row = await tx.row(WAITING_ESTIMATE)
-    return max(0, int(row[0])) if row else 0
+    return max(0, await pool.number(WAITING_ESTIMATE))
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from likewise.db.pool import Pool
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, Invalid, NotFound
-from likewise.kind import Policy
+from likewise.kind import FIRST_VIEW, Policy
 from likewise.sealing import KEY_BYTES, Sealing, about_collection
 
 # Each collection has tables of its own, and Postgres slows down at some ten thousand of them.
@@ -28,9 +28,6 @@ MAX_COLLECTIONS = 100
 # A collection's row is looked up anew for writing after so long; its totals of terms may be older by that.
 RECENT_SECONDS = 1.0
 MAX_RECENT = 10_000
-
-# The name of the view that every collection has.
-FIRST_VIEW = "text"
 
 GenerationState = Literal["building", "active", "retired"]
 
@@ -45,10 +42,9 @@ LOCK = SQL("SELECT lock_collection(%s)")
 TEXT_HASHES = SQL("SELECT text_hash FROM contents WHERE collection = %s LIMIT %s")
 # Of a collection that is dropped so many texts are told one by one: some 6 MB.
 MAX_HASHES = 100_000
-MAKE_GENERATION = SQL("SELECT make_generation(%s, %s::smallint, %s, %s, %s, %s)")
 
 GENERATION_COLUMNS = SQL("""
-    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state, g.view
+    g.id, g.model, g.dimension, g.space, g.numerics, g.probe, g.background, g.state, g.index_state
 """)
 COLUMNS = SQL("""
     c.id, c.tenant, c.name, c.kind, c.analyzer, c.policy, c.terms_total, c.contents_total, c.created_at,
@@ -113,7 +109,6 @@ class Generation:
     background: float
     state: GenerationState
     index_state: Literal["none", "building", "ready"]
-    view: int = 0
 
     @property
     def is_made(self) -> bool:
@@ -205,9 +200,7 @@ class NewView:
 
 async def tenant_named(pool: Pool, name: str) -> int:
     """Return the id of a tenant; it appears when it is first named."""
-    async with pool.nobody() as tx:
-        row = await tx.row(TENANT_NAMED, [name])
-    return int(row[0]) if row else 0
+    return await pool.number(TENANT_NAMED, name)
 
 
 async def make(
@@ -275,10 +268,10 @@ async def drop(tx: Tx, collection: int) -> DroppedCollection:
     """Remove a collection with everything in it."""
     await tx.execute(PATIENCE)
     await tx.execute(LOCK, [collection])
-    hashes = await tx.rows(TEXT_HASHES, [collection, MAX_HASHES + 1])
-    generations = await tx.rows(ALL_GENERATIONS, [collection])
+    hashes = await tx.column(TEXT_HASHES, [collection, MAX_HASHES + 1])
+    generations = await tx.column(ALL_GENERATIONS, [collection])
     row = await tx.row(DROP, [collection])
-    return DroppedCollection(bool(row and row[0]), [row[0] for row in generations], [bytes(row[0]) for row in hashes])
+    return DroppedCollection(bool(row and row[0]), generations, [bytes(one) for one in hashes])
 
 
 async def named(tx: Tx, name: str) -> CollectionRow:
@@ -302,18 +295,13 @@ class RecentCollections:
 
     async def get(self, tenant: int, name: str) -> CollectionRow:
         """Return the collection of this name; NotFound if this tenant has none."""
-        if self.knows(tenant, name):
-            return self._seen[tenant, name][1]
-        asked_at = time.monotonic()
+        seen, asked_at = self._seen.get((tenant, name)), time.monotonic()
+        if seen is not None and asked_at - seen[0] < RECENT_SECONDS:
+            return seen[1]
         async with self._pool.tenant(tenant) as tx:
             collection = await named(tx, name)
         self._seen[tenant, name] = (asked_at, collection)
         return collection
-
-    def knows(self, tenant: int, name: str) -> bool:
-        """Return whether the collection was looked up a moment ago."""
-        seen = self._seen.get((tenant, name))
-        return seen is not None and time.monotonic() - seen[0] < RECENT_SECONDS
 
     def forget(self, tenant: int, name: str) -> None:
         """Have the collection looked up again the next time."""
@@ -328,7 +316,7 @@ async def listed(tx: Tx, *, after: str, limit: int) -> list[CollectionRow]:
 async def generation(tx: Tx, wanted: int) -> tuple[Generation, int] | None:
     """Return a generation and the collection it belongs to; None if it is gone."""
     row = await tx.row(GENERATION, [wanted])
-    return None if row is None else (_generation(row), int(row[10]))
+    return None if row is None else (_generation(row[:9]), int(row[9]))
 
 
 async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArray[np.float32]) -> None:
@@ -338,11 +326,9 @@ async def adopt(tx: Tx, wanted: int, *, space: str, numerics: str, probe: NDArra
 
 async def spaces(pool: Pool, model: str) -> list[StoredSpace]:
     """List each space that vectors of this model are stored in, of all tenants."""
-    async with pool.nobody() as tx:
-        rows = await tx.rows(SPACES, [model])
     return [
         StoredSpace(space, dimension, np.asarray(probe, np.float32).reshape(-1, dimension))
-        for space, dimension, probe in rows
+        for space, dimension, probe in await pool.rows(SPACES, model)
     ]
 
 
@@ -353,39 +339,22 @@ async def add_terms(tx: Tx, collection: int, view: int, *, terms: int, contents:
 
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
-    number, tenant, name, kind, analyzer, policy, terms_total, contents_total, created_at = row[:9]
-    return CollectionRow(
-        number,
-        tenant,
-        name,
-        kind,
-        analyzer,
-        _policy(policy),
-        terms_total,
-        contents_total,
-        created_at,
-        _generation(row[9:]),
-        row[19],
-        tuple(_view(view) for view in row[20] or ()),
-    )
+    views = tuple(_view(view) for view in row[19] or ())
+    values = [*row[:5], _policy(row[5]), *row[6:9], _generation(row[9:18]), row[18], views]
+    return CollectionRow(*values)
 
 
 def _view(stored: Mapping[str, Any]) -> ViewRow:
+    values = [stored[name] for name in ("view", "name", "terms", "terms_total", "contents_total")]
     generation = stored["generation"]
-    return ViewRow(
-        stored["view"],
-        stored["name"],
-        stored["terms"],
-        stored["terms_total"],
-        stored["contents_total"],
-        None if generation is None else _generation(generation),
-    )
+    values.append(None if generation is None else _generation(generation))
+    return ViewRow(*values)
 
 
 def _generation(row: Sequence[Any]) -> Generation:
-    number, model, dimension, space, numerics, probe, background, state, index_state, view = row[:10]
+    number, model, dimension, space, numerics, probe, *rest = row
     vectors = None if probe is None else np.asarray(probe, np.float32).reshape(-1, dimension)
-    return Generation(number, model, dimension, space, numerics, vectors, background, state, index_state, view)
+    return Generation(number, model, dimension, space, numerics, vectors, *rest)
 
 
 def _policy(stored: Mapping[str, Any]) -> Policy:

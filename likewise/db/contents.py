@@ -1,4 +1,7 @@
-"""Contents as they are written: one for each distinct text of a view, and what has none yet waits for its vector."""
+"""Contents as they are written: one for each distinct text of a view, and what has none yet waits for its vector.
+
+Records point at their contents of the first view themselves; those that they have in other views are rows of their own.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -17,6 +20,8 @@ from likewise.embedding.provider import Vector
 Seal = Callable[[bytes, str], bytes]
 # A content's key within its collection: the number of its view, and the hash of its text.
 ContentKey = tuple[int, bytes]
+# A record and a view, and the content that the record has there.
+Pointers = Mapping[tuple[int, int], int]
 # How a content is locked, the strongest first.
 Strength = Literal["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"]
 # An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
@@ -81,6 +86,26 @@ ADD_WAITING = SQL("""
     FROM unnest(%b::bigint[], %b::int[], %b::text[]) AS c (pk, tokens, request_id) CROSS JOIN unnest(%b::int[]) AS g
     ORDER BY g, c.pk
     ON CONFLICT (generation, content) DO NOTHING
+""")
+
+# What records have in the views beside the first, with the place of each record in a batch.
+COMPARE_BESIDE = SQL("""
+    SELECT i.place, b.view, b.content, c.text_hash, c.state = 'failed'
+    FROM unnest(%b::int[], %b::text[]) AS i (place, id)
+    CROSS JOIN LATERAL (SELECT pk FROM records r WHERE r.collection = %b AND r.id = i.id OFFSET 0) r
+    JOIN record_contents b ON b.record = r.pk
+    CROSS JOIN LATERAL (SELECT * FROM contents c WHERE c.pk = b.content OFFSET 0) c
+""")
+FIND_BESIDE = SQL("SELECT record, view, content FROM record_contents WHERE record = ANY (%s::bigint[])")
+DROP_BESIDE = SQL("""
+    DELETE FROM record_contents b USING unnest(%s::bigint[], %s::smallint[]) AS i (record, view)
+    WHERE b.record = i.record AND b.view = i.view
+""")
+POINT_BESIDE = SQL("""
+    INSERT INTO record_contents (tenant, collection, record, view, content)
+    SELECT %b, %b, i.record, i.view, i.content
+    FROM unnest(%b::bigint[], %b::smallint[], %b::bigint[]) AS i (record, view, content)
+    ON CONFLICT (record, view) DO UPDATE SET content = excluded.content
 """)
 
 
@@ -206,7 +231,7 @@ async def revive(
         return []
     pks = sorted(failed)
     sealed = [seal(one.text_hash, one.text or "") if seal else None for one in (failed[pk] for pk in pks)]
-    revived = [int(row[0]) for row in await tx.rows(REVIVE, [pks, pks, sealed])]
+    revived = await tx.column(REVIVE, [pks, pks, sealed])
     for view, ids in generations.items():
         again = [pk for pk in revived if failed[pk].view == view]
         for generation in ids if again else ():
@@ -238,3 +263,29 @@ def entries(
             columns = [list(column) for column in zip(*waiting, strict=True)]
             statements.append((ADD_WAITING, [tx.tenant, lane, *columns, list(ids)]))
     return statements
+
+
+async def beside(tx: Tx, records: Iterable[int]) -> dict[tuple[int, int], int]:
+    """Return what records, by their keys, have in the views beside the first."""
+    return {(int(pk), int(view)): int(content) for pk, view, content in await tx.rows(FIND_BESIDE, [list(records)])}
+
+
+async def point_beside(tx: Tx, collection: int, changed: Sequence[int], was: Pointers, wanted: Pointers) -> None:
+    """Point records at their contents, whose locks are held.
+
+    Args:
+        changed: records that were there before, which are locked.
+        was: what these were seen to have.
+        wanted: what all are to have from now on.
+
+    Raises:
+        Contended: another writer gave one of them another content meanwhile; try the whole transaction again.
+    """
+    if changed and await beside(tx, changed) != was:
+        raise Contended("40001", "record_contents")
+    over = [key for key in was if key not in wanted]
+    fresh = [(*key, content) for key, content in wanted.items() if was.get(key) != content]
+    if over:
+        await tx.execute(DROP_BESIDE, [list(column) for column in zip(*over, strict=True)])
+    if fresh:
+        await tx.execute(POINT_BESIDE, [tx.tenant, collection, *(list(column) for column in zip(*fresh, strict=True))])

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from psycopg.sql import SQL
 
 from likewise.cleaning import storable
-from likewise.db import collections, jobs, record_contents, terms
+from likewise.db import collections, contents, jobs, terms
 from likewise.db.collections import ViewRow
+from likewise.db.contents import Pointers
 from likewise.db.failures import Contended
-from likewise.db.record_contents import Pointers
-from likewise.db.transaction import Parameters, Tx, table
+from likewise.db.transaction import Tx, table
 
 # A content is of one view, so either records point at it or what they have in other views.
 EMPTY = SQL("""
@@ -54,10 +55,40 @@ class Deletion:
     gone: Sequence[GoneContent] = ()
 
 
+@dataclass(frozen=True)
+class DeletionQuery:
+    """A choice of records to delete, which are looked for at the moment that they go.
+
+    `changing` says whether it asks for what a writer may change of a record without giving it another content;
+    `impossible`, whether no record can be meant.
+    """
+
+    find: SQL
+    values: Sequence[Any]
+    changing: bool = True
+    impossible: bool = False
+
+
+def by_ids(ids: Sequence[str]) -> DeletionQuery:
+    """Choose those of the records that are there."""
+    stored = [one for one in ids if storable(one)]
+    return DeletionQuery(FIND, [stored], changing=False, impossible=not stored)
+
+
+def of_parent(parent: str) -> DeletionQuery:
+    """Choose all records that have a parent."""
+    return DeletionQuery(FIND_OF_PARENT, [parent], impossible=not storable(parent))
+
+
+def with_field(field: str, value: str) -> DeletionQuery:
+    """Choose all records that have a text in an indexed field."""
+    return DeletionQuery(FIND_BY_FIELD, [field, value], impossible=not storable(value))
+
+
 async def delete(
-    tx: Tx, collection: int, ids: Sequence[str], *, views: Sequence[ViewRow], alone: bool = False
+    tx: Tx, collection: int, query: DeletionQuery, *, views: Sequence[ViewRow], alone: bool = False
 ) -> Deletion:
-    """Delete those of the records that are there, and with the last of a content everything of it.
+    """Delete the records that a query finds, and with the last of a content everything of it.
 
     Args:
         views: all that the collection has.
@@ -66,58 +97,20 @@ async def delete(
     Raises:
         Contended: another writer was at them meanwhile; try the whole transaction again.
     """
-    stored = [one for one in ids if storable(one)]
-    if not stored:
+    if query.impossible:
         return Deletion()
-    return await _delete(tx, collection, FIND, [collection, stored], views=views, alone=alone)
-
-
-async def delete_parent(
-    tx: Tx, collection: int, parent: str, *, views: Sequence[ViewRow], alone: bool = False
-) -> Deletion:
-    """Delete all records that have a parent when they go, and with the last of a content everything of it."""
-    if not storable(parent):
-        return Deletion()
-    return await _delete(tx, collection, FIND_OF_PARENT, [collection, parent], views=views, alone=alone, again=True)
-
-
-async def delete_with(
-    tx: Tx, collection: int, field: str, value: str, *, views: Sequence[ViewRow], alone: bool = False
-) -> Deletion:
-    """Delete all records that have this text in an indexed field, and with the last of a content everything of it."""
-    if not storable(value):
-        return Deletion()
-    values = [collection, field, value]
-    return await _delete(tx, collection, FIND_BY_FIELD, values, views=views, alone=alone, again=True)
-
-
-async def _delete(
-    tx: Tx,
-    collection: int,
-    find: SQL,
-    values: Parameters,
-    *,
-    views: Sequence[ViewRow],
-    alone: bool,
-    again: bool = False,
-) -> Deletion:
-    """Delete what a statement finds.
-
-    Args:
-        again: whether it asks for what a writer may change of a record without giving it another content.
-    """
     several = len(views) > 1
-    asked = find.format(beside=CONTENTS_BESIDE if several else NOTHING_BESIDE), values
+    asked = query.find.format(beside=CONTENTS_BESIDE if several else NOTHING_BESIDE), [collection, *query.values]
     _, found = await tx.together((collections.LOCK if alone else collections.SHARE, [collection]), asked)
     if not found:
         return Deletion()
-    contents = sorted({int(one) for _, content, beside in found for one in (content, *(beside or ()))})
-    await tx.execute(HOLD_THESE, [contents])
+    left = sorted({int(one) for _, content, beside in found for one in (content, *(beside or ()))})
+    await tx.execute(HOLD_THESE, [left])
     # Who gives a record another content holds the first's: what is found now stays so.
-    if (again or several) and sorted(await tx.rows(*asked)) != sorted(found):
+    if (query.changing or several) and sorted(await tx.rows(*asked)) != sorted(found):
         raise Contended("40001", "records")
     await leave(tx, [(pk, content) for pk, content, _ in found])
-    return Deletion(len(found), await drop_empty(tx, collection, contents, jobs.DELETED, views=views))
+    return Deletion(len(found), await drop_empty(tx, collection, left, jobs.DELETED, views=views))
 
 
 async def leave(tx: Tx, leaving: Sequence[tuple[int, int]], beside: Pointers = MappingProxyType({})) -> None:
@@ -128,28 +121,27 @@ async def leave(tx: Tx, leaving: Sequence[tuple[int, int]], beside: Pointers = M
     """
     if not leaving:
         return
-    if beside and await record_contents.of(tx, [pk for pk, _ in leaving]) != beside:
+    if beside and await contents.beside(tx, [pk for pk, _ in leaving]) != beside:
         raise Contended("40001", "record_contents")
-    pks, contents = (list(column) for column in zip(*leaving, strict=True))
-    dropped = await tx.execute(DROP_RECORDS, [pks, contents])
+    dropped = await tx.execute(DROP_RECORDS, [list(column) for column in zip(*leaving, strict=True)])
     if dropped.rowcount < len(leaving):
         raise Contended("40001", "records")
 
 
 async def drop_empty(
-    tx: Tx, collection: int, contents: Sequence[int], why: str, *, views: Sequence[ViewRow]
+    tx: Tx, collection: int, left: Sequence[int], why: str, *, views: Sequence[ViewRow]
 ) -> list[GoneContent]:
     """Delete contents that no record points at, and return them; the caller holds their update locks.
 
     Jobs that wait for them are told why. A job whose own record is gone goes on waiting for a content that others still
     point at: it is embedded for them, and the job succeeds.
     """
-    if not contents:
+    if not left:
         return []
-    empty = [int(row[0]) for row in await tx.rows(EMPTY, [list(contents)])]
+    empty = await tx.column(EMPTY, [list(left)])
     if not empty:
         return []
-    generations = [int(row[0]) for row in await tx.rows(collections.ALL_GENERATIONS, [collection])]
+    generations = await tx.column(collections.ALL_GENERATIONS, [collection])
     *_, dropped = await tx.together(
         (DROP_WAITING, [empty, generations]),
         *((DROP_VECTORS.format(vectors=table("vec", generation)), [empty]) for generation in generations),

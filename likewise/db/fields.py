@@ -11,50 +11,38 @@ from likewise.kind import Payload
 
 DROP_FIELDS = SQL("DELETE FROM record_fields WHERE record = ANY (%s::bigint[])")
 ADD_FIELDS = SQL("""
-    INSERT INTO record_fields (tenant, collection, field, value, number, element, record, content)
-    SELECT %b, %b, i.field, i.value, i.number, i.element, i.record, i.content
-    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[], %b::bigint[])
-         AS i (field, value, number, element, record, content)
+    INSERT INTO record_fields (tenant, collection, field, value, number, element, content, record)
+    SELECT %b, %b, i.*
+    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[], %b::bigint[]) AS i
 """)
 ADD_FACTS = SQL("""
     INSERT INTO content_fields (tenant, collection, field, value, number, element, content)
-    SELECT %b, %b, i.field, i.value, i.number, i.element, i.content
-    FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[])
-         AS i (field, value, number, element, content)
+    SELECT %b, %b, i.* FROM unnest(%b::text[], %b::text[], %b::float8[], %b::bool[], %b::bigint[]) AS i
 """)
 
 
 async def write(
-    tx: Tx,
-    collection: int,
-    names: Sequence[str],
-    rows: Iterable[tuple[int, int, Payload]],
-    *,
-    changed: Sequence[int],
+    tx: Tx, collection: int, names: Sequence[str], rows: Iterable[tuple[Payload, int, int]], *, changed: Sequence[int]
 ) -> None:
-    """Index the named fields of records, given as (record, content, payload); `changed` have been indexed before."""
+    """Index the named fields of records, given as (payload, content, record); `changed` have been indexed before."""
     if changed:
         await tx.execute(DROP_FIELDS, [list(changed)])
-    values = [
-        (name, value, number, element, record, content)
-        for record, content, payload in rows
-        for name in names
-        for value, number, element in field_values(payload, name)
-    ]
-    if values:
-        await tx.execute(ADD_FIELDS, [tx.tenant, collection, *(list(column) for column in zip(*values, strict=True))])
+    await _add(tx, ADD_FIELDS, collection, names, rows)
 
 
-async def write_facts(tx: Tx, collection: int, names: Sequence[str], rows: Iterable[tuple[int, Payload]]) -> None:
-    """Index the named fields of new contents, given as (content, payload): any record with that text has them."""
+async def write_facts(tx: Tx, collection: int, names: Sequence[str], rows: Iterable[tuple[Payload, int]]) -> None:
+    """Index the named fields of new contents, given as (payload, content): any record with that text has them."""
+    await _add(tx, ADD_FACTS, collection, names, rows)
+
+
+async def _add(
+    tx: Tx, statement: SQL, collection: int, names: Sequence[str], rows: Iterable[tuple[Payload, *tuple[int, ...]]]
+) -> None:
     values = [
-        (name, value, number, element, content)
-        for content, payload in rows
-        for name in names
-        for value, number, element in field_values(payload, name)
+        (name, *indexed, *keys) for payload, *keys in rows for name in names for indexed in field_values(payload, name)
     ]
     if values:
-        await tx.execute(ADD_FACTS, [tx.tenant, collection, *(list(column) for column in zip(*values, strict=True))])
+        await tx.execute(statement, [tx.tenant, collection, *(list(column) for column in zip(*values, strict=True))])
 
 
 def field_values(payload: Payload, name: str) -> Iterator[tuple[str | None, float | None, bool]]:

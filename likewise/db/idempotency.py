@@ -78,16 +78,7 @@ async def begin(pool: Pool, tenant: int, attempt: Attempt, lease: timedelta) -> 
         Invalid: another request came with this key.
         InProgress: somebody runs it now.
     """
-    values = {
-        "tenant": tenant,
-        "method": attempt.method,
-        "route": attempt.route,
-        "key": attempt.key,
-        "digest": attempt.digest,
-        "claim": attempt.claim,
-        "lease": lease,
-        "kept": KEPT,
-    }
+    values = {"tenant": tenant, **vars(attempt), "lease": lease, "kept": KEPT}
     for _ in range(LOOKS):
         async with pool.tenant(tenant) as tx:
             if await tx.row(TAKE, values) is not None:
@@ -118,9 +109,7 @@ async def release(pool: Pool, tenant: int, attempt: Attempt) -> None:
 
 async def forget_expired(pool: Pool, max_rows: int) -> int:
     """Remove up to `max_rows` rows, of all tenants, whose time is over; return the number of them."""
-    async with pool.nobody() as tx:
-        row = await tx.row(FORGET, [max_rows])
-    return int(row[0]) if row else 0
+    return await pool.number(FORGET, max_rows)
 
 
 def _earlier(attempt: Attempt, digest: bytes, state: str, status: int | None, answer: str | None) -> StoredAnswer:

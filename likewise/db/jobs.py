@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 from psycopg.sql import SQL
 
+from likewise.db.contents import WAIT_AGAIN
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx, table
 from likewise.errors import Conflict, NotFound
@@ -16,7 +17,6 @@ from likewise.errors import Conflict, NotFound
 JobState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"]
 # Where a job stands in the list of all: when it was made, and its id.
 JobCursor = tuple[datetime, UUID]
-STATES: tuple[JobState, ...] = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
 # So long a job can be asked for after its end.
 RETENTION = timedelta(days=30)
 # So long a text that is not kept waits for its vector, and a task's input for its worker.
@@ -107,12 +107,6 @@ REOPEN = SQL("""
 """)
 REOPEN_ITEMS = SQL("UPDATE job_contents SET error = NULL WHERE job = %s")
 REVIVE = SQL("UPDATE contents SET state = 'live', reason = NULL WHERE pk = ANY (%s::bigint[])")
-WAIT_AGAIN = SQL("""
-    INSERT INTO waiting (tenant, generation, content, lane, tokens, alone)
-    SELECT c.tenant, %b, c.pk, 0, c.chars / 4 + 1, true FROM contents c
-    WHERE c.pk = ANY (%b::bigint[]) AND NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
-    ON CONFLICT (generation, content) DO NOTHING
-""")
 
 CLAIM_TASK = SQL("SELECT id, tenant, kind, input, attempts, request_id FROM claim_task(%s, %s, %s, %s)")
 # Where nothing is known of its progress, that stays as it is.
@@ -205,7 +199,10 @@ async def start(
         (ADD, [job, tx.tenant, kind, len(items), generation, known, request_id]),
         (READY.format(vectors=table("vec", generation)), [contents]),
     )
-    ready = {int(content): _reading(*rest) for content, *rest in rows}
+    ready = {
+        int(content): {"truncated_len": chars_read, "tokens": tokens, "truncated_tokens": truncated}
+        for content, tokens, truncated, chars_read in rows
+    }
     left = [(item, content) for item, content in items.items() if content not in ready]
     if left:
         names, waited = zip(*left, strict=True)
@@ -253,14 +250,14 @@ async def cancel(tx: Tx, job: UUID) -> None:
         NotFound: there is none of this id.
         Conflict: it has ended.
     """
-    contents = [int(row[0]) for row in await tx.rows(ITEMS, [job])]
+    contents = await tx.column(ITEMS, [job])
     await tx.execute(HOLD_CONTENTS, [contents])
     state, *_ = await _held(tx, job)
     if state != "PENDING":
         raise Conflict("This job has ended already.", code="job_ended")
-    left = [int(row[0]) for row in await tx.rows(LEAVE_ITEMS, [CANCELLED, job])]
+    left = await tx.column(LEAVE_ITEMS, [CANCELLED, job])
     await tx.execute(CANCEL, [job])
-    unwanted = [int(row[0]) for row in await tx.rows(UNWANTED, [left])]
+    unwanted = await tx.column(UNWANTED, [left])
     if unwanted:
         await tx.execute(GIVE_UP, [unwanted, CANCELLED, True])
 
@@ -273,23 +270,24 @@ async def retry(tx: Tx, job: UUID) -> None:
         Conflict: nothing of it has failed, or it has not ended.
         TextGone: a text, or its segment, is no longer there.
     """
-    contents = [int(row[0]) for row in await tx.rows(FAILED_ITEMS, [job])]
-    held = await tx.rows(HOLD_CONTENTS, [contents])
+    failed = sorted(set(await tx.column(FAILED_ITEMS, [job])))
+    held = await tx.rows(HOLD_CONTENTS, [failed])
     state, is_task, has_input, generation = await _held(tx, job)
     if state == "PENDING":
         raise Conflict("This job has not ended yet.", code="job_running", retry_after=1)
-    if not contents and (not is_task or state == "SUCCEEDED"):
+    if not failed and (not is_task or state == "SUCCEEDED"):
         raise Conflict("Nothing of this job has failed.", code="nothing_failed")
-    if (is_task and not has_input) or len(held) < len(set(contents)) or not all(has_text for *_, has_text in held):
+    if (is_task and not has_input) or len(held) < len(failed) or not all(has_text for *_, has_text in held):
         raise TextGone
     await tx.execute(REOPEN, [job])
     if is_task:
         return
     await tx.execute(REOPEN_ITEMS, [job])
-    await tx.execute(REVIVE, [[pk for pk, failed, _ in held if failed]])
+    await tx.execute(REVIVE, [[pk for pk, has_failed, _ in held if has_failed]])
     vectors = table("vec", generation)
-    await tx.execute(WAIT_AGAIN.format(vectors=vectors), [generation, contents])
-    ready = [int(row[0]) for row in await tx.rows(READY.format(vectors=vectors), [contents])]
+    # Before what comes in bulk, as somebody has asked for them.
+    await tx.execute(WAIT_AGAIN.format(vectors=vectors), [generation, 0, failed, [None] * len(failed)])
+    ready = await tx.column(READY.format(vectors=vectors), [failed])
     if ready:
         await settle(tx, generation, ready)
 
@@ -303,14 +301,12 @@ async def add_task(
 
 async def open_tasks(tx: Tx) -> int:
     """Count the tasks of this tenant that have not ended."""
-    row = await tx.row(OPEN_TASKS)
-    return int(row[0]) if row else 0
+    return await tx.number(OPEN_TASKS)
 
 
 async def claim_task(pool: Pool, kinds: Sequence[str], claim: UUID, lease: timedelta, after_tenant: int) -> Task | None:
     """Lease one task of these kinds; None if none is free."""
-    async with pool.nobody() as tx:
-        row = await tx.row(CLAIM_TASK, [list(kinds), claim, lease, after_tenant])
+    row = await pool.row(CLAIM_TASK, list(kinds), claim, lease, after_tenant)
     return None if row is None else Task(*row)
 
 
@@ -338,18 +334,12 @@ async def release_task(tx: Tx, task: Task, claim: UUID, *, after: timedelta, fai
 
 async def expire(pool: Pool, max_rows: int) -> int:
     """Give up what has waited sealed for too long, at most so many; return the number of them."""
-    return await _in_all(pool, EXPIRE, MAX_SEALED_AGE, max_rows)
+    return await pool.number(EXPIRE, MAX_SEALED_AGE, max_rows)
 
 
 async def forget_ended(pool: Pool, max_rows: int) -> int:
     """Remove jobs that ended long ago, at most so many; return the number of them."""
-    return await _in_all(pool, FORGET, RETENTION, max_rows)
-
-
-async def _in_all(pool: Pool, statement: SQL, after: timedelta, max_rows: int) -> int:
-    async with pool.nobody() as tx:
-        row = await tx.row(statement, [after, max_rows])
-    return int(row[0]) if row else 0
+    return await pool.number(FORGET, RETENTION, max_rows)
 
 
 async def _held(tx: Tx, job: UUID) -> tuple[str, bool, bool, int]:
@@ -357,7 +347,3 @@ async def _held(tx: Tx, job: UUID) -> tuple[str, bool, bool, int]:
     if row is None:
         raise NotFound("There is no job of this id.", code="job_not_found")
     return row[0], row[1], row[2], row[3]
-
-
-def _reading(tokens: int, truncated: int, chars_read: int) -> dict[str, int]:
-    return {"truncated_len": chars_read, "tokens": tokens, "truncated_tokens": truncated}

@@ -50,21 +50,18 @@ class LiveKey:
 
 async def live(pool: Pool, prefix: str) -> LiveKey | None:
     """Return the key of this prefix; None if there is none, or none that may be used any more."""
-    async with pool.nobody() as tx:
-        row = await tx.row(LIVE, [prefix])
+    row = await pool.row(LIVE, prefix)
     return None if row is None else LiveKey(bytes(row[0]), int(row[1]), frozenset(row[2]))
 
 
 async def any_live(pool: Pool) -> bool:
     """Return whether any key may be used."""
-    async with pool.nobody() as tx:
-        return await tx.row(ANY) == (True,)
+    return await pool.row(ANY) == (True,)
 
 
 async def used(pool: Pool, times: Mapping[str, datetime]) -> None:
     """Record when keys, by prefix, were used last."""
-    async with pool.nobody() as tx:
-        await tx.execute(USED, [list(times), list(times.values())])
+    await pool.rows(USED, list(times), list(times.values()))
 
 
 async def make(
@@ -84,12 +81,10 @@ async def make(
 
 async def listed(owner: Pool, tenant: str | None = None) -> list[KeyRow]:
     """List all keys, or those of one tenant, the revoked ones too."""
-    async with owner.nobody() as tx:
-        return [KeyRow(*row) for row in await tx.rows(LIST, [tenant])]
+    return [KeyRow(*row) for row in await owner.rows(LIST, tenant)]
 
 
 async def revoke(owner: Pool, prefix: str) -> None:
     """End a key; NotFound if there is none of this prefix. One that is revoked already stays as it is."""
-    async with owner.nobody() as tx:
-        if await tx.row(REVOKE, [prefix]) is None:
-            raise NotFound("There is no key of this prefix. `likewise keys list` shows those there are.")
+    if await owner.row(REVOKE, prefix) is None:
+        raise NotFound("There is no key of this prefix. `likewise keys list` shows those there are.")

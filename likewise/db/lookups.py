@@ -11,8 +11,7 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable
 
 from likewise.cleaning import storable
-from likewise.db.ids import ContentIds
-from likewise.db.transaction import BY_VALUES, EVERY_ROW, Plan, Tx, table
+from likewise.db.transaction import BY_VALUES, EVERY_ROW, ContentIds, Plan, Tx, table
 from likewise.db.where import Where, json_value
 from likewise.filters import Field
 
@@ -335,12 +334,8 @@ async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> C
 
 async def count_fitting(tx: Tx, sample: ContentIds, where: Where) -> int:
     """Count those of these contents that have a record that fits."""
-    row = await tx.row(
-        FITTING.format(condition=where.sql, pointing=where.pointing, content=where.content),
-        {**where.parameters, "sample": sample},
-        plan=Plan(),
-    )
-    return int(row[0]) if row else 0
+    statement = FITTING.format(condition=where.sql, pointing=where.pointing, content=where.content)
+    return await tx.number(statement, {**where.parameters, "sample": sample}, plan=Plan())
 
 
 async def of_others(tx: Tx, collection: int, ids: Sequence[str], parent: str | None) -> dict[str, str | None]:
@@ -350,7 +345,7 @@ async def of_others(tx: Tx, collection: int, ids: Sequence[str], parent: str | N
 
 async def of_parent(tx: Tx, collection: int, parent: str) -> list[str]:
     """Return the ids of all records of a parent."""
-    return [str(row[0]) for row in await tx.rows(OF_PARENT, [collection, parent])]
+    return await tx.column(OF_PARENT, [collection, parent])
 
 
 async def failed(tx: Tx, collection: int, ids: Sequence[str]) -> dict[str, str]:

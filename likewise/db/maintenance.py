@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,28 +101,45 @@ class _Vectors:
         return table("vec", self.generation)
 
 
+@asynccontextmanager
+async def index_lock(
+    connection: AsyncConnection[Row], generation: int, vectors: int, dimension: int
+) -> AsyncIterator[bool]:
+    """Work on a generation's index unless another process does, with what its graph needs of the server's memory.
+
+    A build in parallel takes all that it may at once.
+    """
+    row = await (await connection.execute(BUILD_LOCK, [generation])).fetchone()
+    mine = bool(row and row[0])
+    try:
+        if mine:
+            needed = max(MIN_MEMORY, int(vectors * (2 * dimension + GRAPH_BYTES)))
+            await connection.execute(BUILD_MEMORY, [needed // 2**10])
+        yield mine
+    finally:
+        if mine and not connection.closed:
+            await connection.execute(BUILD_UNLOCK, [generation])
+
+
+async def drop_unfinished(connection: AsyncConnection[Row], generation: int) -> None:
+    """Drop the indexes that rebuilds left behind which were cut off."""
+    for (name,) in await (await connection.execute(UNFINISHED, [generation])).fetchall():
+        await connection.execute(DROP_INDEX.format(index=Identifier(name)))
+
+
 class Maintenance:
     """Background work that runs beside the server wherever the owner's URL is known."""
 
-    def __init__(
-        self,
-        owner_url: str,
-        *,
-        max_scanned: int = MAX_SCANNED,
-        min_dead: int = MIN_DEAD,
-        interval: float = INTERVAL_SECONDS,
-    ) -> None:
+    def __init__(self, owner_url: str, *, max_scanned: int = MAX_SCANNED, min_dead: int = MIN_DEAD) -> None:
         """Work as the owner.
 
         Args:
             max_scanned: contents times dimension up to which there is no index.
             min_dead: rows that must be dead at least before an index is built anew.
-            interval: seconds between two looks.
         """
         self._url = owner_url
         self._max_scanned = max_scanned
         self._min_dead = min_dead
-        self._interval = interval
         self._again: dict[int, float] = {}
 
     async def run(self) -> None:
@@ -131,7 +149,7 @@ class Maintenance:
                 await self.step()
             except psycopg.Error as error:
                 log.warning("maintenance_failed", sqlstate=error.sqlstate)
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(INTERVAL_SECONDS)
 
     async def step(self) -> None:
         """Look once at every generation, and do what is due."""
@@ -166,20 +184,9 @@ class Maintenance:
         work: Callable[[AsyncConnection[Row], _Vectors], Awaitable[None]],
     ) -> None:
         """Work on an index unless another process does."""
-        row = await (await connection.execute(BUILD_LOCK, [vectors.generation])).fetchone()
-        if row is None or not row[0]:
-            return
-        try:
-            await self._take_memory(connection, vectors)
-            await work(connection, vectors)
-        finally:
-            await connection.execute(BUILD_UNLOCK, [vectors.generation])
-
-    @staticmethod
-    async def _take_memory(connection: AsyncConnection[Row], vectors: _Vectors) -> None:
-        """Take what the graph needs of what the server allows: a build in parallel takes all that it may at once."""
-        needed = max(MIN_MEMORY, int(vectors.live * (2 * vectors.dimension + GRAPH_BYTES)))
-        await connection.execute(BUILD_MEMORY, [needed // 2**10])
+        async with index_lock(connection, vectors.generation, vectors.live, vectors.dimension) as mine:
+            if mine:
+                await work(connection, vectors)
 
     async def _build(self, connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         await connection.execute(SET_INDEX_STATE, ["building", vectors.generation])
@@ -193,9 +200,7 @@ class Maintenance:
 
     async def _rebuild(self, connection: AsyncConnection[Row], vectors: _Vectors) -> None:
         """Build the index anew beside the old one, which answers meanwhile, then free the rows that it leaves out."""
-        cursor = await connection.execute(UNFINISHED, [vectors.generation])
-        for (name,) in await cursor.fetchall():
-            await connection.execute(DROP_INDEX.format(index=Identifier(name)))
+        await drop_unfinished(connection, vectors.generation)
         await connection.execute(REBUILD_INDEX.format(index=vectors.index))
         await self._free(connection, vectors)
         log.info("index_rebuilt", generation=vectors.generation)

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL, Identifier
 
 from likewise.db.failures import scrubbed
-from likewise.db.transaction import ProgressReport
+from likewise.db.transaction import ProgressReport, unreported
 from likewise.errors import SchemaError
 
 MIGRATIONS_TABLE = SQL("""
@@ -111,6 +111,7 @@ async def upgrade(owner_url: str, *, server_role: str, report: ProgressReport | 
 
     `report` is told how many steps are done of how many, before the first and after each.
     """
+    report = report or unreported
     try:
         async with await AsyncConnection.connect(owner_url, autocommit=True) as connection:
             await connection.execute(ONE_AT_A_TIME)
@@ -118,10 +119,9 @@ async def upgrade(owner_url: str, *, server_role: str, report: ProgressReport | 
             await _refuse_old(connection)
             state = await schema_state(connection)
             for done, step in enumerate(state.missing):
-                if report is not None:
-                    report(done, len(state.missing))
+                report(done, len(state.missing))
                 await _apply(connection, step, server_role, schema)
-            if report is not None and state.missing:
+            if state.missing:
                 report(len(state.missing), len(state.missing))
             return [step.name for step in state.missing]
     except psycopg.Error as error:

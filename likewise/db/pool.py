@@ -1,11 +1,12 @@
-"""The connections of a role, lent for a transaction each."""
+"""The connections of a role, lent for a transaction each; and the time in which the database lets nobody in."""
 
 import asyncio
 import random
 import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextvars import Context
 from typing import Self, TypeVar
 
 import orjson
@@ -17,11 +18,10 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
-from likewise.db import ids, outage
-from likewise.db.failures import STORAGE, Contended, scrubbed, why_away
-from likewise.db.outage import Outage
-from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, BinaryValue, BinaryValueDumper, Row, Tx
-from likewise.errors import DatabaseUnavailable, SettingsError
+from likewise.db.failures import FULL, STORAGE, Contended, NoConnection, busy, scrubbed, why_away, why_no_connection
+from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, Row, Tx, register_values
+from likewise.errors import DatabaseUnavailable, LikewiseError, SettingsError
+from likewise.observe.logs import get_logger
 from likewise.stopping import stop
 
 T = TypeVar("T")
@@ -41,6 +41,13 @@ SETTLE = SQL("""
            set_config('max_parallel_workers_per_gather', '0', false)
 """)
 
+# A connection is waited for this long before the caller hears that all are busy. A restart of Postgres takes less.
+POOL_TIMEOUT_SECONDS = 10.0
+# And this long while it is known that none can be had.
+AWAY_SECONDS = 0.5
+# A server that answers, however busy, lets somebody in within this.
+LOOK_SECONDS = 3.0
+LOOK_AGAIN_SECONDS = 1.0
 # The driver's own bound is 130 s, and only three attempts are made at once.
 CONNECT_SECONDS = 5
 # The pool doubles its pause after each failed attempt for as long as this, then gives up, and is told to begin again.
@@ -52,24 +59,88 @@ END_SECONDS = 1.0
 # a server that is not ready no write would ever come to show that it is over; the next one that fails sets it again.
 FAULT_SECONDS = 30.0
 
+log = get_logger(__name__)
+
+
+class Outage:
+    """The time in which no connection can be had, told from one in which all are lent out."""
+
+    def __init__(self, url: str, forget_connections: Callable[[], Awaitable[None]]) -> None:
+        """Watch the database at `url`.
+
+        Args:
+            forget_connections: has only new ones given out from then on; those that are silent may hang.
+        """
+        self._url = url
+        self._forget_connections = forget_connections
+        self._looking = asyncio.Lock()
+        self._looked_at = -LOOK_AGAIN_SECONDS
+        self._away = False
+        self._watching: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def patience(self) -> float:
+        """The seconds that a connection is worth waiting for."""
+        return min(AWAY_SECONDS, POOL_TIMEOUT_SECONDS) if self._away else POOL_TIMEOUT_SECONDS
+
+    def over(self) -> None:
+        """Note that a connection was had."""
+        self._away = False
+
+    async def refusal(self) -> LikewiseError:
+        """Return the error for a caller for whom no connection was free in time: all are busy, or nobody is let in."""
+        async with self._looking:
+            if not self._away and time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
+                await self._look()
+        return DatabaseUnavailable() if self._away else busy()
+
+    async def close(self) -> None:
+        """Look no more."""
+        self._closed = True
+        if self._watching is not None:
+            await stop([self._watching])
+
+    async def _look(self) -> None:
+        # Twice: this process may itself have been too busy to hear the first answer in time.
+        why = await _why_nobody_is_let_in(self._url) and await _why_nobody_is_let_in(self._url)
+        self._looked_at = time.monotonic()
+        if why is None or self._closed:
+            return
+        log.error("database_away", reason=why.what)
+        await asyncio.shield(self._forget_connections())
+        self._away = True
+        if self._watching is None or self._watching.done():
+            # In a context of its own: it is no part of the request that found out.
+            self._watching = asyncio.create_task(self._watch(), name="wait for the database", context=Context())
+
+    async def _watch(self) -> None:
+        """Look until the database is back, whether or not anybody asks for a connection."""
+        while self._away:
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            gone = await _why_nobody_is_let_in(self._url) is not None
+            # Meanwhile a connection may have been had.
+            self._away = self._away and gone
+        log.warning("database_back")
+
 
 class Pool:
     """The connections of one role."""
 
-    def __init__(self, url: str, *, max_size: int, name: str = "likewise") -> None:
+    def __init__(self, url: str, *, max_size: int) -> None:
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
             url,
             min_size=1,
             max_size=max_size,
             open=False,
-            timeout=outage.POOL_TIMEOUT_SECONDS,
+            timeout=POOL_TIMEOUT_SECONDS,
             configure=_settle_in_time,
             # A server that was killed and started again leaves dead connections here; they are found before use.
             check=_check,
             reconnect_timeout=RECONNECT_SECONDS,
             reconnect_failed=_try_on,
-            kwargs={"autocommit": True, "application_name": name, "connect_timeout": CONNECT_SECONDS},
-            name=name,
+            kwargs={"autocommit": True, "application_name": "likewise", "connect_timeout": CONNECT_SECONDS},
+            name="likewise",
         )
         self.url = url
         self.max_size = max_size
@@ -93,7 +164,7 @@ class Pool:
     async def open(self) -> Self:
         """Connect; DatabaseUnavailable if nothing answers in time."""
         try:
-            await self._pool.open(wait=True, timeout=outage.POOL_TIMEOUT_SECONDS)
+            await self._pool.open(wait=True, timeout=POOL_TIMEOUT_SECONDS)
         except PoolTimeout:
             await self._pool.close()
             raise DatabaseUnavailable from None
@@ -135,6 +206,20 @@ class Pool:
         async with self._transaction(None, BEGIN) as tx:
             yield tx
 
+    async def rows(self, statement: SQL, *parameters: object) -> list[Row]:
+        """Return the rows of one statement that reaches across tenants, in a transaction of its own."""
+        async with self.nobody() as tx:
+            return await tx.rows(statement, parameters)
+
+    async def row(self, statement: SQL, *parameters: object) -> Row | None:
+        """Return the first row of such a statement, or None."""
+        return next(iter(await self.rows(statement, *parameters)), None)
+
+    async def number(self, statement: SQL, *parameters: object) -> int:
+        """Return the whole number that such a statement gives, 0 for none."""
+        row = await self.row(statement, *parameters)
+        return int(row[0]) if row else 0
+
     @asynccontextmanager
     async def _transaction(self, tenant: int | None, begin: SQL) -> AsyncIterator[Tx]:
         try:
@@ -143,7 +228,9 @@ class Pool:
                 try:
                     yield tx
                 except Exception:
-                    await _quietly_roll_back(tx)
+                    # This error is the one to tell; the pool throws a broken connection away.
+                    with suppress(psycopg.Error):
+                        await tx.finish(commit=False)
                     raise
                 wrote = begin is BEGIN and self._storage_fault is not None and await tx.row(HAS_WRITTEN) == (True,)
                 await tx.finish(commit=True)
@@ -205,8 +292,7 @@ class Pool:
 
     async def refuse_power(self) -> None:
         """Refuse to serve as a role that row-level security does not bind, or that may make things."""
-        async with self.nobody() as tx:
-            row = await tx.row(WHO_AM_I)
+        row = await self.row(WHO_AM_I)
         if row is None or row[0]:
             raise SettingsError(
                 "The serving role is a superuser or bypasses row-level security: all would see every tenant's rows. "
@@ -236,8 +322,7 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     # Postgres writes 1e308 out in full, which json would read as an integer that nobody can write again.
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
-    ids.register(connection)
-    connection.adapters.register_dumper(BinaryValue, BinaryValueDumper)
+    register_values(connection)
 
 
 async def _settle_in_time(connection: AsyncConnection[Row]) -> None:
@@ -273,9 +358,11 @@ async def _end(connection: AsyncConnection[Row]) -> None:
     await connection.close()
 
 
-async def _quietly_roll_back(tx: Tx) -> None:
+async def _why_nobody_is_let_in(url: str) -> NoConnection | None:
+    """Find why no session can be had, beside the pool; None if one can, or if others have them all."""
     try:
-        await tx.finish(commit=False)
-    except psycopg.Error:
-        # The error that brought us here is the one to tell; the pool throws the broken connection away.
-        return
+        async with asyncio.timeout(LOOK_SECONDS), await AsyncConnection.connect(url, autocommit=True):
+            return None
+    except (psycopg.Error, TimeoutError) as error:
+        why = why_no_connection(error)
+        return None if why is FULL else why

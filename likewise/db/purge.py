@@ -8,7 +8,6 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,10 +17,10 @@ from psycopg.errors import DeadlockDetected, Diagnostic, InsufficientPrivilege, 
 from psycopg.sql import SQL, Identifier
 
 from likewise.backoff import Backoff
-from likewise.db import maintenance
 from likewise.db.failures import scrubbed
+from likewise.db.maintenance import SET_INDEX_DELETES, drop_unfinished, index_lock
 from likewise.db.pool import settle
-from likewise.db.transaction import ProgressReport, Row
+from likewise.db.transaction import ProgressReport, Row, unreported
 
 # Whoever waits for a table's lock holds up all who come after, so that is given up soon and tried again: longer than
 # an automatic vacuum takes to make way (1 s).
@@ -104,10 +103,6 @@ class _Table:
     def identifier(self) -> Identifier:
         return Identifier("likewise", self.name)
 
-    @property
-    def graph_bytes(self) -> int:
-        return (self.rows or 0) * (2 * (self.dimension or 0) + maintenance.GRAPH_BYTES)
-
 
 async def purge(
     owner_url: str,
@@ -137,7 +132,7 @@ class _Purge:
         self, connection: AsyncConnection[Row], report: ProgressReport | None, patience: float, *, is_ours: bool
     ) -> None:
         self._connection = connection
-        self._report = report
+        self._report = report or unreported
         self._patience = patience
         self._is_ours = is_ours
         self._kept = self._refused = 0
@@ -147,11 +142,11 @@ class _Purge:
         tables = await self._tables()
         busy = []
         for done, one in enumerate(tables):
-            self._note_progress(done, len(tables))
+            self._report(done, len(tables))
             if not await self._until_done(partial(self._rewrite, one)):
                 busy.append(one.name)
         unreached = [part async for part in self._parts(tables)]
-        self._note_progress(len(tables), len(tables))
+        self._report(len(tables), len(tables))
         after = sum(one.size for one in await self._tables())
         elsewhere = ELSEWHERE if self._is_ours else (*ELSEWHERE, *OF_A_NAMED_ONE)
         before = sum(one.size for one in tables)
@@ -161,7 +156,7 @@ class _Purge:
         """List what cannot be reached of the statistics, the log and the files."""
         if not await self._statistics(tables):
             yield OF_STATISTICS
-        if not await self._allowed(self._log):
+        if not await self._log():
             yield OF_LOG
         if self._is_ours and not await self._until_done(self._no_strays):
             yield OF_CRASH
@@ -173,32 +168,15 @@ class _Purge:
         """Write a table anew with its indexes; return whether nothing that was deleted is left in it."""
         if one.generation is None:
             return await self._vacuum(one.identifier)
-        async with self._index_lock(one.generation) as mine:
+        async with index_lock(self._connection, one.generation, one.rows or 0, one.dimension or 0) as mine:
             if not mine:
                 return False
-            await self._drop_unfinished(one.generation)
-            memory = max(maintenance.MIN_MEMORY, one.graph_bytes)
-            await self._connection.execute(maintenance.BUILD_MEMORY, [memory // 2**10])
+            await drop_unfinished(self._connection, one.generation)
             deletes = await self._value(DELETES, f"likewise.{one.name}")
             done = await self._vacuum(one.identifier)
             if done:
-                await self._connection.execute(maintenance.SET_INDEX_DELETES, [deletes, one.generation])
+                await self._connection.execute(SET_INDEX_DELETES, [deletes, one.generation])
             return done
-
-    @asynccontextmanager
-    async def _index_lock(self, generation: int) -> AsyncIterator[bool]:
-        """Keep the builder of the index away, unless it is at it."""
-        mine = bool(await self._value(maintenance.BUILD_LOCK, generation))
-        try:
-            yield mine
-        finally:
-            if mine and not self._connection.closed:
-                await self._connection.execute(maintenance.BUILD_UNLOCK, [generation])
-
-    async def _drop_unfinished(self, generation: int) -> None:
-        cursor = await self._connection.execute(maintenance.UNFINISHED, [generation])
-        for (name,) in await cursor.fetchall():
-            await self._connection.execute(maintenance.DROP_INDEX.format(index=Identifier(name)))
 
     async def _vacuum(self, table: Identifier) -> bool:
         self._kept = 0
@@ -225,10 +203,13 @@ class _Purge:
 
     async def _log(self) -> bool:
         """Let the log go, twice for what was written during the first checkpoint; return whether nothing is left."""
-        for _ in range(2):
-            await self._connection.execute(SWITCH)
-            await self._connection.execute(CHECKPOINT)
-        return await self._value(OLD_LOG) == 0
+        try:
+            for _ in range(2):
+                await self._connection.execute(SWITCH)
+                await self._connection.execute(CHECKPOINT)
+            return await self._value(OLD_LOG) == 0
+        except InsufficientPrivilege:
+            return False
 
     async def _no_strays(self) -> bool:
         return await self._value(STRAY) == 0
@@ -253,20 +234,9 @@ class _Purge:
             await asyncio.sleep(pause)
         return False
 
-    @staticmethod
-    async def _allowed(work: Callable[[], Awaitable[bool]]) -> bool:
-        try:
-            return await work()
-        except InsufficientPrivilege:
-            return False
-
     def _heard(self, notice: Diagnostic) -> None:
         """Read the notices: dead rows that had to be kept come first in the details; a refusal is a warning."""
         if notice.severity_nonlocalized == "WARNING":
             self._refused += 1
         elif notice.message_detail and (kept := _NUMBER.search(notice.message_detail)):
             self._kept += int(kept[0])
-
-    def _note_progress(self, done: int, total: int) -> None:
-        if self._report is not None:
-            self._report(done, total)

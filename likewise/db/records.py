@@ -17,17 +17,9 @@ from typing import Any, Literal
 import orjson
 from psycopg.sql import SQL
 
-from likewise.db import collections, contents, deletions, fields, jobs, record_contents
+from likewise.db import collections, contents, deletions, fields, jobs
 from likewise.db.collections import ViewRow
-from likewise.db.contents import (
-    CHARS_A_TOKEN,
-    ContentKey,
-    ContentLocks,
-    PreparedContent,
-    Seal,
-    StoredContents,
-    Strength,
-)
+from likewise.db.contents import ContentKey, ContentLocks, PreparedContent, Seal, StoredContents, Strength
 from likewise.db.deletions import GoneContent
 from likewise.db.failures import CollectionGone, Contended
 from likewise.db.transaction import Parameters, Row, Statement, Tx
@@ -87,11 +79,6 @@ class PreparedRecord:
     def content(self) -> PreparedContent:
         """Its content in the first view."""
         return PreparedContent(0, self.text_hash, self.text, self.request_id)
-
-    @property
-    def tokens(self) -> int:
-        """An estimate of what the model will read of the first view: 4 characters a token."""
-        return len(self.text) // CHARS_A_TOKEN + 1
 
 
 @dataclass(frozen=True)
@@ -183,7 +170,7 @@ async def compare(
         (collections.LOCK if alone else collections.SHARE, [collection]),
         (collections.LIVE_GENERATIONS, [collection]),
         (COMPARE, [*columns, collection]),
-        *([(record_contents.COMPARE, [places, ids, collection])] if several else ()),
+        *([(contents.COMPARE_BESIDE, [places, ids, collection])] if several else ()),
     )
     if not live:
         raise CollectionGone
@@ -279,7 +266,7 @@ async def write(
     outcome_of: dict[str, RecordState] = dict.fromkeys(compared.unchanged, "unchanged")
     if not fresh and not compared.failed and not leaving:
         return WriteOutcome(outcome_of, compared.unchanged)
-    beside = await record_contents.of(tx, [pk for pk, _ in leaving]) if leaving and keeping.several else {}
+    beside = await contents.beside(tx, [pk for pk, _ in leaving]) if leaving and keeping.several else {}
     left = compared.left | {content for _, content in leaving} | set(beside.values())
     others = left | compared.failed.keys() | (set(compared.unchanged.values()) if for_job else set())
     # How long a text waits sealed may be changed, which no worker and no other sender may do meanwhile.
@@ -293,10 +280,11 @@ async def write(
     entering = contents.entries(tx, compared.generations, stored.added, asked, lane)
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], stored, entering)
     await _change(tx, [record for record in fresh if record.id in old], compared, stored)
+    pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
     if keeping.several:
-        await _point_beside(tx, collection, compared, stored, made)
+        await _point_beside(tx, collection, compared, stored, pks)
     await deletions.leave(tx, leaving, beside)
-    await _index(tx, collection, compared, stored, made, keeping)
+    await _index(tx, collection, compared, stored, pks, keeping)
     return WriteOutcome(
         outcome_of={**outcome_of, **dict.fromkeys(old, "changed"), **dict.fromkeys(made, "created")},
         content_of={**compared.unchanged, **{record.id: stored.by_key[0, record.text_hash] for record in fresh}},
@@ -339,32 +327,25 @@ async def _add(
 
 
 async def _point_beside(
-    tx: Tx, collection: int, compared: BatchDiff, stored: StoredContents, made: Mapping[str, int]
+    tx: Tx, collection: int, compared: BatchDiff, stored: StoredContents, pks: Mapping[str, int]
 ) -> None:
     """Point fresh records at their contents beside the first view."""
-    pks = {**{id_: pk for id_, (pk, _) in compared.old.items()}, **made}
     was = {(pks[id_], view): content for id_, now in compared.beside.items() for view, content in now.items()}
     wanted = {(pks[record.id], one.view): stored.by_key[one.key] for record in compared.fresh for one in record.beside}
-    await record_contents.point(tx, collection, [pk for pk, _ in compared.old.values()], was, wanted)
+    await contents.point_beside(tx, collection, [pk for pk, _ in compared.old.values()], was, wanted)
 
 
 async def _index(
-    tx: Tx,
-    collection: int,
-    compared: BatchDiff,
-    stored: StoredContents,
-    made: Mapping[str, int],
-    keeping: StoragePolicy,
+    tx: Tx, collection: int, compared: BatchDiff, stored: StoredContents, pks: Mapping[str, int], keeping: StoragePolicy
 ) -> None:
     """Keep the fields by which records, and contents that were made, are found."""
     fresh, old, added = compared.fresh, compared.old, stored.added
     if keeping.indexed:
-        pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
-        rows = [(pks[record.id], stored.by_key[0, record.text_hash], record.payload) for record in fresh]
+        rows = [(record.payload, stored.by_key[0, record.text_hash], pks[record.id]) for record in fresh]
         await fields.write(tx, collection, keeping.indexed, rows, changed=[pk for pk, _ in old.values()])
     if keeping.facts and added:
         one_of_each = {record.text_hash: record.payload for record in fresh if (0, record.text_hash) in added}
-        facts = [(added[0, key], one) for key, one in one_of_each.items()]
+        facts = [(one, added[0, key]) for key, one in one_of_each.items()]
         await fields.write_facts(tx, collection, keeping.facts, facts)
 
 

@@ -26,18 +26,15 @@ class TenantRow:
 
 async def known(pool: Pool, name: str) -> int | None:
     """Return the id of a tenant that is there; None if there is none of this name."""
-    async with pool.nobody() as tx:
-        row = await tx.row(KNOWN, [name])
+    row = await pool.row(KNOWN, name)
     return None if row is None or row[0] is None else int(row[0])
 
 
 async def declare(owner: Pool, name: str) -> bool:
     """Make a tenant, and return whether it is new."""
-    async with owner.nobody() as tx:
-        return await tx.row(DECLARE, [name]) is not None
+    return await owner.row(DECLARE, name) is not None
 
 
 async def listed(owner: Pool) -> list[TenantRow]:
     """List all tenants, each with the number of its collections."""
-    async with owner.nobody() as tx:
-        return [TenantRow(*row) for row in await tx.rows(LIST)]
+    return [TenantRow(*row) for row in await owner.rows(LIST)]

@@ -7,7 +7,6 @@ import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from psycopg.sql import SQL
 
@@ -33,34 +32,8 @@ OR_SETTING = "or set LIKEWISE_TEXT_KEY."
 IF_LOST = "If the key is lost for good, run `likewise keys rotate-text --lost`."
 
 
-class TextKeySource(Protocol):
-    """A source of text keys: the settings, or a file."""
-
-    name: str
-
-    def keys(self, *, even_broken: bool = False) -> tuple[TextKey, ...]:
-        """Return the keys at hand now; without a word from the database the first counts."""
-        ...
-
-    def make(self) -> TextKey:
-        """Make the first key of a database that has none."""
-        ...
-
-    def make_next(self, recorded: bytes | None, *, even_broken: bool) -> TextKey:
-        """Make the key that is to replace the recorded one; the caller is alone."""
-        ...
-
-    def settle(self, recorded: bytes, *, even_broken: bool = False) -> None:
-        """Note that this key is in use now, for good; the caller is alone."""
-        ...
-
-    def alone(self) -> contextlib.AbstractContextManager[bool]:
-        """Keep others from changing the key from this source until the end of the block; False if one is at it."""
-        ...
-
-
 class SettingKeys:
-    """The keys of LIKEWISE_TEXT_KEY and LIKEWISE_TEXT_KEY_NEXT."""
+    """The keys of LIKEWISE_TEXT_KEY and LIKEWISE_TEXT_KEY_NEXT; without a word from the database the first counts."""
 
     name = "LIKEWISE_TEXT_KEY"
 
@@ -168,6 +141,10 @@ class TextKeyFile:
             mine = lock.enter_context(open_lock(self._lock)).try_exclusive()
         with lock:
             yield mine
+
+
+# Each has a name, and the same five methods.
+TextKeySource = SettingKeys | TextKeyFile
 
 
 def _read(path: Path, *, even_broken: bool) -> TextKey | None:

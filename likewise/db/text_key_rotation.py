@@ -9,7 +9,7 @@ from psycopg.sql import SQL
 
 from likewise.db.pool import Pool, retried
 from likewise.db.text_key import RECORDED, TextKeySource, chosen
-from likewise.db.transaction import ProgressReport, Row, Tx, table
+from likewise.db.transaction import ProgressReport, Row, Tx, table, unreported
 from likewise.errors import Conflict, SealBroken, TextKeyUnavailable
 from likewise.sealing import KEY_BYTES, Sealing, TextKey, about_collection, about_content, about_job
 
@@ -135,7 +135,7 @@ async def rotate(
 
     Raises:
         WrongTextKey: the present key is not at hand, or the new one is not.
-        KeyLost, Damaged: something cannot be opened.
+        TextKeyLost, TextUnreadable: something cannot be opened.
     """
     with source.alone() as alone:
         if not alone:
@@ -170,13 +170,12 @@ class _Rotation:
         self._tx = tx
         self._sealing = sealing
         self._lost = lost
-        self._report = report
+        self._report = report or unreported
         self._done = self._total = 0
 
     async def run(self) -> RotationOutcome:
         """Seal everything anew, in the order in which all take their locks: collections, contents, jobs, terms."""
-        row = await self._tx.row(COUNT)
-        self._total = int(row[0]) if row else 0
+        self._total = await self._tx.number(COUNT)
         collections, wordless = await self._all(COLLECTIONS)
         texts, lost_texts = await self._all(CONTENTS)
         tasks, lost_tasks = await self._all(TASKS)
@@ -210,7 +209,8 @@ class _Rotation:
                 anew.append(self._sealing.seal_bytes(plain, about))
             await self._tx.together((column.hold, [[row[0] for row in rows]]), (column.seal, [keys, anew]))
             count += len(keys)
-            self._note_progress(len(rows))
+            self._done += len(rows)
+            self._report(self._done, self._total)
         return count, lost
 
     async def _begin_words_anew(self, collection: Row) -> None:
@@ -219,13 +219,8 @@ class _Rotation:
         sealed = self._sealing.seal_bytes(urandom(KEY_BYTES), about_collection(tenant, name))
         await self._tx.execute(SET_TERMS_KEY, [sealed, number])
         await self._tx.execute(RESET_TOTALS, [number])
-        for view in (0, *(row[0] for row in await self._tx.rows(VIEWS_WITH_WORDS, [number]))):
+        for view in (0, *await self._tx.column(VIEWS_WITH_WORDS, [number])):
             await self._tx.execute(FORGET_WORDS.format(terms=table("terms", number, view)))
-
-    def _note_progress(self, more: int) -> None:
-        self._done += more
-        if self._report is not None:
-            self._report(self._done, self._total)
 
 
 async def _portions(tx: Tx, rows: SQL) -> AsyncIterator[Sequence[Any]]:

@@ -1,10 +1,13 @@
 """A transaction as a tenant, and the parts of its statements."""
 
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
@@ -81,6 +84,12 @@ READER_SETTINGS = SQL("set_config('likewise.tenant', %s, true), set_config('stat
 SET_READER = SQL("SELECT {}").format(READER_SETTINGS)
 SET_READER_AND_PLAN = SQL("SELECT {}, {}").format(READER_SETTINGS, PLAN_SETTINGS)
 
+INT8_OID, INT8_ARRAY_OID = 20, 1016
+# int8[]: one dimension (none if empty), no nulls, the elements' type, their number, the lower bound.
+_HEAD = struct.Struct(">5i")
+_EMPTY = struct.pack(">3i", 0, 0, INT8_OID)
+_ELEMENT = np.dtype([("size", ">i4"), ("id", ">i8")])
+
 
 @dataclass(frozen=True)
 class BinaryValue:
@@ -89,15 +98,47 @@ class BinaryValue:
     value: bytes
 
 
-class BinaryValueDumper(Dumper):
-    """A dumper that sends a value as it is."""
+@dataclass(frozen=True)
+class ContentIds(BinaryValue):
+    """A list of ids in the binary format of `int8[]`, as `array_send` gives it.
 
+    Thousands come from one statement and go to the next without being read.
+    """
+
+    @classmethod
+    def of(cls, ids: Iterable[int]) -> "ContentIds":
+        """Return the list of these ids."""
+        numbers = np.fromiter(ids, np.int64)
+        if not len(numbers):
+            return cls(_EMPTY)
+        elements = np.empty(len(numbers), _ELEMENT)
+        elements["size"], elements["id"] = 8, numbers
+        return cls(_HEAD.pack(1, 0, INT8_OID, len(numbers), 1) + elements.tobytes())
+
+    def __len__(self) -> int:
+        return max(0, len(self.value) - _HEAD.size) // _ELEMENT.itemsize
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Return the ids, int64 (n,)."""
+        return np.frombuffer(self.value, _ELEMENT, len(self), _HEAD.size if len(self) else 0)["id"].astype(np.int64)
+
+
+class _BinaryValueDumper(Dumper):
     format = Format.BINARY
     oid = 0
 
     def dump(self, obj: BinaryValue) -> bytes:
-        """Return the bytes as they came."""
         return obj.value
+
+
+class _ContentIdsDumper(_BinaryValueDumper):
+    oid = INT8_ARRAY_OID
+
+
+def register_values(connection: AsyncConnection[Row]) -> None:
+    """Let statements on this connection take values in their binary form."""
+    connection.adapters.register_dumper(BinaryValue, _BinaryValueDumper)
+    connection.adapters.register_dumper(ContentIds, _ContentIdsDumper)
 
 
 class Tx:
@@ -176,6 +217,17 @@ class Tx:
         """Return the first row, or None."""
         return await (await self.execute(statement, parameters, plan=plan)).fetchone()
 
+    async def column(self, statement: Statement, parameters: Parameters | None = None) -> list[Any]:
+        """Return the first value of each row."""
+        return [row[0] for row in await self.rows(statement, parameters)]
+
+    async def number(
+        self, statement: Statement, parameters: Parameters | None = None, *, plan: Plan | None = None
+    ) -> int:
+        """Return the whole number that the statement gives, 0 for none."""
+        row = await self.row(statement, parameters, plan=plan)
+        return int(row[0]) if row else 0
+
     async def together(self, *statements: tuple[Statement, Parameters]) -> list[list[Row]]:
         """Run statements in their order within one round trip; return the rows of each."""
         async with self.connection.pipeline():
@@ -226,6 +278,10 @@ class Tx:
             for statement, parameters in self._last:
                 await self.connection.execute(statement, parameters)
             await self.connection.execute(COMMIT)
+
+
+def unreported(done: int, total: int) -> None:
+    """Report progress to nobody."""
 
 
 def table(prefix: str, number: int, view: int = 0) -> Identifier:

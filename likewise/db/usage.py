@@ -56,7 +56,6 @@ GROUPED: Mapping[UsageGroup, Composed] = {
     "day": GROUPED_BY.format(key=SQL("date_trunc('day', hour, 'UTC')"), sums=SUMS),
     "tenant": GROUPED_BY.format(key=SQL("(SELECT name FROM tenants WHERE id = usage.tenant)"), sums=SUMS),
 }
-TENANT = SQL("SELECT id FROM tenants WHERE name = %s")
 
 UsageKey = str | datetime
 log = get_logger(__name__)
@@ -105,13 +104,6 @@ async def grouped_of_all(owner: Pool, since: datetime, until: datetime, by: Usag
     """Sum the same hours of all tenants together, as the owner of the rows."""
     async with owner.nobody() as tx:
         return await _grouped(tx, None, since, until, by)
-
-
-async def tenant_of(owner: Pool, name: str) -> int | None:
-    """Return the tenant of a name, as the owner of the rows; None if there is none."""
-    async with owner.nobody() as tx:
-        row = await tx.row(TENANT, [name])
-    return None if row is None else int(row[0])
 
 
 async def _grouped(

@@ -14,7 +14,7 @@ from likewise.db.transaction import Tx
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0
 PAUSE = SQL("make_interval(secs => least(%s, %s * 4.0 ^ (attempts - CASE WHEN alone THEN 1 ELSE 0 END)))")
 
-CLAIM = SQL("SELECT * FROM claim_entries(%s, %s, %s, %s, %s, %s, %s)")
+CLAIM = SQL("SELECT tenant, generation, content, request_id FROM claim_entries(%s, %s, %s, %s, %s, %s, %s)")
 SWEEP = SQL("SELECT sweep_waiting(%s)")
 GIVE_BACK = SQL("SELECT give_back_waiting(%s)")
 TOKENS = SQL("SELECT tenant, model, tokens FROM waiting_tokens()")
@@ -73,11 +73,8 @@ class QueueEntry:
     """One claimed entry of the queue."""
 
     tenant: int
-    collection: int
     generation: int
     content: int
-    attempts: int
-    lane: int
     request_id: str | None
 
 
@@ -97,47 +94,40 @@ async def claim(
     Args:
         resting: generations that are to be left alone for now.
     """
-    async with pool.nobody() as tx:
-        rows = await tx.rows(CLAIM, [list(models), claim_id, lease, max_entries, after_tenant, alone, list(resting)])
+    rows = await pool.rows(CLAIM, list(models), claim_id, lease, max_entries, after_tenant, alone, list(resting))
     return [QueueEntry(*row) for row in rows]
 
 
 async def claim_these(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID, lease: timedelta) -> list[int]:
     """Lease just these contents, as far as they are free."""
-    return [int(row[0]) for row in await tx.rows(CLAIM_THESE, [claim_id, lease, generation, list(contents)])]
+    return await tx.column(CLAIM_THESE, [claim_id, lease, generation, list(contents)])
 
 
 async def still_waiting(tx: Tx, generation: int, contents: Sequence[int]) -> list[int]:
     """Return those of the contents that have no vector yet, and are not failed."""
-    return [int(row[0]) for row in await tx.rows(STILL, [generation, list(contents)])]
+    return await tx.column(STILL, [generation, list(contents)])
 
 
 async def sweep(pool: Pool, tries: int) -> int:
     """Set entries aside whose worker died, those that died alone so often for good; return the number of them."""
-    async with pool.nobody() as tx:
-        row = await tx.row(SWEEP, [tries])
-    return int(row[0]) if row else 0
+    return await pool.number(SWEEP, tries)
 
 
 async def give_back(pool: Pool, claims: Sequence[UUID]) -> int:
     """Give back at once what is held under these claims; return the number that a transaction cut off still holds."""
-    async with pool.nobody() as tx:
-        row = await tx.row(GIVE_BACK, [list(claims)])
-    return int(row[0]) if row else 0
+    return await pool.number(GIVE_BACK, list(claims))
 
 
 async def models(pool: Pool) -> dict[str, float]:
     """Return the models that anything waits for, and the seconds that the oldest entry of each has waited."""
-    async with pool.nobody() as tx:
-        return {str(model): float(oldest) for model, oldest in await tx.rows(MODELS)}
+    return {str(model): float(oldest) for model, oldest in await pool.rows(MODELS)}
 
 
 async def tokens(pool: Pool) -> dict[str, dict[int, int]]:
     """Count the tokens that wait for each model, by tenant; an estimate that reads the whole queue."""
     found: dict[str, dict[int, int]] = {}
-    async with pool.nobody() as tx:
-        for tenant, model, count in await tx.rows(TOKENS):
-            found.setdefault(str(model), {})[int(tenant)] = int(count)
+    for tenant, model, count in await pool.rows(TOKENS):
+        found.setdefault(str(model), {})[int(tenant)] = int(count)
     return found
 
 
@@ -165,7 +155,7 @@ async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:
 async def take(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID) -> list[int]:
     """Take entries out of the queue that are still ours; only for these may a vector be written."""
     await tx.execute(HOLD, [list(contents)])
-    return sorted(int(row[0]) for row in await tx.rows(TAKE, [generation, list(contents), claim_id]))
+    return sorted(await tx.column(TAKE, [generation, list(contents), claim_id]))
 
 
 async def drop_textless(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID) -> None:
@@ -198,5 +188,4 @@ async def set_aside(
 
 async def count(tx: Tx, generation: int) -> int:
     """Count the contents that wait in a generation."""
-    row = await tx.row(COUNT, [generation])
-    return int(row[0]) if row else 0
+    return await tx.number(COUNT, [generation])

@@ -120,19 +120,17 @@ def _by_index(tree: Filter, collection: int, indexed: IndexedFields, where: Wher
     for leaf in leaves:
         if not isinstance(leaf, Compare):
             return None
+        name = leaf.field.name
         if leaf.field.column:
-            test = _indexed_column_test(leaf, where)
-            columns += [] if test is None else [test]
+            test, tests = _indexed_column_test(leaf, where), columns
+        elif name in indexed.of_texts or name in indexed.of_records:
+            table = "content_fields" if name in indexed.of_texts else "record_fields"
+            test, tests = _exact_index_test(leaf, where), fields.setdefault((table, name), [])
         else:
-            test = _exact_index_test(leaf, where)
-            table = "content_fields" if leaf.field.name in indexed.of_texts else "record_fields"
-            known = leaf.field.name in indexed.of_texts or leaf.field.name in indexed.of_records
-            if test is not None and known:
-                fields.setdefault((table, leaf.field.name), []).append(test)
-            else:
-                test = None
+            return None
         if test is None:
             return None
+        tests.append(test)
     return _joined(collection, columns, fields, where) if columns or fields else None
 
 

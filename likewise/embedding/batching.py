@@ -8,9 +8,8 @@ from functools import partial
 import numpy as np
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.provider import Lane, Provider, ProviderResult, Role
+from likewise.embedding.provider import Lane, Provider, ProviderResult, Role, estimated_tokens
 from likewise.embedding.queue import Charge, LaneQueue, QueueBudget, QueuedText
-from likewise.embedding.texts import estimated_tokens
 from likewise.errors import Internal, LikewiseError, ModelUnavailable, Unavailable
 from likewise.observe.logs import get_logger
 from likewise.observe.steps import ModelStep

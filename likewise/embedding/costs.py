@@ -1,32 +1,10 @@
-"""Prices of remote models, and the usage of tenants until it is taken to be kept."""
+"""The usage of tenants and its cost, until it is taken to be kept."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 
 from likewise.observe import steps
-
-
-@dataclass(frozen=True)
-class Price:
-    """US dollars for 1,000 tokens of a model, and when its provider's price list was read."""
-
-    model: str
-    per_1k_tokens: float
-    read: date
-
-
-# Looked up in kept copies of OpenAI's pages (developers.openai.com/api/docs/models); the older third model in those of
-# others who sell it at that price. A model of one's own has its price in LIKEWISE_MODELS_FILE; one that runs on this
-# machine costs nothing here.
-PRICES: Mapping[str, Price] = {
-    price.model: price
-    for price in (
-        Price("text-embedding-3-small", 0.00002, date(2026, 11, 20)),
-        Price("text-embedding-3-large", 0.00013, date(2026, 11, 20)),
-        Price("text-embedding-ada-002", 0.0001, date(2026, 11, 20)),
-    )
-}
 
 
 @dataclass

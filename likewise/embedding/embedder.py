@@ -1,33 +1,27 @@
 """Embedder: text in, vectors out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from likewise.embedding.batching import Batcher
-from likewise.embedding.cache import Cache, Cached, VectorOrigin
+from likewise.embedding.cache import Cache, Cached, CacheLookup, TenantCache, VectorOrigin
 from likewise.embedding.caches.opening import open_cache
-from likewise.embedding.caches.tenants import CacheLookup, TenantCache
 from likewise.embedding.costs import Ledger, cost_of
+from likewise.embedding.files import weights
 from likewise.embedding.formats import refuse_dimensions, shortened
-from likewise.embedding.models import ModelSpec
-from likewise.embedding.provider import Counts, Lane, Matrix, ProviderFactory, Role
-from likewise.embedding.queue import (
-    INTERACTIVE_TOKENS,
-    InFlight,
-    Outcome,
-    QueuedText,
-    all_or_faults,
-    outcomes,
-)
-from likewise.embedding.serving import EmbeddingModels
+from likewise.embedding.loading import EMBEDDING, ModelHandle, ModelPool, ModelState
+from likewise.embedding.memory import ModelMemory
+from likewise.embedding.models import MOCK, Catalogue, ModelSpec, size_fault
+from likewise.embedding.provider import Counts, Lane, Matrix, Provider, ProviderFactory, Role, refuse_unreadable
+from likewise.embedding.providers import mock
+from likewise.embedding.queue import InFlight, Outcome, QueueBudget, QueuedText, all_or_faults, lane_of, outcomes
 from likewise.embedding.space import PROBE_TEXTS
 from likewise.embedding.splitting import SplitOptions, Splitter, TextSpan
-from likewise.embedding.texts import estimated_tokens, refuse_unreadable
-from likewise.errors import Invalid
+from likewise.errors import Invalid, ModelUnavailable
 from likewise.observe.steps import EmbedStep
 from likewise.settings import Settings
 
@@ -53,6 +47,17 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class OpenModel:
+    """A model in service."""
+
+    spec: ModelSpec
+    space: str
+    numerics: str
+    dimension: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class _Call:
     """The arguments of one call of `Embedder.embed`, checked."""
 
@@ -67,10 +72,13 @@ class _Call:
     since: int
 
 
-class Embedder(EmbeddingModels):
+class Embedder:
     """The conductor: check, cache, merge, queue, embed.
 
-    `cache` replaces the settings' own; `ledger` keeps what was used of models of any sort in this process.
+    Each model that the settings allow is loaded when it is first asked for. Belongs to one event loop. `providers`
+    replaces the local ones by model name, for tests, and `cache` the settings' own; `ledger` keeps what was used of
+    models of any sort in this process, which share `budget` and `memory`. With `wait_for_models` callers wait for a
+    model that is being fetched or loaded, and fail only if that fails; without it they are told to come again.
     """
 
     def __init__(
@@ -81,7 +89,16 @@ class Embedder(EmbeddingModels):
         cache: Cache | None = None,
         wait_for_models: bool = False,
     ) -> None:
-        super().__init__(settings, providers, wait_for_models=wait_for_models)
+        self._settings = settings
+        self._catalogue = Catalogue(settings)
+        self.wait_for_models = wait_for_models
+        self.budget = QueueBudget(settings.queue_tokens)
+        self.memory = ModelMemory(settings, keep=self._catalogue.specs()[0].name)
+        made_up: dict[str, ProviderFactory] = {MOCK.name: mock.load} if settings.enable_mock else {}
+        self._pool: ModelPool[Provider, Batcher] = ModelPool(
+            settings, EMBEDDING, self.budget, self.memory,
+            factories=made_up | dict(providers or {}), wait_for_models=wait_for_models,
+        )  # fmt: skip
         self.ledger = Ledger()
         own = open_cache(settings) if cache is None else cache
         self._cache = TenantCache(own, shared=settings.cache_scope == "shared")
@@ -126,14 +143,16 @@ class Embedder(EmbeddingModels):
         refuse_unreadable(texts)
         if batch_size is not None and batch_size < 1:
             raise Invalid.at("/batch_size", "This must be at least 1.", "out_of_range")
-        lane = lane or _lane_of(texts)
+        lane = lane or lane_of(texts)
         with (
             EmbedStep(spec.name, role, lane) as step,
             self._pool.handle(spec).held(),
             self._cache.watched() as since,
         ):
             call = _Call(tenant, spec, texts, role, lane, use_cache, dimensions, batch_size, since)
-            return step.done(await self._embed(call))
+            made = await self._embed(call)
+            step.done(len(made.tokens), int(made.tokens.sum()), int(made.cached.sum()))
+            return made
 
     async def _embed(self, call: _Call) -> Embedded:
         """Take what is cached, share what is in flight, queue the rest, and answer in order."""
@@ -257,6 +276,57 @@ class Embedder(EmbeddingModels):
                     item.leave()
         return np.stack([row.vector for row in all_or_faults(list(made), made).values()])
 
+    async def opened(self, model: str | None = None, *, patience: float | None = None) -> OpenModel:
+        """Return the model in service, loaded if need be; ModelUnavailable if that fails, or takes too many seconds."""
+        spec = self._catalogue.resolve(model)
+        provider, _ = await self._pool.handle(spec).ready(patience)
+        return OpenModel(
+            replace(spec, dimension=provider.dimension, max_tokens=provider.max_tokens),
+            provider.space, provider.numerics, provider.dimension, provider.max_tokens,
+        )  # fmt: skip
+
+    async def dimension(self, spec: ModelSpec) -> int:
+        """Return the dimension of the vectors of a new collection.
+
+        ModelUnavailable if nobody knows, or if the settings want another size of the default model: its folder may have
+        come after the start, which looks at that as well.
+        """
+        dimension = spec.dimension or (await self.opened(spec.name)).dimension
+        if fault := size_fault(spec, dimension, self._settings):
+            raise ModelUnavailable(fault, code="vector_size")
+        return dimension
+
+    def spec(self, model: str | None = None) -> ModelSpec:
+        """Return the row of a model, which is not loaded by that.
+
+        Invalid if it is not allowed; ModelUnavailable if only its files could tell its dimension, and they are absent.
+        """
+        spec = self.known(model)
+        if not spec.dimension:
+            raise weights.absent(spec, self._settings)
+        return spec
+
+    def known(self, model: str | None = None) -> ModelSpec:
+        """Return the row of a model, of dimension 0 if its files are absent and nobody knows it."""
+        return self._as_loaded(self._catalogue.named(model))
+
+    def models(self) -> list[ModelSpec]:
+        """Return the row of each allowed model, the default first."""
+        return [self._as_loaded(spec) for spec in self._catalogue.specs()]
+
+    def space(self, name: str) -> str | None:
+        """Return the space of the model of this short name; None before it is loaded."""
+        loaded = self._pool.loaded(name)
+        return loaded.space if loaded else None
+
+    def is_ready(self, model: str | None = None) -> bool:
+        """Return whether texts can be embedded now, without waiting for the model to load."""
+        return self._pool.loaded(self._catalogue.resolve(model).name) is not None
+
+    def states(self) -> list[ModelState]:
+        """Return the state of each allowed model, the default first."""
+        return [self._pool.state(spec, self._catalogue.runtime) for spec in self._catalogue.specs()]
+
     @property
     def caches(self) -> bool:
         """True if vectors are remembered."""
@@ -272,6 +342,9 @@ class Embedder(EmbeddingModels):
         """The reason for which the cache, or a part of it, is left out at present."""
         return self._cache.cache.fault
 
+    def _handle(self, model: str | None) -> ModelHandle[Provider, Batcher]:
+        return self._pool.handle(self._catalogue.resolve(model))
 
-def _lane_of(texts: Sequence[str]) -> Lane:
-    return "bulk" if sum(map(estimated_tokens, texts)) > INTERACTIVE_TOKENS else "interactive"
+    def _as_loaded(self, spec: ModelSpec) -> ModelSpec:
+        loaded = self._pool.loaded(spec.name)
+        return replace(spec, dimension=loaded.dimension, max_tokens=loaded.max_tokens) if loaded else spec

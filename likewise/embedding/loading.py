@@ -4,20 +4,20 @@ import asyncio
 import contextlib
 import importlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 from likewise.backoff import Backoff
 from likewise.embedding.batching import Batcher
 from likewise.embedding.files import weights
-from likewise.embedding.files.attempts import KnownFailure, WeightsFetch, signature
 from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.memory import ModelMemory, needed_by
 from likewise.embedding.models import ModelSpec, as_read, size_fault
 from likewise.embedding.provider import Provider
+from likewise.embedding.providers import openai
 from likewise.embedding.queue import QueueBudget
 from likewise.embedding.runtimes import PROVIDERS, runtime_of
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
@@ -30,8 +30,6 @@ LOCAL_RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 60.0  # to load files again that are as they were; from the pause above it doubles
 PATIENCE_SECONDS = 8.0  # for files that are here: half a second on two idle cores, some seconds on busy ones
 ONE_USE_SECONDS = 90.0  # for programs that load a model for one use, and would begin anew: gigabytes on a slow disk
-
-REMOTE_PROVIDER = "likewise.embedding.providers.openai"
 
 State = Literal["absent", "present", "loading", "ready", "failed"]
 
@@ -86,11 +84,6 @@ class ModelLoader(Generic[P, S]):
     serve: Callable[[P, QueueBudget, str], S]
 
 
-def _remote_provider(spec: ModelSpec) -> Provider:
-    provider: Provider = importlib.import_module(REMOTE_PROVIDER).load(spec)
-    return provider
-
-
 def _local_provider(spec: ModelSpec, folder: Path, settings: Settings) -> Provider:
     if fault := size_fault(spec, spec.dimension, settings):
         raise ModelUnavailable(fault, code="vector_size")
@@ -103,7 +96,7 @@ def _weights(folder: Path) -> Iterable[Path]:
     return TorchFolder.read(folder).weights.values()  # it reads folders that have a graph, too
 
 
-EMBEDDING: ModelLoader[Provider, Batcher] = ModelLoader(_remote_provider, _local_provider, _weights, Batcher)
+EMBEDDING: ModelLoader[Provider, Batcher] = ModelLoader(openai.load, _local_provider, _weights, Batcher)
 
 
 # For callers over the network, where the reason is one of files.
@@ -123,6 +116,7 @@ class ModelState:
     public_detail: str | None = None
 
 
+@dataclass(eq=False)
 class ModelPool(Generic[P, S]):
     """The models of one sort in this process, by name.
 
@@ -130,24 +124,15 @@ class ModelPool(Generic[P, S]):
     is on its way, and stderr tells how far it is, as suits a program; callers of a server are told to come again.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        loader: ModelLoader[P, S],
-        budget: QueueBudget,
-        memory: ModelMemory,
-        *,
-        factories: Mapping[str, Callable[[ModelSpec], P]] | None = None,
-        wait_for_models: bool = False,
-    ) -> None:
-        self.settings = settings
-        self.loader = loader
-        self.budget = budget
-        self.memory = memory
-        self.factories = factories or {}
-        self.wait_for_models = wait_for_models
-        self.closed = False
-        self._handles: dict[str, ModelHandle[P, S]] = {}
+    settings: Settings
+    loader: ModelLoader[P, S]
+    budget: QueueBudget
+    memory: ModelMemory
+    _: KW_ONLY
+    factories: Mapping[str, Callable[[ModelSpec], P]] = field(default_factory=dict)
+    wait_for_models: bool
+    closed: bool = field(default=False, init=False)
+    _handles: dict[str, "ModelHandle[P, S]"] = field(default_factory=dict, init=False)
 
     def handle(self, spec: ModelSpec) -> "ModelHandle[P, S]":
         """Return the handle of a model, which is not loaded by that."""
@@ -192,8 +177,8 @@ class ModelHandle(Generic[P, S]):
         self._settings = pool.settings
         self._users = 0
         self._error: LikewiseError | None = None
-        self._fetch = WeightsFetch(spec, pool.settings, shown=pool.wait_for_models)
-        self._known_failure = KnownFailure(Backoff(LOCAL_RETRY_SECONDS, MAX_RETRY_SECONDS))
+        self._fetch = weights.WeightsFetch(spec, pool.settings, shown=pool.wait_for_models)
+        self._known_failure = weights.KnownFailure(Backoff(LOCAL_RETRY_SECONDS, MAX_RETRY_SECONDS))
         self._settled = asyncio.Event()  # in service, failed, or being fetched, which takes long
         self._ended = asyncio.Event()  # in service or failed
         self._task: asyncio.Task[None] | None = None
@@ -308,8 +293,8 @@ class ModelHandle(Generic[P, S]):
     async def _open(self) -> P:
         factory = self._pool.factories.get(self.spec.name)
         if factory is not None:
-            needed = getattr(factory, "memory_bytes", 0)
-            return await self._within_memory(needed, lambda: _made_by(factory, self.spec))
+            async with self._within_memory(getattr(factory, "memory_bytes", 0)):
+                return factory(self.spec)
         if self.spec.endpoint is not None:
             # Reading the certificates of all authorities takes some 50 ms.
             return await asyncio.to_thread(self._pool.loader.remote, self.spec)
@@ -327,7 +312,7 @@ class ModelHandle(Generic[P, S]):
         return await self._fetch.run()
 
     async def _load(self, folder: Path) -> P:
-        files = await asyncio.to_thread(signature, folder, self._settings)
+        files = await asyncio.to_thread(weights.signature, folder, self._settings)
         self._known_failure.refuse(files)
         self._settled.clear()
         self._ended.clear()
@@ -335,20 +320,21 @@ class ModelHandle(Generic[P, S]):
             if self.spec.folder is not None and not self.spec.dimension:  # it was not there when we looked first
                 self.spec = await asyncio.to_thread(as_read, self.spec, folder)
             needed = await asyncio.to_thread(self._needed, folder)
-            loader = self._pool.loader
-            return await self._within_memory(
-                needed, lambda: asyncio.to_thread(loader.local, self.spec, folder, self._settings)
-            )
+            async with self._within_memory(needed):
+                provider = await asyncio.to_thread(self._pool.loader.local, self.spec, folder, self._settings)
         except Exception as error:  # noqa: BLE001 - a provider may raise anything
             named = self._named(error)
-            self._known_failure.remember(named, files)
+            self._known_failure.remember(named)
             raise named from None
+        self._known_failure.remember(None)
+        return provider
 
-    async def _within_memory(self, needed: int, load: Callable[[], Awaitable[P]]) -> P:
+    @contextlib.asynccontextmanager
+    async def _within_memory(self, needed: int) -> AsyncIterator[None]:
         memory = self._pool.memory
         await memory.take(self, needed)
         try:
-            return await load()
+            yield
         except BaseException:
             memory.give_back(self)
             raise
@@ -376,7 +362,3 @@ class ModelHandle(Generic[P, S]):
 
 def _shutting_down() -> ModelUnavailable:
     return ModelUnavailable("The model is shutting down.")
-
-
-async def _made_by(factory: Callable[[ModelSpec], P], spec: ModelSpec) -> P:
-    return factory(spec)

@@ -12,14 +12,13 @@ from typing import Protocol
 from likewise.embedding.graphs.openvino import able, choose
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.runtimes import ModelRuntime, runtime_of, torch_installed
+from likewise.embedding.runtimes import PROVIDERS, ModelRuntime, runtime_of, torch_installed
 from likewise.errors import ModelUnavailable, SettingsError
 from likewise.machine import memory_limit
 from likewise.settings import PREFIX, Settings
 from likewise.stopping import to_its_end
 
 SETTING = f"{PREFIX}MODELS_BYTES"
-TORCH = "likewise.embedding.providers.torch"  # imported where torch runs models: it needs an extra
 BUSY_SECONDS = 5.0  # less than a caller waits for a model that is being loaded
 MIB = 2**20
 
@@ -140,7 +139,7 @@ def needed_by(spec: ModelSpec, files: Iterable[Path], settings: Settings) -> int
 
 def _arithmetic(runtime: ModelRuntime, settings: Settings) -> str:
     if runtime == "torch":
-        torch = importlib.import_module(TORCH)
+        torch = importlib.import_module(PROVIDERS["torch"])
         return str(torch.name_of(torch.arithmetic_of(settings)))
     precision = choose(settings.precision, able())
     return "int8" if precision.int8 else precision.arithmetic
@@ -150,7 +149,7 @@ def _half_of_the_gpu(settings: Settings, otherwise: int) -> int:
     """Return half of the memory of LIKEWISE_DEVICE's GPU; where torch does not see it, loading a model tells why."""
     if torch_installed():
         with suppress(SettingsError):
-            return int(importlib.import_module(TORCH).gpu_memory(settings)) // 2
+            return int(importlib.import_module(PROVIDERS["torch"]).gpu_memory(settings)) // 2
     return otherwise
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from likewise.embedding import models_file
-from likewise.embedding.costs import PRICES
 from likewise.embedding.files.folder import ModelFolder, Pooling
 from likewise.embedding.files.torch_folder import TorchFolder
 from likewise.embedding.runtimes import ModelRuntime, runtime_of
@@ -111,15 +110,17 @@ MODELS: tuple[ModelSpec, ...] = (
         architecture="distilbert",
     ),
     ModelSpec("bge-small", "BAAI/bge-small-en-v1.5", 384, 512, pooling="cls", query_prefix=_BGE_QUERY),
+    # Prices were looked up on 2026-11-20 in kept copies of OpenAI's pages (developers.openai.com/api/docs/models); the
+    # older third model's in those of others who sell it at that price. A model of one's own has its price in
+    # LIKEWISE_MODELS_FILE; one that runs on this machine costs nothing here.
     *(
         ModelSpec(
-            name, name, dimension, 8191, architecture=REMOTE, price_per_1k_tokens=PRICES[name].per_1k_tokens,
-            matryoshka=matryoshka,
+            name, name, dimension, 8191, architecture=REMOTE, price_per_1k_tokens=price, matryoshka=matryoshka,
         )
-        for name, dimension, matryoshka in (
-            ("text-embedding-3-small", 1536, True),
-            ("text-embedding-3-large", 3072, True),
-            ("text-embedding-ada-002", 1536, False),
+        for name, dimension, price, matryoshka in (
+            ("text-embedding-3-small", 1536, 0.00002, True),
+            ("text-embedding-3-large", 3072, 0.00013, True),
+            ("text-embedding-ada-002", 1536, 0.0001, False),
         )
     ),
 )  # fmt: skip
@@ -240,19 +241,15 @@ def _openai(spec: ModelSpec, settings: Settings) -> Endpoint:
 def _own_spec(row: models_file.ModelRow, settings: Settings) -> ModelSpec:
     """Make the row of a model of one's own; SettingsError if its name is another model's."""
     refuse_known_name(row.name)
-    if row.folder is not None:
-        return as_read(
-            ModelSpec(
-                row.name, row.name, 0, 0, query_prefix=row.query_prefix, document_prefix=row.document_prefix, own=True,
-                folder=row.folder, runtime=row.runtime, matryoshka=row.matryoshka,
-            ),
-            row.folder,
-        )  # fmt: skip
-    return ModelSpec(
+    spec = ModelSpec(
         row.name, row.name, row.dimension, row.max_tokens, query_prefix=row.query_prefix,
-        document_prefix=row.document_prefix, architecture=REMOTE, own=True,
-        endpoint=endpoint_of(row, settings), price_per_1k_tokens=row.price_per_1k_tokens, matryoshka=row.matryoshka,
+        document_prefix=row.document_prefix, own=True, matryoshka=row.matryoshka,
     )  # fmt: skip
+    if row.folder is not None:
+        return as_read(replace(spec, runtime=row.runtime), row.folder)
+    return replace(
+        spec, architecture=REMOTE, endpoint=endpoint_of(row, settings), price_per_1k_tokens=row.price_per_1k_tokens
+    )
 
 
 def refuse_known_name(name: str) -> None:
@@ -290,31 +287,23 @@ def as_read(spec: ModelSpec, folder: Path) -> ModelSpec:
 
 def local_spec(name: str, folder: Path) -> ModelSpec:
     """Make the row of a folder of one's own, of dimension 0 while it cannot be read."""
+    row = ModelSpec(name, name, 0, 0, own=True, folder=folder)
     try:
-        facts = ModelFolder.read(folder)
-    except NotSupported:
-        return _torch_spec(name, folder)
-    except LikewiseError:
-        return ModelSpec(name, name, 0, 0, own=True, folder=folder)
-    return ModelSpec(
-        name, name, facts.dimension, facts.max_tokens, facts.pooling,
-        query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, own=True,
-        folder=folder,
-    )  # fmt: skip
-
-
-def _torch_spec(name: str, folder: Path) -> ModelSpec:
-    """Make the row of a folder that there is no graph for."""
-    try:
-        facts = TorchFolder.read(folder)
+        facts = _read(folder)
     except LikewiseError:  # loading it tells why
-        return ModelSpec(name, name, 0, 0, own=True, folder=folder)
-    limit = 0 if facts.max_tokens == sys.maxsize else facts.max_tokens
-    return ModelSpec(
-        name, name, facts.dimension, limit,
-        query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture, own=True, folder=folder,
-        runtime="torch",
+        return row
+    row = replace(
+        row, dimension=facts.dimension, max_tokens=0 if facts.max_tokens == sys.maxsize else facts.max_tokens,
+        query_prefix=facts.prompts.get("query", ""), architecture=facts.architecture,
     )  # fmt: skip
+    return replace(row, pooling=facts.pooling) if isinstance(facts, ModelFolder) else replace(row, runtime="torch")
+
+
+def _read(folder: Path) -> ModelFolder | TorchFolder:
+    try:
+        return ModelFolder.read(folder)
+    except NotSupported:  # there is no graph for it
+        return TorchFolder.read(folder)
 
 
 def _no_graph(spec: ModelSpec) -> str:

@@ -9,16 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, StrictInt, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from likewise.embedding.runtimes import ModelRuntime
@@ -50,17 +41,14 @@ _OF_VECTORS = frozenset({"dimension", "query_prefix", "document_prefix", "matryo
 _OF_RERANKERS = frozenset({"texts_named"})
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-# Text in the place of a number is a mistake, even if it reads like one.
-Whole = Annotated[int, Strict()]
 
 
-class ModelRow(BaseModel):
+class ModelRow(BaseModel, extra="forbid", frozen=True):
     """One `[[model]]` of the file: a folder on this machine, or a remote model at an OpenAI-compatible address.
 
-    Of `kind` reranker it is a cross-encoder, or what is served at a `/rerank`.
+    Of `kind` reranker it is a cross-encoder, or what is served at a `/rerank`. Text in the place of a number is a
+    mistake, even if it reads like one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=NAME)
     kind: Literal["embedding", "reranker"] = "embedding"
@@ -69,15 +57,15 @@ class ModelRow(BaseModel):
     model: str | None = Field(None, min_length=1, max_length=512)
     key_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     api_version: str | None = Field(None, pattern=r"^[A-Za-z0-9.-]+$")
-    dimension: Whole = Field(0, ge=1, le=16_000)
-    max_tokens: Whole = Field(8_191, ge=1, le=10_000_000)
+    dimension: StrictInt = Field(0, ge=1, le=16_000)
+    max_tokens: StrictInt = Field(8_191, ge=1, le=10_000_000)
     query_prefix: str = ""
     document_prefix: str = ""
     price_per_1k_tokens: float = Field(0.0, ge=0, allow_inf_nan=False)
     matryoshka: bool = False
     runtime: ModelRuntime | None = None
-    texts_per_request: Whole = Field(100, ge=1, le=2_048)
-    requests_at_once: Whole = Field(8, ge=1, le=256)
+    texts_per_request: StrictInt = Field(100, ge=1, le=2_048)
+    requests_at_once: StrictInt = Field(8, ge=1, le=256)
     texts_named: Literal["documents", "texts"] = "documents"
 
     @field_validator("folder")
@@ -107,9 +95,7 @@ class ModelRow(BaseModel):
         return os.environ.get(self.key_variable) or dotenv_values(ENV_FILE).get(self.key_variable) or None
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _File(BaseModel, extra="forbid"):
     model: list[ModelRow] = []
 
     @field_validator("model")

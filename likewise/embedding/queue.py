@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.provider import Capacity, Lane, Role
-from likewise.embedding.texts import estimated_tokens
+from likewise.embedding.provider import Capacity, Lane, Role, estimated_tokens
 from likewise.errors import Fault, Internal, Invalid, LikewiseError, ModelUnavailable, Overloaded
 
 INTERACTIVE_TOKENS = 4_096  # in one call: 0.1 s of a small model, and the next interactive text waits for it
 WINDOW = {"interactive": 256, "bulk": 1_024}  # texts sorted by length at a time; whoever comes later waits for them
+
+
+def lane_of(texts: Sequence[str]) -> Lane:
+    """Return the lane of a call: few tokens are interactive."""
+    return "bulk" if sum(map(estimated_tokens, texts)) > INTERACTIVE_TOKENS else "interactive"
 
 
 class QueueBudget:

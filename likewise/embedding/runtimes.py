@@ -29,11 +29,14 @@ def runtime_of(architecture: str, asked: ModelRuntime | None, device: str) -> Mo
         )
     runtime = asked or ("openvino" if device == "cpu" and architecture in ARCHITECTURES else "torch")
     if runtime == "torch" and not torch_installed():
-        why = (
-            f"LIKEWISE_DEVICE={device}" if architecture in ARCHITECTURES and asked is None else f"{architecture} models"
-        )
+        why = f"LIKEWISE_DEVICE={device}" if follows_device(architecture, asked) else f"{architecture} models"
         raise NotSupported(f"This version runs {why} with torch, and {TORCH_NEEDED}.")
     return runtime
+
+
+def follows_device(architecture: str, asked: ModelRuntime | None) -> bool:
+    """Return whether LIKEWISE_DEVICE alone chooses the runtime: there is a graph, and no row names another."""
+    return architecture in ARCHITECTURES and asked is None
 
 
 @functools.cache

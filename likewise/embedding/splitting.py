@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from semantic_text_splitter import TextSplitter
 
 from likewise.cleaning import cleaned
-from likewise.embedding.provider import Provider
+from likewise.embedding.provider import CHARS_PER_TOKEN, Provider, estimated_tokens
 from likewise.embedding.queue import QueueBudget
-from likewise.embedding.texts import CHARS_PER_TOKEN, estimated_tokens
 from likewise.embedding.tokenizing import LONG_RUN, RUN
 from likewise.errors import Fault, Invalid
 
@@ -102,9 +101,10 @@ def spans(text: str, splitter: TextSplitter) -> list[TextSpan]:
     return found
 
 
-async def spans_by_characters(text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
+async def spans_by_characters(text: str, max_tokens: int, overlap: int, prefix: str = "") -> list[TextSpan]:
     """Split a text into parts of so many tokens by its characters, for models without a tokenizer here."""
-    splitter = TextSplitter(max_tokens * CHARS_PER_TOKEN, min(overlap, max_tokens - 1) * CHARS_PER_TOKEN)
+    room = max(1, max_tokens - len(prefix) // CHARS_PER_TOKEN)
+    splitter = TextSplitter(room * CHARS_PER_TOKEN, min(overlap, room - 1) * CHARS_PER_TOKEN)
     return await asyncio.to_thread(spans, text, splitter)
 
 

@@ -1,6 +1,6 @@
 """A batch of records on its way in: refused where it cannot be stored as it is, else cleaned and hashed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 
@@ -11,7 +11,7 @@ from likewise.db.records import PreparedRecord, payload_json
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Conflict, Fault, Invalid
 from likewise.kind import Kind, NewRecord, View
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 
 NOT_JSON = (
     "A payload is a JSON object; its numbers are finite, integers have 64 bits at most, and its keys are texts that "
@@ -34,19 +34,19 @@ def refuse_unstorable(batch: Sequence[NewRecord]) -> None:
 
 async def refuse_long(embedder: Embedder, collection: CollectionRow, kind: Kind, batch: Sequence[NewRecord]) -> None:
     """Raise Invalid with a fault for each text of which the model of its view would cut off the end."""
-    await _refuse_long(embedder, collection.active.model, [kind.text(record) for record in batch], range(len(batch)))
+    await _refuse_long(embedder, collection.active.model, dict(enumerate(map(kind.text, batch))))
     for row, view in views_beside(collection, kind):
         if row.generation is not None and view.text is not None:
-            read = [(place, view.text(record)) for place, record in enumerate(batch)]
-            found = [(place, text) for place, text in read if text is not None]
-            places, texts = [place for place, _ in found], [text for _, text in found]
-            await _refuse_long(embedder, row.generation.model, texts, places)
+            read = enumerate(map(view.text, batch))
+            await _refuse_long(embedder, row.generation.model, {at: text for at, text in read if text is not None})
 
 
-async def _refuse_long(embedder: Embedder, model: str, texts: Sequence[str], places: Sequence[int]) -> None:
+async def _refuse_long(embedder: Embedder, model: str, texts: Mapping[int, str]) -> None:
+    """Refuse texts, given by their places in a batch."""
+    places = list(texts)
     max_tokens = (await embedder.opened(model)).max_tokens
     try:
-        lengths = await embedder.lengths(texts, model)
+        lengths = await embedder.lengths(list(texts.values()), model)
     except Invalid as error:
         raise error.moved("/texts", lambda at: f"/{places[at]}/text") from None
     message = f"This collection refuses texts that its model would cut off: at most {max_tokens} tokens."

@@ -7,7 +7,6 @@ sent by a connection of its own, at most once in 20 ms. A lost one costs a poll,
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import AsyncConnection
@@ -27,35 +26,25 @@ START_SECONDS = 5.0
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 
-def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class _Listener:
-    heard: Callable[[str], None]
-    missed: Callable[[], None]
-
-
 class Notifications:
     """The two connections of a process, each opened again when it is lost."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._listeners: dict[str, _Listener] = {}
+        self._listeners: dict[str, tuple[Callable[[str], None], Callable[[], None] | None]] = {}
         self._to_send: set[str] = set()
         self._some = asyncio.Event()
         self._listening = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def listen(self, channel: str, heard: Callable[[str], None], missed: Callable[[], None] = _nothing) -> None:
+    def listen(self, channel: str, heard: Callable[[str], None], missed: Callable[[], None] | None = None) -> None:
         """Listen to a channel; to be called before `start`.
 
         Args:
             heard: is called with each payload.
             missed: is called when some may have been missed, because the connection was lost.
         """
-        self._listeners[channel] = _Listener(heard, missed)
+        self._listeners[channel] = heard, missed
 
     def send(self, channel: str) -> None:
         """Notify all processes that listen to a channel, a moment later."""
@@ -97,11 +86,13 @@ class Notifications:
         for channel in self._listeners:
             await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
         if self._listening.is_set():
-            for listener in self._listeners.values():
-                listener.missed()
+            for _, missed in self._listeners.values():
+                if missed is not None:
+                    missed()
         self._listening.set()
         async for notice in connection.notifies():
-            self._listeners[notice.channel].heard(notice.payload)
+            heard, _ = self._listeners[notice.channel]
+            heard(notice.payload)
 
 
 class WakeSignal:
@@ -112,7 +103,7 @@ class WakeSignal:
         self._notifications = notifications
         self._channel = channel
         self._event = asyncio.Event()
-        notifications.listen(channel, self._wake)
+        notifications.listen(channel, lambda _: self.wake_here())
 
     def send(self) -> None:
         """Wake whoever waits, in all processes."""
@@ -129,6 +120,3 @@ class WakeSignal:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
         self._event.clear()
-
-    def _wake(self, _: str) -> None:
-        self._event.set()

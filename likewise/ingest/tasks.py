@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from cachetools import LRUCache
@@ -20,8 +20,7 @@ from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, Internal, LikewiseError, ModelFails, TooManyRequests, Unavailable
 from likewise.ingest.claims import renewing, through_outage
 from likewise.ingest.notifications import WakeSignal
-from likewise.observe.logs import get_logger
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID, get_logger
 from likewise.observe.steps import TaskStep, kind_of_task
 from likewise.sealing import about_job
 from likewise.stopping import stop, to_its_end
@@ -46,16 +45,10 @@ T = TypeVar("T")
 Progress = Callable[[int, int], Awaitable[None]]
 
 
-class Handler(Protocol):
-    """Does one kind of task.
-
-    What it does may be done again, from the beginning: its worker may die. It is cancelled when the task is, or is not
-    ours any more. `progress` is told how many of how many are done, as often as one likes.
-    """
-
-    def __call__(self, tenant: int, input: bytes | None, progress: Progress, /) -> Awaitable[Mapping[str, Any]]:
-        """Do the task; returns its result, as JSON can say it."""
-        ...
+# Does one kind of task, for a tenant and with its input; returns its result, as JSON can say it. What it does may be
+# done again, from the beginning: its worker may die. It is cancelled when the task is, or is not ours any more. Its
+# progress is told how many of how many are done, as often as one likes.
+Handler = Callable[[int, bytes | None, Progress], Awaitable[Mapping[str, Any]]]
 
 
 class LeaseLost(LikewiseError):
@@ -144,12 +137,9 @@ class Tasks:
         claimed = _Claimed(self._pool, task, claim, self._lease)
         work = asyncio.create_task(self._work(claimed), name="task")
         running[work] = claimed
-        work.add_done_callback(lambda ended: self._ended(running, ended))
+        work.add_done_callback(running.pop)
+        work.add_done_callback(lambda _: self._wake_signal.wake_here())
         return True
-
-    def _ended(self, running: "dict[asyncio.Task[None], _Claimed]", work: asyncio.Task[None]) -> None:
-        del running[work]
-        self._wake_signal.wake_here()
 
     async def _work(self, claimed: "_Claimed") -> None:
         """One task, to its end or back to the others; whatever it raises ends here."""

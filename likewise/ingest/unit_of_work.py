@@ -3,28 +3,22 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 from uuid import UUID
 
 from likewise.db import deletions, jobs, records
-from likewise.db.collections import CollectionRow, ViewRow
+from likewise.db.collections import CollectionRow
 from likewise.db.contents import PreparedContent
-from likewise.db.deletions import Deletion, GoneContent
+from likewise.db.deletions import DeletionQuery, GoneContent
 from likewise.db.records import BatchDiff, PreparedRecord, StoragePolicy, WriteOutcome
 from likewise.db.text_key import TextKeys
 from likewise.db.transaction import Tx
-from likewise.ingest.batch_terms import BatchTerms
-from likewise.ingest.made_vectors import MadeVectors
-from likewise.observe.request_id import REQUEST_ID
+from likewise.ingest.batch_index import BatchIndex
+from likewise.observe.logs import REQUEST_ID
 from likewise.stopping import stop
 
 # A batch of so many characters takes long enough to analyse (10 ms) that other requests should not wait for it.
 LARGE_BATCH = 20_000
-
-
-class _Deleting(TypedDict):
-    views: Sequence[ViewRow]
-    alone: bool
 
 
 class AnswerStore(Protocol):
@@ -58,8 +52,7 @@ class UnitOfWork:
     target: Target
     records: Sequence[PreparedRecord]
     alone: bool
-    terms: BatchTerms
-    vectors: MadeVectors
+    index: BatchIndex
     text_keys: TextKeys
     answers: AnswerStore | None
     outcome: WriteOutcome | None = None
@@ -102,24 +95,17 @@ class UnitOfWork:
         finally:
             await stop([learning])
         if outcome.new_contents:
-            await self.terms.write(self.tx, outcome.new_contents)
-        if outcome.new_contents and storage.several:
-            await self.vectors.write(self.tx, storage.views, outcome.new_contents)
+            await self.index.write(self.tx, outcome.new_contents)
         self.outcome = outcome
         self.gone.extend(outcome.gone)
         return outcome
 
-    async def delete(self, ids: Sequence[str]) -> int:
-        """Delete those of the records that are there; returns how many were."""
-        return self._deleted(await deletions.delete(self.tx, self.collection.id, ids, **self._deleting))
-
-    async def delete_parent(self, parent: str) -> int:
-        """Delete all records of a parent; returns how many there were."""
-        return self._deleted(await deletions.delete_parent(self.tx, self.collection.id, parent, **self._deleting))
-
-    async def delete_with(self, field: str, value: str) -> int:
-        """Delete all records that have a text in an indexed field at the moment that they go; returns how many."""
-        return self._deleted(await deletions.delete_with(self.tx, self.collection.id, field, value, **self._deleting))
+    async def delete(self, query: DeletionQuery) -> int:
+        """Delete the records that a query finds at the moment that they go; returns how many."""
+        views = self.target.storage.views
+        deletion = await deletions.delete(self.tx, self.collection.id, query, views=views, alone=self.alone)
+        self.gone.extend(deletion.gone)
+        return deletion.records
 
     async def start_job(self, job: UUID, kind: str, items: Mapping[str, int], *, result: Mapping[str, Any]) -> None:
         """Start a job on contents that were written for it, by the names that it reports; see `jobs.start`."""
@@ -131,24 +117,11 @@ class UnitOfWork:
         if self.answers is not None:
             await self.answers.save(self.tx, answer)
 
-    @property
-    def _deleting(self) -> _Deleting:
-        return {"views": self.target.storage.views, "alone": self.alone}
-
-    def _deleted(self, deletion: Deletion) -> int:
-        self.gone.extend(deletion.gone)
-        return deletion.records
-
     async def _learn(self, contents: Sequence[PreparedContent]) -> None:
         if sum(len(one.text or "") for one in contents) > LARGE_BATCH or any(one.vector for one in contents):
-            await asyncio.to_thread(self._work_out, contents)
+            await asyncio.to_thread(self.index.learn, contents)
         else:
-            self._work_out(contents)
-
-    def _work_out(self, contents: Sequence[PreparedContent]) -> None:
-        self.terms.learn(contents)
-        if self.target.storage.several:
-            self.vectors.learn(contents)
+            self.index.learn(contents)
 
 
 async def store(unit: UnitOfWork) -> WriteOutcome:

@@ -10,6 +10,7 @@ import numpy as np
 
 from likewise.backoff import Backoff, Breaker
 from likewise.db import collections, jobs, waiting
+from likewise.db.collections import Generation
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
 from likewise.db.waiting import QueueEntry, WaitingText
@@ -25,7 +26,7 @@ from likewise.observe.metrics import WORKER_LEASES_LOST
 from likewise.observe.steps import WorkerStep, contents_became
 from likewise.sealing import Sealing, about_content
 from likewise.stopping import stop, to_its_end
-from likewise.vectors.admission import Admission, AdmittedGeneration
+from likewise.vectors.admission import Admission
 from likewise.vectors.store import TextReading, VectorStore
 
 LEASE = timedelta(seconds=60)
@@ -44,6 +45,8 @@ SWEEP_SECONDS = 1.0
 # Entries that are tried by themselves take turns with the others.
 ALONE_A_STEP = 16
 WAIT_SECONDS = 30.0
+# Of one who waits for vectors.
+LOOK_AGAIN = Backoff(0.01, 0.2)
 
 log = get_logger(__name__)
 
@@ -119,8 +122,7 @@ class Worker:
             ModelUnavailable: they are stored, and the model did not come in time.
         """
         deadline: float | None = None
-        pause = 0.01
-        while True:
+        for pause in LOOK_AGAIN.pauses():
             claim = Claim(self._pool, self._lease)
             async with claim.given_back():
                 async with self._pool.tenant(tenant) as tx:
@@ -140,12 +142,11 @@ class Worker:
                     "The records are stored; their vectors did not come in time.", code="vectors_late"
                 )
             await asyncio.sleep(pause)
-            pause = min(0.2, pause * 2)
 
     async def _embed_ours(self, tenant: int, generation: int, ours: Sequence[int], claim: Claim) -> None:
         try:
             async with claim.renewed([tenant]):
-                await self._work_on(tenant, generation, ours, claim, interactive=True)
+                await self._work_on(tenant, generation, ours, claim, "interactive")
         except (ModelUnavailable, Overloaded) as error:
             await claim.release(tenant, generation, ours)
             contents_became("released", len(ours))
@@ -169,7 +170,7 @@ class Worker:
                     max_entries=self._claim_size,
                     after_tenant=self._last_tenant,
                     alone=alone,
-                    resting=self._at_rest(),
+                    resting=[one for one, breaker in self._resting.items() if not breaker.allows()],
                 )
             )
             if not entries:
@@ -209,11 +210,8 @@ class Worker:
         self._resting.pop(generation, None)
         return True
 
-    def _at_rest(self) -> list[int]:
-        return [generation for generation, breaker in self._resting.items() if not breaker.allows()]
-
     async def _work_on(
-        self, tenant: int, generation: int, contents: Sequence[int], claim: Claim, *, interactive: bool = False
+        self, tenant: int, generation: int, contents: Sequence[int], claim: Claim, lane: Lane = "bulk"
     ) -> None:
         """One generation's share of a claim: embed, then finish, release or set aside."""
         try:
@@ -227,13 +225,13 @@ class Worker:
             admitted = await self._admission.admit(tenant, found[0])
             texts = await self._opened(tenant, admitted, held, claim)
             for part in _parts(texts):
-                await self._embed_and_finish(tenant, admitted, part, claim, interactive)
+                await self._embed_and_finish(tenant, admitted, part, claim, lane)
         except CollectionGone:
             # The generation's table went with its collection: the claim is lost, and so is its reason.
             return
 
     async def _opened(
-        self, tenant: int, admitted: AdmittedGeneration, held: Sequence[WaitingText], claim: Claim
+        self, tenant: int, generation: Generation, held: Sequence[WaitingText], claim: Claim
     ) -> dict[int, str]:
         """The texts, those that waited sealed opened; one that does not open is a fault of its own."""
         texts = {}
@@ -245,42 +243,34 @@ class Worker:
                     about = about_content(tenant, one.collection, one.text_hash)
                     texts[one.content] = self._sealing.unseal(one.sealed, about)
             except SealBroken as error:
-                await self._set_aside(tenant, admitted, [one.content], claim, error)
+                await self._set_aside(tenant, generation, [one.content], claim, error)
         return texts
 
     async def _embed_and_finish(
-        self, tenant: int, admitted: AdmittedGeneration, texts: Mapping[int, str], claim: Claim, interactive: bool
+        self, tenant: int, generation: Generation, texts: Mapping[int, str], claim: Claim, lane: Lane
     ) -> None:
-        contents = sorted(texts)
+        contents, model = sorted(texts), generation.model
+        read = [texts[one] for one in contents]
         try:
-            embedded = await self._embed(tenant, admitted, [texts[one] for one in contents], interactive)
+            embedded = await self._embedder.embed(tenant, read, model=model, role="document", lane=lane, use_cache=True)
         except Unavailable:
             raise
         except LikewiseError as error:
             if len(contents) == 1:
-                await self._set_aside(tenant, admitted, contents, claim, error)
+                await self._set_aside(tenant, generation, contents, claim, error)
                 return
             # Some text among them fails by itself; each gets a try of its own.
             for content in contents:
-                await self._embed_and_finish(tenant, admitted, {content: texts[content]}, claim, interactive)
+                await self._embed_and_finish(tenant, generation, {content: texts[content]}, claim, lane)
             return
-        if lost := await self._finish(tenant, admitted, contents, embedded, claim):
+        if lost := await self._finish(tenant, generation, contents, embedded, claim):
             # Deleted, as far as we know; the cache is to know nothing of them, however late the news of it came.
             await self._embedder.forget(tenant, [text_digest(texts[one]) for one in lost])
 
-    async def _embed(
-        self, tenant: int, admitted: AdmittedGeneration, texts: Sequence[str], interactive: bool
-    ) -> Embedded:
-        lane: Lane = "interactive" if interactive else "bulk"
-        return await self._embedder.embed(
-            tenant, texts, model=admitted.generation.model, role="document", lane=lane, use_cache=True
-        )
-
     async def _finish(
-        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], embedded: Embedded, claim: Claim
+        self, tenant: int, generation: Generation, contents: Sequence[int], embedded: Embedded, claim: Claim
     ) -> list[int]:
         """Write the vectors of those contents that are still ours; returns the others."""
-        generation = admitted.generation
         place = {content: at for at, content in enumerate(contents)}
 
         async def once() -> list[int]:
@@ -308,11 +298,11 @@ class Worker:
         return lost
 
     async def _set_aside(
-        self, tenant: int, admitted: AdmittedGeneration, contents: Sequence[int], claim: Claim, error: LikewiseError
+        self, tenant: int, generation: Generation, contents: Sequence[int], claim: Claim, error: LikewiseError
     ) -> None:
-        log.warning("text_failed", generation=admitted.generation.id, code=error.code)
+        log.warning("text_failed", generation=generation.id, code=error.code)
         contents_became("failed", len(contents))
-        await claim.set_aside(tenant, admitted.generation.id, contents, error.code, self._tries)
+        await claim.set_aside(tenant, generation.id, contents, error.code, self._tries)
 
     async def _sweep(self) -> None:
         while True:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
-from likewise.db import collections, records
+from likewise.db import collections, deletions, records
 from likewise.db.collections import CollectionRow, DroppedCollection, NewView, RecentCollections
 from likewise.db.contents import ContentKey
+from likewise.db.deletions import DeletionQuery
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
 from likewise.db.records import PreparedRecord, StoragePolicy, WriteOutcome
@@ -18,11 +19,10 @@ from likewise.embedding.models import ModelSpec
 from likewise.errors import Conflict, NotFound
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch import prepare_batch, refuse_long, refuse_unstorable, views_beside
-from likewise.ingest.batch_terms import BatchTerms, TermAverages
+from likewise.ingest.batch_index import BatchIndex, TermAverages
 from likewise.ingest.cache_invalidation import CacheInvalidation
 from likewise.ingest.fair_semaphore import FairSemaphore
 from likewise.ingest.group_commit import GroupCommit
-from likewise.ingest.made_vectors import MadeVectors
 from likewise.ingest.notifications import WakeSignal
 from likewise.ingest.unit_of_work import LARGE_BATCH, AnswerStore, Target, UnitOfWork, store
 from likewise.kind import Kind, NewRecord, Policy, View
@@ -139,12 +139,10 @@ class Writer:
             answers: where `unit.save` keeps the answer.
         """
         try:
-            target, prepared = await self._prepare(tenant, into, batch, lane)
-            return await self._commit(target, prepared, once, answers)
+            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
         except CollectionGone:
             self._recent.forget(tenant, into.name)
-            target, prepared = await self._prepare(tenant, into, batch, lane)
-            return await self._commit(target, prepared, once, answers)
+            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
 
     async def delete(self, tenant: int, collection: CollectionRow, record: str) -> bool:
         """Delete a record with everything that hangs on it alone; False if it was not there."""
@@ -152,27 +150,15 @@ class Writer:
 
     async def delete_many(self, tenant: int, collection: CollectionRow, ids: Sequence[str]) -> int:
         """Delete those of the records that are there, in one transaction; returns how many were."""
-
-        async def once(unit: UnitOfWork) -> int:
-            return await unit.delete(ids)
-
-        return await self._commit(_emptied(tenant, collection), [], once)
+        return await self._delete(tenant, collection, deletions.by_ids(ids))
 
     async def delete_parent(self, tenant: int, collection: CollectionRow, parent: str) -> int:
         """Delete all records of a parent; returns how many there were."""
-
-        async def once(unit: UnitOfWork) -> int:
-            return await unit.delete_parent(parent)
-
-        return await self._commit(_emptied(tenant, collection), [], once)
+        return await self._delete(tenant, collection, deletions.of_parent(parent))
 
     async def delete_with(self, tenant: int, collection: CollectionRow, field: str, value: str) -> int:
         """Delete all records that have this text in an indexed field, at the moment that they go; returns how many."""
-
-        async def once(unit: UnitOfWork) -> int:
-            return await unit.delete_with(field, value)
-
-        return await self._commit(_emptied(tenant, collection), [], once)
+        return await self._delete(tenant, collection, deletions.with_field(field, value))
 
     async def drop(self, tenant: int, collection: CollectionRow) -> bool:
         """Remove a collection with everything in it; False if it was not there."""
@@ -189,6 +175,14 @@ class Writer:
         self._recent.forget(tenant, collection.name)
         await self._cache_invalidation.forget(collection, dropped.text_hashes)
         return dropped.was_there
+
+    async def _delete(self, tenant: int, collection: CollectionRow, query: DeletionQuery) -> int:
+        async def once(unit: UnitOfWork) -> int:
+            return await unit.delete(query)
+
+        # Nothing is stored, in whichever lane.
+        target = Target(tenant, collection.id, records.BULK, collection, StoragePolicy(collection.views))
+        return await self._commit(target, [], once)
 
     async def _prepare(
         self, tenant: int, into: Destination, batch: Sequence[NewRecord], lane: int
@@ -274,13 +268,13 @@ class Writer:
     ) -> T:
         """Run a unit of work until it is committed: again while others are in its way, and in the end without them."""
         tries = count()
-        terms, vectors = BatchTerms(self.averages, target.collection), MadeVectors(self._vectors)
+        index = BatchIndex(self.averages, self._vectors, target.collection)
 
         async def attempt() -> tuple[T, UnitOfWork]:
             alone = next(tries) >= TRIES_BESIDE_OTHERS
             permit = self._connections.permit(target.tenant)
             async with self._pool.in_time(permit), self._pool.tenant(target.tenant) as tx:
-                unit = UnitOfWork(tx, target, prepared, alone, terms, vectors, self._text_keys, answers)
+                unit = UnitOfWork(tx, target, prepared, alone, index, self._text_keys, answers)
                 result = await once(unit)
                 self._cache_invalidation.send(tx, [one.text_hash for one in unit.gone])
                 if unit.gone:
@@ -297,7 +291,7 @@ class Writer:
         if unit.outcome is not None:
             text_bytes = sum(len(one.text.encode()) for one in unit.records)
             stored(outcome.created, outcome.changed, outcome.unchanged, text_bytes)
-        unit.terms.count(outcome.new_contents, [one.view for one in unit.gone])
+        unit.index.count(outcome.new_contents, [one.view for one in unit.gone])
         await self._cache_invalidation.forget(collection, [one.text_hash for one in unit.gone])
         if outcome.waiting:
             for model, tokens in _tokens_of(collection, unit.records, outcome.new_contents).items():
@@ -336,9 +330,3 @@ def _tokens_of(
             if one.waits and (among is None or one.key in among):
                 tokens[models[one.view]] = tokens.get(models[one.view], 0) + one.tokens
     return tokens
-
-
-def _emptied(tenant: int, collection: CollectionRow) -> Target:
-    """The target of a deletion, which stores nothing."""
-    storage = StoragePolicy(collection.views)
-    return Target(tenant, collection.id, records.BULK, collection, storage)

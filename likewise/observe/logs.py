@@ -1,10 +1,13 @@
-"""Log lines: one JSON object each, pure ASCII, without texts, values or messages of errors."""
+"""Log lines: one JSON object each, pure ASCII, without texts, values or messages of errors; each names its request."""
 
 import asyncio
 import json
 import logging
+import re
+import secrets
 import sys
 import traceback
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +17,9 @@ from opentelemetry import trace
 from structlog.stdlib import BoundLogger
 from structlog.typing import EventDict, WrappedLogger
 
-from likewise.observe.request_id import REQUEST_ID
+# The id that follows one request through answers, jobs and log lines.
+REQUEST_ID: ContextVar[str | None] = ContextVar("likewise_request_id", default=None)
+_HARMLESS_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 # What these say at `info` is of use only while debugging.
 _CHATTY = (
@@ -64,6 +69,13 @@ def get_logger(name: str) -> BoundLogger:
         logging.getLogger(name), processors=[structlog.stdlib.filter_by_level, _hand_over], wrapper_class=BoundLogger
     )
     return logger
+
+
+def request_id_for(offered: str | None) -> str:
+    """Return the caller's own id if it is harmless to repeat, else a new one."""
+    if offered is not None and _HARMLESS_ID.fullmatch(offered):
+        return offered
+    return secrets.token_hex(16)
 
 
 def configure(level: str, stream: TextIO | None = None) -> None:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import AttributeValue
 
 from likewise.errors import Internal, LikewiseError, Overloaded, Unavailable
 from likewise.observe import metrics, tracing
@@ -18,18 +19,7 @@ NO_ROUTE = "none"
 
 log = get_logger(__name__)
 
-E = TypeVar("E", bound="EmbeddingCounts")
 F = TypeVar("F", bound="SearchCounts")
-
-
-class EmbeddingCounts(Protocol):
-    """The counts of embedded texts: arrays of one number for each."""
-
-    @property
-    def tokens(self) -> Any: ...
-
-    @property
-    def cached(self) -> Any: ...
 
 
 class SearchCounts(Protocol):
@@ -45,8 +35,9 @@ class SearchCounts(Protocol):
 class _Step:
     """A span and a stopwatch around a block; `_count` counts its end."""
 
-    def __init__(self, span: tracing.Span) -> None:
-        self._span = span
+    def __init__(self, span: tracing.Span | str, **attributes: AttributeValue | None) -> None:
+        self._span = tracing.Span(span) if isinstance(span, str) else span
+        self._span.set(**attributes)
         self._started = 0.0
 
     def __enter__(self) -> Self:
@@ -69,8 +60,8 @@ class RequestStep(_Step):
 
     def __init__(self, method: str, headers: Mapping[str, str], request_id: str) -> None:
         self._method = metrics.one_of(method, metrics.METHODS)
-        super().__init__(tracing.Span(self._method, kind=SpanKind.SERVER, incoming=headers))
-        self._span.set(http__request__method=self._method, request_id=request_id)
+        span = tracing.Span(self._method, kind=SpanKind.SERVER, incoming=headers)
+        super().__init__(span, http__request__method=self._method, request_id=request_id)
         self._route = NO_ROUTE
         self._status: int | None = None
 
@@ -92,17 +83,14 @@ class EmbedStep(_Step):
     """A request for the vectors of texts. `model` is one that the settings allow."""
 
     def __init__(self, model: str, role: str, lane: str) -> None:
-        super().__init__(tracing.Span("embed"))
+        super().__init__("embed", model=model, role=role, lane=lane)
         self._model, self._lane = model, metrics.one_of(lane, metrics.LANES)
-        self._span.set(model=model, role=role, lane=lane)
 
-    def done(self, made: E) -> E:
-        """Count their vectors, and pass them on."""
-        cached, texts = int(made.cached.sum()), len(made.tokens)
+    def done(self, texts: int, tokens: int, cached: int) -> None:
+        """Count texts with their vectors, their tokens, and those of them that were cached."""
         metrics.EMBED_TEXTS.labels(self._model, self._lane).inc(texts)
         metrics.CACHE_MISSES.inc(texts - cached)
-        self._span.set(texts=texts, tokens=int(made.tokens.sum()), cached=cached)
-        return made
+        self._span.set(texts=texts, tokens=tokens, cached=cached)
 
     def _count(self, seconds: float, error: BaseException | None) -> None:
         metrics.EMBED_REQUESTS.labels(self._model, self._lane, outcome(error)).inc()
@@ -112,9 +100,8 @@ class RerankStep(_Step):
     """A request for the scores of texts. `model` is one that the settings name."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(tracing.Span("rerank"))
+        super().__init__("rerank", model=model)
         self._model = model
-        self._span.set(model=model)
 
     def done(self, texts: int, tokens: int) -> None:
         """Count texts with their scores, and their tokens with the query."""
@@ -130,7 +117,7 @@ class RerankerStep(_Step):
     """One call of a reranker; one that fails counts by its time alone."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(tracing.Span("reranker"))
+        super().__init__("reranker")
         self._model = model
 
     def done(self, texts: int, tokens: Any, truncated: Any) -> None:
@@ -148,9 +135,8 @@ class SearchStep(_Step):
     """One search."""
 
     def __init__(self, mode: str) -> None:
-        super().__init__(tracing.Span("search"))
         self._mode = metrics.one_of(mode, metrics.MODES)
-        self._span.set(mode=self._mode)
+        super().__init__("search", mode=self._mode)
 
     def done(self, found: F) -> F:
         """Count the hits, and pass them on."""
@@ -168,12 +154,11 @@ class SearchStep(_Step):
 class WorkerStep(_Step):
     """A claim that is worked on: a span and a log line that name the requests whose texts are in it."""
 
-    def __init__(self, contents: int, request_ids: Collection[str | None] = ()) -> None:
-        super().__init__(tracing.Span("worker"))
+    def __init__(self, contents: int, request_ids: Collection[str | None]) -> None:
         known = dict.fromkeys(one for one in request_ids if one is not None)
         self._contents, self._requests, self._named = contents, len(known), list(known)[:MAX_REQUEST_IDS]
+        super().__init__("worker", contents=contents, requests=self._requests, request_ids=self._named)
         metrics.WORKER_CLAIMS.inc()
-        self._span.set(contents=contents, requests=self._requests, request_ids=self._named)
 
     def _count(self, seconds: float, error: BaseException | None) -> None:
         metrics.WORKER_SECONDS.observe(seconds)
@@ -191,10 +176,9 @@ class TaskStep(_Step):
     """A claimed task; one that is left without a word goes back to the others."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(tracing.Span("task"))
+        super().__init__("task", kind=kind)
         self._kind = kind
         self._became = "released"
-        self._span.set(kind=kind)
 
     def became(self, word: str) -> None:
         """Note its end: one of `metrics.TASKS`."""
@@ -210,7 +194,7 @@ class ModelStep(_Step):
     """One batch in a model; one that fails counts by its time alone."""
 
     def __init__(self, model: str, lane: str) -> None:
-        super().__init__(tracing.Span("model"))
+        super().__init__("model")
         self._labels = (model, metrics.one_of(lane, metrics.LANES))
 
     def done(self, texts: int, tokens: Any, truncated: Any) -> None:
@@ -229,10 +213,9 @@ class ProviderStep(_Step):
     """One try of a request to a remote model; one that raises after a good status had no good answer."""
 
     def __init__(self, model: str, texts: int) -> None:
-        super().__init__(tracing.Span("provider", kind=SpanKind.CLIENT))
+        super().__init__(tracing.Span("provider", kind=SpanKind.CLIENT), model=model, texts=texts)
         self._model = model
         self._status: int | None = None
-        self._span.set(model=model, texts=texts)
 
     def answered(self, status: int) -> None:
         """Note the status."""

@@ -1,10 +1,10 @@
 """Spans by OpenTelemetry: the request, and within it embedding, searching and the worker's steps.
 
 A span says how much and how long, never what: no texts, no queries, no ids of records, no messages of errors. While
-nobody records, a span costs under a microsecond; `likewise.observe.exporting` is what records and sends.
+nobody records, a span costs under a microsecond. `configure` has them recorded and sent, by OTLP over HTTP;
+OpenTelemetry's own variables say where, how much and how.
 """
 
-import importlib
 import os
 from collections.abc import Mapping
 from contextvars import Token
@@ -22,6 +22,10 @@ from likewise.observe.version import program_version
 # Whoever runs it names where spans go by OpenTelemetry's own variables.
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 EXTRA = "pip install 'likewise[otel]'"
+# The end of the process waits for one try to send what is left, so this is less than OpenTelemetry's 10 s.
+SEND_SECONDS = 3.0
+_TIMEOUTS = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
+_UNNAMED = "unknown_service"
 
 _TRACER = trace.get_tracer("likewise", program_version())
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -34,14 +38,31 @@ def configure() -> bool:
     if not any(map(os.environ.get, ENDPOINTS)) or _is_off():
         return False
     try:
-        exporting = importlib.import_module("likewise.observe.exporting")
+        _export()
     except ModuleNotFoundError as error:
         if not str(error.name).startswith("opentelemetry"):
             raise
         log.warning("no_spans", reason=f"Sending spans needs an extra: {EXTRA}")
         return False
-    exporting.start()
     return True
+
+
+def _export() -> None:
+    """Record spans from now on, and send them beside the work; what is left is sent when the process ends."""
+    # Imported here: they are an extra.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    sender = Resource.create({SERVICE_VERSION: program_version()})
+    if str(sender.attributes.get(SERVICE_NAME, _UNNAMED)).startswith(_UNNAMED):
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES do not say otherwise.
+        sender = sender.merge(Resource({SERVICE_NAME: "likewise"}))
+    provider = TracerProvider(resource=sender)
+    seconds = None if any(map(os.environ.get, _TIMEOUTS)) else SEND_SECONDS
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=seconds)))
+    trace.set_tracer_provider(provider)
 
 
 class Span:

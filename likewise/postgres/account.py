@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -92,12 +93,10 @@ def _account_of(uid: int) -> SystemUser:
 
 def _unprivileged() -> SystemUser:
     for name in UNPRIVILEGED:
-        try:
+        with suppress(KeyError):
             entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        if entry.pw_uid != 0:
-            return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_name)
+            if entry.pw_uid != 0:
+                return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_name)
     raise ServerStartError(
         f"Postgres refuses to run as root, and none of the users {', '.join(UNPRIVILEGED)} exists. "
         "Add one (useradd --system likewise), run Likewise as another user, or set LIKEWISE_DATABASE_URL."

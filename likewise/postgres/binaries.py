@@ -11,8 +11,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from likewise.errors import ServerStartError
@@ -61,8 +62,10 @@ def find_binaries(configured: Path | None, kept_in: Path, major: int | None) -> 
     `major` is that of an existing data directory, which no other major can read; None takes the newest.
     """
     explicit = [_inspect_configured(configured)] if configured else []
-    for source in (explicit, _installed([*_kept_folders(kept_in), *_package_folders()]), _installed(_system_folders())):
-        fitting = [found for found in source if major in (None, found.major)]
+    # The first of equals is taken, and what is kept already need not be copied again.
+    ours = chain(kept_in.glob(f"{KEPT_PREFIX}*/*/pginstall*/bin"), _package_folders())
+    for source in (explicit, map(_inspect, ours), map(_inspect, _system_folders())):
+        fitting = [found for found in source if found is not None and major in (None, found.major)]
         if fitting:
             return max(fitting, key=lambda found: found.age)
     if major is None:
@@ -108,17 +111,10 @@ def _inspect_configured(folder: Path) -> Binaries:
     return found
 
 
-def _installed(folders: Iterable[Path]) -> Iterator[Binaries]:
-    for folder in folders:
-        found = _inspect(folder)
-        if found is not None:
-            yield found
-
-
 def _inspect(folder: Path) -> Binaries | None:
     if not all(os.access(folder / program, os.X_OK) for program in ("initdb", "postgres")):
         return None
-    match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", _output_of(folder / "postgres", "--version"))
+    match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", output_of(folder / "postgres", "--version"))
     vector = _vector_version(folder)
     if match is None or vector is None or int(match[1]) < MIN_MAJOR:
         return None
@@ -128,7 +124,7 @@ def _inspect(folder: Path) -> Binaries | None:
 def _vector_version(folder: Path) -> str | None:
     share = folder.parent / "share" / "postgresql"
     if not share.is_dir():
-        share = Path(_output_of(folder / "pg_config", "--sharedir").strip() or folder.parent / "share")
+        share = Path(output_of(folder / "pg_config", "--sharedir").strip() or folder.parent / "share")
     try:
         control = (share / "extension" / "vector.control").read_text()
     except OSError:
@@ -137,11 +133,10 @@ def _vector_version(folder: Path) -> str | None:
     return match[1] if match else None
 
 
-def _output_of(program: Path, argument: str) -> str:
+def output_of(*command: str | Path) -> str:
+    """Return what a program that was looked for or configured writes; nothing if it cannot be run, or hangs."""
     try:
-        done = subprocess.run(  # noqa: S603 - a program that was looked for or configured
-            [program, argument], capture_output=True, text=True, timeout=30, cwd="/", check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd="/", check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout
@@ -153,15 +148,10 @@ def _package_folders() -> Iterator[Path]:
         yield from (install / "bin" for install in sorted(Path(place).glob("pginstall*")))
 
 
-def _kept_folders(kept_in: Path) -> Iterator[Path]:
-    # The first of equals is taken, and these come first: what is kept already need not be copied again.
-    yield from kept_in.glob(f"{KEPT_PREFIX}*/*/pginstall*/bin")
-
-
 def _system_folders() -> Iterator[Path]:
     on_path = shutil.which("pg_config")
     if on_path:
-        yield Path(_output_of(Path(on_path), "--bindir").strip() or "/nowhere")
+        yield Path(output_of(Path(on_path), "--bindir").strip() or "/nowhere")
     for pattern in SYSTEM_FOLDERS:
         yield from Path("/").glob(pattern.removeprefix("/"))
 

@@ -16,7 +16,7 @@ from likewise.errors import ServerStartError, StorageFault
 from likewise.machine import memory_limit, processors
 from likewise.postgres.account import SystemUser, names_let_in, system_user_for
 from likewise.postgres.binaries import Binaries
-from likewise.postgres.tuning import configuration, host_based_authentication, identity_map, server_settings, sizes
+from likewise.postgres.tuning import HOST_BASED_AUTHENTICATION, configuration, identity_map, server_settings, sizes
 
 SOCKET_NAME = ".s.PGSQL.5432"
 MAX_SOCKET_PATH = 103  # macOS; Linux takes 107
@@ -122,7 +122,7 @@ class Cluster:
         """Write the settings of this version of Likewise over those of the last start."""
         hba, ident = self.home / "pg_hba.conf", self.home / "pg_ident.conf"
         settings = server_settings(socket_folder, durable=durable)
-        _replace(hba, host_based_authentication())
+        _replace(hba, HOST_BASED_AUTHENTICATION)
         _replace(ident, identity_map(names_let_in(account)))
         _replace(self.configuration, configuration({**settings, "hba_file": str(hba), "ident_file": str(ident)}))
 

@@ -20,9 +20,9 @@ class FileLock:
     left to clean up after a kill. A child that inherits `descriptor` holds it too.
     """
 
-    def __init__(self, path: Path, mode: int = 0o640) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = _open(path, mode)
+        self.descriptor = _open(path)
         _open_locks.add(self)
 
     def try_exclusive(self) -> bool:
@@ -91,9 +91,9 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_close_in_child)
 
 
-def _open(path: Path, mode: int) -> int:
+def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     except PermissionError:
         # Locking needs no more than reading; root may have made the file for the user that runs Postgres.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -19,7 +19,7 @@ from psycopg.pq import PGconn, Ping
 from likewise.errors import ServerStartError, StorageFault
 from likewise.observe.logs import get_logger
 from likewise.postgres.account import SystemUser
-from likewise.postgres.binaries import Binaries
+from likewise.postgres.binaries import Binaries, output_of
 from likewise.postgres.cluster import SOCKET_NAME, Cluster, disk_full, server_environment
 from likewise.postgres.filelock import FileLock
 
@@ -282,8 +282,8 @@ def _exists(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True
 
 
@@ -298,7 +298,7 @@ def is_postgres_on(pid: int, data: Path) -> bool:
     """Return whether a process is Postgres on that data directory; a number may have a new owner by now."""
     if HAS_PROC:
         return _link(pid, "cwd") == str(data) and _program(pid) == "postgres"
-    command = _output_of("ps", "-o", "command=", "-p", str(pid))
+    command = output_of("ps", "-o", "command=", "-p", str(pid))
     return "postgres" in command and str(data) in command
 
 
@@ -309,8 +309,8 @@ def postgres_processes(data: Path, held_file: Path) -> list[int]:
     """
     if HAS_PROC:
         return [pid for pid in _all_processes() if is_postgres_on(pid, data)]
-    others = (int(line) for line in _output_of("lsof", "-t", str(held_file)).split() if line.isdigit())
-    return [pid for pid in others if "postgres" in _output_of("ps", "-o", "comm=", "-p", str(pid))]
+    others = (int(line) for line in output_of("lsof", "-t", str(held_file)).split() if line.isdigit())
+    return [pid for pid in others if "postgres" in output_of("ps", "-o", "comm=", "-p", str(pid))]
 
 
 def _all_processes() -> Iterator[int]:
@@ -327,11 +327,3 @@ def _link(pid: int, name: str) -> str:
         return str((PROC / str(pid) / name).readlink())
     except OSError:  # gone, a zombie, or another user's
         return ""
-
-
-def _output_of(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout

@@ -1,4 +1,4 @@
-"""The embedded Postgres: found, made, started, watched and stopped."""
+"""The embedded Postgres: found, made, started, watched and stopped; and its database: roles, schema, extension."""
 
 import asyncio
 import atexit
@@ -6,11 +6,13 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
+from typing import LiteralString
 from urllib.parse import quote, urlencode
 
 import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg.sql import SQL, Identifier
 
 from likewise.backoff import Backoff
 from likewise.errors import ServerStartError, StorageFault
@@ -18,15 +20,14 @@ from likewise.observe.logs import get_logger
 from likewise.postgres.account import SystemUser
 from likewise.postgres.binaries import Binaries, find_binaries, keep_copy
 from likewise.postgres.cluster import Cluster, explained
-from likewise.postgres.databases import OWNER, create_database
 from likewise.postgres.filelock import FileLock, open_lock
 from likewise.postgres.postmaster import Postmaster, RunningServer, ServerState
-
-__all__ = ["EmbeddedServer", "create_database"]
+from likewise.stopping import to_its_end
 
 log = get_logger(__name__)
 
 DATABASE = "likewise"
+OWNER, SERVER = "likewise_owner", "likewise_server"
 WATCH_SECONDS = 0.5
 START_AGAIN = Backoff(2 * WATCH_SECONDS, 5.0)
 # Longer than a start may take: one process starts the server while others wait to attach.
@@ -66,7 +67,7 @@ class EmbeddedServer:
         server = cls(data_dir, postgres_bin, durable=durable)
         atexit.register(server._leave)
         try:
-            await _in_thread(server._enter, server._given_up.set)
+            await to_its_end(asyncio.to_thread(server._enter), server._given_up.set)
             await server._make_database()
         except BaseException:
             await server.close()
@@ -88,11 +89,6 @@ class EmbeddedServer:
     def version(self) -> str:
         """The server's version, such as 18.4."""
         return self._noted.version
-
-    @property
-    def major(self) -> int:
-        """The first part of the version; data directories are bound to it."""
-        return int(self.version.partition(".")[0])
 
     @property
     def data_directory(self) -> Path:
@@ -122,7 +118,7 @@ class EmbeddedServer:
             self._watching.cancel()
             await asyncio.wait({self._watching})
         self._watching = None
-        await _in_thread(self._leave)
+        await to_its_end(asyncio.to_thread(self._leave))
 
     @property
     def _noted(self) -> RunningServer:
@@ -183,7 +179,7 @@ class EmbeddedServer:
         while True:
             await asyncio.sleep(START_AGAIN.pause(failures) if failures else WATCH_SECONDS)
             try:
-                await _in_thread(self._restart_if_gone)
+                await to_its_end(asyncio.to_thread(self._restart_if_gone))
                 failures = 0
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the watch goes on
                 self._away = error
@@ -225,16 +221,93 @@ class EmbeddedServer:
         self._users = self._postmaster = None
 
 
-async def _in_thread(work: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
-    """Run blocking work to its end even when the caller is cancelled: half a start would leave a server behind.
+# Any number, the same in every process: who makes roles and databases does so alone.
+LOCK_KEY = 0x6C696B65
+WAIT_SECONDS = 60.0
+# What a server says that starts, or that ends all sessions because one of them crashed.
+PASSING = ("the database system is", "server closed the connection unexpectedly")
 
-    `hurry` tells the work that nobody waits for it any more.
+LOCK = "SELECT pg_advisory_lock(%s)"
+ROLE_EXISTS = "SELECT 1 FROM pg_roles WHERE rolname = %s"
+MAKE_ROLE = "CREATE ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION"
+DATABASE_EXISTS = "SELECT 1 FROM pg_database WHERE datname = %s"
+# template0: nothing that someone put into template1 comes along.
+MAKE_DATABASE = "CREATE DATABASE {database} OWNER likewise_owner TEMPLATE template0"
+# Installed and available version of pgvector; no row where it is not installed.
+VECTOR_VERSIONS = """
+    SELECT e.extversion, a.default_version
+    FROM pg_extension e JOIN pg_available_extensions a ON a.name = e.extname
+    WHERE e.extname = 'vector'
+"""
+UPDATE_VECTOR = "ALTER EXTENSION vector UPDATE"
+# In one transaction, so that an installed extension means that all of it was done.
+FURNISH: tuple[LiteralString, ...] = (
+    "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+    "CREATE SCHEMA likewise AUTHORIZATION likewise_owner",
+    "CREATE EXTENSION vector SCHEMA likewise",
+    "REVOKE ALL ON DATABASE {database} FROM PUBLIC",
+    "GRANT CONNECT, TEMPORARY ON DATABASE {database} TO likewise_owner, likewise_server",
+    "ALTER ROLE likewise_owner IN DATABASE {database} SET search_path = likewise, public",
+    "ALTER ROLE likewise_server IN DATABASE {database} SET search_path = likewise, public",
+)
+
+
+async def create_database(superuser_url: str, name: str) -> None:
+    """Make the roles and the database if absent; any number of processes may do so at once.
+
+    The database belongs to `likewise_owner` and has pgvector in the schema `likewise`; nobody but the two roles may
+    connect. An older pgvector in it is updated to the one that is installed.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        if hurry is not None:
-            hurry()
-        await asyncio.wait({running})
-        raise
+    url = make_conninfo(superuser_url, dbname=name)
+    if await _exists(superuser_url, name) and await _is_furnished(url):
+        return
+    async with await connect(superuser_url) as connection:
+        await connection.execute(LOCK, (LOCK_KEY,))
+        await _make_roles(connection)
+        if not await _found(connection, DATABASE_EXISTS, name):
+            await connection.execute(SQL(MAKE_DATABASE).format(database=Identifier(name)))
+        if not await _is_furnished(url):
+            await _furnish(url, name)
+
+
+async def connect(url: str) -> psycopg.AsyncConnection:
+    """Connect in autocommit; wait while the server starts or recovers from a crash of one of its processes."""
+    end = asyncio.get_running_loop().time() + WAIT_SECONDS
+    while True:
+        try:
+            return await psycopg.AsyncConnection.connect(url, autocommit=True)
+        except psycopg.OperationalError as error:
+            # libpq gives no SQLSTATE for a refused connection; the embedded server's messages are English.
+            passing = any(sign in str(error) for sign in PASSING)
+            if not passing or asyncio.get_running_loop().time() > end:
+                raise
+        await asyncio.sleep(0.02)
+
+
+async def _exists(superuser_url: str, name: str) -> bool:
+    async with await connect(superuser_url) as connection:
+        return await _found(connection, DATABASE_EXISTS, name)
+
+
+async def _make_roles(connection: psycopg.AsyncConnection) -> None:
+    for role in (OWNER, SERVER):
+        if not await _found(connection, ROLE_EXISTS, role):
+            await connection.execute(SQL(MAKE_ROLE).format(role=Identifier(role)))
+
+
+async def _is_furnished(url: str) -> bool:
+    async with await connect(url) as connection:
+        versions = await (await connection.execute(VECTOR_VERSIONS)).fetchone()
+        if versions is not None and versions[0] != versions[1]:
+            await connection.execute(UPDATE_VECTOR)
+        return versions is not None
+
+
+async def _furnish(url: str, name: str) -> None:
+    async with await connect(url) as connection, connection.transaction():
+        for statement in FURNISH:
+            await connection.execute(SQL(statement).format(database=Identifier(name)))
+
+
+async def _found(connection: psycopg.AsyncConnection, question: LiteralString, name: str) -> bool:
+    return await (await connection.execute(question, (name,))).fetchone() is not None

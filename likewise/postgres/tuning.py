@@ -10,6 +10,8 @@ from likewise.machine import memory_limit, processors
 
 MIB = 2**20
 GIB = 2**30
+# pg_hba.conf: users of this machine connect whom the map of `identity_map` lets in, by socket only.
+HOST_BASED_AUTHENTICATION = "local all all peer map=likewise\n"
 ROLES = ("postgres", "likewise_owner", "likewise_server")
 
 # No parameter or row reaches the log, and no statement but one that panics: `log_min_error_statement` knows no level
@@ -97,11 +99,6 @@ def configuration(settings: Mapping[str, str]) -> str:
     """Write settings as the text of a configuration file."""
     lines = (f"{name} = {_quoted(value)}" for name, value in settings.items())
     return "\n".join(["# Written by Likewise at each start; changes here are lost.", *lines, ""])
-
-
-def host_based_authentication() -> str:
-    """Let users of this machine connect whom the map below lets in, by socket only."""
-    return "local all all peer map=likewise\n"
 
 
 def identity_map(user_names: Iterable[str]) -> str:

@@ -2,19 +2,16 @@
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
 from cachetools import TTLCache
 
 from likewise.db import lookups
-from likewise.db.ids import ContentIds
-from likewise.db.transaction import Tx
-from likewise.db.where import FilterSource, Where, exactly, matching_contents
+from likewise.db.transaction import ContentIds, Tx
+from likewise.db.where import Where, exactly, matching_contents
 from likewise.filters import Filter
-from likewise.search.explanation import StepTiming
-from likewise.search.plan import SearchPlan
+from likewise.search.plan import SearchPlan, StepTiming
 from likewise.vectors.store import IdSubset
 
 # Of so many contents at most the ids are taken and all are compared (1.1 us each); of more, only once it is known that
@@ -32,15 +29,13 @@ ROWS_OF_A_PAGE = 10
 class CandidateSet:
     """The contents that may be found: all, those of `among`, or those with a record that fits `where`.
 
-    `share` is about how many of all contents these are; `source` the index that knew them; `matching` a SELECT of
-    them.
+    `share` is about how many of all contents these are; `matching` a SELECT of them.
     """
 
     timing: StepTiming
     where: Where
     among: IdSubset | None = None
     share: float = 1.0
-    source: FilterSource | None = None
     matching: Where | None = None
 
     @property
@@ -64,9 +59,9 @@ class CandidateSet:
 class CandidateSets:
     """Works out candidate sets, with what it remembers of the shares of filters."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._samples: TTLCache[int, ContentIds] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS, clock)
-        self._shares: TTLCache[tuple[int, bytes], float] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS, clock)
+    def __init__(self) -> None:
+        self._samples: TTLCache[int, ContentIds] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
+        self._shares: TTLCache[tuple[int, bytes], float] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
 
     async def of(self, tx: Tx, plan: SearchPlan, tree: Filter | None) -> CandidateSet:
         """Return the candidates under a filter, which may be narrower than the plan's."""
@@ -83,7 +78,7 @@ class CandidateSets:
             matching=None if among is None else len(among.ids),
             share=round(share, 4),
         )
-        return CandidateSet(timing, where, among, share, matching.source, matching)
+        return CandidateSet(timing, where, among, share, matching)
 
     async def _among(
         self, tx: Tx, plan: SearchPlan, tree: Filter, where: Where, matching: Where

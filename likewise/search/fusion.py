@@ -24,7 +24,7 @@ def fuse(
     for ranking, floor in ((dense, background), (lexical, 0.0)):
         for one, score in scaled(ranking, depth=depth, floor=floor):
             scores[one] = scores.get(one, 0.0) + score / 2
-    return sorted(scores.items(), key=_best_first)
+    return sorted(scores.items(), key=best_first)
 
 
 def scaled(ranking: Sequence[ScoredContent], *, depth: int, floor: float) -> list[ScoredContent]:
@@ -41,5 +41,6 @@ def scaled(ranking: Sequence[ScoredContent], *, depth: int, floor: float) -> lis
     return found if last >= low else [(one, max(0.0, score)) for one, score in found]
 
 
-def _best_first(item: ScoredContent) -> tuple[float, int]:
+def best_first(item: ScoredContent) -> tuple[float, int]:
+    """Return the key that sorts by scores, the highest first; ties by id."""
     return -item[1], item[0]

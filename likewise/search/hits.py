@@ -13,8 +13,7 @@ from likewise.db.lookups import ContentOccurrences, RecordQuery, StoredRecord
 from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.filters import All, Compare, Field, Filter, Not
-from likewise.search.explanation import StepTiming
-from likewise.search.plan import SearchPlan
+from likewise.search.plan import SearchPlan, StepTiming
 from likewise.search.question import Question
 from likewise.search.ranking import ContentRanking
 
@@ -107,12 +106,12 @@ class HitPage:
         if len(ranking.scores) <= self.plan.total and not ranking.is_last:
             return replace(self, timings=())
         started = time.perf_counter()
-        query = await _query_of(self.plan, self.question)
+        query = await self._query()
         if self.plan.passes_over:
             hits = (await self._first(tx, ranking, query))[self.plan.request.offset :]
         else:
             # Mostly nothing comes after it; what does looks at everything anew.
-            hits = await _read(tx, self.plan, ranking, list(ranking.scores), query, commit=True)
+            hits = await self._read(tx, ranking, list(ranking.scores), query, commit=True)
         done = ranking.is_last or len(hits) > self.plan.page_size
         timing = StepTiming.since(started, "load", records=len(hits))
         return replace(self, hits=hits, done=done, timings=(timing,))
@@ -126,8 +125,37 @@ class HitPage:
             if missing == 0:
                 break
             query = replace(query, offset=0, limit=missing)
-            hits += await _read(tx, self.plan, ranking, contents[at : at + CHUNK], query)
+            hits += await self._read(tx, ranking, contents[at : at + CHUNK], query)
         return hits
+
+    async def _query(self) -> RecordQuery:
+        """The page's records and one more, which tells of the next."""
+        plan = self.plan
+        return RecordQuery(
+            limit=plan.page_size + 1,
+            offset=plan.request.offset,
+            without=self.question.without,
+            similar_to=await self.question.vector(),
+            min_similarity=plan.options.threshold,
+            one_of_each=plan.group_by,
+            compared=None if plan.view.generation is None else plan.view.generation.id,
+        )
+
+    async def _read(
+        self, tx: Tx, ranking: ContentRanking, contents: Sequence[int], query: RecordQuery, *, commit: bool = False
+    ) -> list[SearchHit]:
+        """The records of contents, or the contents, in their order; with `commit` the transaction ends with it."""
+        plan = self.plan
+        generation, where = plan.collection.active.id, exactly(plan.tree, plan.collection.id, plan.view.number)
+
+        def found(content: int, similarity: float | None) -> tuple[float, float | None, float | None, tuple[str, ...]]:
+            return ranking.scores[content], similarity, ranking.lexical_score(content), ranking.found_by(content)
+
+        if plan.request.unit == "contents":
+            seen = await lookups.occurrences(tx, generation, contents, where, query, commit=commit)
+            return [ContentHit(*found(one.content, near), one) for one, near in seen]
+        records = await lookups.of_contents(tx, generation, contents, where, query, commit=commit)
+        return [RecordHit(*found(content, near), one) for one, content, near in records]
 
 
 @dataclass(frozen=True)
@@ -152,10 +180,10 @@ class GroupPage(HitPage):
         """Return the page with the groups of a ranking; once it is the last, beyond those met so far."""
         started, by, groups, records = time.perf_counter(), self.plan.group_by, dict(self.groups), 0
         assert by is not None
-        query = replace(await _query_of(self.plan, self.question), offset=0, limit=None)
+        query = replace(await self._query(), offset=0, limit=None)
         contents = list(ranking.scores)[self.looked_at :]
         for at in range(0, len(contents), GROUP_CHUNK):
-            for hit in await _read(tx, self.plan, ranking, contents[at : at + GROUP_CHUNK], query):
+            for hit in await self._read(tx, ranking, contents[at : at + GROUP_CHUNK], query):
                 assert isinstance(hit, RecordHit)
                 value, records = group_value(by, hit.record), records + 1
                 groups.setdefault(_key(value), GroupHit(**vars(hit), group=value))
@@ -203,38 +231,3 @@ def group_value(by: Field, record: StoredRecord) -> Any:
 def _key(value: Any) -> object:
     """A key for a group: 1 and 1.0 are one value, 1 and true are not, and lists cannot be keys."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if isinstance(value, bool | list | dict) else value
-
-
-async def _query_of(plan: SearchPlan, question: Question) -> RecordQuery:
-    """The page's records and one more, which tells of the next."""
-    return RecordQuery(
-        limit=plan.page_size + 1,
-        offset=plan.request.offset,
-        without=question.without,
-        similar_to=await question.vector(),
-        min_similarity=plan.options.threshold,
-        one_of_each=plan.group_by,
-        compared=None if plan.view.generation is None else plan.view.generation.id,
-    )
-
-
-async def _read(
-    tx: Tx,
-    plan: SearchPlan,
-    ranking: ContentRanking,
-    contents: Sequence[int],
-    query: RecordQuery,
-    *,
-    commit: bool = False,
-) -> list[SearchHit]:
-    """The records of contents, or the contents, in their order; with `commit` the transaction ends with it."""
-    generation, where = plan.collection.active.id, exactly(plan.tree, plan.collection.id, plan.view.number)
-
-    def found(content: int, similarity: float | None) -> tuple[float, float | None, float | None, tuple[str, ...]]:
-        return ranking.scores[content], similarity, ranking.lexical_score(content), ranking.found_by(content)
-
-    if plan.request.unit == "contents":
-        seen = await lookups.occurrences(tx, generation, contents, where, query, commit=commit)
-        return [ContentHit(*found(one.content, near), one) for one, near in seen]
-    records = await lookups.of_contents(tx, generation, contents, where, query, commit=commit)
-    return [RecordHit(*found(content, near), one) for one, content, near in records]

@@ -6,13 +6,12 @@ from typing import Any, Literal, TypedDict
 
 from likewise.embedding.provider import Vector
 from likewise.filters import Filter
+from likewise.kind import FIRST_VIEW
 
 Mode = Literal["hybrid", "dense", "lexical"]
 # A hit for each record, or for each content with the number of its records.
 HitUnit = Literal["records", "contents"]
 
-# The view that every kind has.
-TEXT_VIEW = "text"
 # Of so many hits at least a reranker makes the order anew: it can move nothing to the front that is not among them, and
 # each costs as much as the next, together about as long as somebody waits for a search gladly.
 MIN_RERANKED = 50
@@ -43,7 +42,7 @@ class SearchOptions:
     group_by: str | None = None
     rerank: bool = False
     explain: bool = False
-    view: str = TEXT_VIEW
+    view: str = FIRST_VIEW
     fused_with: tuple[str, ...] = ()
 
 

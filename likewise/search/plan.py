@@ -1,9 +1,10 @@
-"""The plan of a search: what is ranked of which collection, under which filter, and how deep."""
+"""The plan of a search: what is ranked of which collection, under which filter, and how deep; and its explanation."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from likewise.search.options import (
     Mode,
     RecordQuestion,
     SearchOptions,
-    SearchQuestion,
     SearchRequest,
     TextQuestion,
     TextsQuestion,
@@ -127,6 +127,20 @@ class SearchPlan:
         return max(depth * DEEPER, self.view.contents_total + 2 if self.passes_over else 0)
 
 
+@dataclass(frozen=True)
+class StepTiming:
+    """One step of a search: its name in an explanation, its duration, and facts without a word of the query."""
+
+    name: str
+    ms: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def since(cls, started: float, name: str, **facts: Any) -> "StepTiming":
+        """Return the timing of a step that began at `started`, by `time.perf_counter`, and ends now."""
+        return cls(name, (time.perf_counter() - started) * 1000, facts)
+
+
 def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: SearchRequest) -> SearchPlan:
     """Return the plan of a request; Invalid for a wrong filter or field, or where what it needs is not kept."""
     options, policy = request.options, collection.policy
@@ -143,7 +157,7 @@ def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: Sea
         tenant=tenant,
         collection=collection,
         view=view,
-        request=replace(request, question=_fitting(request.question, view)),
+        request=_fitting(request, view),
         mode=mode,
         tree=tree,
         group_by=group_by,
@@ -154,6 +168,16 @@ def plan_search(tenant: int, collection: CollectionRow, kind: Kind, request: Sea
         margin=1 + isinstance(request.question, RecordQuestion),
         others=tuple(plan_search(tenant, collection, kind, one) for one in _in_other_views(request)),
     )
+
+
+def explain(timings: Iterable[StepTiming]) -> dict[str, Any]:
+    """Return the steps by name; one that was taken again adds up its time and keeps its last facts."""
+    steps: dict[str, dict[str, Any]] = {}
+    for timing in timings:
+        step = steps.setdefault(timing.name, {"ms": 0.0})
+        step.update(timing.facts)
+        step["ms"] = round(step["ms"] + timing.ms, 2)
+    return steps
 
 
 def group_field(name: str | None, aliases: Mapping[str, str], within: str = "") -> Field | None:
@@ -231,14 +255,15 @@ def _refuse_unkept(request: SearchRequest, policy: Policy, view: ViewRow) -> Non
         )
 
 
-def _fitting(question: SearchQuestion, view: ViewRow) -> SearchQuestion:
-    """The question, if this collection can be asked it; a vector is made exactly of unit length."""
-    match question:
+def _fitting(request: SearchRequest, view: ViewRow) -> SearchRequest:
+    """The request, if this collection can be asked it; a vector is made exactly of unit length."""
+    match request.question:
         case TextsQuestion(parts) | ContentsQuestion(parts) if not 1 <= len(parts) <= MAX_PARTS:
             raise Invalid.at("/question", f"A question has 1 to {MAX_PARTS} texts or contents.", "out_of_range")
         case VectorQuestion(vector) if view.generation is not None:
-            return VectorQuestion(_unit_vector(np.asarray(vector, np.float32), view.generation.dimension))
-    return question
+            unit = _unit_vector(np.asarray(vector, np.float32), view.generation.dimension)
+            return replace(request, question=VectorQuestion(unit))
+    return request
 
 
 def _unit_vector(vector: Vector, dimension: int) -> Vector:

@@ -9,16 +9,15 @@ from itertools import chain, islice, zip_longest
 
 import numpy as np
 
-from likewise.db import lookups, matches
+from likewise.db import lookups, terms
 from likewise.db.transaction import Tx
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.provider import Matrix, Vector
 from likewise.errors import Conflict, Invalid, NotFound, Unavailable
 from likewise.sealing import Sealing
 from likewise.search.analyzer import analyze
-from likewise.search.explanation import StepTiming
 from likewise.search.options import ContentsQuestion, RecordQuestion, TextQuestion, TextsQuestion, VectorQuestion
-from likewise.search.plan import SearchPlan
+from likewise.search.plan import SearchPlan, StepTiming
 from likewise.stopping import stop
 from likewise.vectors.admission import Admission
 from likewise.vectors.store import VectorStore
@@ -149,7 +148,7 @@ class QuestionResolver:
     async def _stored_terms(self, tx: Tx, plan: SearchPlan, content: int) -> list[int]:
         if not plan.by_words:
             return []
-        words = await matches.of_content(tx, plan.collection.id, content, view=plan.view.number)
+        words = await terms.of_content(tx, plan.collection.id, content, view=plan.view.number)
         return words[:MAX_COUNTED_TERMS]
 
     async def _stored_vector(self, tx: Tx, plan: SearchPlan, contents: Sequence[int]) -> Vector | None:

@@ -1,27 +1,60 @@
-"""The ranking of a search: its legs side by side, and their fusion into one order."""
+"""The ranking of a search: its legs side by side, by meaning and by words, and their fusion into one order."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from cachetools import TTLCache
+
+from likewise.db import terms
 from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
+from likewise.embedding.provider import Vector
 from likewise.search.candidates import CandidateSet
-from likewise.search.explanation import StepTiming
 from likewise.search.fusion import fuse
-from likewise.search.legs import LegRanking, Legs
 from likewise.search.options import MAX_HITS
-from likewise.search.plan import Leg, SearchPlan
+from likewise.search.plan import Leg, SearchPlan, StepTiming
 from likewise.search.question import Question
 from likewise.stopping import stop
-from likewise.vectors.store import VectorStore
+from likewise.vectors.store import FilterSubset, Ranking, VectorStore
 
+# Of the terms that are counted so many are ranked, the rarest: each costs time, and the hundredth changes nothing.
+MAX_RANKED_TERMS = 64
+REMEMBERED_SECONDS = 60.0
+# Views whose counts are remembered, and terms of each.
+MAX_REMEMBERED, MAX_TERMS = 500, 1_000
+# Counting visits each content, 0.4 us each: of more the statistics of the table tell, to 20 % and mostly to 5 %, which
+# moves the rarity of so common a term by 2 %.
+MAX_COUNTED = 1_000
+# What visiting a vector costs, in microseconds, on the way through an index with a question to its record, by its id,
+# and what finding out one of the ids costs.
+BY_INDEX_US, BY_ID_US, AN_ID_US = 12.0, 1.1, 0.2
+# So many more are visited than it takes where a filter has nothing to do with the meaning. For a hundred of a tenth
+# that is two and a half standard deviations: 1 search of 100 needs more.
+MORE_THAN_BY_CHANCE = 1.25
 # Of so many ids, or under a filter of more, each ranking takes some milliseconds, and a connection a third of one.
 SIDE_BY_SIDE = 2_000
 # Of so many contents words take longer than it takes to embed a query.
 LARGE = 300_000
 # What hits say of the leg that found them.
 FOUND_BY = {"meaning": "dense", "words": "lexical"}
+
+
+@dataclass(frozen=True)
+class LegRanking:
+    """Contents and their scores by one leg, best first; `complete`: all that match were ranked."""
+
+    leg: Leg
+    scores: Mapping[int, float] = field(default_factory=dict)
+    complete: bool = True
+    timings: tuple[StepTiming, ...] = ()
+
+    def without(self, content: int | None) -> "LegRanking":
+        """Return the ranking with one content left out."""
+        if content not in self.scores:
+            return self
+        return replace(self, scores={one: score for one, score in self.scores.items() if one != content})
 
 
 @dataclass(frozen=True)
@@ -51,41 +84,90 @@ class ContentRanking:
         return next((one.scores.get(content) for one in self.legs if one.leg.by == "words"), None)
 
 
+# Before the legs have gone anywhere.
+NOT_RANKED = ContentRanking({}, exhausted=False, is_last=False)
+
+
+@dataclass(frozen=True)
+class ViewSearch:
+    """The search of one view: candidates for a question, and how far they are ranked."""
+
+    plan: SearchPlan
+    question: Question
+    candidates: CandidateSet
+    ranking: ContentRanking = NOT_RANKED
+
+
+@dataclass
+class _Counts:
+    """The counts of one view: of terms, and the shares of its commonest."""
+
+    terms: dict[int, int] = field(default_factory=dict)
+    common: Mapping[int, float] | None = None
+
+
+class TermFrequencies:
+    """In how many contents a term occurs, remembered for a minute.
+
+    Counts are from the index, those of common terms from the statistics of the table once it has any.
+    """
+
+    def __init__(self) -> None:
+        # One entry a view: a look into the cache for each term of a question would cost more than all the rest.
+        self._counts: TTLCache[tuple[int, int], _Counts] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
+
+    async def of(self, tx: Tx, plan: SearchPlan, wanted: Sequence[int]) -> dict[int, int]:
+        """Return the number of contents that have each term."""
+        collection, view, total = plan.collection.id, plan.view.number, plan.view.contents_total
+        counts = self._counts.get((collection, view))
+        if counts is None or len(counts.terms) > MAX_TERMS:
+            counts = self._counts[collection, view] = _Counts()
+        known = counts.terms
+        found = {term: known[term] for term in wanted if term in known}
+        missing = [term for term in wanted if term not in found]
+        if not missing:
+            return found
+        # Where all are counted fast, nobody asks for the commonest.
+        if counts.common is None and total > MAX_COUNTED:
+            counts.common = await terms.commonest(tx, collection, view=view)
+        common = counts.common or {}
+        likely = {term: round(common[term] * total) for term in missing if term in common}
+        likely = {term: n for term, n in likely.items() if n > MAX_COUNTED}
+        rest = [term for term in missing if term not in likely]
+        counted = likely | (await terms.count(tx, collection, rest, view=view) if rest else {})
+        known.update(counted)
+        return found | counted
+
+
 class Rankings:
     """Ranks the candidates of a search by its legs."""
 
     def __init__(self, pool: Pool, store: VectorStore) -> None:
         self._pool = pool
-        self._legs = Legs(store)
+        self._store = store
+        self._frequencies = TermFrequencies()
 
-    async def rank(
-        self,
-        tx: Tx,
-        plan: SearchPlan,
-        question: Question,
-        candidates: CandidateSet,
-        before: ContentRanking | None = None,
-    ) -> ContentRanking:
-        """Return the best of each leg in one order: as a ranking before gave it, and then what is deeper."""
-        if candidates.empty:
-            return ContentRanking({})
-        depth = plan.deeper(before.depth if before else 0)
-        legs = await self._side_by_side(tx, plan, question, candidates, depth)
+    async def deeper(self, tx: Tx, search: ViewSearch) -> ViewSearch:
+        """Return the search with the best of each leg in one order: as it was before, and then what is deeper."""
+        plan, before = search.plan, search.ranking
+        if search.candidates.empty:
+            return replace(search, ranking=ContentRanking({}))
+        depth = plan.deeper(before.depth)
+        legs = await self._side_by_side(tx, search, depth)
         found = {content for one in legs for content in one.scores}
         if len(found) <= plan.total and any(not one.complete for one in legs):
             # Meaning had little to give, as while vectors are still being made: common words must do.
-            legs = [await self._completed(tx, plan, one, question, candidates, depth) for one in legs]
-        legs = [one.without(question.own) for one in legs]
-        exhausted = _exhausted(plan, legs, depth - (question.own is not None))
+            legs = [await self._completed(tx, search, one, depth) for one in legs]
+        own = search.question.own
+        legs = [one.without(own) for one in legs]
+        exhausted = _exhausted(plan, legs, depth - (own is not None))
         is_last = exhausted or (depth > MAX_HITS and not plan.passes_over)
-        order = {**before.scores} if before else {}
+        order = dict(before.scores)
         for content, score in _fused(plan, legs, depth):
             order.setdefault(content, score)
-        return ContentRanking(order, legs, depth, exhausted, is_last)
+        return replace(search, ranking=ContentRanking(order, legs, depth, exhausted, is_last))
 
-    async def _side_by_side(
-        self, tx: Tx, plan: SearchPlan, question: Question, candidates: CandidateSet, depth: int
-    ) -> list[LegRanking]:
+    async def _side_by_side(self, tx: Tx, search: ViewSearch, depth: int) -> list[LegRanking]:
         """All legs; of what takes long the first is ranked meanwhile, words on a connection of their own.
 
         What came or went between the two is left out when records are loaded.
@@ -93,11 +175,12 @@ class Rankings:
 
         async def ranked(on: Tx, legs: Sequence[Leg]) -> list[LegRanking]:
             # Words come first: meanwhile the query is embedded.
-            last_first = [await self._legs.rank(on, plan, leg, question, candidates, depth) for leg in reversed(legs)]
+            last_first = [await self._rank(on, search, leg, depth) for leg in reversed(legs)]
             return last_first[::-1]
 
+        plan = search.plan
         first, others = plan.legs[:1], plan.legs[1:]
-        if question.terms and others and _is_long(plan, candidates):
+        if search.question.terms and others and _is_long(plan, search.candidates):
             async with self._pool.spare(plan.tenant) as spare:
                 if spare is not None:
                     beside = asyncio.ensure_future(ranked(spare, others))
@@ -107,13 +190,64 @@ class Rankings:
                         await stop([beside])
         return await ranked(tx, plan.legs)
 
-    async def _completed(
-        self, tx: Tx, plan: SearchPlan, found: LegRanking, question: Question, candidates: CandidateSet, depth: int
-    ) -> LegRanking:
+    async def _completed(self, tx: Tx, search: ViewSearch, found: LegRanking, depth: int) -> LegRanking:
         if found.complete:
             return found
-        again = await self._legs.by_words(tx, plan, found.leg, question.terms, candidates, depth, depth)
-        return LegRanking(again.leg, again.scores, again.complete, (*found.timings, *again.timings))
+        again = await self._by_words(tx, search, found.leg, depth, depth)
+        return replace(again, timings=(*found.timings, *again.timings))
+
+    async def _rank(self, tx: Tx, search: ViewSearch, leg: Leg, depth: int) -> LegRanking:
+        """Return the best `depth` candidates by one leg; none where the question has no words, or no vector."""
+        if leg.by == "words":
+            # Where words alone answer, common ones must do if there are no others.
+            return await self._by_words(tx, search, leg, depth, 0 if search.plan.by_meaning else depth)
+        vector = await search.question.vector()
+        if vector is None:
+            return LegRanking(leg)
+        started = time.perf_counter()
+        found = await self._nearest(tx, search.plan, vector, search.candidates, depth)
+        timing = StepTiming.since(started, "meaning", plan=found.plan, found=len(found))
+        return LegRanking(leg, dict(zip(found.contents, found.similarities, strict=True)), timings=(timing,))
+
+    async def _by_words(self, tx: Tx, search: ViewSearch, leg: Leg, depth: int, min_found: int) -> LegRanking:
+        """Return the best `depth` by BM25 over the rarest terms; common ones must do where fewer would be found."""
+        if not search.question.terms:
+            return LegRanking(leg)
+        started, plan, candidates = time.perf_counter(), search.plan, search.candidates
+        counted = await self._frequencies.of(tx, plan, search.question.terms)
+        rare = dict(sorted(counted.items(), key=lambda item: (item[1], item[0]))[:MAX_RANKED_TERMS])
+        among = candidates.among.ids if candidates.among else candidates.where
+        found = await terms.rank(
+            tx,
+            plan.collection.id,
+            rare,
+            plan.view.contents_total,
+            depth,
+            view=plan.view.number,
+            min_found=min_found,
+            among=None if candidates.everything else among,
+            share=candidates.share,
+        )
+        chosen = found.candidates
+        facts = {"terms": len(chosen.terms), "conjunctions": len(chosen.conjunctions)}
+        facts |= {"every_match_ranked": chosen.complete, "found": len(found.scored)}
+        return LegRanking(leg, dict(found.scored), chosen.complete, (StepTiming.since(started, "words", **facts),))
+
+    async def _nearest(self, tx: Tx, plan: SearchPlan, query: Vector, candidates: CandidateSet, depth: int) -> Ranking:
+        """The nearest of the candidates, by whichever way costs least and finds them."""
+        generation, total = plan.generation, plan.view.contents_total
+        if candidates.everything or candidates.among is not None:
+            return await self._store.search(tx, generation, query, depth, candidates.among, total=total)
+        share = max(candidates.share, 1e-6)
+        visits = round(MORE_THAN_BY_CHANCE * depth / share)
+        if visits * BY_INDEX_US < share * max(1, total) * (BY_ID_US + AN_ID_US):
+            fitting = FilterSubset(candidates.where, share, visits)
+            found = await self._store.search(tx, generation, query, depth, fitting, total=total)
+            # Those near the query may fit far less often than others do (one asset, one service). What an index gives
+            # so far from the query is not the nearest any more: of a million it found 0.18 of them.
+            if len(found) >= depth:
+                return found
+        return await self._store.search(tx, generation, query, depth, await candidates.all_ids(tx), total=total)
 
 
 def _is_long(plan: SearchPlan, candidates: CandidateSet) -> bool:

@@ -1,28 +1,33 @@
 """Reranking: a query and texts in, a score of how well each answers it out; and the hits of a search in that order."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from likewise.embedding import models_file
 from likewise.embedding.costs import Ledger, cost_of
 from likewise.embedding.loading import ModelLoader, ModelPool, ModelState
 from likewise.embedding.memory import ModelMemory
 from likewise.embedding.models import REMOTE, RERANKERS, ModelSpec, endpoint_of, refuse_known_name
-from likewise.embedding.provider import Counts, Vector
+from likewise.embedding.provider import estimated_tokens, refuse_unreadable
 from likewise.embedding.queue import QueueBudget
-from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable
-from likewise.observe import steps
-from likewise.search.explanation import StepTiming
+from likewise.embedding.remote.errors import RequestFails, RequestRefused
+from likewise.errors import Invalid, ModelFails, ModelNotAllowed, ModelUnavailable, Unavailable
+from likewise.observe.logs import get_logger
+from likewise.observe.steps import RerankerStep, RerankStep
 from likewise.search.hits import HitPage, RecordHit
-from likewise.search.plan import SearchPlan, needs_text
-from likewise.search.reranker import Reranker, RerankerScores
+from likewise.search.plan import SearchPlan, StepTiming, needs_text
+from likewise.search.reranker import Reranker, RerankerScores, check
 from likewise.search.rerankers import openvino, remote
-from likewise.search.rerankers.folder import WEIGHTS
-from likewise.search.rerankers.queue import RerankerQueue
 from likewise.settings import PREFIX, Settings
+from likewise.stopping import stop
+
+log = get_logger(__name__)
 
 SETTING = f"{PREFIX}RERANKER"
 # A caller of a search has not chosen these texts.
@@ -69,27 +74,166 @@ class RerankerCatalogue:
         raise ModelNotAllowed
 
 
-@dataclass(frozen=True)
-class RerankResult:
-    """The scores of n texts, in their order, with what they cost.
+ChargeScores = Callable[[RerankerScores], None]
 
-    `scores` float32 (n,) of 0 to 1; `tokens` read of query and text together and `truncated` tokens cut off int32 (n,);
-    `cost` in US dollars. `estimated`: nobody counted the tokens.
+
+@dataclass(frozen=True)
+class _Part:
+    """Places of texts that go to the reranker in one call, and about how many tokens they have."""
+
+    places: list[int]
+    tokens: int
+
+
+# Places, and the scores of the texts there.
+_Scored = tuple[list[int], RerankerScores]
+
+
+class RerankerQueue:
+    """Shares one reranker out.
+
+    A request goes in calls of some thousand tokens, which take turns with those of others: so a search waits for no
+    more than one call of each request before it, however long that is.
     """
 
-    scores: Vector
-    tokens: Counts
-    truncated: Counts
+    def __init__(self, reranker: Reranker, budget: QueueBudget, model: str) -> None:
+        self._reranker = reranker
+        self._budget = budget
+        self._model = model
+        self._turns = asyncio.Semaphore(reranker.capacity.calls)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def busy(self) -> bool:
+        """True if any text waits or is in the model."""
+        return bool(self._tasks)
+
+    async def score(self, query: str, texts: Sequence[str], charge: ChargeScores) -> RerankerScores:
+        """The scores of texts in their order. Cancelling is safe at any time: what still waits is not done.
+
+        Args:
+            charge: called with each call that was done, also where a later one fails.
+
+        Raises:
+            Overloaded: they do not fit in what may wait.
+            ModelUnavailable: the reranker is away, or does not do its work.
+            Invalid: it refuses the texts.
+        """
+        if self._closed:
+            raise _closing()
+        parts = _parts(self._reranker, query, texts)
+        tokens = sum(part.tokens for part in parts)
+        made: list[_Scored] = []
+        self._budget.take(tokens)
+        try:
+            await self._all(query, texts, parts, made, charge)
+        finally:
+            self._budget.give_back(tokens)
+        return _in_order(len(texts), made)
+
+    async def close(self) -> None:
+        """Fail what waits, and end what runs."""
+        self._closed = True
+        await stop(self._tasks)
+
+    async def _all(
+        self, query: str, texts: Sequence[str], parts: Sequence[_Part], made: list[_Scored], charge: ChargeScores
+    ) -> None:
+        """All calls, as many at a time as the reranker takes; the first that fails ends the others."""
+        left = iter(parts)
+        count = min(self._reranker.capacity.calls, len(parts))
+        tasks = [asyncio.create_task(self._some(query, texts, left, made, charge)) for _ in range(count)]
+        self._tasks.update(tasks)
+        try:
+            await asyncio.gather(*tasks)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            # Nobody but `close` ends the calls of a caller who waits.
+            raise _closing() from None
+        finally:
+            await stop(tasks)
+            self._tasks.difference_update(tasks)
+
+    async def _some(
+        self, query: str, texts: Sequence[str], left: Iterator[_Part], made: list[_Scored], charge: ChargeScores
+    ) -> None:
+        for part in left:
+            async with self._turns:
+                scored = await self._call(query, [texts[place] for place in part.places])
+            charge(scored)
+            made.append((part.places, scored))
+
+    async def _call(self, query: str, texts: Sequence[str]) -> RerankerScores:
+        with RerankerStep(self._model) as step:
+            try:
+                async with asyncio.timeout(self._reranker.capacity.seconds):
+                    scored = await self._reranker.score(query, texts)
+                check(scored, len(texts))
+            except TimeoutError:
+                raise ModelUnavailable("The reranker does not answer.", code="model_hangs") from None
+            except Unavailable:
+                raise
+            except RequestRefused as refused:
+                log.warning("reranker_refused", model=self._model, texts=len(texts), reason=str(refused))
+                if isinstance(refused, RequestFails):
+                    # Nobody knows that it is the texts' fault.
+                    raise _failing() from None
+                words = "The reranker refuses this; send fewer or shorter texts."
+                raise Invalid.at("", words, "text_failed") from None
+            except Exception as error:  # noqa: BLE001 - a reranker may raise anything
+                log.warning("reranker_failed", model=self._model, texts=len(texts), error=error)
+                raise _failing() from None
+            step.done(len(texts), scored.tokens, scored.truncated)
+            return scored
+
+
+def _in_order(count: int, made: Sequence[_Scored]) -> RerankerScores:
+    """The scores of n texts, of calls that have each done some places."""
+    scores, tokens, truncated = np.zeros(count, np.float32), np.zeros(count, np.int32), np.zeros(count, np.int32)
+    for places, scored in made:
+        scores[places], tokens[places], truncated[places] = scored.scores, scored.tokens, scored.truncated
+    return RerankerScores(scores, tokens, truncated, any(scored.estimated for _, scored in made))
+
+
+def _parts(reranker: Reranker, query: str, texts: Sequence[str]) -> list[_Part]:
+    """Texts of similar length in calls of about as many tokens as the reranker likes."""
+    capacity, asked = reranker.capacity, estimated_tokens(query)
+    most = reranker.max_tokens or capacity.tokens
+    parts: list[_Part] = []
+    places: list[int] = []
+    held = 0
+    for place in sorted(range(len(texts)), key=lambda place: len(texts[place])):
+        tokens = min(asked + estimated_tokens(texts[place]), most)
+        if places and (held + tokens > capacity.tokens or len(places) >= capacity.texts):
+            parts.append(_Part(places, held))
+            places, held = [], 0
+        places.append(place)
+        held += tokens
+    return [*parts, _Part(places, held)] if places else parts
+
+
+def _failing() -> ModelFails:
+    return ModelFails("The reranker fails; see the log.")
+
+
+def _closing() -> ModelUnavailable:
+    return ModelUnavailable("The model is shutting down.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankResult(RerankerScores):
+    """The scores of n texts with their model, and what they cost, in US dollars."""
+
     cost: float
     model: str
-    estimated: bool
 
 
-def _weights(folder: Path) -> list[Path]:
-    return [folder / WEIGHTS]
-
-
-RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(remote.load, openvino.load, _weights, RerankerQueue)
+RERANKING: ModelLoader[Reranker, RerankerQueue] = ModelLoader(
+    remote.load, openvino.load, lambda folder: [folder / openvino.WEIGHTS], RerankerQueue
+)
 
 
 class Rerankers:
@@ -134,17 +278,13 @@ class Rerankers:
         spec = self._catalogue.resolve(model)
         _refuse_unreadable(query, texts)
         handle = self._pool.handle(spec)
-        with steps.RerankStep(spec.name) as step, handle.held():
+        with RerankStep(spec.name) as step, handle.held():
             _, queue = await handle.ready()
-
-            def charge(scored: RerankerScores) -> None:
-                self._charge(tenant, spec, scored)
-
-            scored = await queue.score(query, texts, charge)
+            scored = await queue.score(query, texts, partial(self._charge, tenant, spec))
             step.done(len(texts), int(scored.tokens.sum()))
         self._ledger.answered(tenant, spec.name, len(texts), 0, 0.0)
         cost = cost_of(int(scored.tokens.sum()), spec.price_per_1k_tokens)
-        return RerankResult(scored.scores, scored.tokens, scored.truncated, cost, spec.name, scored.estimated)
+        return RerankResult(**vars(scored), cost=cost, model=spec.name)
 
     async def opened(self, model: str | None = None, *, patience: float) -> Reranker:
         """The reranker in service; ModelUnavailable if it cannot be loaded now, or not in so many seconds."""

@@ -12,12 +12,11 @@ from likewise.kind import Kinds
 from likewise.observe.steps import SearchStep
 from likewise.sealing import Sealing
 from likewise.search.candidates import CandidateSets
-from likewise.search.explanation import StepTiming, explain
 from likewise.search.hits import HitPage, SearchOutcome, first_page
 from likewise.search.options import MAX_HITS, SearchRequest
-from likewise.search.plan import SearchPlan, plan_search
+from likewise.search.plan import SearchPlan, StepTiming, explain, plan_search
 from likewise.search.question import Embedding, QuestionResolver
-from likewise.search.ranking import Rankings
+from likewise.search.ranking import Rankings, ViewSearch
 from likewise.search.reranking import Rerankers, rerank_hits
 from likewise.search.views import ViewFusion
 from likewise.vectors.admission import Admission
@@ -60,11 +59,11 @@ class Searcher:
         started = time.perf_counter()
 
         async def answer(collection: CollectionRow) -> SearchOutcome:
-            return await self._answer(plan_search(tenant, collection, self._kinds.of(collection.kind), request))
+            plan = plan_search(tenant, collection, self._kinds.of(collection.kind), request)
+            return await self._answer(plan, started)
 
         with SearchStep(request.options.mode) as step:
-            outcome = await self._as_it_is(tenant, name, answer)
-            return step.done(replace(outcome, took_ms=(time.perf_counter() - started) * 1000))
+            return step.done(await self._as_it_is(tenant, name, answer))
 
     async def _as_it_is(
         self, tenant: int, name: str, answer: Callable[[CollectionRow], Awaitable[SearchOutcome]]
@@ -87,7 +86,7 @@ class Searcher:
             raise found
         return found
 
-    async def _answer(self, plan: SearchPlan) -> SearchOutcome:
+    async def _answer(self, plan: SearchPlan, started: float) -> SearchOutcome:
         """Embed the question beside the search, find a page of hits, and have it reranked if that was asked for."""
         if plan.options.rerank:
             # Before anything is looked for: where there is none, nothing will do.
@@ -96,7 +95,8 @@ class Searcher:
             # Whoever drops the collection waits for its readers, and may be waited for by one.
             page, timings = await retried(lambda: self._find(plan, embeddings))
         for embedded in [embedding.result() for embedding in embeddings if embedding is not None]:
-            page = replace(page, degraded=tuple(dict.fromkeys((*embedded.degraded, *page.degraded))))
+            if embedded.degraded:
+                page = replace(page, degraded=tuple(dict.fromkeys((*embedded.degraded, *page.degraded))))
             timings = [embedded.timing, *timings]
         hits, more = page.hits[: plan.page_size], len(page.hits) > plan.page_size and plan.total < MAX_HITS
         if plan.options.rerank:
@@ -104,7 +104,8 @@ class Searcher:
             reranked = await rerank_hits(self._reranking, plan, page)
             hits, more, timings = reranked.hits[: plan.options.limit], False, [*timings, *reranked.timings]
         explanation = explain(timings) if plan.options.explain else None
-        return SearchOutcome(hits, plan.model, 0.0, page.degraded, more, explanation)
+        took_ms = (time.perf_counter() - started) * 1000
+        return SearchOutcome(hits, plan.model, took_ms, page.degraded, more, explanation)
 
     async def _find(self, plan: SearchPlan, embeddings: Sequence[Embedding | None]) -> tuple[HitPage, list[StepTiming]]:
         """Rank the candidates, ever deeper, until there are enough hits or no others."""
@@ -112,12 +113,12 @@ class Searcher:
             if plan.others:
                 return await self._views.find(tx, plan, embeddings)
             question = await self._questions.resolve(tx, plan, embeddings[0])
-            page, ranking, timings = first_page(plan, question), None, list[StepTiming]()
+            page, search, timings = first_page(plan, question), None, list[StepTiming]()
             while not page.done:
-                if ranking is None or ranking.is_last:
-                    candidates, ranking = await self._candidates.of(tx, plan, page.tree), None
-                    timings.append(candidates.timing)
-                ranking = await self._rankings.rank(tx, plan, question, candidates, ranking)
-                page = await page.filled(tx, ranking)
-                timings += [*ranking.timings, *page.timings]
+                if search is None or search.ranking.is_last:
+                    search = ViewSearch(plan, question, await self._candidates.of(tx, plan, page.tree))
+                    timings.append(search.candidates.timing)
+                search = await self._rankings.deeper(tx, search)
+                page = await page.filled(tx, search.ranking)
+                timings += [*search.ranking.timings, *page.timings]
             return page, timings

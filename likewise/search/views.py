@@ -9,43 +9,15 @@ from likewise.db.lookups import RecordQuery
 from likewise.db.transaction import Tx
 from likewise.db.where import exactly
 from likewise.errors import NotFound
-from likewise.search.candidates import CandidateSet, CandidateSets
-from likewise.search.explanation import StepTiming
-from likewise.search.fusion import scaled
+from likewise.search.candidates import CandidateSets
+from likewise.search.fusion import best_first, scaled
 from likewise.search.hits import CHUNK, HitPage, RecordHit
-from likewise.search.plan import SearchPlan
+from likewise.search.plan import SearchPlan, StepTiming
 from likewise.search.question import Embedding, Question, QuestionResolver
-from likewise.search.ranking import ContentRanking, Rankings
+from likewise.search.ranking import Rankings, ViewSearch
 
 # A content expands to so many records at most, the newest: a text may have a million.
 MAX_RECORDS = 200
-
-
-@dataclass(frozen=True)
-class ViewSearch:
-    """One view of a search, with how far it is ranked."""
-
-    plan: SearchPlan
-    question: Question
-    candidates: CandidateSet
-    ranking: ContentRanking | None = None
-
-    @property
-    def is_last(self) -> bool:
-        """Return whether no deeper search can find more."""
-        return self.ranking is not None and self.ranking.is_last
-
-    @property
-    def scores(self) -> dict[int, float]:
-        """The contents ranked so far, with scores between 0 and 1."""
-        if self.ranking is None:
-            return {}
-        order = list(self.ranking.scores.items())
-        if self.plan.mode == "hybrid":
-            # Each leg has given half of it, also where the view has only one.
-            return {content: score * 2 / len(self.plan.legs) for content, score in order}
-        floor = self.plan.generation.background if self.plan.mode == "dense" else 0.0
-        return dict(scaled(order, depth=self.ranking.depth, floor=floor))
 
 
 @dataclass(frozen=True)
@@ -62,18 +34,13 @@ class RecordRanking:
 
     def found_by(self, record: int) -> tuple[str, ...]:
         """Return the names of the legs that found a record, in any view."""
-        names = dict.fromkeys(
-            name
-            for view, content in self.contents.get(record, ())
-            if view.ranking is not None
-            for name in view.ranking.found_by(content)
-        )
-        return tuple(sorted(names))
+        found = self.contents.get(record, ())
+        return tuple(sorted({name for view, content in found for name in view.ranking.found_by(content)}))
 
     def words(self, plan: SearchPlan, record: int) -> float | None:
         """Return the score of a record's words in the view of a plan; None where they did not find it."""
         for view, content in self.contents.get(record, ()):
-            if view.plan is plan and view.ranking is not None:
+            if view.plan is plan:
                 return view.ranking.lexical_score(content)
         return None
 
@@ -94,15 +61,11 @@ class ViewFusion:
         page, records = HitPage(plan, views[0].question, plan.tree), RecordRanking()
         timings = [view.candidates.timing for view in views]
         while not page.done:
-            views = [await self._deeper(tx, view) for view in views]
+            views = [view if view.ranking.is_last else await self._rankings.deeper(tx, view) for view in views]
             records = await _fused(tx, views, records)
             hits, timing = await _load(tx, plan, views[0].question, records)
-            timings += [
-                *(one for view in views if view.ranking for one in view.ranking.timings),
-                *records.timings,
-                timing,
-            ]
-            done = len(hits) > plan.page_size or all(view.is_last for view in views)
+            timings += [*(one for view in views for one in view.ranking.timings), *records.timings, timing]
+            done = len(hits) > plan.page_size or all(view.ranking.is_last for view in views)
             page = replace(page, hits=hits, done=done, degraded=("records",) if records.is_cut else ())
         return page, timings
 
@@ -119,12 +82,6 @@ class ViewFusion:
             views.append(ViewSearch(one, question, await self._candidates.of(tx, one, one.tree)))
         return views
 
-    async def _deeper(self, tx: Tx, view: ViewSearch) -> ViewSearch:
-        if view.is_last:
-            return view
-        ranking = await self._rankings.rank(tx, view.plan, view.question, view.candidates, view.ranking)
-        return replace(view, ranking=ranking)
-
 
 async def _fused(tx: Tx, views: Sequence[ViewSearch], before: RecordRanking) -> RecordRanking:
     """The records of all that the views rank, by the mean of their scores; what came before stays before."""
@@ -132,7 +89,7 @@ async def _fused(tx: Tx, views: Sequence[ViewSearch], before: RecordRanking) -> 
     scores: dict[int, float] = {}
     contents: dict[int, list[tuple[ViewSearch, int]]] = {}
     for view in views:
-        of_content = view.scores
+        of_content = _scores(view)
         where = exactly(view.plan.tree, view.plan.collection.id, view.plan.view.number)
         found = await lookups.expand(tx, list(of_content), where, limit=MAX_RECORDS + 1, without=view.question.without)
         counts: dict[int, int] = {}
@@ -144,7 +101,7 @@ async def _fused(tx: Tx, views: Sequence[ViewSearch], before: RecordRanking) -> 
             scores[record] = scores.get(record, 0.0) + of_content[content] / len(views)
             contents.setdefault(record, []).append((view, content))
     seen = {record for record, _ in before.order}
-    fresh = sorted(((record, score) for record, score in scores.items() if record not in seen), key=_best_first)
+    fresh = sorted(((record, score) for record, score in scores.items() if record not in seen), key=best_first)
     timing = StepTiming.since(started, "fuse", records=len(scores), cut=is_cut)
     return RecordRanking([*before.order, *fresh], contents, is_cut, (timing,))
 
@@ -171,5 +128,11 @@ async def _load(
     return hits, StepTiming.since(started, "load", records=len(hits))
 
 
-def _best_first(item: tuple[int, float]) -> tuple[float, int]:
-    return -item[1], item[0]
+def _scores(view: ViewSearch) -> dict[int, float]:
+    """The contents ranked so far, with scores between 0 and 1."""
+    plan, order = view.plan, list(view.ranking.scores.items())
+    if plan.mode == "hybrid":
+        # Each leg has given half of it, also where the view has only one.
+        return {content: score * 2 / len(plan.legs) for content, score in order}
+    floor = plan.generation.background if plan.mode == "dense" else 0.0
+    return dict(scaled(order, depth=view.ranking.depth, floor=floor))

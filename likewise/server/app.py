@@ -10,20 +10,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match
 
-from likewise.apps.app import App
-from likewise.apps.registry import APPS
+from likewise.apps.registry import APPS, App
 from likewise.library import Likewise
 from likewise.observe.version import program_version
-from likewise.server import health, metrics, reference
+from likewise.server import openapi, operations
 from likewise.server.bodies import BodyLimit
 from likewise.server.concurrency import RequestLimit
 from likewise.server.endpoints import RouteTable
 from likewise.server.middleware import AddressGuard, Errors, RequestLog
-from likewise.server.openapi import describe
 from likewise.server.problems import answer, as_likewise_error, shapes_of
 from likewise.settings import Settings
 
-ROUTERS = (health.router, metrics.router, reference.router)
+ROUTERS = (operations.router, openapi.router)
 
 if TYPE_CHECKING:
     # Older versions of FastAPI have none of it, and take the option all the same.
@@ -86,7 +84,7 @@ def create_app(source: Likewise | Opener, settings: Settings, *, apps: Sequence[
     for router in (*ROUTERS, *(row.load(name) for row in rows for name in row.routers)):
         app.include_router(router)
     table.read(app)
-    describe(app, settings.auth)
+    openapi.describe(app, settings.auth)
     return app
 
 
@@ -110,9 +108,5 @@ async def _refusal(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> list[str]:
     """The methods that an address takes. The framework names those of the first route that fits, and no others."""
     routes: list[Any] = request.app.routes
-    return [method for method in _METHODS if any(_takes(route, request, method) for route in routes)]
-
-
-def _takes(route: Any, request: Request, method: str) -> bool:
-    match, _ = route.matches({**request.scope, "method": method})
-    return bool(match is Match.FULL)
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [method for method, one in scopes.items() if any(route.matches(one)[0] is Match.FULL for route in routes)]

@@ -7,7 +7,6 @@ from collections import Counter
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from likewise.apps.body import RELEASE
@@ -15,7 +14,8 @@ from likewise.apps.declaration import declaration_in
 from likewise.apps.deps import TENANT
 from likewise.errors import LikewiseError, Overloaded, TooLarge, TooManyRequests
 from likewise.server.concurrency import permit_of
-from likewise.server.inflating import Inflater
+from likewise.server.inflating import MAX_RATIO, Inflater
+from likewise.server.layer import HttpLayer
 from likewise.server.problems import Rejection, answer
 
 # A body may pause this long, and take this long in all: 16 MiB at 140 kB/s.
@@ -25,19 +25,21 @@ BODY_SECONDS = 120.0
 DRAIN_SECONDS = 2.0
 # Of all bodies that are being read or worked on: sixteen of the largest, before parsing.
 BODIES_BYTES = 256 * 2**20
+# Of these, what was inflated: that costs who sends it next to nothing, and must leave room for what others send whole.
+INFLATED_BYTES = 64 * 2**20
 # A body of lines is stored while it arrives.
 STREAM_BYTES = 2**30
 # Of so many requests of one tenant the bodies may be waited for at a time: each holds a connection and some memory.
 MAX_AWAITED = 256
 
 
-class BodyLimit:
+class BodyLimit(HttpLayer):
     """Counts a body while it is read; its declared length is believed only to refuse it sooner.
 
     Sooner is when somebody begins to read it: who may not call hears that first, however large the body is. All bodies
     together have a limit too: each counts until its request is answered. A body that its route works on while it
     arrives may be longer, and counts as far as it is not done with. One that its route takes compressed is inflated
-    while it is read, and counts inflated.
+    while it is read, and counts inflated, among the others and within a limit of its kind.
     """
 
     def __init__(
@@ -45,24 +47,24 @@ class BodyLimit:
         app: ASGIApp,
         limit: int,
         total: int = BODIES_BYTES,
+        inflated_total: int = INFLATED_BYTES,
         stream_limit: int = STREAM_BYTES,
         pause_seconds: float = PAUSE_SECONDS,
         body_seconds: float = BODY_SECONDS,
     ) -> None:
-        self.app = app
+        super().__init__(app)
         self.limit = limit
         self.stream_limit = max(stream_limit, limit)
         self.total = max(total, limit)
+        self.inflated_total = inflated_total
         self.held = 0
+        self.inflated = 0
         self.awaited: Counter[int | None] = Counter()
         self.pause_seconds = pause_seconds
         self.body_seconds = body_seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         declared, headers = declaration_in(scope).body, Headers(scope=scope)
         streamed, coding = declared.is_streamed(headers), declared.encoding(headers)
         limit = self.stream_limit if streamed else declared.max_bytes or self.limit
@@ -74,11 +76,20 @@ class BodyLimit:
                 await self._stream(scope, body, send)
             else:
                 await self.app(scope, body.receive, send)
-        except (TooLarge, TooManyRequests) as refusal:
+        except (TooLarge, TooManyRequests, Overloaded) as refusal:
+            if body.is_inflated and not (streamed or body.unread):
+                # Others have its room first, so that of many that came at once the last is taken whole. What was
+                # inflated of it hangs on the traceback.
+                body.release(body.held)
+                refusal.__traceback__ = None
+                await body.drain()
+            if isinstance(refusal, Overloaded):
+                raise
             # A caller that asks first (curl, above 1 MiB) sends nothing more once it is told no.
             if not body.unread or "expect" in headers:
                 raise
-            await _answer_and_drain(answer(refusal, scope), scope, body, send)
+            # At once; then it is read on for a moment before the answer ends and with it the connection.
+            await answer(refusal, scope)(scope, body.receive, _after_body(body, send))
         finally:
             body.release(body.held)
             body.arrived()
@@ -106,7 +117,9 @@ class _CountedBody:
         self._declared = _declared_length(Headers(scope=scope))
         self._streamed = streamed
         self._inflater = Inflater(coding) if coding else None
-        self._inflated = 0
+        self.is_inflated = coding is not None
+        # One alone always fits, unless it is worked on while it arrives.
+        self._max_inflated = max(bounds.inflated_total, 0 if streamed else limit)
         self._read = 0
         self.unread = True
         self.held = 0
@@ -134,14 +147,21 @@ class _CountedBody:
                 return message
             inflater.feed(message.get("body", b""))
             piece = inflater.piece()
-        self._inflated += len(piece)
-        if self._inflated > self.limit:
-            await self.drain()
-            raise self.too_large()
+        refusal = self._refusal(inflater, len(piece))
+        if refusal is not None:
+            raise refusal
         self._hold(len(piece))
         # Inflating is work of our own that nothing waits for: others have their turn between two pieces.
         await asyncio.sleep(0)
         return {"type": "http.request", "body": piece, "more_body": True}
+
+    def _refusal(self, inflater: Inflater, count: int) -> LikewiseError | None:
+        """Return why no `count` bytes more may be inflated."""
+        if inflater.inflated > self.limit:
+            return self.too_large()
+        if inflater.is_bomb:
+            return TooLarge(f"The body inflates to more than {MAX_RATIO} times its bytes; send it uncompressed.")
+        return None if self._fits(count) else self.too_many()
 
     async def _next(self) -> Message:
         if self._complete:
@@ -172,20 +192,29 @@ class _CountedBody:
 
     def release(self, count: int) -> None:
         """Release bytes of it that are done with."""
-        self._bounds.held -= count
-        self.held -= count
+        self._keep(-count)
 
     def _refuse_declared(self) -> None:
         if self._declared > self.limit:
             raise self.too_large()
-        if not self._streamed and self._bounds.held + self._declared > self._bounds.total:
+        if not self._streamed and not self._fits(self._declared):
             raise self.too_many()
 
     def _hold(self, count: int) -> None:
-        if self._bounds.held + count > self._bounds.total:
+        if not self._fits(count):
             raise self.too_many()
-        self._bounds.held += count
+        self._keep(count)
+
+    def _fits(self, count: int) -> bool:
+        bounds = self._bounds
+        has_room = not self.is_inflated or bounds.inflated + count <= self._max_inflated
+        return has_room and bounds.held + count <= bounds.total
+
+    def _keep(self, count: int) -> None:
         self.held += count
+        self._bounds.held += count
+        if self.is_inflated:
+            self._bounds.inflated += count
 
     async def _in_time(self) -> Message:
         # What is longer than a plain body has the time that it takes at the pace that the longest of those needs.
@@ -238,11 +267,6 @@ def _after_body(body: _CountedBody, send: Send) -> Send:
         await send(message)
 
     return send_and_drain
-
-
-async def _answer_and_drain(refusal: Response, scope: Scope, body: _CountedBody, send: Send) -> None:
-    """Answer at once, then read on for a moment before the answer ends and with it the connection."""
-    await refusal(scope, body.receive, _after_body(body, send))
 
 
 def _declared_length(headers: Headers) -> int:

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from likewise.apps.declaration import Load, RouteDeclaration, keep_declaration
 from likewise.errors import Overloaded
 from likewise.observe.logs import get_logger
+from likewise.server.layer import HttpLayer, SentResponse
 from likewise.server.problems import answer
-from likewise.server.response import SentResponse
 
 # A request waits for a connection or the model, of which there are some tens; behind these it would only grow old.
 MAX_REQUESTS = 512
@@ -37,7 +37,7 @@ PERMIT = "likewise.permit"
 log = get_logger("likewise.server")
 
 
-class RequestLimit:
+class RequestLimit(HttpLayer):
     """Refuses a request at once when as many as this server holds are running; probes are answered all the same.
 
     How many that is follows from how long requests take: what would wait for longer than a moment is refused, so that
@@ -55,7 +55,7 @@ class RequestLimit:
         max_requests: int = MAX_REQUESTS,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        self.app = app
+        super().__init__(app)
         self.find = find
         self.max_requests = max_requests
         splitting = max(MIN_REQUESTS, max_requests // 8)
@@ -68,11 +68,8 @@ class RequestLimit:
         self._refused = 0
         self._logged = 0.0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         declared = keep_declaration(scope, self.find(scope))
         if declared.load is Load.PROBE:
             await self.app(scope, receive, send)

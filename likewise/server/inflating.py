@@ -9,6 +9,9 @@ PIECE_BYTES = 64 * 2**10
 # Members of a gzip file that hold less than SMALL_BYTES: each takes as long to begin as some KiB to inflate, and 2.5
 # million empty ones in 50 MB kept all other requests waiting for 14 s. Writers of many members put 64 KiB in each.
 MAX_SMALL_MEMBERS, SMALL_BYTES = 1_024, 2**10
+# What inflates to more than MAX_RATIO times its own bytes is a bomb: spans that repeat a prompt of 10 KB come to 65,
+# one letter to 230 or 1,020, by the level. Up to RATIO_FROM_BYTES it is no burden, however dense.
+MAX_RATIO, RATIO_FROM_BYTES = 200, 2**20
 _GZIP = zlib.MAX_WBITS | 16
 
 
@@ -21,10 +24,18 @@ class Inflater:
         self._input = b""
         self._member_bytes = 0
         self._small_members = 0
+        self._fed = 0
+        self.inflated = 0
+
+    @property
+    def is_bomb(self) -> bool:
+        """True if it has inflated to far more than what came of it."""
+        return self.inflated > max(RATIO_FROM_BYTES, MAX_RATIO * self._fed)
 
     def feed(self, data: bytes) -> None:
         """Take in compressed bytes."""
         self._input += data
+        self._fed += len(data)
 
     def piece(self) -> bytes:
         """Return the next bytes, PIECE_BYTES at most, none where more must come first; Malformed if it is broken."""
@@ -39,6 +50,7 @@ class Inflater:
                 raise self._broken() from None
             self._input = self._stream.unconsumed_tail
             self._member_bytes += len(piece)
+            self.inflated += len(piece)
             if self._stream.eof:
                 # A gzip file may have several members, one after the other.
                 self._count_member()

@@ -1,7 +1,6 @@
 """Layers around every request: its id and log line, its errors, and the address that it came by.
 
-How many there may be is in `concurrency`, and how large their bodies in `bodies`. Pure ASGI: Starlette's
-BaseHTTPMiddleware would copy bodies and hide a client that leaves.
+How many there may be is in `concurrency`, and how large their bodies in `bodies`.
 """
 
 import asyncio
@@ -15,13 +14,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from likewise.errors import Forbidden, Internal, Malformed, Overloaded, Unavailable
-from likewise.observe.logs import get_logger
+from likewise.observe.logs import REQUEST_ID, get_logger, request_id_for
 from likewise.observe.metrics import METHODS, one_of
-from likewise.observe.request_id import REQUEST_ID, request_id_for
 from likewise.observe.steps import RequestStep
 from likewise.server.concurrency import REFUSED
+from likewise.server.layer import HttpLayer, SentResponse
 from likewise.server.problems import Rejection, answer, as_likewise_error
-from likewise.server.response import SentResponse
 from likewise.settings import LOOPBACK
 
 MAX_HEADER_BYTES = 32 * 2**10
@@ -36,17 +34,11 @@ _CLIENT_LEFT = 499
 log = get_logger("likewise.server")
 
 
-class RequestLog:
+class RequestLog(HttpLayer):
     """Gives each request an id, puts it on the answer, and writes one log line with the route's template."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         headers = Headers(scope=scope)
         request_id = request_id_for(headers.get("x-request-id"))
         token = REQUEST_ID.set(request_id)
@@ -64,17 +56,11 @@ class RequestLog:
             REQUEST_ID.reset(token)
 
 
-class Errors:
+class Errors(HttpLayer):
     """Turns every exception into an answer; the log has its type and place, never its message."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         answered = SentResponse(send)
         try:
             await self.app(scope, receive, answered.send)
@@ -96,7 +82,7 @@ class Errors:
             await answer(known, scope)(scope, receive, send)
 
 
-class AddressGuard:
+class AddressGuard(HttpLayer):
     """Refuses requests that a browser was tricked into sending, and lines too long to be meant.
 
     Without authentication being on this machine is the credential. A page of another site can make a browser on this
@@ -104,15 +90,14 @@ class AddressGuard:
     """
 
     def __init__(self, app: ASGIApp, loopback_only: bool) -> None:
-        self.app = app
+        super().__init__(app)
         self.loopback_only = loopback_only
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] == "http":
-            _refuse_oversized(scope)
-            if self.loopback_only:
-                _refuse_foreign(scope["method"], Headers(scope=scope))
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        _refuse_oversized(scope)
+        if self.loopback_only:
+            _refuse_foreign(scope["method"], Headers(scope=scope))
         await self.app(scope, receive, send)
 
 

@@ -9,9 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from likewise.apps.app import App, loaded
+from likewise.apps.answers import ErrorShape, problem
 from likewise.apps.body import fault_of, invalid
-from likewise.apps.problems import ErrorShape, problem
+from likewise.apps.registry import App, loaded
 from likewise.errors import Fault, Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound, Unauthorized
 
 # The rest of such a request is not read, so nothing else can follow on its connection.

@@ -11,9 +11,8 @@ from likewise.db import collections
 from likewise.db.collections import Generation
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool
-from likewise.embedding.embedder import Embedder
+from likewise.embedding.embedder import Embedder, OpenModel
 from likewise.embedding.provider import Matrix
-from likewise.embedding.serving import OpenModel
 from likewise.errors import ModelUnavailable, Unavailable, WrongModel
 from likewise.observe.logs import get_logger
 
@@ -32,27 +31,15 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class AdmittedGeneration:
-    """A generation that this process may write to and search with its model."""
-
-    generation: Generation
-    model: OpenModel
-
-
-@dataclass(frozen=True)
 class _Refusal:
-    """A generation closed to a space; until `again` it is not tried again, after `forgotten` not told of."""
+    """A generation closed to a space: for a while it is not tried again, and four times as long it is told of."""
 
     space: str
     reason: str
-    again: float
-    forgotten: float
+    since: float
 
-    @classmethod
-    def now(cls, space: str, reason: str) -> "_Refusal":
-        """Begin a refusal at this moment."""
-        now = time.monotonic()
-        return cls(space, reason, now + REFUSED_SECONDS, now + 4 * REFUSED_SECONDS)
+    def is_younger(self, times: int) -> bool:
+        return time.monotonic() < self.since + times * REFUSED_SECONDS
 
 
 class Admission:
@@ -69,11 +56,10 @@ class Admission:
     @property
     def refused(self) -> dict[int, str]:
         """The generations closed in this process, with the reason; those that nobody asks for are forgotten."""
-        now = time.monotonic()
-        return {generation: one.reason for generation, one in self._refused.items() if one.forgotten > now}
+        return {generation: one.reason for generation, one in self._refused.items() if one.is_younger(4)}
 
-    async def admit(self, tenant: int, generation: Generation) -> AdmittedGeneration:
-        """Return the generation with its opened model.
+    async def admit(self, tenant: int, generation: Generation) -> Generation:
+        """Return the generation as this process may write to it and search it, its model opened.
 
         Raises:
             ModelUnavailable: the model is away, or it does not make this generation's vectors.
@@ -84,7 +70,7 @@ class Admission:
             # Several that come at once, as workers and searches do at a start, are one question to the model.
             async with self._asking:
                 generation = await self._check(tenant, generation, model)
-        return AdmittedGeneration(generation, model)
+        return generation
 
     async def check_default_model(self) -> None:
         """Check the default model against stored vectors; one that is away, or loads for long, is not looked at.
@@ -123,7 +109,7 @@ class Admission:
         if (generation.id, model.space) in self._admitted:
             return generation
         refusal = self._refused.get(generation.id)
-        if refusal is not None and refusal.space == model.space and refusal.again > time.monotonic():
+        if refusal is not None and refusal.space == model.space and refusal.is_younger(1):
             raise ModelUnavailable(refusal.reason, code="model_differs", retry_after=30)
         if generation.space is None:
             generation = await self._adopt(tenant, generation, model)
@@ -132,7 +118,7 @@ class Admission:
             self._probes.clear()
             if generation.id not in self._refused:
                 log.error("generation_refused", generation=generation.id, reason=reason)
-            self._refused[generation.id] = _Refusal.now(model.space, reason)
+            self._refused[generation.id] = _Refusal(model.space, reason, time.monotonic())
             raise ModelUnavailable(reason, code="model_differs", retry_after=30)
         self._refused.pop(generation.id, None)
         self._admitted.add((generation.id, model.space))

@@ -1,12 +1,11 @@
 """VectorStore: the contract of a store of vectors. Filters, tenancy and text stay in Postgres."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from likewise.db.collections import Generation
-from likewise.db.ids import ContentIds
-from likewise.db.transaction import Tx
+from likewise.db.transaction import ContentIds, Tx
 from likewise.db.where import Where
 from likewise.embedding.provider import Matrix, Vector
 
@@ -21,14 +20,6 @@ class Ranking:
 
     def __len__(self) -> int:
         return len(self.contents)
-
-    def without(self, content: int | None) -> "Ranking":
-        """Return the ranking with one content left out."""
-        if content is None or content not in self.contents:
-            return self
-        at = self.contents.index(content)
-        contents = self.contents[:at] + self.contents[at + 1 :]
-        return replace(self, contents=contents, similarities=self.similarities[:at] + self.similarities[at + 1 :])
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
-from likewise.apps.app import App
 from likewise.apps.declaration import Load
-from likewise.apps.registry import APPS
+from likewise.apps.registry import APPS, App
 from likewise.cli import main
 from likewise.errors import StartError
 from likewise.library import Likewise

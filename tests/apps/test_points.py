@@ -5,8 +5,7 @@ from itertools import product
 from uuid import UUID
 
 from likewise.apps.collections.schemas import NAME_IN_PATH
-from likewise.apps.segments.kind import collection_name
-from likewise.apps.segments.points import point_id, record_id
+from likewise.apps.segments.kind import collection_name, point_id, record_id
 from likewise.embedding.models import MODELS
 
 PARTS = ("", "a", "b", "ab", "1:a", "a1:b", "ü", "🙂", "\x1f")

@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from likewise.auth import signed_tokens, tenants
-from likewise.auth.caller import Caller, Scope
-from likewise.auth.claims import LEEWAY_SECONDS, TokenRules
+from likewise.auth import caller, signed_tokens
+from likewise.auth.caller import Caller, Scope, Tenants
 from likewise.auth.issuer import UNKNOWN_SECONDS, Issuer
+from likewise.auth.jwt import LEEWAY_SECONDS, TokenRules
 from likewise.auth.signed_tokens import SignedTokens
-from likewise.auth.tenants import Tenants
 from likewise.db import migrate
 from likewise.db.pool import Pool
 from likewise.testing import DatabaseUrls, FakeIssuer, Signer
@@ -122,7 +121,7 @@ async def test_a_flood_of_tokens_and_tenants_fills_no_memory(
 ) -> None:
     # Given
     monkeypatch.setattr(signed_tokens, "MAX_REMEMBERED", 3)
-    monkeypatch.setattr(tenants, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(caller, "MAX_REMEMBERED", 2)
     server.published = [server.ec.jwk]
     names, issuer = Tenants(serving, declared=False), Issuer(server.url)
     many = SignedTokens(RULES, issuer, names)

@@ -1,6 +1,7 @@
 """`likewise cache warm`: texts of a file to a Redis that then knows them, and what it says when that cannot be."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,15 @@ def test_a_text_that_the_model_cannot_embed_keeps_no_other_back(warm: Warm, prov
     code, done, _ = warm("-", input=b"one\npoison\ntwo\nfour\n")
     assert (code, done["known"] + done["embedded"], done["refused"]) == (PARTLY, 3, 1)
     assert done["faults"][0].startswith("line 2: ")
+
+
+@pytest.mark.parametrize(("kind", "why"), [("missing", "no such file"), ("fifo", "is not a regular file")])
+def test_a_file_that_cannot_be_read_is_named(warm: Warm, tmp_path: Path, kind: str, why: str) -> None:
+    if kind == "fifo":
+        os.mkfifo(tmp_path / "texts.txt")
+    code, _, errors = warm(str(tmp_path / "texts.txt"))
+    assert code == FAILED
+    assert f"{tmp_path / 'texts.txt'}: {why}" in errors
 
 
 def test_nothing_but_refused_lines_is_a_failure(warm: Warm) -> None:

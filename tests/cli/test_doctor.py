@@ -32,7 +32,7 @@ from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeIssuer, ScriptedReply, ThrowawayPostgres, Upstream, open_folder
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
-from tests.embedding.tiny import weights, write_folder
+from tests.embedding.tiny import CONFIG, weights, write_folder
 from tests.search.rerankers import BERT
 
 Examine = Callable[..., Awaitable[dict[str, Finding]]]
@@ -212,6 +212,33 @@ async def test_a_default_model_with_a_slip_of_the_pen(examine: Examine) -> None:
     assert "is bge-small meant?" in only(await examine(MODEL="bge_small"), "model")
 
 
+@pytest.mark.parametrize(
+    ("variables", "part", "mend"),
+    [
+        ({"DEVICE": "cuda"}, "model", "Install that extra, or unset LIKEWISE_DEVICE."),
+        ({"MODEL": "roberta"}, "model", "Install that extra, or set LIKEWISE_MODEL to another model."),
+        ({"MODELS_ALLOWED": "roberta"}, "models allowed", "Install that extra, or leave roberta out."),
+    ],
+)
+async def test_a_model_that_only_torch_could_run_where_it_is_missing(
+    examine: Examine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variables: dict[str, str],
+    part: str,
+    mend: str,
+) -> None:
+    # Given
+    monkeypatch.setattr("likewise.embedding.runtimes.torch_installed", lambda: False)
+    write_folder(tmp_path / "models" / "roberta", weights(), config=CONFIG | {"model_type": "roberta"})
+    # When
+    found = (await examine(**variables))[part]
+    # Then the setting that it follows from is named, and no other
+    assert "pip install 'likewise[torch]'" in found.what
+    assert found.mend == mend
+    assert ("LIKEWISE_MODEL" in f"{found.what} {mend}") == ("DEVICE" not in variables)
+
+
 async def test_weights_that_are_gone(examine: Examine, tiny_model: Path) -> None:
     (tiny_model / "model.safetensors").unlink()
     assert str(tiny_model) in only(await examine(), "model")
@@ -258,7 +285,7 @@ def models_file(path: Path, url: str, dimension: int = 16) -> str:
     [
         (16, "", 200, "Set FAR_KEY in the environment"),
         (16, "canary", 401, "Set FAR_KEY to a key that its provider takes"),
-        (16, "canary", 404, "Mend the address or the model's name there: its row in LIKEWISE_MODELS_FILE"),
+        (16, "canary", 404, "Fix the address or the model's name there: its row in LIKEWISE_MODELS_FILE"),
         (16, "canary", 503, "fails (503)"),
         (16, "canary", 400, "refuses the request (400)"),
         (8, "canary", 200, "answers with 16 numbers a vector and not with 8"),
@@ -290,7 +317,11 @@ async def test_a_reranker_that_works(examine: Examine) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("ms-marco-MiniLM-L-6-v2", "likewise models pull ms-marco-MiniLM-L-6-v2"), ("tiny", "no cross-encoder")],
+    [
+        ("ms-marco-MiniLM-L-6-v2", "likewise models pull ms-marco-MiniLM-L-6-v2"),
+        ("tiny", "no cross-encoder"),
+        ("ms-marco-MiniLM-L6-v2", r"nor a folder .*is ms-marco-MiniLM-L-6-v2 meant\?.*Set LIKEWISE_RERANKER"),
+    ],
 )
 async def test_a_reranker_that_does_not_work(examine: Examine, name: str, words: str) -> None:
     assert re.search(words, only(await examine(RERANKER=name), "reranker"))

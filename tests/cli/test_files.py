@@ -111,6 +111,16 @@ def test_what_cannot_be_read_is_named_and_not_waited_for(tmp_path: Path) -> None
     assert ids(tmp_path) == [f"{tmp_path.name}/good.txt"]
 
 
+@pytest.mark.parametrize("name", ["nope.txt", "lines.jsonl"])
+def test_a_file_that_is_named_is_called_by_the_path_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "lines.jsonl").write_text("{")
+    monkeypatch.chdir(tmp_path.parent)
+    for path in (tmp_path / name, Path(tmp_path.name, name)):
+        assert [fault.startswith((f"{path}: ", f"{path}, line 1: ")) for fault in faults(path)] == [True]
+
+
 def test_links_are_followed_to_files_within_only(tmp_path: Path) -> None:
     # Given
     folder = tmp_path / "notes"

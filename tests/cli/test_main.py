@@ -6,7 +6,7 @@ import sys
 import pytest
 import typer
 
-from likewise.apps.app import App
+from likewise.apps.registry import App
 from likewise.cli import main
 from likewise.cli.main import COMMANDS
 from tests.cli.conftest import ROOT
@@ -57,6 +57,31 @@ def test_those_of_apps_are_called(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", [row.name for row in COMMANDS])
 def test_every_command_of_the_list_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"Usage: likewise {name} " in shown(capsys, name, "--help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["usage", "--by", "nope"], "'--by': 'nope' is not one of 'model', 'day', 'hour', 'tenant'."),
+        (["jobs", "list", "--status", "DONE"], "'--status': 'DONE' is not one of 'PENDING', 'RUNNING',"),
+        (["jobs", "list", "--limit", "0"], "'--limit': This must be at least 1."),
+        (["jobs", "show", "x"], "This must be a UUID."),
+        (["search", "x", "-c", "notes", "--limit", "101"], "'--limit': This must be at most 100."),
+        (["search", "x", "-c", "notes", "--limit", "ten"], "'--limit': This must be a whole number."),
+        (["serve", "--port", "1e3"], "'--port': This must be a whole number."),
+        (["serve", "--port", "65536"], "'--port': This must be at most 65535."),
+        (["keys", "create", "--tenant", "acme", "--days", "0"], "'--days': This must be at least 1."),
+        (["keys", "create", "--tenant", " "], "A tenant's name has 1 to"),
+        (["usage", "--since", "x"], "--since: Write a time with its zone"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_a_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(arguments) == 2
+    refused = capsys.readouterr().err
+    assert words in refused
+    assert not any(leaked in refused for leaked in ("Value error", "Input should", "validation error"))
 
 
 def test_help_does_not_wait_for_what_commands_need() -> None:

@@ -113,6 +113,24 @@ async def test_a_text_key_that_is_not_the_databases_stops_the_start(
     assert file.exists() == (how == "another")
 
 
+@pytest.mark.parametrize("verb", [SERVE, WORKER])
+def test_a_reranker_that_is_none_stops_the_start(likewise_command: Run, tmp_path: Path, verb: list[str]) -> None:
+    for name, folder in (
+        ("ms-marco-MiniLM-L6-v2", "models/ms-marco-MiniLM-L6-v2"),
+        (f"{tmp_path}/no", f"{tmp_path}/no"),
+    ):
+        done = likewise_command(*verb, LIKEWISE_RERANKER=name)
+        assert done.returncode == NOT_STARTED
+        assert "LIKEWISE_RERANKER: there is no such reranker, nor a folder /" in done.stderr
+        assert f"{folder}. `likewise models list` shows" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_reranker_whose_files_are_absent_stops_nothing(environment: dict[str, str]) -> None:
+    with serving({**environment, "LIKEWISE_RERANKER": "ms-marco-MiniLM-L-6-v2"}):
+        pass
+
+
 def test_a_model_that_is_absent_or_away_stops_nothing(environment: dict[str, str], folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with serving({**environment, "LIKEWISE_MODEL": str(folder)}):

@@ -11,9 +11,8 @@ from psycopg.sql import SQL
 from likewise.db import collections
 from likewise.db.collections import Generation
 from likewise.db.deletions import DROP_VECTORS
-from likewise.db.ids import ContentIds
 from likewise.db.pool import Pool
-from likewise.db.transaction import Tx, table
+from likewise.db.transaction import ContentIds, Tx, table
 from likewise.embedding.provider import Matrix
 from likewise.kind import Policy
 from likewise.library import Likewise

@@ -17,7 +17,6 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL
 
-from likewise.db import outage
 from likewise.db.failures import CollectionGone, Contended, DatabaseFailure, scrubbed
 from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
@@ -388,7 +387,7 @@ async def test_a_connection_is_not_closed_while_a_statement_is_on_it(shared: Dat
 async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(
     shared: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("likewise.db.pool.POOL_TIMEOUT_SECONDS", 0.2)
     opened = await Pool(shared.serving, max_size=1).open()
     async with opened.nobody() as tx:
         await tenant_in(tx)
@@ -403,7 +402,7 @@ async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(
 
 
 async def test_a_database_that_is_away_is_said_so_without_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("likewise.db.pool.POOL_TIMEOUT_SECONDS", 0.2)
     url = f"postgresql://someone:{CANARY}@127.0.0.1:1/nothing"
     with pytest.raises(DatabaseUnavailable) as raised:
         await Pool(url, max_size=1).open()

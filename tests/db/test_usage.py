@@ -14,7 +14,6 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import likewise
-from likewise.db import outage
 from likewise.embedding.costs import Usage, UsageAccount
 from likewise.embedding.embedder import Embedder
 from likewise.errors import DatabaseUnavailable
@@ -125,7 +124,7 @@ async def test_what_is_lost_at_the_end_is_said(
     wire: Wire, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given
-    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("likewise.db.pool.POOL_TIMEOUT_SECONDS", 0.5)
     async with over(wire, settings) as lw:
         await lw.embed(["one two", "three"])
         # When the connection is lost at the commit, and comes back no more

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 import likewise
-from likewise.db import outage
+from likewise.db import pool
 from likewise.embedding.embedder import Embedder
 from likewise.library import Likewise
 from likewise.postgres.cluster import Cluster
@@ -82,15 +82,15 @@ async def test_a_database_that_hangs_is_away_and_not_busy(
     client: httpx2.AsyncClient, send: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr(outage, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(pool, "POOL_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 1.0)
     send(signal.SIGSTOP)
     # When as many call as have no connection left between them
     calls = [asyncio.create_task(stats(client)) for _ in range(24)]
     await until(lambda: any(call.done() for call in calls))
     told = {call.result().json()["code"] for call in calls if call.done()}
     # And others call once that is known
-    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 600.0)
+    monkeypatch.setattr(pool, "POOL_TIMEOUT_SECONDS", 600.0)
     async with asyncio.timeout(60):
         told |= {(await stats(client)).json()["code"] for _ in range(4)}
     # Then
@@ -111,7 +111,7 @@ async def test_a_full_disk_under_a_postgres_that_ended_is_named_until_there_is_r
     client: httpx2.AsyncClient, folder: Path, send: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given: it cannot be started again
-    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(pool, "POOL_TIMEOUT_SECONDS", 1.0)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
@@ -148,8 +148,8 @@ async def test_what_is_used_while_the_database_is_away_is_kept_when_it_is_back(
     embedded: Likewise, client: httpx2.AsyncClient, send: Any, trouble: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    monkeypatch.setattr(outage, "POOL_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr(outage, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(pool, "POOL_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 1.0)
     await embedded.embed(["before"])
     await client.get("/embed/metrics")
     # When it is away, and texts are embedded all the same

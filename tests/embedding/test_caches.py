@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.embedding.cache import Cached, cache_key
-from likewise.embedding.caches.memory import OVERHEAD, MemoryCache
-from likewise.embedding.caches.opening import open_cache
+from likewise.embedding.cache import OVERHEAD, Cached, cache_key
+from likewise.embedding.caches.opening import MemoryCache, open_cache
 from likewise.errors import SettingsError
 from likewise.settings import load_settings
 

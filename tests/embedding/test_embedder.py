@@ -10,10 +10,9 @@ import pytest
 
 from likewise.embedding.batching import MAX_GIVEN_UP
 from likewise.embedding.embedder import Embedder
-from likewise.embedding.provider import Capacity, Lane
+from likewise.embedding.provider import MAX_CHARS, Capacity, Lane
 from likewise.embedding.queue import QueuedText
 from likewise.embedding.space import PROBE_TEXTS
-from likewise.embedding.texts import MAX_CHARS
 from likewise.errors import Invalid, ModelUnavailable, Overloaded
 from likewise.settings import Settings
 from likewise.testing import FakeProvider

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likewise.embedding.costs import PRICES
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import MODELS, Catalogue, Endpoint, ModelSpec
 from likewise.errors import Invalid, ModelUnavailable, SettingsError
@@ -21,15 +20,20 @@ def test_a_model_answers_to_three_names(settings: Settings, name: str | None) ->
     assert Catalogue(settings).resolve(name).name == "minilm-l6-v2"
 
 
-@pytest.mark.parametrize("model", ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"])
-def test_a_remote_model_of_the_table_is_served_where_the_settings_say(settings: Settings, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "price"),
+    [("text-embedding-3-small", 0.00002), ("text-embedding-3-large", 0.00013), ("text-embedding-ada-002", 0.0001)],
+)
+def test_a_remote_model_of_the_table_is_served_where_the_settings_say(
+    settings: Settings, model: str, price: float
+) -> None:
     # Given an address and a key
     changed = {"model": model, "openai_base_url": "http://127.0.0.1:9/v1/", "openai_api_key": SECRET}
     # When the model is resolved
     spec = Catalogue(settings.model_copy(update=changed)).resolve(None)
     # Then it is served there, at its price, and nothing shows the key
     assert (spec.endpoint.base_url, spec.endpoint.model) == ("http://127.0.0.1:9/v1", model)
-    assert spec.price_per_1k_tokens == PRICES[model].per_1k_tokens > 0
+    assert spec.price_per_1k_tokens == price
     assert SECRET not in repr(spec)
 
 

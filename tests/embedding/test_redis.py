@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from likewise.embedding.cache import Cached
-from likewise.embedding.caches.redis import PREFIX, traffic
-from likewise.embedding.caches.redis.client import packed
+from likewise.embedding.caches import traffic
+from likewise.embedding.caches.redis import ANSWER_SECONDS, PREFIX, packed
 from likewise.embedding.embedder import Embedder
 from likewise.observe import logs, metrics
 from likewise.settings import Settings
@@ -253,7 +253,7 @@ async def test_however_many_requests_meet_an_outage_the_next_look_is_soon() -> N
     async def look() -> None:
         raise ConnectionError
 
-    circuit = traffic.StoreCircuit(look, lambda _: "away")
+    circuit = traffic.StoreCircuit(look, lambda _: "away", ANSWER_SECONDS)
     # When many questions that are under way fail, some of them late
     for _ in range(50):
         circuit.failed(ConnectionError())
@@ -477,7 +477,7 @@ async def test_a_redis_with_little_room_never_fails_a_request(make: Make, redis_
 async def test_what_does_not_fit_among_what_waits_is_dropped(
     make: Make, redis_program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likewise.embedding.caches.redis.traffic.MAX_BYTES", 10_000)
+    monkeypatch.setattr("likewise.embedding.caches.traffic.MAX_BYTES", 10_000)
     server = RedisProcess()
     embedder = make(server.url, cache_bytes=0)
     await embedder.embed(1, [f"text {number}" for number in range(100)])
@@ -497,7 +497,7 @@ async def test_a_deletion_is_never_dropped(redis: RedisProcess, monkeypatch: pyt
         stack.push_async_callback(first.close)
         await first.put_many(dict.fromkeys((kept, forgotten, again), row))
         assert await first.flush(10) == 0
-        monkeypatch.setattr("likewise.embedding.caches.redis.traffic.MAX_BYTES", 10_000)
+        monkeypatch.setattr("likewise.embedding.caches.traffic.MAX_BYTES", 10_000)
         full = patient_cache(redis.url, seconds=0)
         stack.push_async_callback(full.close)
         await full.put_many({bytes([number]) * 32: row for number in range(100, 110)})
@@ -554,7 +554,7 @@ async def test_a_wrong_password_is_told_of_and_is_in_no_line(make: Make, redis_p
 async def test_what_waits_is_written_when_it_closes(
     redis: RedisProcess, make: Make, patient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likewise.embedding.caches.redis.cache.CLOSE_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("likewise.embedding.caches.redis.CLOSE_SECONDS", PATIENT_SECONDS)
     embedder = make(redis.url)
     await embedder.embed(1, [f"text {number}" for number in range(500)])
     await embedder.close()

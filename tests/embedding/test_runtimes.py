@@ -75,6 +75,12 @@ def test_the_default_model_is_refused_at_the_start_where_nothing_runs_it(setting
 
 
 @without_torch
+def test_a_gpu_without_the_extra_is_refused_by_the_setting_that_asks_for_it(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match=f"^LIKEWISE_DEVICE: .*{EXTRA}"):
+        require_runnable(settings.model_copy(update={"device": "cuda"}))
+
+
+@without_torch
 def test_a_gpu_needs_the_extra(settings: Settings) -> None:
     with pytest.raises(NotSupported, match=f"LIKEWISE_DEVICE.*{EXTRA}"):
         Catalogue(settings.model_copy(update={"device": "cuda"})).resolve(None)

@@ -23,6 +23,7 @@ from likewise.embedding.files.folder import REQUIRED
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import MODELS, ModelSpec
 from likewise.errors import ModelUnavailable
+from likewise.progress import Report
 from likewise.settings import Settings
 from tests.embedding import tiny
 
@@ -261,7 +262,7 @@ async def test_a_fetch_does_not_hold_up_requests_and_ends_with_the_embedder(
 ) -> None:
     begun, ended = threading.Event(), threading.Event()
 
-    def endless(spec: ModelSpec, into: Path, progress: weights.FetchProgress) -> None:
+    def endless(spec: ModelSpec, into: Path, progress: Report) -> None:
         begun.set()
         try:
             while True:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from likewise.apps.app import App
+from likewise.apps.registry import App
 from likewise.db import waiting
 from likewise.ingest.writer import Destination, NewCollection
 from likewise.kind import TEXT, Kind, NewRecord, Policy, View

@@ -184,10 +184,9 @@ filters = st.recursive(
     ),
     max_leaves=6,
 )
-exactly_again = settings(derandomize=True)
 
 
-@settings(exactly_again, max_examples=250)
+@settings(max_examples=250)
 @given(filters, st.sampled_from(["lexical", "dense", "hybrid"]))
 async def test_the_records_found_are_those_that_fit(both: Both, filter_: dict[str, Any], mode: Any) -> None:
     for collection, records in zip(both.collections, both.records, strict=True):
@@ -201,7 +200,8 @@ def test_the_random_filters_tell_records_apart(both: Both) -> None:
     """That the test above shows something: no operator is always true or always false."""
     seen: dict[str, set[bool]] = {}
 
-    @settings(exactly_again, max_examples=600)
+    # Not by the run's seed: of few draws some operator is always false, which is no fault.
+    @settings(derandomize=True, max_examples=600)
     @given(leaves)
     def look(filter_: dict[str, Any]) -> None:
         (one,) = filter_.values()

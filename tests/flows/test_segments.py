@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 
 from likewise.apps.segments import documents, rows
-from likewise.apps.segments.accepted import Accepted
 from likewise.apps.segments.documents import NewSegment
-from likewise.apps.segments.search import SegmentQuery
+from likewise.apps.segments.results import EmbedAnswer
+from likewise.apps.segments.service import SegmentQuery
 from likewise.db import collections, jobs, waiting
 from likewise.errors import Conflict, Invalid, NotFound
 from likewise.ingest import claims
@@ -44,7 +44,7 @@ async def gate(provider: FakeProvider) -> asyncio.Event:
     return provider.gate
 
 
-async def embed(lw: Likewise, text: str = COLD, segment: str = SEGMENT, **others: Any) -> Accepted:
+async def embed(lw: Likewise, text: str = COLD, segment: str = SEGMENT, **others: Any) -> EmbedAnswer:
     return await lw.segments.embed(await lw.tenant(), ASSET, segment, text, **others)
 
 
@@ -288,7 +288,7 @@ async def test_two_jobs_on_one_text_both_end(lw: Likewise, gate: asyncio.Event) 
     assert len((await search(lw, COLD)).results) == 2
 
 
-async def in_the_model(lw: Likewise, provider: FakeProvider) -> tuple[Accepted, asyncio.Event]:
+async def in_the_model(lw: Likewise, provider: FakeProvider) -> tuple[EmbedAnswer, asyncio.Event]:
     """A job whose text the model holds until an event."""
     # One before it, which has the model tried on its probe: that should not wait for the gate.
     await ended(lw, (await embed(lw, "something else", "another")).job_id)

@@ -17,7 +17,6 @@ from likewise.library import Likewise
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.flows.opening import likewise_on
 
-exactly_again = settings(derandomize=True)
 anything = st.text(st.characters(), max_size=40)
 labels = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=40)
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -38,7 +37,7 @@ async def shared(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathF
         yield lw
 
 
-@settings(exactly_again, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(labels, anything, payloads, st.none() | labels), min_size=1, max_size=8))
 async def test_what_was_stored_is_what_comes_back(shared: Likewise, records: list[tuple[Any, ...]]) -> None:
     # Given

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 import likewise
 from likewise.apps.collections.service import KIND
 from likewise.db import collections
-from likewise.embedding.caches import tenants
+from likewise.embedding.cache import Tombstones
 from likewise.embedding.embedder import Embedder
 from likewise.errors import Invalid
 from likewise.ingest import cache_invalidation
@@ -321,8 +321,8 @@ async def test_with_a_large_collection_everything_is_forgotten(
 
 async def test_far_more_than_anybody_can_read_is_everything(idle: Likewise, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given texts in the model
-    monkeypatch.setattr(tenants, "MAX_TOMBSTONES", 10)
-    known_ones = tenants.Tombstones()
+    monkeypatch.setattr("likewise.embedding.cache.MAX_TOMBSTONES", 10)
+    known_ones = Tombstones()
     with known_ones.watched() as since:
         known_ones.add(1, [bytes([n]) * 32 for n in range(10)])
         assert known_ones.among(1, [bytes(32), b"x" * 32], since) == {bytes(32)}

@@ -31,8 +31,8 @@ from likewise.ingest.notifications import TASKS, Notifications, WakeSignal
 from likewise.ingest.tasks import Handler, Progress, Tasks
 from likewise.library import Likewise
 from likewise.observe import logs
+from likewise.observe.logs import REQUEST_ID
 from likewise.observe.metrics import TASKS_ENDED
-from likewise.observe.request_id import REQUEST_ID
 from likewise.sealing import Sealing, TextKey
 from likewise.stopping import stop
 from likewise.testing import DatabaseUrls

@@ -13,7 +13,7 @@ from likewise.ingest.unit_of_work import UnitOfWork, store
 from likewise.ingest.writer import Destination
 from likewise.kind import NewRecord, Policy
 from likewise.library import Likewise
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 from likewise.testing import DatabaseUrls, FakeProvider
 from tests.ingest.rows import asked
 from tests.patience import until

@@ -15,7 +15,7 @@ from likewise.db.pool import Pool
 from likewise.embedding.embedder import Embedder
 from likewise.errors import SettingsError
 from likewise.library import Likewise
-from likewise.server import metrics as route
+from likewise.server import operations as route
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider
 from tests.conftest import Opener

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from likewise.embedding.provider import Lane
 from likewise.errors import Invalid
 from likewise.library import Likewise
-from likewise.observe.request_id import REQUEST_ID
+from likewise.observe.logs import REQUEST_ID
 from likewise.observe.steps import WorkerStep
 from likewise.observe.tracing import Span
 from likewise.testing import FakeProvider

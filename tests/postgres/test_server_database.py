@@ -9,8 +9,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from likewise.postgres.databases import create_database
-from likewise.postgres.server import EmbeddedServer
+from likewise.postgres.server import EmbeddedServer, create_database
 from tests.postgres.server_process import scratch_folder
 
 CANARY = "canary-7f3a"

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 from likewise.embedding.graphs.openvino import openvino as runtime
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.search.rerankers import openvino
-from likewise.search.rerankers.folder import CrossEncoderFolder
-from likewise.search.rerankers.openvino import PairTokenizer, shares
+from likewise.search.rerankers.openvino import CrossEncoderFolder, PairTokenizer, shares
 from likewise.settings import load_settings
 from tests.embedding import tiny
 from tests.search.rerankers import BERT, FOLDER, NAMES, expected, own

@@ -2,16 +2,16 @@
 
 import pytest
 
-from likewise.db import matches
-from likewise.db.matches import choose
+from likewise.db import terms
+from likewise.db.terms import choose
 from likewise.library import Likewise
 
 
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collections count as large when a term brings more than twenty contents."""
-    monkeypatch.setattr(matches, "MAX_READ", 20)
-    monkeypatch.setattr(matches, "MIN_BY_CONJUNCTIONS", 20)
+    monkeypatch.setattr(terms, "MAX_READ", 20)
+    monkeypatch.setattr(terms, "MIN_BY_CONJUNCTIONS", 20)
 
 
 def test_rare_terms_are_taken_alone_and_common_ones_together() -> None:
@@ -47,7 +47,7 @@ def test_one_common_term_alone_is_asked_for() -> None:
 def test_what_conjunctions_bring_is_bounded() -> None:
     frequencies = {term: 10_000 + term for term in range(60)}
     chosen = choose(frequencies, 1_000_000)
-    assert len(chosen.conjunctions) <= matches.MAX_CONJUNCTIONS
+    assert len(chosen.conjunctions) <= terms.MAX_CONJUNCTIONS
 
 
 @pytest.mark.usefixtures("few_candidates")
@@ -102,7 +102,7 @@ async def test_a_threshold_passes_over_more_texts_than_the_collection_was_last_k
     lw: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given 1,300 texts that words rank before the one that is near in meaning, and a count from before they came
-    monkeypatch.setattr(lw.runtime.writer.averages, "add", lambda *counted: None)
+    monkeypatch.setattr(lw.runtime.writer.averages, "count", lambda *counted: None)
     many = [{"id": f"w{n}", "text": "alpha " * 8 + f"x{n} y{n} z{n}"} for n in range(1_300)]
     wanted = "alpha " + " ".join(f"filler{n}" for n in range(40))
     await lw.collection("notes").add([*many, {"id": "far", "text": wanted}])

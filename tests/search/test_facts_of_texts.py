@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from likewise.apps.app import App
+from likewise.apps.registry import App
 from likewise.db import collections
 from likewise.ingest.writer import Destination, NewCollection
 from likewise.kind import Kind, NewRecord, Policy, View

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from likewise.db import collections, matches
+from likewise.db import collections, terms
 from likewise.db.maintenance import Maintenance
-from likewise.db.matches import Matches
+from likewise.db.terms import Matches
 from likewise.db.where import exactly
 from likewise.filters import parse
 from likewise.library import Collection, Likewise
-from likewise.search import candidates, legs
+from likewise.search import candidates, ranking
 from likewise.search.analyzer import analyze
 from tests.patience import until
 
@@ -23,8 +23,8 @@ SOME = ("cold", "heat", "noise", "smell", "colour", "weight")
 async def texts(lw: Likewise, monkeypatch: pytest.MonkeyPatch) -> Collection:
     """1,200 texts of two topics with their vectors in an index, where fifty already are many."""
     monkeypatch.setattr(candidates, "MAX_IDS", 50)
-    monkeypatch.setattr(legs, "BY_INDEX_US", 0.0)
-    monkeypatch.setattr(matches, "MAX_READ", 30)
+    monkeypatch.setattr(ranking, "BY_INDEX_US", 0.0)
+    monkeypatch.setattr(terms, "MAX_READ", 30)
     collection = lw.collection("texts")
     await collection.create()
     words = itertools.cycle(itertools.permutations(SOME, 3))
@@ -79,21 +79,21 @@ async def test_words_under_a_filter_are_looked_for_further_where_few_fit(
     texts: Collection, lw: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given words that forty texts have each, of which a quarter fit
-    monkeypatch.setattr(matches, "MIN_BY_CONJUNCTIONS", 0)
-    monkeypatch.setattr(matches, "MORE_FOR_A_TERM", 0)
+    monkeypatch.setattr(terms, "MIN_BY_CONJUNCTIONS", 0)
+    monkeypatch.setattr(terms, "MORE_FOR_A_TERM", 0)
     words = list(analyze(" ".join(f"group{n}" for n in range(30))))
 
     async def ranked() -> Matches:
         async with lw.runtime.pool.tenant(await lw.tenant(), snapshot=True) as tx:
             now = await collections.named(tx, "texts")
             fitting = exactly(parse({"n": {"$lt": 300}}, {}), now.id)
-            counted = await matches.count(tx, now.id, words)
-            return await matches.rank(tx, now.id, counted, now.contents_total, 101, among=fitting, share=0.25)
+            counted = await terms.count(tx, now.id, words)
+            return await terms.rank(tx, now.id, counted, now.contents_total, 101, among=fitting, share=0.25)
 
     # When they are ranked, then there are as many as are wanted, of some of the words
     found = await ranked()
     assert len(found.scored) == 101
     assert not found.candidates.complete
     # Where nothing is looked for further all of them have to be read
-    monkeypatch.setattr(matches, "MAX_WIDENING", 1.0)
+    monkeypatch.setattr(terms, "MAX_WIDENING", 1.0)
     assert (await ranked()).candidates.complete

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from likewise.apps.collections.service import Hit
+from likewise.apps.collections.schemas import HitAnswer
 from likewise.db import collections
 from likewise.db.maintenance import MAX_SCANNED, Maintenance
 from likewise.db.pool import settle
@@ -32,7 +32,7 @@ from likewise.db.transaction import table
 from likewise.errors import NotFound
 from likewise.kind import Policy
 from likewise.library import Collection, Likewise
-from likewise.search import legs
+from likewise.search import ranking
 from likewise.search.analyzer import analyze
 from likewise.search.fusion import fuse
 from likewise.search.options import RecordQuestion, SearchOptions, SearchRequest, TextQuestion
@@ -219,7 +219,7 @@ def firsts_of_groups(expected: Sequence[Expected]) -> list[Expected]:
     return list(firsts.values())
 
 
-def assert_as_expected(hits: Sequence[Hit], expected: Sequence[Expected], question: Question) -> None:
+def assert_as_expected(hits: Sequence[HitAnswer], expected: Sequence[Expected], question: Question) -> None:
     """The same hits in the same order; which of equal ones come first, and so which are cut off, is left open."""
     by_id = {one.id: one for one in expected}
     if question.group_by is not None:
@@ -238,7 +238,7 @@ def assert_as_expected(hits: Sequence[Hit], expected: Sequence[Expected], questi
             assert given_ is None or given_ == pytest.approx(expected_, abs=CLOSE), (hit.id, told, own)
 
 
-async def ask(lw: Likewise, name: str, question: Question) -> list[Hit]:
+async def ask(lw: Likewise, name: str, question: Question) -> list[HitAnswer]:
     """The product's answer, or all its pages."""
     options = asdict(question)
     paged, query, record = options.pop("paged"), options.pop("query"), options.pop("like")
@@ -247,7 +247,7 @@ async def ask(lw: Likewise, name: str, question: Question) -> list[Hit]:
         found = await (collection.search(query, **options) if record is None else collection.similar(record, **options))
         return found.hits
     asked = TextQuestion(query) if record is None else RecordQuestion(record)
-    hits: list[Hit] = []
+    hits: list[HitAnswer] = []
     while True:
         found = await lw.collections.search(
             await lw.tenant(), name, SearchRequest(asked, SearchOptions(**options), len(hits))
@@ -290,7 +290,7 @@ class Both:
 async def lw(postgres: ThrowawayPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Likewise]:
     """One on a database of its own, whose words are counted anew for each question."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(legs, "REMEMBERED_SECONDS", 0.0)
+        patch.setattr(ranking, "REMEMBERED_SECONDS", 0.0)
         async with likewise_on(postgres, tmp_path_factory, FakeProvider()) as opened:
             yield opened
 

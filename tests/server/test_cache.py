@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 import likewise
-from likewise.embedding.caches.redis import traffic
+from likewise.embedding.caches import traffic
 from likewise.embedding.embedder import Embedder
 from likewise.server.app import create_app
 from likewise.settings import Settings

@@ -82,7 +82,7 @@ async def test_a_database_that_hangs_does_not_hang_the_probe(
         return WELL
 
     monkeypatch.setattr(shared, "health", hangs)
-    monkeypatch.setattr("likewise.server.health.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("likewise.server.operations.PROBE_SECONDS", 0.05)
     assert (await client.get("/readyz")).status_code == 503
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from likewise.server.reference import page
+from likewise.server.openapi import page
 
 
 async def test_every_reference_leads_somewhere(client: httpx2.AsyncClient) -> None:

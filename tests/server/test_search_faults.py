@@ -48,7 +48,7 @@ async def test_a_search_waits_for_a_process_that_has_its_model(lw: Likewise) -> 
     waiting = orjson.dumps({"query_text": "x", "model": "mpnet-base"})
     # Then this one leaves it to the others
     with pytest.raises(ModelUnavailable):
-        await lw.segments.searches.task(await lw.tenant(), waiting, _progress)
+        await lw.segments.run_search(await lw.tenant(), waiting, _progress)
 
 
 async def _progress(done: int, total: int) -> None:

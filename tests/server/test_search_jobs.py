@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 import likewise
-from likewise.apps.segments.search import SEARCH as SEARCH_TASK
+from likewise.apps.segments.service import SEARCH as SEARCH_TASK
 from likewise.backoff import Backoff
 from likewise.embedding.embedder import Embedder
 from likewise.ingest import tasks

@@ -143,7 +143,7 @@ async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.
 
         async def write(self, tenant: int, name: str, records: list[Any]) -> Any:
             held.append(limit.held)
-            return batches.WriteResult(len(records), 0, 0, [])
+            return batches.WriteAnswer(len(records), 0, 0, [])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         lines = Lines(Request(scope, receive))

@@ -109,7 +109,7 @@ async def test_the_first_says_what_a_generation_is_made_with(rows: Rows) -> None
     async with rows.process(FakeProvider()) as admission:
         admitted = await admission.admit(rows.tenant, generation)
     stored = await rows.again(generation)
-    assert stored.space == admitted.generation.space == FakeProvider().space
+    assert stored.space == admitted.space == FakeProvider().space
     assert stored.numerics == "fake-1/f32"
     own = (await FakeProvider().embed(PROBE_TEXTS, "document")).vectors
     np.testing.assert_allclose(stored.probe, own, atol=1e-6)

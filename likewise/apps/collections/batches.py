@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from likewise.apps.body import MAX_LINE_BYTES, NUMBER_TOO_LARGE, Lines, checked, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn, RecordsIn
-from likewise.apps.collections.service import CollectionsService, WriteResult, refuse_repeats
+from likewise.apps.collections.service import CollectionsService, WriteAnswer, refuse_same_ids
 from likewise.auth.quotas import Quotas
 from likewise.cleaning import cleaned_json, is_json
 from likewise.errors import Fault, Internal, Invalid, LargerThanQuota, LikewiseError, Malformed, TooManyRequests
@@ -63,7 +63,7 @@ def checked_records(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[Ne
         raise Invalid.at("", "Records come as a list, one of them as a list of one.", "wrong_type")
     incoming = [_given_record(one, place) for place, one in enumerate(records)]
     refuse_unstorable(incoming)
-    refuse_repeats(incoming)
+    refuse_same_ids(incoming)
     return incoming
 
 
@@ -84,7 +84,7 @@ def _given_record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
 
 async def write_array(
     service: CollectionsService, tenant: int, name: str, array: Array, answers: AnswerStore | None = None
-) -> WriteResult:
+) -> WriteAnswer:
     """Store the records, all of them or none; `answers` keep the result with them."""
     try:
         result = await service.write(tenant, name, array.records, answers=answers)
@@ -93,7 +93,7 @@ async def write_array(
     return replace(result, failed=[fault.moved("", array.within) for fault in result.failed])
 
 
-async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines, quotas: Quotas) -> WriteResult:
+async def write_lines(service: CollectionsService, tenant: int, name: str, lines: Lines, quotas: Quotas) -> WriteAnswer:
     """Store the records of an NDJSON body in batches while it arrives.
 
     If the database goes away after some were stored, or the tenant has used up its quota or its share of what may wait,
@@ -121,7 +121,7 @@ class _LineIngest:
         self._tenant = tenant
         self._name = name
         self._quotas = quotas
-        self.done = WriteResult(0, 0, 0, [])
+        self.done = WriteAnswer(0, 0, 0, [])
         self.bad = 0
         self.bytes = 0
         self._batch: Batch = {}
@@ -175,12 +175,12 @@ class _LineIngest:
         self.done.failed.extend(faults)
 
 
-def complete(result: WriteResult) -> bool:
+def complete(result: WriteAnswer) -> bool:
     """Return whether all lines that are right were stored; some may have met a quota or a fault that passes."""
     return not any(fault.code == NOT_STORED for fault in result.failed)
 
 
-async def _write(service: CollectionsService, tenant: int, name: str, batch: Batch) -> WriteResult:
+async def _write(service: CollectionsService, tenant: int, name: str, batch: Batch) -> WriteAnswer:
     """Store a batch; records that the service refuses are named by line, and the others stored without them."""
     lines = [number for number, _ in batch.values()]
     records = [record for _, record in batch.values()]
@@ -192,8 +192,8 @@ async def _write(service: CollectionsService, tenant: int, name: str, batch: Bat
             raise
         named = [fault.moved("", lambda place: f"/{lines[place]}") for fault in error.faults]
         rest = {key: entry for index, (key, entry) in enumerate(batch.items()) if index not in refused}
-        return WriteResult(0, 0, 0, named) + (
-            await _write(service, tenant, name, rest) if rest else WriteResult(0, 0, 0)
+        return WriteAnswer(0, 0, 0, named) + (
+            await _write(service, tenant, name, rest) if rest else WriteAnswer(0, 0, 0, [])
         )
     return replace(result, failed=[fault.moved("", lambda place: f"/{lines[place]}") for fault in result.failed])
 

@@ -7,38 +7,15 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from likewise.apps.answers import Answer
+from likewise.apps.answers import BODY_REFUSALS, Answer, refusals
 from likewise.apps.body import PARSED, Lines, read_json
+from likewise.apps.collections import schemas
 from likewise.apps.collections.batches import Array, checked_array, complete, write_array, write_lines
-from likewise.apps.collections.schemas import (
-    NAME_IN_PATH,
-    CollectionAnswer,
-    CollectionIn,
-    CollectionsAnswer,
-    PageQuery,
-    RecordIn,
-    RecordsBody,
-    RecordView,
-    SearchAnswer,
-    SearchIn,
-    StatsAnswer,
-    WriteAnswer,
-)
-from likewise.apps.collections.service import CollectionsService
+from likewise.apps.collections.service import CollectionsService, WriteAnswer
 from likewise.apps.declaration import NDJSON, Body, Load, declares, media_type
-from likewise.apps.deps import (
-    CanAdminister,
-    CanRead,
-    CanWrite,
-    ProcessQuotas,
-    ServiceOf,
-    cursor_for,
-    position_of,
-    while_connected,
-)
+from likewise.apps.deps import CanAdminister, CanRead, CanWrite, Metered, ServiceOf, cursor_for, page_of, position_of
 from likewise.apps.fields import MAX_ID, WHOLE
 from likewise.apps.idempotency import Once
-from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.errors import NotFound
 
 NOT_YET = "This version does not have this route yet."
@@ -51,11 +28,11 @@ Collections = Annotated[CollectionsService, Depends(ServiceOf(CollectionsService
 async def existing_name(
     name: Annotated[
         str,
-        Path(description="A collection's name.", json_schema_extra={"pattern": f"^{NAME_IN_PATH.pattern}$"}),
+        Path(description="A collection's name.", json_schema_extra={"pattern": f"^{schemas.NAME_IN_PATH.pattern}$"}),
     ],
 ) -> str:
     """Return a name from the path; NotFound for one that no collection can have."""
-    if not NAME_IN_PATH.fullmatch(name):
+    if not schemas.NAME_IN_PATH.fullmatch(name):
         raise NotFound("There is no such collection.")
     return name
 
@@ -69,37 +46,32 @@ RecordId = Annotated[
 PLACE = re.compile(r"[1-9][0-9]{0,2}")
 
 
-@router.get("", response_model=CollectionsAnswer, responses=refusals(422))
+@router.get("", response_model=schemas.CollectionsAnswer, responses=refusals(422))
 @declares(Load.OTHER)
-async def list_collections(tenant: CanRead, service: Collections, page: Annotated[PageQuery, Query()]) -> Answer:
+async def list_collections(
+    tenant: CanRead, service: Collections, page: Annotated[schemas.PageQuery, Query()]
+) -> Answer:
     """The collections by name, a page at a time."""
-    after = None if page.cursor is None else position_of("collections", tenant, page.cursor, NAME_IN_PATH)
-    # One more than asked tells whether another page follows.
+    after = None if page.cursor is None else position_of("collections", tenant, page.cursor, schemas.NAME_IN_PATH)
     found = await service.list(tenant, page.limit + 1, after)
-    shown = found[: page.limit]
-    following = cursor_for("collections", tenant, shown[-1].name) if len(found) > page.limit else None
+    shown, following = page_of("collections", tenant, found, page.limit, lambda last: last.name)
     return Answer({"collections": shown, "cursor": following})
 
 
-@router.post(
-    "",
-    status_code=201,
-    response_model=CollectionAnswer,
-    responses=refusals(*BODY_REFUSALS, 409),
-)
-@declares(Load.OTHER, Body(CollectionIn))
+@router.post("", status_code=201, response_model=schemas.CollectionAnswer, responses=refusals(*BODY_REFUSALS, 409))
+@declares(Load.OTHER, Body(schemas.CollectionIn))
 async def create_collection(
-    tenant: CanWrite, service: Collections, once: Once, body: Annotated[CollectionIn, PARSED]
+    tenant: CanWrite, service: Collections, once: Once, body: Annotated[schemas.CollectionIn, PARSED]
 ) -> Response:
     """Make a collection; its model and policy are fixed from here on."""
     policy = body.policy.to_policy() if body.policy else None
     async with once.begin(tenant, 201) as reply:
-        if reply.is_new:
-            await reply.give(await service.create(tenant, body.name, body.model, policy, answers=reply.answers))
-    return reply.response
+        return reply.earlier or await reply.give(
+            await service.create(tenant, body.name, body.model, policy, answers=reply.answers)
+        )
 
 
-@router.get("/{name}", response_model=CollectionAnswer, responses=refusals(400, 404))
+@router.get("/{name}", response_model=schemas.CollectionAnswer, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def get_collection(tenant: CanRead, service: Collections, name: Name) -> Answer:
     """One collection."""
@@ -114,30 +86,28 @@ async def drop_collection(tenant: CanAdminister, service: Collections, name: Nam
     return Response(status_code=204)
 
 
-@router.post(
-    "/{name}/records",
-    response_model=WriteAnswer,
-    responses=refusals(*BODY_REFUSALS, 404, 409, 429),
+@router.post("/{name}/records", response_model=WriteAnswer, responses=refusals(*BODY_REFUSALS, 404, 409, 429))
+@declares(
+    Load.WRITE, Body(schemas.RecordsBody, others={NDJSON: schemas.RecordIn.model_json_schema()}, streamed=(NDJSON,))
 )
-@declares(Load.WRITE, Body(RecordsBody, others={NDJSON: RecordIn.model_json_schema()}, streamed=(NDJSON,)))
 async def write_records(
-    tenant: CanWrite, service: Collections, once: Once, quotas: ProcessQuotas, name: Name, request: Request
+    tenant: CanWrite, service: Collections, once: Once, metered: Metered, name: Name, request: Request
 ) -> Response:
     """Store records: a list or `{"records": [...]}`, all or none; or NDJSON, line by line, bad lines named."""
     by_line = media_type(request.headers) == NDJSON
     array = Array([], "") if by_line else await read_json(request, checked_array)
     async with once.begin(tenant) as reply:
-        if reply.is_new and by_line:
+        if reply.earlier:
+            return reply.earlier
+        if by_line:
             # In many transactions, so its answer is kept after the last of them.
-            result = await write_lines(service, tenant, name, Lines(request), quotas)
-            await reply.give(result, lasting=complete(result))
-        elif reply.is_new:
-            quotas.spend(tenant, array.texts)
-            await reply.give(await write_array(service, tenant, name, array, reply.answers))
-    return reply.response
+            result = await write_lines(service, tenant, name, Lines(request), metered.quotas)
+            return await reply.give(result, lasting=complete(result))
+        metered.quotas.spend(tenant, array.texts)
+        return await reply.give(await write_array(service, tenant, name, array, reply.answers))
 
 
-@router.get("/{name}/records/{record_id:path}", response_model=RecordView, responses=refusals(400, 404))
+@router.get("/{name}/records/{record_id:path}", response_model=schemas.RecordView, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def get_record(tenant: CanRead, service: Collections, name: Name, record_id: RecordId) -> Answer:
     """One record. Its id reaches to the end of the path and may hold `/`."""
@@ -152,47 +122,29 @@ async def delete_record(tenant: CanWrite, service: Collections, name: Name, reco
     return Response(status_code=204)
 
 
-@router.post(
-    "/{name}/search",
-    response_model=SearchAnswer,
-    responses=refusals(*BODY_REFUSALS, 404, 409, 429),
-)
-@declares(Load.OTHER, Body(SearchIn, references={"filters": "Filter"}))
+@router.post("/{name}/search", response_model=schemas.SearchAnswer, responses=refusals(*BODY_REFUSALS, 404, 409, 429))
+@declares(Load.OTHER, Body(schemas.SearchIn, references={"filters": "Filter"}))
 async def search_collection(
-    tenant: CanRead,
-    service: Collections,
-    quotas: ProcessQuotas,
-    name: Name,
-    request: Request,
-    body: Annotated[SearchIn, PARSED],
+    tenant: CanRead, service: Collections, metered: Metered, name: Name, body: Annotated[schemas.SearchIn, PARSED]
 ) -> Answer:
     """The records nearest in meaning and words to a query, or to a record."""
-    quotas.spend(tenant, [body.query or ""])
+    metered.quotas.spend(tenant, [body.query or ""])
     listing = search_listing(name, body)
     offset = 0 if body.cursor is None else int(position_of(listing, tenant, body.cursor, PLACE))
-    searching = service.search(tenant, name, body.to_request(offset))
-    # A reranker's work is long enough that nobody may leave it behind.
-    found = await (while_connected(request, searching) if body.rerank else searching)
+    found = await metered.search(service.search(tenant, name, body.to_request(offset)), rerank=body.rerank)
     following = cursor_for(listing, tenant, str(offset + body.limit)) if found.more else None
     return Answer(
-        {
-            "hits": found.hits,
-            "model": found.model,
-            "took_ms": found.took_ms,
-            "degraded": found.degraded,
-            "cursor": following,
-            "explanation": found.explanation,
-        }
+        schemas.SearchAnswer(found.hits, found.model, found.took_ms, found.degraded, following, found.explanation)
     )
 
 
-def search_listing(name: str, body: SearchIn) -> str:
+def search_listing(name: str, body: schemas.SearchIn) -> str:
     """Return the name of a search's listing: the collection, and all that was asked but for the page."""
     asked = body.model_dump(exclude={"cursor", "limit", "explain"})
     return f"search\0{name}\0{sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
 
 
-@router.get("/{name}/stats", response_model=StatsAnswer, responses=refusals(400, 404))
+@router.get("/{name}/stats", response_model=schemas.StatsAnswer, responses=refusals(400, 404))
 @declares(Load.OTHER)
 async def collection_stats(tenant: CanRead, service: Collections, name: Name) -> Answer:
     """Counts of the collection, and the state of its vectors."""

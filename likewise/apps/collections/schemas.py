@@ -12,15 +12,15 @@ from pydantic import (
     ConfigDict,
     Field,
     RootModel,
+    WithJsonSchema,
     field_validator,
     model_validator,
+    with_config,
 )
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.body import RequestModel, wrong
-from likewise.apps.fields import AS_WHOLE_NUMBER, MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, Moment, Text
-from likewise.apps.filter_schema import KEY_PATTERN
-from likewise.apps.problems import FaultOut
+from likewise.apps.fields import AS_WHOLE_NUMBER, KEY_PATTERN, MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, Moment, Text
 from likewise.db.lookups import RecordFields
 from likewise.kind import NewRecord, Policy
 from likewise.search.options import Mode, RecordQuestion, SearchOptions, SearchRequest, TextQuestion
@@ -176,32 +176,17 @@ class PageQuery(BaseModel):
     cursor: str | SkipJsonSchema[None] = Field(None, max_length=512, description="`cursor` of the page before.")
 
 
-class WriteAnswer(BaseModel):
-    """Counts of a write. In NDJSON a pointer's first part is the line, counted from 0."""
-
-    created: int
-    changed: int
-    unchanged: int
-    failed: list[FaultOut]
-
-
-class PolicyAnswer(BaseModel):
-    """The policy of a collection: its treatment of texts."""
-
-    keep_text: bool
-    keep_terms: bool
-    on_long: Literal["truncate", "refuse"]
-    indexed: list[str]
-
-
-class CollectionAnswer(BaseModel):
+# The fields of a policy are all there.
+@with_config(ConfigDict(json_schema_serialization_defaults_required=True))
+@dataclass(frozen=True)
+class CollectionAnswer:
     """A collection."""
 
     name: str
     kind: str
     model: str
     dimension: int
-    policy: PolicyAnswer
+    policy: Policy
     created_at: datetime
 
 
@@ -222,27 +207,31 @@ class RecordView(RecordFields):
     ]
 
 
-class HitAnswer(BaseModel):
+@dataclass(frozen=True)
+class HitAnswer:
     """A record that was found: its rank score (with `rerank` the reranker's), its cosine similarity, and how."""
 
     id: str
     score: float
     similarity: float | None
     lexical_score: float | None
-    found_by: list[Literal["dense", "lexical"]]
-    group: Any = Field(None, description="The value of the field that hits are grouped by.")
+    found_by: Annotated[
+        tuple[str, ...], WithJsonSchema({"type": "array", "items": {"type": "string", "enum": ["dense", "lexical"]}})
+    ]
+    group: Annotated[Any, Field(description="The value of the field that hits are grouped by.")]
     record: RecordView
 
 
-class SearchAnswer(BaseModel):
+@dataclass(frozen=True)
+class SearchAnswer:
     """Hits, best first; `degraded` names the parts that were away, as `model` when only words were searched."""
 
     hits: list[HitAnswer]
     model: str
     took_ms: float
-    degraded: list[str]
-    cursor: str | None = Field(description="Leads to the next page; null where there is none.")
-    explanation: dict[str, Any] | None = Field(description="With `explain`: each step with its milliseconds.")
+    degraded: tuple[str, ...]
+    cursor: Annotated[str | None, Field(description="Leads to the next page; null where there is none.")]
+    explanation: Annotated[dict[str, Any] | None, Field(description="With `explain`: each step with its milliseconds.")]
 
 
 class StatsAnswer(BaseModel):

@@ -3,12 +3,12 @@
 import builtins
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
-from likewise.apps import repeats
-from likewise.apps.collections.schemas import NAME, NAME_IN_PATH, NAME_IN_WORDS, RecordView, VectorState
+from likewise.apps.collections import schemas
+from likewise.apps.fields import refuse_repeats
 from likewise.db import collections, lookups, waiting
 from likewise.db.collections import CollectionRow
 from likewise.db.lookups import RecordFields, StoredRecord
@@ -27,29 +27,18 @@ KIND = Kind(name="collection")
 
 
 @dataclass(frozen=True)
-class CollectionView:
-    """A collection as callers see it."""
-
-    name: str
-    kind: str
-    model: str
-    dimension: int
-    policy: Policy
-    created_at: datetime
-
-
-@dataclass(frozen=True)
-class WriteResult:
-    """The outcome of a batch; `failed` names records that were not stored (NDJSON), or have no vector (`wait`)."""
+class WriteAnswer:
+    """Counts of a write. In NDJSON a pointer's first part is the line, counted from 0."""
 
     created: int
     changed: int
     unchanged: int
-    failed: list[Fault] = field(default_factory=list)
+    # Records that were not stored (NDJSON), or have no vector (`wait`).
+    failed: list[Fault]
 
-    def __add__(self, other: "WriteResult") -> "WriteResult":
+    def __add__(self, other: "WriteAnswer") -> "WriteAnswer":
         """Sum up two batches."""
-        return WriteResult(
+        return WriteAnswer(
             self.created + other.created,
             self.changed + other.changed,
             self.unchanged + other.unchanged,
@@ -58,28 +47,19 @@ class WriteResult:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One record that was found. `similarity` is a cosine; `found_by` says by what: `dense`, `lexical`."""
-
-    id: str
-    score: float
-    similarity: float | None
-    lexical_score: float | None
-    found_by: tuple[str, ...]
-    group: Any
-    record: RecordView
-
-
-@dataclass(frozen=True)
 class SearchResult:
     """Hits, best first; `degraded` names parts that were away, `more` says whether another page follows."""
 
-    hits: list[Hit]
+    hits: list[schemas.HitAnswer]
     model: str
     took_ms: float
     degraded: tuple[str, ...] = ()
     more: bool = False
     explanation: dict[str, Any] | None = None
+
+
+_RECORD_FIELDS = [field.name for field in fields(RecordFields)]
+_values = attrgetter(*_RECORD_FIELDS)
 
 
 class CollectionsService:
@@ -89,7 +69,7 @@ class CollectionsService:
         self._runtime = runtime
         self._recent = runtime.recent
 
-    async def list(self, tenant: int, limit: int, after: str | None) -> builtins.list[CollectionView]:
+    async def list(self, tenant: int, limit: int, after: str | None) -> builtins.list[schemas.CollectionAnswer]:
         """Collections by name, those after the name `after`."""
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             found = await collections.listed(tx, after=after or "", limit=limit)
@@ -103,7 +83,7 @@ class CollectionsService:
         policy: Policy | None = None,
         *,
         answers: AnswerStore | None = None,
-    ) -> CollectionView:
+    ) -> schemas.CollectionAnswer:
         """Make a collection.
 
         Raises:
@@ -111,12 +91,12 @@ class CollectionsService:
             Invalid: the model is not one that the settings allow.
             Invalid: the name is not one that the HTTP API could call it by.
         """
-        if not re.fullmatch(NAME, name):
-            raise Invalid.at("/name", NAME_IN_WORDS)
+        if not re.fullmatch(schemas.NAME, name):
+            raise Invalid.at("/name", schemas.NAME_IN_WORDS)
         spec = self._runtime.embedder.spec(model)
         dimension = await self._runtime.embedder.dimension(spec)
 
-        async def once() -> CollectionView:
+        async def once() -> schemas.CollectionAnswer:
             async with self._runtime.pool.tenant(tenant) as tx:
                 made = await collections.make(
                     tx,
@@ -134,27 +114,29 @@ class CollectionsService:
 
         return await retried(once)
 
-    async def get(self, tenant: int, name: str) -> CollectionView:
+    async def get(self, tenant: int, name: str) -> schemas.CollectionAnswer:
         """One collection; NotFound if there is none."""
         return _collection_view(await self._named(tenant, name))
 
     async def drop(self, tenant: int, name: str) -> None:
-        """Remove a collection with everything in it; Conflict if it is an app's."""
+        """Remove a collection with everything in it; Conflict if it is that of an app which is here."""
         collection = await self._named(tenant, name)
-        refuse_other_kind(collection, KIND)
+        # Of an app that is not here nobody else could drop it, and nothing of its kind is needed for that.
+        if collection.kind in self._runtime.kinds:
+            refuse_other_kind(collection, KIND)
         if not await self._runtime.writer.drop(tenant, collection):
             raise NotFound("There is no collection of this name.", code="collection_not_found")
 
-    async def add(self, tenant: int, name: str, records: Sequence[NewRecord], *, wait: bool = False) -> WriteResult:
+    async def add(self, tenant: int, name: str, records: Sequence[NewRecord], *, wait: bool = False) -> WriteAnswer:
         """Store any number of records in batches of 500, each whole; the collection is made if it is not there.
 
         Raises:
             Invalid: the name is not one that a collection can have; otherwise as `write`.
         """
-        if not NAME_IN_PATH.fullmatch(name):
-            raise Invalid.at("/name", NAME_IN_WORDS)
-        new = NewCollection(None, KIND.policy) if re.fullmatch(NAME, name) else None
-        into, total = Destination(name, KIND, new), WriteResult(0, 0, 0)
+        if not schemas.NAME_IN_PATH.fullmatch(name):
+            raise Invalid.at("/name", schemas.NAME_IN_WORDS)
+        new = NewCollection(None, KIND.policy) if re.fullmatch(schemas.NAME, name) else None
+        into, total = Destination(name, KIND, new), WriteAnswer(0, 0, 0, [])
         for start in range(0, max(1, len(records)), BATCH):
             try:
                 part = await self._write(tenant, into, records[start : start + BATCH], wait, None)
@@ -162,7 +144,7 @@ class CollectionsService:
                 if new is not None:
                     raise
                 # It would be the collection of an app, which alone makes such ones.
-                raise Invalid.at("/name", NAME_IN_WORDS) from None
+                raise Invalid.at("/name", schemas.NAME_IN_WORDS) from None
             total += replace(part, failed=[_moved_by(start, fault) for fault in part.failed])
         return total
 
@@ -174,7 +156,7 @@ class CollectionsService:
         *,
         wait: bool = False,
         answers: AnswerStore | None = None,
-    ) -> WriteResult:
+    ) -> WriteAnswer:
         """Store a batch, all or nothing; with `wait`, its vectors too: `failed` names records that can have none.
 
         `answers` keep what is known in the transaction: not those.
@@ -184,7 +166,7 @@ class CollectionsService:
             Conflict: the collection is an app's.
             ModelUnavailable: with `wait`, the records are stored and the model is away.
         """
-        refuse_repeats(batch)
+        refuse_same_ids(batch)
         if not batch:
             # Nobody would find out that it is gone.
             self._recent.forget(tenant, name)
@@ -192,7 +174,7 @@ class CollectionsService:
 
     async def _write(
         self, tenant: int, into: Destination, batch: Sequence[NewRecord], wait: bool, answers: AnswerStore | None
-    ) -> WriteResult:
+    ) -> WriteAnswer:
         async def once(unit: UnitOfWork) -> tuple[CollectionRow, WriteOutcome]:
             outcome = await unit.write(await unit.compare(unit.records))
             await unit.save(_write_result(outcome))
@@ -206,7 +188,7 @@ class CollectionsService:
         failed = await self._embed_now(tenant, collection, batch, outcome.contents) if wait else []
         return replace(_write_result(outcome), failed=failed)
 
-    async def record(self, tenant: int, name: str, id: str) -> RecordView:
+    async def record(self, tenant: int, name: str, id: str) -> schemas.RecordView:
         """One record; NotFound if there is none."""
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             collection = await collections.named(tx, name)
@@ -270,28 +252,34 @@ def _moved_by(start: int, fault: Fault) -> Fault:
     return fault.moved("", lambda place: f"/{start + place}")
 
 
-def _write_result(written: WriteOutcome) -> WriteResult:
-    return WriteResult(written.created, written.changed, written.unchanged)
+def _write_result(written: WriteOutcome) -> WriteAnswer:
+    return WriteAnswer(written.created, written.changed, written.unchanged, [])
 
 
-def refuse_repeats(batch: Sequence[NewRecord]) -> None:
+def refuse_same_ids(batch: Sequence[NewRecord]) -> None:
     """Invalid, with a fault for each record whose id an earlier one has."""
-    message = "An earlier record of this batch has the same id."
-    repeats.refuse_repeats([record.id for record in batch], "/{}/id", message)
+    refuse_repeats([record.id for record in batch], "/{}/id", "An earlier record of this batch has the same id.")
 
 
-def _collection_view(one: CollectionRow) -> CollectionView:
-    return CollectionView(one.name, one.kind, one.active.model, one.active.dimension, one.policy, one.created_at)
+def _collection_view(one: CollectionRow) -> schemas.CollectionAnswer:
+    return schemas.CollectionAnswer(
+        one.name, one.kind, one.active.model, one.active.dimension, one.policy, one.created_at
+    )
 
 
-def _record_view(one: StoredRecord) -> RecordView:
-    state: VectorState = "ready" if one.truncated is not None else "failed" if one.state == "failed" else "waiting"
-    as_they_stand = {field.name: getattr(one, field.name) for field in fields(RecordFields)}
-    return RecordView(**as_they_stand, vector=state, truncated_tokens=one.truncated)
+def _as_they_stand(one: RecordFields) -> dict[str, Any]:
+    return dict(zip(_RECORD_FIELDS, _values(one), strict=True))
 
 
-def _hit(one: RecordHit) -> Hit:
-    return Hit(
+def _record_view(one: StoredRecord) -> schemas.RecordView:
+    state: schemas.VectorState = (
+        "ready" if one.truncated is not None else "failed" if one.state == "failed" else "waiting"
+    )
+    return schemas.RecordView(**_as_they_stand(one), vector=state, truncated_tokens=one.truncated)
+
+
+def _hit(one: RecordHit) -> schemas.HitAnswer:
+    return schemas.HitAnswer(
         one.record.id,
         one.score,
         one.similarity,

@@ -5,8 +5,14 @@ Over HTTP in `routes`, `openai` and `rerank`; as Python objects by these names.
 
 from likewise.apps.embed.adapter import MODEL_REGISTRY, EmbeddingAdapter, get_adapter, validate_adapter_dimension
 from likewise.apps.embed.cache import EmbeddingCache
-from likewise.apps.embed.results import BatchEmbeddingResult, EmbeddingResult
-from likewise.apps.embed.service import EmbedderService, EmbeddingModelConfig, EmbeddingProvider, get_embedder_service
+from likewise.apps.embed.service import (
+    BatchEmbeddingResult,
+    EmbedderService,
+    EmbeddingModelConfig,
+    EmbeddingProvider,
+    EmbeddingResult,
+    get_embedder_service,
+)
 
 __all__ = [
     "MODEL_REGISTRY",

@@ -6,11 +6,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from likewise.embedding.embedder import Embedder
-from likewise.embedding.loading import ONE_USE_SECONDS
+from likewise.embedding.embedder import Embedder, OpenModel
 from likewise.embedding.models import MODELS, ModelSpec, refuse_other_size
 from likewise.embedding.provider import Matrix, ProviderFactory, Role
-from likewise.embedding.serving import OpenModel
 from likewise.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -24,6 +22,8 @@ _TENANT = 0
 class EmbeddingAdapter:
     """A model that is called like a function; safe to use from several threads.
 
+    Making one waits until its model is fetched and loaded, as `likewise.open` does, and tells on stderr how far it is.
+
     Args:
         settings: which model, and how it runs.
         providers: in place of models, by name, for tests.
@@ -31,12 +31,12 @@ class EmbeddingAdapter:
 
     def __init__(self, settings: Settings, *, providers: dict[str, ProviderFactory] | None = None) -> None:
         # Before the thread: what is wrong with the settings leaves none behind.
-        self._embedder = Embedder(settings, providers=providers)
+        self._embedder = Embedder(settings, providers=providers, wait_for_models=True)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="likewise-adapter", daemon=True)
         self._thread.start()
         try:
-            self._model: OpenModel = self._run(self._embedder.opened(patience=ONE_USE_SECONDS))
+            self._model: OpenModel = self._run(self._opened())
         except BaseException:
             self.close()
             raise
@@ -68,13 +68,17 @@ class EmbeddingAdapter:
             self._thread.join()
             self._loop.close()
 
+    async def _opened(self) -> OpenModel:
+        await self._embedder.start()
+        return await self._embedder.opened()
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
 @cache
 def get_adapter() -> EmbeddingAdapter:
-    """Return the one of this process, with the model of its settings; ModelUnavailable if that is not there."""
+    """Return the one of this process, with the model of its settings; ModelUnavailable if that cannot be had."""
     return EmbeddingAdapter(load_settings())
 
 

@@ -1,22 +1,22 @@
 """OpenAI's API for embeddings, `/v1`."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from starlette.types import Scope
 
-from likewise.apps.answers import Answer, as_base64, json_answer, with_rows
+from likewise.apps.answers import REFUSALS, Answer, as_base64, json_answer, with_rows
 from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, PARSED, OldRequest, wrong
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import CanRead, ProcessEmbedder
-from likewise.apps.embed.metered import Metered
+from likewise.apps.deps import CanRead, Metered, ProcessEmbedder
 from likewise.apps.embed.routes import MAX_TEXTS
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
-from likewise.apps.problems import BODY_REFUSALS, REFUSALS
-from likewise.embedding.embedder import Embedded
+from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.models import ModelSpec
 from likewise.errors import Fault, Invalid, LikewiseError, ModelNotAllowed, NotFound
+from likewise.search.reranking import Rerankers
 
 TOKENS = (
     "Arrays of token ids are not taken, because they are another tokenizer's: send texts. "
@@ -87,7 +87,8 @@ class EmbeddingsAnswer(BaseModel):
     usage: UsageOut
 
 
-class OpenAIModelOut(BaseModel):
+@dataclass(frozen=True)
+class OpenAIModelOut:
     """One model; `dimensions` and `max_input_tokens` of each text, `space` null before it is loaded."""
 
     id: str
@@ -142,11 +143,11 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": REFUSALS[status], "model": ErrorAnswer} for status in sorted({*statuses, 500, 503})}
 
 
-@router.post(
-    "/embeddings",
-    response_model=EmbeddingsAnswer,
-    responses=refusals(*(status for status in BODY_REFUSALS if status != 422), 404, 429),
-)
+# As BODY_REFUSALS, but for 422.
+REFUSED = refusals(400, 404, 413, 415, 429)
+
+
+@router.post("/embeddings", response_model=EmbeddingsAnswer, responses=REFUSED)
 @declares(Load.EMBEDDING, Body(EmbeddingsIn))
 async def embeddings(tenant: CanRead, metered: Metered, body: Annotated[EmbeddingsIn, PARSED]) -> Response:
     """The vectors of texts; `x-likewise-cached` and `x-likewise-truncated` count texts."""
@@ -184,12 +185,14 @@ async def get_model(
     return Answer(_model(known_model(embedder, model), embedder, model))
 
 
-def known_model(embedder: ProcessEmbedder, name: str | None) -> ModelSpec:
-    """Return the facts of a model; ModelNotFound if requests may not name it."""
+def known_model(
+    models: Embedder | Rerankers, name: str | None, refusal: type[ModelNotFound] = ModelNotFound
+) -> ModelSpec:
+    """Return the facts of a model or reranker; `refusal` if requests may not name it."""
     try:
-        return embedder.known(name)
+        return models.known(name)
     except ModelNotAllowed:
-        raise ModelNotFound from None
+        raise refusal from None
 
 
 def _data(made: Embedded, in_base64: bool) -> Any:
@@ -203,17 +206,10 @@ def _data(made: Embedded, in_base64: bool) -> Any:
         }
 
 
-def _model(spec: ModelSpec, embedder: ProcessEmbedder, name: str | None = None) -> dict[str, Any]:
-    return {
-        "id": name or spec.name,
-        "object": "model",
-        "created": CREATED,
-        "owned_by": "likewise" if spec.own else spec.hub_id.partition("/")[0] if "/" in spec.hub_id else spec.provider,
-        "dimensions": spec.dimension,
-        "max_input_tokens": spec.max_tokens,
-        "provider": spec.provider,
-        "space": embedder.space(spec.name),
-    }
+def _model(spec: ModelSpec, embedder: ProcessEmbedder, name: str | None = None) -> OpenAIModelOut:
+    owner = "likewise" if spec.own else spec.hub_id.partition("/")[0] if "/" in spec.hub_id else spec.provider
+    size, space = (spec.dimension, spec.max_tokens), embedder.space(spec.name)
+    return OpenAIModelOut(name or spec.name, "model", CREATED, owner, *size, spec.provider, space)
 
 
 # LiteLLM goes by these words, and takes a 401 that says `invalid_request_error` for a wrong field.

@@ -3,21 +3,17 @@
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from likewise.apps.answers import json_answer, written
 from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, PARSED, OldRequest, wrong
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import CanRead, ProcessQuotas, services, while_connected
-from likewise.apps.embed.metered import pointed
-from likewise.apps.embed.openai import ModelNotFound, UsageOut, refusals
+from likewise.apps.deps import CanRead, Metered, runtime_of
+from likewise.apps.embed.openai import REFUSED, ModelNotFound, UsageOut, known_model
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
-from likewise.apps.problems import BODY_REFUSALS
 from likewise.cleaning import cleaned
-from likewise.embedding.models import ModelSpec
-from likewise.errors import ModelNotAllowed
-from likewise.search.reranking import Rerankers, RerankResult
+from likewise.search.reranking import RerankResult
 
 MAX_DOCUMENTS = 1_000
 
@@ -111,32 +107,16 @@ class RerankerNotFound(ModelNotFound):
     """There is no such reranker here. Leave `model` out for the one that the settings name."""
 
 
-async def reranking(request: Request) -> Rerankers:
-    """Return the process's rerankers."""
-    return services(request).runtime.reranking
-
-
-@router.post(
-    "/rerank",
-    response_model=RerankAnswer,
-    response_model_exclude_none=True,
-    responses=refusals(*(status for status in BODY_REFUSALS if status != 422), 404, 429),
-)
+@router.post("/rerank", response_model=RerankAnswer, response_model_exclude_none=True, responses=REFUSED)
 @declares(Load.EMBEDDING, Body(RerankIn))
-async def rerank(
-    tenant: CanRead,
-    request: Request,
-    rerankers: Annotated[Rerankers, Depends(reranking)],
-    quotas: ProcessQuotas,
-    body: Annotated[RerankIn, PARSED],
-) -> Response:
+async def rerank(tenant: CanRead, metered: Metered, body: Annotated[RerankIn, PARSED]) -> Response:
     """Documents in the order in which they answer a query; `x-likewise-truncated` counts those that were cut off."""
+    rerankers = runtime_of(metered.request).reranking
     # What is refused for its model takes nothing from the quota.
-    spec = known_reranker(rerankers, body.model)
-    quotas.spend(tenant, [body.query, *body.texts])
-    with pointed(body.pointer):
-        work = rerankers.rerank(tenant, cleaned(body.query), [cleaned(text) for text in body.texts], model=body.model)
-        made = await while_connected(request, work)
+    spec = known_model(rerankers, body.model, RerankerNotFound)
+    metered.quotas.spend(tenant, [body.query, *body.texts])
+    work = rerankers.rerank(tenant, cleaned(body.query), [cleaned(text) for text in body.texts], model=body.model)
+    made = await metered.attended(work, body.pointer)
     tokens, cut = int(made.tokens.sum()), int((made.truncated > 0).sum())
     answer = {
         "id": f"rerank-{uuid4().hex}",
@@ -146,14 +126,6 @@ async def rerank(
         "meta": {"tokens": {"input_tokens": tokens}},
     }
     return json_answer(written(answer), {"x-likewise-truncated": str(cut)})
-
-
-def known_reranker(rerankers: Rerankers, name: str | None) -> ModelSpec:
-    """Return the facts of a reranker; RerankerNotFound if requests may not name it."""
-    try:
-        return rerankers.known(name)
-    except ModelNotAllowed:
-        raise RerankerNotFound from None
 
 
 def results(made: RerankResult, body: RerankIn) -> list[dict[str, Any]]:

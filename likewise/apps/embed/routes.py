@@ -6,14 +6,19 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BaseModel, Field
 
-from likewise.apps.answers import Answer, json_answer, with_rows, written
+from likewise.apps.answers import BODY_REFUSALS, Answer, json_answer, refusals, with_rows, written
 from likewise.apps.body import PARSED, OldRequest
 from likewise.apps.declaration import Body, Load, declares
-from likewise.apps.deps import Anyone, CanRead, ProcessEmbedder
-from likewise.apps.embed.metered import Metered
-from likewise.apps.embed.results import BatchEmbeddingResult, EmbeddingResult, facts_of_batch, facts_of_one, loaded
+from likewise.apps.deps import Anyone, CanRead, Metered, ProcessEmbedder
+from likewise.apps.embed.service import (
+    BatchEmbeddingResult,
+    EmbeddingModelConfig,
+    EmbeddingResult,
+    facts_of_batch,
+    facts_of_one,
+    loaded,
+)
 from likewise.apps.fields import AS_WHOLE_NUMBER, Text
-from likewise.apps.problems import BODY_REFUSALS, refusals
 from likewise.embedding import formats
 from likewise.embedding.embedder import Embedded
 from likewise.embedding.models import ModelSpec
@@ -21,6 +26,7 @@ from likewise.embedding.models import ModelSpec
 MAX_TEXTS = 2_048
 
 Format = Literal["float", "int8", "binary"]
+HealthStatus = Literal["healthy", "degraded"]
 _MODEL = "One that `GET /embed/models` lists; the default if absent."
 
 UseCache = Annotated[
@@ -71,15 +77,10 @@ class BatchAnswer(BatchEmbeddingResult):
     scales: list[float] | None = None
 
 
-class EmbedModelOut(BaseModel):
+@dataclass(frozen=True)
+class EmbedModelOut(EmbeddingModelConfig):
     """One model that requests may name; `cost_per_1k_tokens` in US dollars, `space` null before it is loaded."""
 
-    name: str
-    provider: str
-    dimension: int
-    max_batch_size: int
-    max_input_length: int
-    cost_per_1k_tokens: float
     hub_id: str
     state: str
     matryoshka: bool
@@ -93,10 +94,11 @@ class EmbedModelsAnswer(BaseModel):
     default: str
 
 
-class EmbedHealthAnswer(BaseModel):
+@dataclass(frozen=True)
+class EmbedHealthAnswer:
     """`healthy`, or `degraded` while the default model is away."""
 
-    status: Literal["healthy", "degraded"]
+    status: HealthStatus
     service: str
     default_model: str
     caching_enabled: bool
@@ -154,34 +156,17 @@ async def embed_models(_: CanRead, embedder: ProcessEmbedder) -> Answer:
 @declares(Load.OTHER)
 async def embed_health(_: Anyone, embedder: ProcessEmbedder) -> Answer:
     """Health of the embedder: the answer is 200 in any case, and `status` says whether texts can be embedded."""
-    state = embedder.states()[0].state
     # A default model that is still to be opened is no fault.
-    healthy = state in ("ready", "present", "loading")
-    return Answer(
-        {
-            "status": "healthy" if healthy else "degraded",
-            "service": SERVICE,
-            "default_model": embedder.models()[0].bare_name,
-            "caching_enabled": embedder.caches,
-            "models_loaded": loaded(embedder),
-        }
-    )
+    healthy = embedder.states()[0].state in ("ready", "present", "loading")
+    status: HealthStatus = "healthy" if healthy else "degraded"
+    default = embedder.models()[0].bare_name
+    return Answer(EmbedHealthAnswer(status, SERVICE, default, embedder.caches, loaded(embedder)))
 
 
 def _one(made: Embedded, spec: ModelSpec) -> Response:
     return json_answer(written({"embedding": made.vectors[0], **facts_of_one(made, spec.bare_name)}))
 
 
-def _model(spec: ModelSpec, state: str, space: str | None) -> dict[str, Any]:
-    return {
-        "name": spec.bare_name,
-        "provider": spec.provider,
-        "dimension": spec.dimension,
-        "max_batch_size": spec.max_texts,
-        "max_input_length": spec.max_tokens,
-        "cost_per_1k_tokens": spec.price_per_1k_tokens,
-        "hub_id": spec.hub_id,
-        "state": state,
-        "matryoshka": spec.matryoshka,
-        "space": space,
-    }
+def _model(spec: ModelSpec, state: str, space: str | None) -> EmbedModelOut:
+    known = vars(EmbeddingModelConfig.of(spec))
+    return EmbedModelOut(**known, hub_id=spec.hub_id, state=state, matryoshka=spec.matryoshka, space=space)

@@ -1,19 +1,15 @@
-"""The embedder as a Python object, under the names of the one that it replaces. It needs no database."""
+"""The embedder as a Python object, under the names of the one that it replaces. It needs no database.
+
+Its results, and the sums of them, are those of the routes too.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any, Self
 
 from likewise.apps.embed.cache import url_of
-from likewise.apps.embed.results import (
-    BatchEmbeddingResult,
-    EmbeddingResult,
-    facts_of_batch,
-    facts_of_one,
-    usage_metrics,
-)
 from likewise.embedding.costs import Usage
 from likewise.embedding.embedder import Embedded, Embedder
 from likewise.embedding.models import MODELS, ModelSpec
@@ -55,10 +51,93 @@ class EmbeddingModelConfig:
         )
 
 
+@dataclass(frozen=True)
+class EmbeddingResult:
+    """One text's vector of unit length; `cost` in US dollars; `tokens` read, and `truncated_tokens` cut off."""
+
+    embedding: list[float]
+    dimension: int
+    model: str
+    cached: bool
+    cost: float
+    tokens: int
+    truncated_tokens: int
+    space: str
+
+
+@dataclass(frozen=True)
+class BatchEmbeddingResult:
+    """The vectors of texts, in their order; `total_cost` in US dollars."""
+
+    embeddings: list[list[float]]
+    dimension: int
+    model: str
+    total_embeddings: int
+    cached_count: int
+    total_cost: float
+    tokens: list[int]
+    truncated_tokens: list[int]
+    space: str
+
+
+def facts_of_one(made: Embedded, model: str) -> dict[str, Any]:
+    """Return all of an EmbeddingResult but the vector; `model` is the caller's name of it."""
+    return {
+        "dimension": made.vectors.shape[1],
+        "model": model,
+        "cached": bool(made.cached[0]),
+        "cost": made.cost,
+        "tokens": int(made.tokens[0]),
+        "truncated_tokens": int(made.truncated[0]),
+        "space": made.space,
+    }
+
+
+def facts_of_batch(made: Embedded, model: str) -> dict[str, Any]:
+    """Return all of a BatchEmbeddingResult but the vectors."""
+    return {
+        "dimension": made.vectors.shape[1],
+        "model": model,
+        "total_embeddings": len(made.vectors),
+        "cached_count": int(made.cached.sum()),
+        "total_cost": made.cost,
+        "tokens": made.tokens.tolist(),
+        "truncated_tokens": made.truncated.tolist(),
+        "space": made.space,
+    }
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Usage of the tenant since it last reset this; costs in US dollars."""
+
+    total_embeddings_generated: int
+    cache_hits: int
+    cache_misses: int
+    cache_hit_rate: float
+    total_cost_usd: float
+    cost_saved_usd: float
+    models_loaded: list[str]
+
+    @classmethod
+    def of(cls, used: Usage, embedder: Embedder) -> Self:
+        """Return the sums of usage, and the models that are loaded now."""
+        rate = used.cached / used.texts if used.texts else 0.0
+        costs = float(used.cost), float(used.cost_avoided)
+        return cls(used.generated, used.cached, used.texts - used.cached, rate, *costs, loaded(embedder))
+
+
+def loaded(embedder: Embedder) -> list[str]:
+    """Return the models in service, by the names that this app has for them."""
+    ready = {one.name for one in embedder.states() if one.state == "ready"}
+    return [spec.bare_name for spec in embedder.models() if spec.name in ready]
+
+
 class EmbedderService:
     """Vectors of texts, from any model of Likewise's.
 
-    Belongs to one event loop; `async with` or `close` lets the models go.
+    Belongs to one event loop; `async with` or `close` lets the models go. Callers wait while the default model is
+    fetched and while any model is loaded, as those of `likewise.open` do, and stderr tells how far that is.
 
     Args:
         default_model: any of a model's names.
@@ -82,7 +161,8 @@ class EmbedderService:
         self.settings = _settings(
             settings or load_settings(), default_model, openai_api_key, redis_client, enable_caching
         )
-        self.embedder = Embedder(self.settings, providers=providers)
+        self.embedder = Embedder(self.settings, providers=providers, wait_for_models=True)
+        self._begun = False
         self._before = Usage()
 
     async def embed_text(self, text: str, model: str | None = None, use_cache: bool = True) -> EmbeddingResult:
@@ -106,7 +186,7 @@ class EmbedderService:
 
     def get_metrics(self) -> dict[str, Any]:
         """Return the sums since the last reset, as `GET /embed/metrics` has them."""
-        return usage_metrics(self._used().since(self._before), self.embedder)
+        return asdict(Metrics.of(self._used().since(self._before), self.embedder))
 
     def reset_metrics(self) -> None:
         """Begin to count anew."""
@@ -125,9 +205,16 @@ class EmbedderService:
     async def _embed(
         self, texts: Sequence[str], model: str | None, use_cache: bool, role: Role, batch_size: int | None = None
     ) -> Embedded:
+        await self._begin(model)
         return await self.embedder.embed(
             TENANT, texts, model=model, role=role, use_cache=use_cache, batch_size=batch_size
         )
+
+    async def _begin(self, model: str | None) -> None:
+        """Have the default model fetched once somebody wants it; who only ever names others does without."""
+        if not self._begun and (model is None or self.embedder.models()[0].answers_to(model)):
+            self._begun = True
+            await self.embedder.start()
 
     def _one(self, made: Embedded) -> EmbeddingResult:
         return EmbeddingResult(embedding=made.vectors[0].tolist(), **facts_of_one(made, self._name(made)))

@@ -8,14 +8,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from likewise.apps.answers import Answer
+from likewise.apps.answers import Answer, refusals
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf
-from likewise.apps.embed.results import usage_metrics
-from likewise.apps.fields import Moment
-from likewise.apps.filter_schema import TIME
+from likewise.apps.embed.service import Metrics
+from likewise.apps.fields import TIME, Moment
 from likewise.apps.idempotency import Once
-from likewise.apps.problems import refusals
 from likewise.db import usage
 from likewise.db.usage import UsageGroup, UsageKey
 from likewise.embedding.costs import Usage
@@ -57,10 +55,10 @@ class UsageService:
         # The old counts are of vectors.
         self._others = [spec.name for spec in runtime.reranking.models()]
 
-    async def metrics(self, tenant: int) -> dict[str, Any]:
+    async def metrics(self, tenant: int) -> Metrics:
         """Return the tenant's counts since its last reset, under the names that the old embedder gave them."""
         await self._bookkeeping.flush()
-        return usage_metrics(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
+        return Metrics.of(await usage.since_reset(self._pool, tenant, self._others), self._embedder)
 
     async def reset(self, tenant: int, answers: AnswerStore | None = None) -> dict[str, str]:
         """Have `metrics` of a tenant begin anew; `answers` keep the answer in the same transaction."""
@@ -154,18 +152,6 @@ class UsageAnswer(BaseModel):
     total: Sums
 
 
-class Metrics(BaseModel):
-    """Usage of the tenant since it last reset this; costs in US dollars."""
-
-    total_embeddings_generated: int
-    cache_hits: int
-    cache_misses: int
-    cache_hit_rate: float
-    total_cost_usd: float
-    cost_saved_usd: float
-    models_loaded: list[str]
-
-
 class MetricsAnswer(BaseModel):
     """The tenant's metrics."""
 
@@ -194,9 +180,7 @@ async def embed_metrics(tenant: CanRead, used: Used) -> Answer:
 async def reset_metrics(tenant: CanWrite, used: Used, once: Once) -> Response:
     """Count the metrics of the caller's tenant from now on; what `/api/v1/usage` reports stays."""
     async with once.begin(tenant) as reply:
-        if reply.is_new:
-            await reply.give(await used.reset(tenant, reply.answers))
-    return reply.response
+        return reply.earlier or await reply.give(await used.reset(tenant, reply.answers))
 
 
 @router.get("/api/v1/usage", response_model=UsageAnswer, responses=refusals(422))

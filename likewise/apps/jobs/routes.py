@@ -2,40 +2,20 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from likewise.apps.answers import Answer
+from likewise.apps.answers import Answer, refusals
 from likewise.apps.declaration import Load, declares
-from likewise.apps.deps import CanRead, CanWrite, ServiceOf, cursor_for, forged, position_of
+from likewise.apps.deps import CanRead, CanWrite, ServiceOf, forged, page_of, position_of
 from likewise.apps.fields import MAX_LIMIT
 from likewise.apps.idempotency import Once
-from likewise.apps.jobs.service import JobsService, JobView
-from likewise.apps.problems import refusals
+from likewise.apps.jobs.service import JobAnswer, JobsService
 from likewise.db.jobs import JobCursor, JobState
-
-
-class JobErrorAnswer(BaseModel):
-    """The reason for which a job came to nothing."""
-
-    code: str
-    message: str
-
-
-class JobAnswer(BaseModel):
-    """A job. `result` is null until it has succeeded, `error` unless it failed or was cancelled."""
-
-    job_id: UUID
-    kind: str
-    status: JobState
-    created_at: datetime
-    updated_at: datetime
-    result: dict[str, Any] | None
-    error: JobErrorAnswer | None
 
 
 class JobsAnswer(BaseModel):
@@ -71,8 +51,7 @@ async def list_jobs(tenant: CanRead, service: Jobs, page: Annotated[JobsQuery, Q
     listing = f"jobs\0{page.status or ''}"
     after = None if page.cursor is None else _place(position_of(listing, tenant, page.cursor, PLACE))
     found = await service.list(tenant, page.limit + 1, status=page.status, after=after)
-    shown = found[: page.limit]
-    following = cursor_for(listing, tenant, _written(shown[-1])) if len(found) > page.limit else None
+    shown, following = page_of(listing, tenant, found, page.limit, _written)
     return Answer({"jobs": shown, "cursor": following})
 
 
@@ -88,9 +67,7 @@ async def get_job(tenant: CanRead, service: Jobs, job_id: JobId) -> Answer:
 async def cancel_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """End a job that has not ended; what nothing else waits for is given up."""
     async with once.begin(tenant) as reply:
-        if reply.is_new:
-            await reply.give(await service.cancel(tenant, job_id, answers=reply.answers))
-    return reply.response
+        return reply.earlier or await reply.give(await service.cancel(tenant, job_id, answers=reply.answers))
 
 
 @router.post("/{job_id:uuid}/retry", response_model=JobAnswer, responses=refusals(400, 404, 409, 413, 422))
@@ -98,12 +75,10 @@ async def cancel_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId)
 async def retry_job(tenant: CanWrite, service: Jobs, once: Once, job_id: JobId) -> Response:
     """Have what failed of a job tried again; 409 `text_gone` where a text is no longer kept: send it again."""
     async with once.begin(tenant) as reply:
-        if reply.is_new:
-            await reply.give(await service.retry(tenant, job_id, answers=reply.answers))
-    return reply.response
+        return reply.earlier or await reply.give(await service.retry(tenant, job_id, answers=reply.answers))
 
 
-def _written(job: JobView) -> str:
+def _written(job: JobAnswer) -> str:
     return f"{job.created_at.astimezone(UTC).isoformat()} {job.job_id}"
 
 

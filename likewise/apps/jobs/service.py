@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from likewise.apps.app import App, loaded
+from likewise.apps.registry import App, loaded
 from likewise.db import jobs
 from likewise.db.jobs import Job, JobCursor, JobState
 from likewise.db.pool import Pool, retried
@@ -34,16 +34,16 @@ WITHOUT_WORDS = "It could not be done; the log of the process that tried has the
 
 
 @dataclass(frozen=True)
-class JobError:
-    """The reason for which a job came to nothing: a stable code and a sentence."""
+class JobErrorAnswer:
+    """The reason for which a job came to nothing."""
 
     code: str
     message: str
 
 
 @dataclass(frozen=True)
-class JobView:
-    """A job as callers see it. `result` is there once it has succeeded, `error` if it failed or was cancelled."""
+class JobAnswer:
+    """A job. `result` is null until it has succeeded, `error` unless it failed or was cancelled."""
 
     job_id: UUID
     kind: str
@@ -51,7 +51,7 @@ class JobView:
     created_at: datetime
     updated_at: datetime
     result: Mapping[str, Any] | None
-    error: JobError | None
+    error: JobErrorAnswer | None
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,19 @@ class JobsService:
         self._results: Mapping[str, JobResult] = loaded(apps, "job_results")
         self._reasons = {**REASONS, **{code: words for app in apps for code, words in app.job_errors.items()}}
 
-    async def get(self, tenant: int, job: UUID) -> JobView:
+    async def get(self, tenant: int, job: UUID) -> JobAnswer:
         """One job; NotFound if this tenant has none of this id."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
             return await self._view(tx, job)
 
     async def list(
         self, tenant: int, limit: int, *, status: JobState | None = None, after: JobCursor | None = None
-    ) -> Sequence[JobView]:
+    ) -> Sequence[JobAnswer]:
         """Jobs, newest first, those that follow the place `after`; results name neither failures nor hits."""
         async with self._pool.tenant(tenant, snapshot=True) as tx:
             return [self._listed(one) for one in await jobs.listed(tx, limit=limit, state=status, after=after)]
 
-    async def cancel(self, tenant: int, job: UUID, *, answers: AnswerStore | None = None) -> JobView:
+    async def cancel(self, tenant: int, job: UUID, *, answers: AnswerStore | None = None) -> JobAnswer:
         """End a job; what nothing else waits for is given up. `answers` keep what is answered, as of `retry`.
 
         Raises:
@@ -93,7 +93,7 @@ class JobsService:
         """
         return await self._changed(tenant, job, jobs.cancel, answers)
 
-    async def retry(self, tenant: int, job: UUID, *, answers: AnswerStore | None = None) -> JobView:
+    async def retry(self, tenant: int, job: UUID, *, answers: AnswerStore | None = None) -> JobAnswer:
         """Have what failed of a job tried again.
 
         Raises:
@@ -106,8 +106,8 @@ class JobsService:
 
     async def _changed(
         self, tenant: int, job: UUID, change: Callable[[Tx, UUID], Awaitable[None]], answers: AnswerStore | None
-    ) -> JobView:
-        async def once() -> JobView:
+    ) -> JobAnswer:
+        async def once() -> JobAnswer:
             async with self._pool.tenant(tenant) as tx:
                 await change(tx, job)
                 view = await self._view(tx, job)
@@ -117,23 +117,23 @@ class JobsService:
 
         return await retried(once)
 
-    async def _view(self, tx: Tx, job: UUID) -> JobView:
+    async def _view(self, tx: Tx, job: UUID) -> JobAnswer:
         found = await jobs.of(tx, job)
         in_full = self._result_of(found).in_full
         if in_full is None or found.state != "SUCCEEDED":
             return self._listed(found)
         return self._rendered(found, await in_full(tx, found))
 
-    def _listed(self, job: Job) -> JobView:
+    def _listed(self, job: Job) -> JobAnswer:
         return self._rendered(job, self._result_of(job).listed(job) if job.state == "SUCCEEDED" else None)
 
     def _result_of(self, job: Job) -> JobResult:
         return self._results.get(job.kind, _AS_KEPT)
 
-    def _rendered(self, job: Job, result: Mapping[str, Any] | None) -> JobView:
+    def _rendered(self, job: Job, result: Mapping[str, Any] | None) -> JobAnswer:
         failed = job.state in ("FAILED", "CANCELLED") and job.error
-        error = JobError(job.error, self._reasons.get(job.error, WITHOUT_WORDS)) if failed and job.error else None
-        return JobView(job.id, job.kind, job.state, job.created_at, job.updated_at, result, error)
+        error = JobErrorAnswer(job.error, self._reasons.get(job.error, WITHOUT_WORDS)) if failed and job.error else None
+        return JobAnswer(job.id, job.kind, job.state, job.created_at, job.updated_at, result, error)
 
 
 _AS_KEPT = JobResult()

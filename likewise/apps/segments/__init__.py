@@ -4,7 +4,6 @@ Over HTTP in `routes`, at `/vectors`; for programs `lw.segments`, which takes th
 """
 
 from likewise.apps.segments.documents import NewSegment
-from likewise.apps.segments.search import SegmentQuery
-from likewise.apps.segments.service import SegmentsService
+from likewise.apps.segments.service import SegmentQuery, SegmentsService
 
 __all__ = ["NewSegment", "SegmentQuery", "SegmentsService"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from likewise.apps.segments.results import PartAnswer
 from likewise.cleaning import cleaned
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.splitting import SplitOptions, TooManyParts
@@ -26,18 +27,9 @@ class NewSegment:
     metadata: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Part:
-    """The place of a segment in its document, in characters: `text[start:end]` is what was embedded."""
-
-    segment_id: str
-    start: int
-    end: int
-
-
 async def parts_of(
     embedder: Embedder, text: str, model: str, *, max_tokens: int | None = None, overlap: int | None = None
-) -> list[Part]:
+) -> list[PartAnswer]:
     """Return the parts of a document.
 
     Args:
@@ -59,9 +51,9 @@ async def parts_of(
         found = await embedder.split(cleaned(text), model, options=SplitOptions(wanted, overlap, MAX_PARTS))
     except TooManyParts as error:
         raise Invalid.at("/text", error.detail, "too_many_segments") from None
-    return [Part(f"chunk_{place}", start, end) for place, (start, end) in enumerate(found)]
+    return [PartAnswer(f"chunk_{place}", start, end) for place, (start, end) in enumerate(found)]
 
 
-def segments_of(text: str, parts: Sequence[Part], metadata: Mapping[str, Any]) -> list[NewSegment]:
+def segments_of(text: str, parts: Sequence[PartAnswer], metadata: Mapping[str, Any]) -> list[NewSegment]:
     """Return the parts as segments."""
     return [NewSegment(part.segment_id, text[part.start : part.end], metadata) for part in parts]

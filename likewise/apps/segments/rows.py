@@ -1,11 +1,13 @@
-"""Rows of document segments: the texts that they hold, and the place of a part."""
+"""Rows of document segments: the texts that they hold, the place of a part, and the names of their tenants."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cachetools import LRUCache
 from psycopg.sql import SQL
 
+from likewise.db.pool import Pool
 from likewise.db.transaction import Tx
 
 # Whoever writes a segment holds its place against others that write it: what it is found to hold stays so until the
@@ -23,6 +25,7 @@ BEYOND = SQL("""
 """)
 OF_KIND = SQL("SELECT name FROM collections WHERE kind = %s ORDER BY name")
 TENANT_NAME = SQL("SELECT name FROM tenants WHERE id = %s")
+MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,20 @@ async def tenant_name(tx: Tx) -> str:
     """Return the name of this tenant."""
     row = await tx.row(TENANT_NAME, [tx.tenant])
     return str(row[0]) if row else ""
+
+
+class TenantNames:
+    """The names of tenants, which do not change: each is asked for once, unless there are very many."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._known: LRUCache[int, str] = LRUCache(MAX_REMEMBERED)
+
+    async def of(self, tenant: int) -> str:
+        """Return the name of a tenant."""
+        known = self._known.get(tenant)
+        if known is None:
+            async with self._pool.tenant(tenant, snapshot=True) as tx:
+                known = await tenant_name(tx)
+            self._known[tenant] = known
+        return known

@@ -1,30 +1,53 @@
 """SegmentsService: what the routes of document segments do, for routes and for programs alike."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-from uuid import UUID
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
-from likewise.apps.repeats import refuse_repeats
-from likewise.apps.segments import rows
-from likewise.apps.segments.accepted import Accepted, AcceptedBatch, AcceptedDocument
-from likewise.apps.segments.documents import NewSegment, Part, parts_of, segments_of
-from likewise.apps.segments.hits import SegmentSearchResult
+import orjson
+
+from likewise import filters
+from likewise.apps.fields import MAX_LIMIT, refuse_repeats
+from likewise.apps.segments import results, rows
+from likewise.apps.segments.documents import NewSegment, parts_of, segments_of
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
-from likewise.apps.segments.naming import TenantNames
-from likewise.apps.segments.points import point_id
-from likewise.apps.segments.search import SearchJob, SegmentQuery, SegmentSearches
 from likewise.apps.segments.writing import Labels, SegmentWrite
-from likewise.cleaning import fit_for_id
+from likewise.cleaning import cleaned, fit_for_id
 from likewise.db import collections
 from likewise.db.collections import CollectionRow
-from likewise.embedding.models import ModelSpec
-from likewise.embedding.texts import refuse_unreadable
-from likewise.errors import Invalid, NotFound
+from likewise.db.pool import retried
+from likewise.embedding.models import MOCK, ModelSpec
+from likewise.embedding.provider import refuse_unreadable
+from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable, NotFound
+from likewise.filters import All, Compare, Field, Filter
 from likewise.ingest.batch import BAD_ID
 from likewise.ingest.tasks import Progress
 from likewise.ingest.unit_of_work import AnswerStore, UnitOfWork
 from likewise.ingest.writer import Destination, NewCollection
+from likewise.kind import Policy
 from likewise.runtime import Runtime
+from likewise.search.hits import RecordHit
+from likewise.search.options import Mode, SearchOptions, SearchRequest, TextQuestion
+from likewise.search.plan import group_field
+
+# The kind of task that is a search.
+SEARCH = "segments_search"
+# Of a job that has just been made.
+PENDING = "PENDING"
+
+A = TypeVar("A", results.EmbedAnswer, results.EmbedBatchAnswer, results.DocumentAnswer)
+
+
+@dataclass(frozen=True)
+class SegmentQuery(SearchOptions):
+    """A question to the segments of one model; `asset_id` and `segment_id` hold beside the filters."""
+
+    query_text: str
+    asset_id: str | None = None
+    segment_id: str | None = None
+    model: str | None = None
+    mode: Mode = field(default="dense", kw_only=True)
 
 
 class SegmentsService:
@@ -33,12 +56,13 @@ class SegmentsService:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._settings = runtime.settings
-        self._names = TenantNames(runtime.pool)
-        self.searches = SegmentSearches(runtime, self._names)
+        self._names = rows.TenantNames(runtime.pool)
 
     def known(self, model: str | None) -> ModelSpec:
-        """The model of that name; see SegmentSearches.known."""
-        return self.searches.known(model)
+        """The model of that name; Invalid if the settings do not allow it."""
+        if model == MOCK.name and self._settings.enable_mock:
+            return MOCK
+        return self._runtime.embedder.known(model)
 
     async def embed(
         self,
@@ -51,26 +75,17 @@ class SegmentsService:
         model_ver: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         answers: AnswerStore | None = None,
-    ) -> Accepted:
+    ) -> results.EmbedAnswer:
         """Store a segment, and have it embedded unless it holds this text already.
 
         Raises:
             Invalid: an id, text or metadata that cannot be stored, or a model that the settings do not allow.
             Overloaded, TooManyRequests: as many texts wait as may.
         """
-        spec = self.known(model)
-        labels = await self._labels(tenant, asset_id, spec, model_ver)
-        write = SegmentWrite(labels, [NewSegment(segment_id, text, metadata or {})], about_one=True)
-        _refuse_unfit(write)
-        point = point_id(labels.tenant, asset_id, segment_id, labels.model, labels.model_ver)
-
-        async def once(unit: UnitOfWork) -> Accepted:
-            job, state = await write.store(unit)
-            accepted = Accepted(job, asset_id, segment_id, point, state)
-            await unit.save(accepted)
-            return accepted
-
-        return await self._runtime.writer.transaction(tenant, self._into(spec), write.records, once, answers=answers)
+        segments = [NewSegment(segment_id, text, metadata or {})]
+        write = await self._prepared(tenant, asset_id, segments, model, model_ver, about_one=True)
+        answer = results.EmbedAnswer(write.job, asset_id, segment_id, write.labels.point_id(segment_id), PENDING)
+        return await self._store(tenant, write, answer, answers)
 
     async def embed_batch(
         self,
@@ -81,26 +96,18 @@ class SegmentsService:
         model: str | None = None,
         model_ver: str | None = None,
         answers: AnswerStore | None = None,
-    ) -> AcceptedBatch:
+    ) -> results.EmbedBatchAnswer:
         """Store segments of an asset, all or none, with one job for all of them; errors as `embed`."""
         message = "An earlier segment of this batch has the same id."
         refuse_repeats([one.segment_id for one in batch], "/segments/{}/segment_id", message)
-        spec = self.known(model)
-        labels = await self._labels(tenant, asset_id, spec, model_ver)
-        write = SegmentWrite(labels, batch)
-        _refuse_unfit(write)
-
-        async def once(unit: UnitOfWork) -> AcceptedBatch:
-            job, state = await write.store(unit)
-            accepted = AcceptedBatch(job, asset_id, len(batch), state)
-            await unit.save(accepted)
-            return accepted
-
-        return await self._runtime.writer.transaction(tenant, self._into(spec), write.records, once, answers=answers)
+        write = await self._prepared(tenant, asset_id, batch, model, model_ver)
+        return await self._store(
+            tenant, write, results.EmbedBatchAnswer(write.job, asset_id, len(batch), PENDING), answers
+        )
 
     async def split(
         self, text: str, model: str | None = None, *, max_tokens: int | None = None, overlap: int | None = None
-    ) -> list[Part]:
+    ) -> list[results.PartAnswer]:
         """Find the parts of a document that a model reads whole; see `parts_of`. Nothing is stored."""
         refuse_unreadable([text])
         return await parts_of(
@@ -112,7 +119,7 @@ class SegmentsService:
         tenant: int,
         asset_id: str,
         text: str,
-        parts: Sequence[Part] | None = None,
+        parts: Sequence[results.PartAnswer] | None = None,
         *,
         model: str | None = None,
         model_ver: str | None = None,
@@ -120,7 +127,7 @@ class SegmentsService:
         max_tokens: int | None = None,
         overlap: int | None = None,
         answers: AnswerStore | None = None,
-    ) -> AcceptedDocument:
+    ) -> results.DocumentAnswer:
         """Split a text into the segments `chunk_0`, `chunk_1`, ... and store them; errors as `embed`.
 
         Of the asset's other segments those named `chunk_N` are removed in the same transaction.
@@ -133,30 +140,59 @@ class SegmentsService:
         """
         if parts is None:
             parts = await self.split(text, model, max_tokens=max_tokens, overlap=overlap)
-        spec, found = self.known(model), parts
-        labels = await self._labels(tenant, asset_id, spec, model_ver)
-        write = SegmentWrite(labels, segments_of(text, found, metadata or {}), is_document=True)
-        _refuse_unfit(write)
+        segments = segments_of(text, parts, metadata or {})
+        write = await self._prepared(tenant, asset_id, segments, model, model_ver, is_document=True)
+        answer = results.DocumentAnswer(write.job, asset_id, len(parts), PENDING, parts)
+        return await self._store(tenant, write, answer, answers)
 
-        async def once(unit: UnitOfWork) -> AcceptedDocument:
-            job, state = await write.store(unit)
-            accepted = AcceptedDocument(job, asset_id, len(found), state, found)
-            await unit.save(accepted)
-            return accepted
+    async def search(self, tenant: int, asked: SegmentQuery) -> results.SegmentSearchAnswer:
+        """The segments that fit best; none where none have been stored.
 
-        return await self._runtime.writer.transaction(tenant, self._into(spec), write.records, once, answers=answers)
+        Raises:
+            Invalid: a model that is not allowed, a wrong filter, or words or texts asked for where none are kept.
+            ModelUnavailable: the model is away.
+        """
+        spec, hits = await self._look(tenant, asked)
+        org = await self._names.of(tenant)
+        found = [results.segment_hit(one.record, one.score, one.similarity, org) for one in hits]
+        return results.SegmentSearchAnswer(found, spec.hub_id, self._settings.model_ver, len(found))
 
-    async def search(self, tenant: int, asked: SegmentQuery) -> SegmentSearchResult:
-        """The segments that fit best; see SegmentSearches.search."""
-        return await self.searches.search(tenant, asked)
+    async def search_later(
+        self, tenant: int, asked: SegmentQuery, *, answers: AnswerStore | None = None
+    ) -> results.SearchJobAnswer:
+        """Have a search done by a worker; the job's result is what `search` answers. The query waits sealed.
 
-    async def search_later(self, tenant: int, asked: SegmentQuery, *, answers: AnswerStore | None = None) -> SearchJob:
-        """Have a search done by a worker; see SegmentSearches.later."""
-        return await self.searches.later(tenant, asked, answers=answers)
+        Raises:
+            Invalid: a query that `search` would refuse as things are.
+            NoReranker: a reranker is asked for, and the settings name none.
+            TooManyRequests: as many tasks of this tenant have not ended as may.
+        """
+        spec = self._refuse_query(asked)
+        _refuse_unkept(asked, await self._policy(tenant, collection_name(spec)))
+        if asked.rerank:
+            self._runtime.reranking.known()
+        answer = results.SearchJobAnswer(uuid4(), PENDING)
+        # By its name: who does it may have another default.
+        waiting = orjson.dumps(asdict(replace(asked, model=spec.name)))
+
+        async def once() -> None:
+            async with self._runtime.pool.tenant(tenant) as tx:
+                await self._runtime.tasks.add(tx, answer.job_id, SEARCH, waiting)
+                if answers is not None:
+                    await answers.save(tx, answer)
+
+        await retried(once)
+        return answer
 
     async def run_search(self, tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
-        """Do a search that `search_later` put off; a Handler of tasks."""
-        return await self.searches.task(tenant, input, progress)
+        """Do a search that `search_later` put off; a Handler of tasks. `rehydrate` tells what it found."""
+        asked = SegmentQuery(**orjson.loads(input or b"{}"))
+        try:
+            spec, hits = await self._look(tenant, asked)
+        except ModelNotAllowed:
+            # It was where the search was asked for: another process may have it.
+            raise ModelUnavailable("This process does not have the model.", code="model_not_here") from None
+        return results.search_in_job(collection_name(spec), hits, spec.hub_id, self._settings.model_ver)
 
     async def delete_point(self, tenant: int, point: UUID) -> None:
         """Remove a segment; NotFound if there is none with this id."""
@@ -174,16 +210,74 @@ class SegmentsService:
         if not gone:
             raise NotFound("There is no asset of this id.", code="asset_not_found")
 
-    async def _labels(self, tenant: int, asset_id: str, spec: ModelSpec, model_ver: str | None) -> Labels:
-        return Labels(await self._names.of(tenant), asset_id, spec.hub_id, model_ver or self._settings.model_ver)
-
-    def _into(self, spec: ModelSpec) -> Destination:
-        """The collection of a model; it is made by the first write."""
-        return Destination(collection_name(spec), KIND, NewCollection(spec, policy_of(self._settings)))
-
     async def _collections(self, tenant: int) -> list[CollectionRow]:
         async with self._runtime.pool.tenant(tenant, snapshot=True) as tx:
             return [await collections.named(tx, name) for name in await rows.collections_of_kind(tx, KIND.name)]
+
+    async def _prepared(
+        self,
+        tenant: int,
+        asset_id: str,
+        segments: Sequence[NewSegment],
+        model: str | None,
+        model_ver: str | None,
+        *,
+        about_one: bool = False,
+        is_document: bool = False,
+    ) -> SegmentWrite:
+        spec = self.known(model)
+        labels = Labels(await self._names.of(tenant), asset_id, spec, model_ver or self._settings.model_ver)
+        write = SegmentWrite(labels, segments, about_one, is_document)
+        _refuse_unfit(write)
+        return write
+
+    async def _store(self, tenant: int, write: SegmentWrite, answer: A, answers: AnswerStore | None) -> A:
+        """Store segments and return the answer with the job that they have; the first write makes the collection."""
+        spec = write.labels.spec
+        into = Destination(collection_name(spec), KIND, NewCollection(spec, policy_of(self._settings)))
+
+        async def once(unit: UnitOfWork) -> A:
+            job, state = await write.store(unit)
+            accepted = replace(answer, job_id=job, status=state)
+            await unit.save(accepted)
+            return accepted
+
+        return await self._runtime.writer.transaction(tenant, into, write.records, once, answers=answers)
+
+    async def _look(self, tenant: int, asked: SegmentQuery) -> tuple[ModelSpec, Sequence[RecordHit]]:
+        """The model that is asked, and the records that fit best; none where none have been stored."""
+        spec = self._refuse_query(asked)
+        name = collection_name(spec)
+        _refuse_unkept(asked, await self._policy(tenant, name))
+        request = SearchRequest(TextQuestion(cleaned(asked.query_text)), asked, must=_named(asked))
+        try:
+            return spec, (await self._runtime.searcher.search(tenant, name, request)).records
+        except NotFound:
+            # A search makes no collection.
+            return spec, ()
+        except Invalid as error:
+            raise error.moved("/query", "/query_text") from None
+
+    async def _policy(self, tenant: int, name: str) -> Policy:
+        """The policy of a collection, or of the one that a first write would make."""
+        try:
+            return (await self._runtime.recent.get(tenant, name)).policy
+        except NotFound:
+            return policy_of(self._settings)
+
+    def _refuse_query(self, asked: SegmentQuery) -> ModelSpec:
+        """The model that is asked for; Invalid for what no collection could answer."""
+        try:
+            refuse_unreadable([asked.query_text])
+        except Invalid as error:
+            raise Invalid.at("/query_text", error.detail, error.faults[0].code) from None
+        if not 1 <= asked.limit <= MAX_LIMIT:
+            raise Invalid.at("/limit", f"This is 1 to {MAX_LIMIT}.", "out_of_range")
+        if asked.threshold is not None and not -1 <= asked.threshold <= 1:
+            raise Invalid.at("/threshold", "A threshold is a cosine, -1 to 1.", "out_of_range")
+        filters.parse(asked.filters, KIND.aliases, KIND.within)
+        group_field(asked.group_by, KIND.aliases, KIND.within)
+        return self.known(asked.model)
 
 
 def _refuse_unfit(write: SegmentWrite) -> None:
@@ -193,3 +287,19 @@ def _refuse_unfit(write: SegmentWrite) -> None:
     if not all(segment.segment_id and fit_for_id(segment.segment_id) for segment in write.segments):
         raise Invalid.at("/segment_id", BAD_ID)
     refuse_unreadable([segment.text for segment in write.segments])
+
+
+def _refuse_unkept(asked: SegmentQuery, policy: Policy) -> None:
+    if asked.mode != "dense" and not policy.keep_terms:
+        message = "No words are kept of these segments (LIKEWISE_SEGMENTS_KEEP_TERMS); use mode dense."
+        raise Invalid.at("/mode", message, "terms_not_kept")
+    if asked.rerank and not policy.keep_text:
+        message = "A reranker reads texts, and none are kept of these segments (LIKEWISE_SEGMENTS_KEEP_TEXT)."
+        raise Invalid.at("/rerank", message, "rerank_needs_text")
+
+
+def _named(asked: SegmentQuery) -> Filter | None:
+    """The asset and the segment that are asked for."""
+    fields = {Field("parent", column=True): asked.asset_id, Field("segment_id", column=False): asked.segment_id}
+    wanted = [Compare(of, "$eq", cleaned(value)) for of, value in fields.items() if value is not None]
+    return All(tuple(wanted)) if wanted else None

@@ -7,16 +7,18 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from likewise.apps.segments import rows
-from likewise.apps.segments.accepted import EMBED
 from likewise.apps.segments.documents import NewSegment
-from likewise.apps.segments.points import point_id, record_id
+from likewise.apps.segments.kind import point_id, record_id
 from likewise.apps.segments.rows import StoredPart
 from likewise.db import jobs, records
 from likewise.db.failures import Contended
 from likewise.db.records import PreparedRecord, WriteOutcome
+from likewise.embedding.models import ModelSpec
 from likewise.ingest.unit_of_work import UnitOfWork
 from likewise.kind import NewRecord
 
+# The kind of the jobs that wait for the vectors of segments.
+EMBED = "embed"
 # A job that a repetition may be answered with. PENDING here is one that runs, too.
 GOOD = ("PENDING", "SUCCEEDED")
 # What a payload says of a segment beside its metadata.
@@ -25,12 +27,16 @@ MODALITY = "text"
 
 @dataclass(frozen=True)
 class Labels:
-    """The owner, asset and model of segments: the model's id on the hub, and the caller's version of it."""
+    """The owner, asset and model of segments, and the caller's version of the model."""
 
     tenant: str
     asset_id: str
-    model: str
+    spec: ModelSpec
     model_ver: str
+
+    def point_id(self, segment_id: str) -> str:
+        """Return the id that callers know a segment by."""
+        return point_id(self.tenant, self.asset_id, segment_id, self.spec.hub_id, self.model_ver)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class SegmentWrite:
 
     def _known(self, prepared: Sequence[PreparedRecord]) -> Mapping[str, Any]:
         """Return the part of the job's result that is known from the beginning."""
-        known = {"model": self.labels.model, "model_ver": self.labels.model_ver}
+        known = {"model": self.labels.spec.hub_id, "model_ver": self.labels.model_ver}
         if not self.about_one:
             return known
         [record] = prepared
@@ -86,13 +92,12 @@ class SegmentWrite:
         return {**known, "point_id": record.payload["point_id"], **text}
 
     def _payload(self, segment: NewSegment) -> dict[str, Any]:
-        labels = self.labels
         return {
-            "point_id": point_id(labels.tenant, labels.asset_id, segment.segment_id, labels.model, labels.model_ver),
+            "point_id": self.labels.point_id(segment.segment_id),
             "segment_id": segment.segment_id,
             "modality": MODALITY,
-            "model": labels.model,
-            "model_ver": labels.model_ver,
+            "model": self.labels.spec.hub_id,
+            "model_ver": self.labels.model_ver,
             "metadata": segment.metadata,
         }
 

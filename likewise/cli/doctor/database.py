@@ -10,8 +10,7 @@ from psycopg import AsyncConnection
 
 from likewise.cli.doctor.finding import Finding
 from likewise.db import checkup, migrate, roles, text_key
-from likewise.db.failures import scrubbed
-from likewise.db.outage import why_no_connection
+from likewise.db.failures import scrubbed, why_no_connection
 from likewise.db.transaction import Row
 from likewise.embedding.models import Catalogue
 from likewise.errors import LikewiseError, WrongTextKey
@@ -111,7 +110,7 @@ async def _checked(part: str, connection: RowConnection, check: Check) -> Findin
     except (TimeoutError, psycopg.errors.QueryCanceled):
         return Finding(part, "the database takes too long to say", "See its load, its disk and its locks.")
     except psycopg.Error as error:
-        return Finding(part, scrubbed(error).detail, "Mend that, then run this again.")
+        return Finding(part, scrubbed(error).detail, "Fix that, then run this again.")
 
 
 async def _schema(settings: Settings, connection: RowConnection, where: Database) -> Finding:
@@ -245,5 +244,5 @@ def _serving_name(settings: Settings) -> str:
 def _mend(settings: Settings) -> str:
     for name, url in (("URL", settings.database_url), ("SERVING_URL", settings.database_serving_url)):
         if url:
-            return f"Mend that, or unset LIKEWISE_DATABASE_{name} for the embedded one."
-    return "Mend that; the embedded Postgres logs to `postgres/log` in the data folder."
+            return f"Fix that, or unset LIKEWISE_DATABASE_{name} for the embedded one."
+    return "Fix that; the embedded Postgres logs to `postgres/log` in the data folder."

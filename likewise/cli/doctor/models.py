@@ -4,14 +4,15 @@ import asyncio
 import difflib
 import mmap
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from likewise.cli.doctor.finding import Finding
-from likewise.cli.models import require_runnable, try_model, try_reranker
+from likewise.cli.models import require_model, require_reranker, try_model, try_reranker
 from likewise.embedding.files import weights
 from likewise.embedding.files.torch_folder import TorchFolder
-from likewise.embedding.models import MODELS, Catalogue, ModelSpec
+from likewise.embedding.models import MODELS, RERANKERS, Catalogue, ModelSpec
 from likewise.embedding.models_file import FILE
+from likewise.embedding.runtimes import follows_device
 from likewise.errors import LikewiseError, NotSupported, SettingsError
 from likewise.search.reranking import SETTING, RerankerCatalogue
 from likewise.settings import PREFIX, Settings
@@ -25,7 +26,7 @@ async def models(settings: Settings) -> AsyncIterator[Finding]:
     try:
         specs, reranker = Catalogue(settings).specs(), RerankerCatalogue(settings).default
     except SettingsError as error:
-        yield Finding("models file", error.detail, f"Mend it, or unset {FILE}.")
+        yield Finding("models file", error.detail, f"Fix it, or unset {FILE}.")
         return
     yield await _default(settings)
     for spec in specs[1:]:
@@ -39,24 +40,33 @@ async def models(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _reranker(settings: Settings, spec: ModelSpec) -> Finding:
     try:
+        require_reranker(settings)
+    except SettingsError as error:
+        what = error.detail + _meant(spec.name, RERANKERS)
+        return Finding("reranker", what, f"Set {SETTING} to one of these, or unset it; without it nothing is reranked.")
+    try:
         async with asyncio.timeout(MODEL_SECONDS):
             facts = await try_reranker(settings, spec)
     except TimeoutError:
         what = f"{spec.name} was not loaded in {MODEL_SECONDS:.0f} s"
         return Finding("reranker", what, f"See what else keeps this machine busy, or unset {SETTING}.")
     except LikewiseError as error:
-        return Finding("reranker", error.detail, f"Mend that, or unset {SETTING}; without it nothing is reranked.")
+        return Finding("reranker", error.detail, f"Fix that, or unset {SETTING}; without it nothing is reranked.")
     return Finding("reranker", f"{facts['model']} works ({facts['numerics']})")
 
 
 async def _default(settings: Settings) -> Finding:
     try:
-        spec = require_runnable(settings)
+        spec = require_model(settings)
     except SettingsError as error:
-        mend = "Set LIKEWISE_MODEL to one of these, or unset it for the default."
+        mend = f"Set {PREFIX}MODEL to one of these, or unset it for the default."
         return Finding("model", error.detail + _meant(settings.model), mend)
     if spec.endpoint is not None:
         return await _remote(settings, spec, "model")
+    try:
+        Catalogue(settings).runtime(spec)
+    except NotSupported as error:
+        return Finding("model", error.detail, _runtime_mend(spec, f"set {PREFIX}MODEL to another model"))
     try:
         async with asyncio.timeout(MODEL_SECONDS):
             facts = await try_model(settings, None)
@@ -84,14 +94,14 @@ def _provider_mend(spec: ModelSpec, code: str) -> str:
     mends = {
         "provider_key_missing": f"Set {key} in the environment or in .env.",
         "provider_unauthorized": f"Set {key} to a key that its provider takes." if key else f"Name a key in {row}.",
-        "provider_unreachable": f"See that it runs and can be reached from here, or mend {row}.",
-        "provider_model_missing": f"Mend the address or the model's name there: {row}.",
-        "provider_address": f"Mend {row}.",
-        "provider_dimension": f"Mend the dimension: {row}.",
-        "provider_proxy": "Mend these variables, or unset them.",
+        "provider_unreachable": f"See that it runs and can be reached from here, or fix {row}.",
+        "provider_model_missing": f"Fix the address or the model's name there: {row}.",
+        "provider_address": f"Fix {row}.",
+        "provider_dimension": f"Fix the dimension: {row}.",
+        "provider_proxy": "Fix these variables, or unset them.",
         "provider_spent": "Look at the account with its provider.",
     }
-    return mends.get(code, f"See what its provider says of it, or mend {row}.") + " Without it only words are searched."
+    return mends.get(code, f"See what its provider says of it, or fix {row}.") + " Without it only words are searched."
 
 
 def _allowed(settings: Settings, spec: ModelSpec) -> Finding:
@@ -100,12 +110,16 @@ def _allowed(settings: Settings, spec: ModelSpec) -> Finding:
     setting = f"{PREFIX}MODELS_ALLOWED" if name in settings.models_allowed else FILE
     if spec.folder is not None and not os.path.isdir(spec.folder):  # noqa: PTH112 - false, too, where one may not look
         what = f"{setting}: there is no model {name}, nor a folder {spec.folder}{_meant(name)}"
-        return Finding(part, what, "Mend its name, or leave it out; `likewise models list` shows the models there are.")
+        return Finding(part, what, "Fix its name, or leave it out; `likewise models list` shows the models there are.")
     try:
         Catalogue(settings).runtime(spec)
+    except NotSupported as error:
+        setting = f"{PREFIX}DEVICE" if follows_device(spec.architecture, spec.runtime) else setting
+        return Finding(part, f"{setting}: {error.detail}", _runtime_mend(spec, f"leave {spec.name} out"))
+    try:
         _check_files(settings, spec)
     except NotSupported as error:
-        return Finding(part, f"{setting}: {error.detail}", f"Mend that, or leave {spec.name} out.")
+        return Finding(part, f"{setting}: {error.detail}", f"Fix that, or leave {spec.name} out.")
     except LikewiseError as error:
         return Finding(part, error.detail, _mend(settings, spec, error))
     return Finding(part, f"the files of {spec.name} are here")
@@ -124,14 +138,22 @@ def _mend(settings: Settings, spec: ModelSpec, error: LikewiseError) -> str:
     if error.code == "weights_checksum":
         return f"Remove that file, then run `likewise models pull {spec.name}`."
     if error.code != "weights_absent":
-        return "Mend that; without the model only words are searched."
+        return "Fix that; without the model only words are searched."
     if spec.folder is not None:
         return f"Put the model's files in {spec.folder}; without them only words are searched."
     first = "Unset LIKEWISE_OFFLINE, then run" if settings.offline else "Run"
     return f"{first} `likewise models pull {spec.name}`; without it only words are searched."
 
 
-def _meant(name: str) -> str:
-    known = {word.lower(): spec.name for spec in MODELS for word in (spec.name, spec.hub_id, spec.bare_name)}
+def _runtime_mend(spec: ModelSpec, otherwise: str) -> str:
+    """Say what gives a runtime to a model that has none here; `otherwise` is how to do without that model."""
+    if spec.runtime == "openvino":
+        return f"Fix its row in {FILE}, or {otherwise}."
+    by_device = follows_device(spec.architecture, spec.runtime)
+    return f"Install that extra, or {f'unset {PREFIX}DEVICE' if by_device else otherwise}."
+
+
+def _meant(name: str, among: Sequence[ModelSpec] = MODELS) -> str:
+    known = {word.lower(): spec.name for spec in among for word in (spec.name, spec.hub_id, spec.bare_name)}
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
     return f" (is {known[near[0]]} meant?)" if near and known[near[0]] != name else ""

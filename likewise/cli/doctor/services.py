@@ -20,7 +20,7 @@ async def cache(settings: Settings) -> AsyncIterator[Finding]:
     try:
         redis = open_redis(settings)
     except SettingsError as error:
-        yield Finding("cache", error.detail, "Mend that, or unset LIKEWISE_REDIS_URL: each process then has its own.")
+        yield Finding("cache", error.detail, "Fix that, or unset LIKEWISE_REDIS_URL: each process then has its own.")
         return
     if redis is None:
         return

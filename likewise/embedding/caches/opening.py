@@ -1,11 +1,13 @@
 """The cache that the settings ask for: this process's memory, Redis, or one in front of the other."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from likewise.embedding.cache import Cache, Cached
-from likewise.embedding.caches.memory import MemoryCache
 from likewise.errors import SettingsError
+from likewise.observe import steps
 from likewise.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,12 +43,66 @@ def open_redis(settings: Settings, *, patient: bool = False) -> "RedisCache | No
     return RedisCache(settings.redis_url, seconds=settings.cache_seconds, answer_seconds=answer_seconds)
 
 
-class LayeredCache:
-    """A near cache in front of a far one, which is asked only for missing rows; these are near from then on."""
+class MemoryCache:
+    """A cache of at most `limit` bytes; 0 holds nothing."""
 
-    def __init__(self, near: Cache, far: Cache) -> None:
-        self.near = near
-        self.far = far
+    fault = None
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._items: OrderedDict[bytes, Cached] = OrderedDict()
+        self.memory_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[Cached | None]:
+        """Return the row of each key in order, None where there is none; a row counts as used."""
+        found = [self._items.get(key) for key in keys]
+        for key, item in zip(keys, found, strict=True):
+            if item is not None:
+                self._items.move_to_end(key)
+        steps.cache_hits("memory", sum(item is not None for item in found))
+        return found
+
+    async def put_many(self, items: Mapping[bytes, Cached]) -> None:
+        """Remember these rows, and drop the oldest that no longer fit."""
+        for key, item in items.items():
+            self._drop(key)
+            if item.memory_bytes <= self._limit:
+                self._items[key] = item
+                self.memory_bytes += item.memory_bytes
+        while self.memory_bytes > self._limit:
+            self._drop(next(iter(self._items)))
+
+    async def delete_many(self, keys: Sequence[bytes], *, at_once: bool = False) -> None:
+        """Forget these keys, at once in any case."""
+        for key in keys:
+            self._drop(key)
+
+    async def clear(self) -> None:
+        """Forget all rows."""
+        self._items.clear()
+        self.memory_bytes = 0
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing: its rows end with the process."""
+
+    def _drop(self, key: bytes) -> None:
+        item = self._items.pop(key, None)
+        if item is not None:
+            self.memory_bytes -= item.memory_bytes
+
+
+@dataclass(eq=False)
+class LayeredCache:
+    """A cache in memory in front of a far one, which is asked only for missing rows; these are near from then on."""
+
+    near: MemoryCache
+    far: Cache
 
     @property
     def memory_bytes(self) -> int:
@@ -55,12 +111,11 @@ class LayeredCache:
 
     @property
     def fault(self) -> str | None:
-        """The reason for which one of them is left out at present."""
-        return self.near.fault or self.far.fault
+        """The reason for which the far one is left out at present."""
+        return self.far.fault
 
     def start(self) -> None:
-        """Begin their work in the background."""
-        self.near.start()
+        """Begin the far one's work in the background."""
         self.far.start()
 
     async def get_many(self, keys: Sequence[bytes]) -> list[Cached | None]:
@@ -90,8 +145,7 @@ class LayeredCache:
         await self.far.clear()
 
     async def close(self) -> None:
-        """Close both."""
-        await self.near.close()
+        """Close the far one; rows in memory end with the process."""
         await self.far.close()
 
     async def _fill(self, found: list[Cached | None], keys: Sequence[bytes], tier: Cache) -> list[Cached | None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from likewise.embedding.graphs.architectures import Shape, broken, whole_number
+from likewise.embedding.graphs.architectures import Shape, broken, refuse_others, whole_number
 from likewise.errors import ModelUnavailable, NotSupported
 
 Pooling = Literal["mean", "cls", "max"]
@@ -188,9 +188,7 @@ def _modules(places: Iterable[tuple[str, Path]], dimension: int) -> tuple[Module
 def _dense(path: Path, dimension: int) -> Dense:
     file = path / "config.json"
     config = read_json(file)
-    for key, only in _DENSE_ONLY.items():
-        if config.get(key, only) != only:
-            raise NotSupported(f"{file} has {key} `{config[key]}`; this version runs `{only}` only.")
+    refuse_others(config, _DENSE_ONLY, file)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if activation not in _ACTIVATIONS:
         raise NotSupported(f"{file} asks for the activation {activation}, which this version does not run.")
@@ -220,9 +218,7 @@ def _pooling(path: Path, dimension: int) -> Pooling:
 
 def _sentence(file: Path) -> Mapping[str, Any]:
     sentence: Mapping[str, Any] = read_json(file, {})
-    for key, only in SENTENCE_ONLY.items():
-        if sentence.get(key, only) != only:
-            raise NotSupported(f"{file} has {key} `{sentence[key]}`; this version runs `{only}` only.")
+    refuse_others(sentence, SENTENCE_ONLY, file)
     return sentence
 
 

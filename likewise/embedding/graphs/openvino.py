@@ -26,12 +26,12 @@ Hint = Literal["THROUGHPUT", "LATENCY"]
 _TELEMETRY = "openvino_telemetry"
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
 QUANTISATION_GROUP = 128  # numbers that share a scale; 32 and 384 are 13 % slower, and 384 is twice as far from f32
-# The runtime keeps what it compiled for each shape of batch, by default 5,000 entries a graph: 2.2 GB of one server after
-# 59,000 texts of random lengths. To compile anew costs a millisecond: nothing beside a batch of a call, and up to a tenth
-# of a short query, so that the graph of queries keeps more.
+# The runtime keeps what it compiled for each shape of batch, by default 5,000 entries a graph: 2.2 GB of one server
+# after 59,000 texts of random lengths. To compile anew costs a millisecond: nothing beside the batch of a call, and up
+# to a tenth of a short query, so that the graph of queries keeps more.
 MAX_SHAPES: dict[Hint, int] = {"THROUGHPUT": 16, "LATENCY": 32}
-# A text alone is padded to a multiple of so many tokens: the lengths of queries are then few shapes. With 32 of them kept
-# queries of 2 to 250 tokens take 1.01 to 1.03 times as long as with 5,000; without padding, with 64, 1.01 to 1.05.
+# A text alone is padded to a multiple of so many tokens: the lengths of queries are then few shapes. With 32 of them
+# kept queries of 2 to 250 tokens take 1.01 to 1.03 times as long as with 5,000; without padding, with 64, 1.01 to 1.05.
 SINGLE_STEP = 8
 
 
@@ -52,16 +52,7 @@ with _without_telemetry():
     import openvino
     from openvino import opset13 as ops
 
-__all__ = [
-    "QUANTISATION_GROUP",
-    "CompiledGraph",
-    "Precision",
-    "able",
-    "choose",
-    "compile_graph",
-    "openvino",
-    "ops",
-]
+__all__ = ["openvino", "ops"]  # to be imported from here; what is defined below needs no mention
 
 PrecisionChoice = Literal["auto", "f32", "bf16", "int8"]
 

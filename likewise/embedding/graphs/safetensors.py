@@ -4,13 +4,14 @@ import json
 import math
 import mmap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from likewise.errors import ModelUnavailable
+from likewise.embedding.graphs.architectures import broken
 
 Float32 = npt.NDArray[np.float32]
 
@@ -29,10 +30,10 @@ class Tensors:
         try:
             with path.open("rb") as file:
                 if not path.stat().st_size:
-                    raise self._broken("is empty")
+                    raise broken(self._path, "is empty")
                 self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise self._broken(f"cannot be read ({error.strerror})") from error
+            raise broken(self._path, f"cannot be read ({error.strerror})") from error
         self._header, self._start = self._read_header()
 
     def __contains__(self, name: object) -> bool:
@@ -55,11 +56,13 @@ class Tensors:
         """
         entry = self._header.get(name)
         if entry is None:
-            raise self._broken(f"has no tensor `{name}`")
+            raise broken(self._path, f"has no tensor `{name}`")
         raw = self._raw(name, entry)
         if shape is not None and not _fits(raw.shape, shape):
             wanted = " x ".join("any" if size is None else str(size) for size in shape)
-            raise self._broken(f"has `{name}` of {' x '.join(map(str, raw.shape))} where config.json asks for {wanted}")
+            raise broken(
+                self._path, f"has `{name}` of {' x '.join(map(str, raw.shape))} where config.json asks for {wanted}"
+            )
         return _as_float32(raw, entry["dtype"])
 
     def _raw(self, name: str, entry: Any) -> npt.NDArray[Any]:
@@ -69,23 +72,18 @@ class Tensors:
             count = (end - begin) // np.dtype(dtype).itemsize
             return np.frombuffer(self.content, dtype, count, self._start + begin).reshape(entry["shape"])
         except (KeyError, OverflowError, TypeError, ValueError):  # of too few bytes frombuffer says ValueError
-            raise self._broken(f"is cut off or has no float tensor `{name}`") from None
+            raise broken(self._path, f"is cut off or has no float tensor `{name}`") from None
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(self.content[:8], "little")
-        if len(self.content) < 8 or length > min(_HEADER_LIMIT, len(self.content) - 8):
-            raise self._broken("is not a safetensors file")
-        try:
-            header = json.loads(self.content[8 : 8 + length])
-        except (ValueError, RecursionError):
-            raise self._broken("is not a safetensors file") from None
+        header = None
+        if length <= min(_HEADER_LIMIT, len(self.content) - 8):
+            with suppress(ValueError, RecursionError):
+                header = json.loads(self.content[8 : 8 + length])
         if not isinstance(header, dict):
-            raise self._broken("is not a safetensors file")
+            raise broken(self._path, "is not a safetensors file")
         header.pop("__metadata__", None)
         return header, 8 + length
-
-    def _broken(self, what: str) -> ModelUnavailable:
-        return ModelUnavailable(f"{self._path} {what}; replace it with the model's own file.", code="weights_broken")
 
 
 def _is_size(value: object) -> bool:

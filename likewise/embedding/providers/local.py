@@ -15,51 +15,32 @@ from likewise.embedding.tokenizing import Ids, TextTokenizer
 CALLERS = 4  # calls at a time: some are tokenised while others are in the model
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """Identity and limits of a loaded local model; `call_tokens` is the size of calls that suits it."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class LocalProvider(ABC):
+    """One local model: a tokenizer, and a program that makes vectors of the ids.
+
+    Attributes:
+        before: the text before each text, by role.
+        batch_tokens: the padded size of a batch.
+        model_threads: the number of batches in the model at a time.
+    """
 
     space: str
     numerics: str
     dimension: int
     max_tokens: int
-    call_tokens: int
+    capacity: Capacity
+    tokenizer: TextTokenizer
+    before: Mapping[Role, str]
+    batch_tokens: int
+    model_threads: int
+    fault: str | None = None
 
-
-class LocalProvider(ABC):
-    """One local model: a tokenizer, and a program that makes vectors of the ids."""
-
-    def __init__(
-        self,
-        facts: ModelFacts,
-        tokenizer: TextTokenizer,
-        before: Mapping[Role, str],
-        *,
-        batch_tokens: int,
-        model_threads: int,
-    ) -> None:
-        """Serve a loaded model.
-
-        Args:
-            facts: its identity and limits.
-            tokenizer: its own.
-            before: the text before each text, by role.
-            batch_tokens: the padded size of a batch.
-            model_threads: the number of batches in the model at a time.
-        """
-        self.space = facts.space
-        self.numerics = facts.numerics
-        self.dimension = facts.dimension
-        self.max_tokens = facts.max_tokens
-        self.capacity = Capacity(tokens=facts.call_tokens)
-        self.fault: str | None = None
-        self._tokenizer = tokenizer
-        self._prefixes = before
-        self._batch_tokens = batch_tokens
+    def __post_init__(self) -> None:
         self._callers = ThreadPoolExecutor(CALLERS, "likewise-embed")
         # A document takes up to seconds, in which no text waits for its ids.
         self._splitter = ThreadPoolExecutor(1, "likewise-split")
-        self._model_threads = ThreadPoolExecutor(model_threads, "likewise-model")
+        self._model_threads = ThreadPoolExecutor(self.model_threads, "likewise-model")
 
     async def embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
         """Embed texts in order; texts of similar length share a batch."""
@@ -67,7 +48,7 @@ class LocalProvider(ABC):
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text as a document, special ones included, before anything is cut off."""
-        count, prefix = self._tokenizer.lengths, self._prefixes["document"]
+        count, prefix = self.tokenizer.lengths, self.before["document"]
         return await asyncio.get_running_loop().run_in_executor(self._callers, count, texts, prefix)
 
     async def split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
@@ -76,19 +57,18 @@ class LocalProvider(ABC):
 
     async def close(self) -> None:
         """Let the threads go."""
-        self._splitter.shutdown(wait=False, cancel_futures=True)
-        self._callers.shutdown(wait=False, cancel_futures=True)
-        self._model_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._splitter, self._callers, self._model_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
-        splitter = self._tokenizer.splitter(max_tokens, overlap, self._prefixes["document"])
-        return spans(self._tokenizer.as_split(text), splitter)
+        splitter = self.tokenizer.splitter(max_tokens, overlap, self.before["document"])
+        return spans(self.tokenizer.as_split(text), splitter)
 
     def _embed(self, texts: Sequence[str], role: Role) -> ProviderResult:
-        encoded = self._tokenizer.encode(texts, self._prefixes[role])
+        encoded = self.tokenizer.encode(texts, self.before[role])
         lengths = [len(each.ids) for each in encoded]
         return ProviderResult(
-            vectors=self._vectors([each.ids for each in encoded], pack(lengths, self._batch_tokens), role),
+            vectors=self._vectors([each.ids for each in encoded], pack(lengths, self.batch_tokens), role),
             tokens=np.array(lengths, np.int32),
             truncated=np.array([each.truncated for each in encoded], np.int32),
             chars_read=np.array([each.chars_read for each in encoded], np.int32),

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.provider import Capacity, ProviderResult, Role, Vector
+from likewise.embedding.provider import CHARS_PER_TOKEN, Capacity, ProviderResult, Role, Vector
 from likewise.embedding.splitting import TextSpan, spans_by_characters
-from likewise.embedding.texts import CHARS_PER_TOKEN
 
 _ABOUT = b"likewise-mock-1"
 

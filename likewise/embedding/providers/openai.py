@@ -12,13 +12,12 @@ import orjson
 
 from likewise.cleaning import cleaned
 from likewise.embedding.models import Endpoint, ModelSpec
-from likewise.embedding.provider import Capacity, Counts, Matrix, ProviderResult, Role, prefixes
+from likewise.embedding.provider import Capacity, Counts, Matrix, ProviderResult, Role, estimated_tokens, prefixes
 from likewise.embedding.remote.client import ProviderClient
 from likewise.embedding.remote.errors import ProviderError, RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
 from likewise.embedding.space import space_of_address
 from likewise.embedding.splitting import TextSpan, spans_by_characters
-from likewise.embedding.texts import CHARS_PER_TOKEN, estimated_tokens
 
 # At 4 characters each: OpenAI takes 300,000 tokens in a request, and some scripts have one for each character.
 REQUEST_TOKENS = 60_000
@@ -97,8 +96,8 @@ class RemoteProvider:
 
     async def split(self, text: str, max_tokens: int, overlap: int) -> list[TextSpan]:
         """Split a text by its characters, 4 a token."""
-        room = max(1, min(max_tokens, self.max_tokens) - len(self._prefixes["document"]) // CHARS_PER_TOKEN)
-        return await spans_by_characters(text, room, overlap)
+        limit = min(max_tokens, self.max_tokens)
+        return await spans_by_characters(text, limit, overlap, self._prefixes["document"])
 
     async def close(self) -> None:
         """End its connections."""

@@ -15,8 +15,8 @@ from likewise.embedding.graphs.encoder import Encoder, headed, pooled
 from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, compile_graph, openvino
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.provider import Matrix, Role, prefixes
-from likewise.embedding.providers.local import CALLERS, LocalProvider, ModelFacts
+from likewise.embedding.provider import Capacity, Matrix, Role, prefixes
+from likewise.embedding.providers.local import CALLERS, LocalProvider
 from likewise.embedding.space import space_of
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.settings import Settings
@@ -41,37 +41,28 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
         facts.transformer / "tokenizer.json", facts.max_tokens, lowercase=facts.lowercase, vocabulary=encoder.vocabulary
     )
     compiled = partial(compile_graph, graph, precision, threads=settings.threads, max_tokens=facts.max_tokens)
-    known = ModelFacts(
+    bulk = compiled("THROUGHPUT")
+    return OpenVinoProvider(
         space=space_of(facts, weights.digests, before),
         numerics=f"openvino-{_version()}/{precision.name}",
         dimension=facts.dimension,
         max_tokens=facts.max_tokens,
-        call_tokens=_call_tokens(facts.shape),
-    )
-    return OpenVinoProvider(
-        known,
-        tokenizer,
-        before,
-        bulk=compiled("THROUGHPUT"),
+        capacity=Capacity(_call_tokens(facts.shape)),
+        tokenizer=tokenizer,
+        before=before,
+        batch_tokens=BATCH_TOKENS,
+        model_threads=CALLERS * bulk.requests,
+        bulk=bulk,
         query=compiled("LATENCY"),
     )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class OpenVinoProvider(LocalProvider):
     """One local model: a tokenizer, and its graph compiled twice."""
 
-    def __init__(
-        self,
-        facts: ModelFacts,
-        tokenizer: TextTokenizer,
-        before: Mapping[Role, str],
-        bulk: CompiledGraph,
-        query: CompiledGraph,
-    ) -> None:
-        threads = CALLERS * bulk.requests
-        super().__init__(facts, tokenizer, before, batch_tokens=BATCH_TOKENS, model_threads=threads)
-        self._bulk = bulk
-        self._query = query
+    bulk: CompiledGraph
+    query: CompiledGraph
 
     def _vectors(self, ids: Sequence[Ids], batches: Sequence[Sequence[int]], role: Role) -> Matrix:
         vectors = np.empty((len(ids), self.dimension), np.float32)
@@ -82,10 +73,10 @@ class OpenVinoProvider(LocalProvider):
                 vectors[places] = graph.run([ids[place] for place in places])
 
         if len(batches) == 1:
-            run(self._query)  # one batch is done soonest by all cores together
+            run(self.query)  # one batch is done soonest by all cores together
         else:
             # each call asks for one request a stream at a time, so that calls get their turns batch by batch
-            list(self._model_threads.map(run, repeat(self._bulk, min(self._bulk.requests, len(batches)))))
+            list(self._model_threads.map(run, repeat(self.bulk, min(self.bulk.requests, len(batches)))))
         return vectors
 
 

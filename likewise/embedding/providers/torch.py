@@ -17,8 +17,8 @@ from likewise.embedding.files.weights import check_weights
 from likewise.embedding.graphs.architectures import broken
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
-from likewise.embedding.provider import Matrix, Role, prefixes
-from likewise.embedding.providers.local import LocalProvider, ModelFacts
+from likewise.embedding.provider import Capacity, Matrix, Role, prefixes
+from likewise.embedding.providers.local import LocalProvider
 from likewise.embedding.space import space_of, space_of_files
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.errors import ModelUnavailable, NotSupported, SettingsError
@@ -121,45 +121,50 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "TorchProvider":
     tokenizer = _tokenizer(facts, limit, model.vocabulary)
     first = model.run([each.ids for each in tokenizer.encode([_FIRST_TEXT])], None)
     space = space_of(known, digests, before) if known else space_of_files(facts.described_by, digests, before, limit)
-    identity = ModelFacts(space, _numerics(device, dtype), first.shape[1], limit, model.call_tokens)
-    return TorchProvider(identity, tokenizer, before, model, prompt_pooled=facts.prompt_pooled)
+    pooled = facts.prompt_pooled
+    return TorchProvider(
+        space=space,
+        numerics=_numerics(device, dtype),
+        dimension=first.shape[1],
+        max_tokens=limit,
+        capacity=Capacity(model.call_tokens),
+        tokenizer=tokenizer,
+        before=before,
+        batch_tokens=model.batch_tokens,
+        # One at a time, in the order that they come: calls get their turns batch by batch.
+        model_threads=1,
+        model=model,
+        left_out={
+            role: tokenizer.prefix_length(text) if text and not pooled else None for role, text in before.items()
+        },
+    )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TorchProvider(LocalProvider):
-    """One local model: a tokenizer, and its modules on a device."""
+    """One local model: a tokenizer, and its modules on a device.
 
-    def __init__(
-        self,
-        facts: ModelFacts,
-        tokenizer: TextTokenizer,
-        before: Mapping[Role, str],
-        model: TorchModel,
-        *,
-        prompt_pooled: bool,
-    ) -> None:
-        # One batch at a time, in the order that they come: calls get their turns batch by batch.
-        super().__init__(facts, tokenizer, before, batch_tokens=model.batch_tokens, model_threads=1)
-        self._model: TorchModel | None = model
-        self._left_out = {
-            role: tokenizer.prefix_length(prefix) if prefix and not prompt_pooled else None
-            for role, prefix in before.items()
-        }
+    `left_out` is the number of tokens at the start of each text that are not pooled, by role.
+    """
+
+    model: TorchModel | None
+    left_out: Mapping[Role, int | None]
 
     async def close(self) -> None:
         """Let the threads go, and the device's memory."""
         await super().close()
-        self._model = None
+        self.model = None
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
     def _vectors(self, ids: Sequence[Ids], batches: Sequence[Sequence[int]], role: Role) -> Matrix:
         vectors = np.empty((len(ids), self.dimension), np.float32)
-        model = self._model
+        model = self.model
         if model is None:
             raise ModelUnavailable("The model is shutting down.")
         for places in batches:
             batch = [ids[place] for place in places]
-            vectors[places] = self._model_threads.submit(model.run, batch, self._left_out[role]).result()
+            vectors[places] = self._model_threads.submit(model.run, batch, self.left_out[role]).result()
         return vectors
 
 

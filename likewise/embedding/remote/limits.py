@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from likewise.backoff import Backoff, Breaker
-from likewise.embedding.remote.errors import ProviderError
+from likewise.embedding.models import ModelSpec
+from likewise.embedding.remote.errors import ProviderError, RequestRefused, WrongAnswer
 from likewise.observe.logs import get_logger
 from likewise.observe.metrics import PROVIDER_OPEN
 
@@ -81,11 +82,11 @@ class RateGate:
 class ProviderBreaker:
     """A breaker with a log, a metric, and one request at a time while it is half open."""
 
-    def __init__(self, model: str, policy: RetryPolicy) -> None:
-        self._model = model
+    def __init__(self, spec: ModelSpec, policy: RetryPolicy) -> None:
+        self._spec = spec
         self._breaker = Breaker[ProviderError](policy.rest, policy.failures)
         self._probing = False
-        PROVIDER_OPEN.labels(model).set(0)
+        PROVIDER_OPEN.labels(spec.name).set(0)
 
     @property
     def fault(self) -> ProviderError | None:
@@ -98,54 +99,51 @@ class ProviderBreaker:
             raise self._breaker.fault.repeated(self._breaker.left)
 
     @contextlib.contextmanager
-    def trial(self) -> Iterator["Trial"]:
-        """Open the block of one request, which closes the breaker if it ends well; ModelUnavailable if none may be."""
+    def trial(self, texts: int) -> Iterator[None]:
+        """Open the block of one request of so many texts; ModelUnavailable if none may be.
+
+        It closes the breaker if it ends well, or shows that the provider is there; a failure is counted, but that of
+        many texts if it may be one text's fault: the caller asks again with fewer, and with a plain one.
+        """
         self.refuse()
-        probes = self._probing = self._breaker.fault is not None
-        trial = Trial(self, self._breaker.clock(), probes=probes)
+        began, probes = self._breaker.clock(), self._breaker.fault is not None
+        self._probing = probes
         try:
-            yield trial
-            self.succeeded()
+            yield
+            self._succeeded()
+        except ProviderError as error:
+            if error.opens == "never":
+                self._succeeded()
+            elif texts == 1 or not error.of_texts:
+                self._failed(error, began, probes=probes)
+            raise
+        except RequestRefused:
+            self._succeeded()
+            raise
+        except WrongAnswer as wrong:
+            log.warning("provider_answers_wrongly", model=self._spec.name, reason=str(wrong))
+            if texts == 1:
+                fault = ProviderError(self._spec, "provider_wrong", f"answers wrongly: {wrong}", opens="in_a_row")
+                self._failed(fault, began, probes=probes)
+            raise
         finally:
             if probes:
                 self._probing = False
 
-    def succeeded(self) -> None:
-        """Close the breaker, as the provider has answered."""
+    def _succeeded(self) -> None:
         if self._breaker.succeeded():
-            log.warning("provider_back", model=self._model)
-            PROVIDER_OPEN.labels(self._model).set(0)
+            log.warning("provider_back", model=self._spec.name)
+            PROVIDER_OPEN.labels(self._spec.name).set(0)
 
-    def failed(self, error: ProviderError, trial: "Trial") -> None:
-        """Count a request that failed."""
+    def _failed(self, error: ProviderError, began: float, *, probes: bool) -> None:
         before = self._breaker.fault
         # What began before it opened says nothing new.
-        if before is not None and not trial.probes:
+        if before is not None and not probes:
             return
-        if self._breaker.failed(error, began=trial.began, at_once=trial.probes or error.opens == "at_once"):
+        if self._breaker.failed(error, began=began, at_once=probes or error.opens == "at_once"):
             if before is None or before.code != error.code:
-                log.warning("provider_away", model=self._model, reason=error.detail, seconds=self._breaker.pause)
-            PROVIDER_OPEN.labels(self._model).set(1)
-
-
-class Trial:
-    """One request under a breaker; whoever makes it says what its end means."""
-
-    def __init__(self, breaker: ProviderBreaker, began: float, *, probes: bool) -> None:
-        self._breaker = breaker
-        self.began = began
-        self.probes = probes
-
-    def succeeded(self) -> None:
-        """Note that the provider is there, whatever it said."""
-        self._breaker.succeeded()
-
-    def failed(self, error: ProviderError) -> None:
-        """Note that the provider is away, or might as well be."""
-        if error.opens == "never":
-            self.succeeded()
-        else:
-            self._breaker.failed(error, self)
+                log.warning("provider_away", model=self._spec.name, reason=error.detail, seconds=self._breaker.pause)
+            PROVIDER_OPEN.labels(self._spec.name).set(1)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -1,16 +1,18 @@
-"""Cross-encoders on the CPU through OpenVINO, from their own safetensors."""
+"""Cross-encoders on the CPU through OpenVINO, from their own folders and safetensors."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from likewise.embedding.files.folder import read_json, read_modules, token_limit
 from likewise.embedding.files.weights import check_weights
-from likewise.embedding.graphs.architectures import broken
+from likewise.embedding.graphs.architectures import Shape, broken
 from likewise.embedding.graphs.encoder import Encoder, scored
 from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, compile_graph, openvino
 from likewise.embedding.graphs.safetensors import Tensors
@@ -20,9 +22,18 @@ from likewise.embedding.providers.local import CALLERS, pack
 from likewise.embedding.providers.openvino import BATCH_TOKENS
 from likewise.embedding.queue import INTERACTIVE_TOKENS
 from likewise.embedding.tokenizing import Ids, TextTokenizer
+from likewise.errors import NotSupported
 from likewise.search.reranker import RerankerScores
-from likewise.search.rerankers.folder import CrossEncoderFolder
 from likewise.settings import Settings
+
+WEIGHTS = "model.safetensors"
+# Of the Transformer module that sentence-transformers writes since its version 6.
+_SENTENCE_ONLY: Mapping[str, Any] = {
+    "transformer_task": "sequence-classification",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    "module_output_name": "scores",
+}
+_CLASSIFIER = "ForSequenceClassification"
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoReranker":
@@ -38,9 +49,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoReranker
     )
     version = str(openvino.__version__).partition("-")[0]
     # Once, and not twice as for vectors: the fifty texts of a search are some batches, which all cores take together.
-    compiled = compile_graph(
-        graph, precision, "THROUGHPUT", threads=settings.threads, max_tokens=facts.max_tokens
-    )
+    compiled = compile_graph(graph, precision, "THROUGHPUT", threads=settings.threads, max_tokens=facts.max_tokens)
     return OpenVinoReranker(
         f"openvino-{version}/{precision.name}", facts.max_tokens, tokenizer, compiled, typed=encoder.second is not None
     )
@@ -153,3 +162,69 @@ def sigmoid(logits: Vector) -> Vector:
     # Beyond 700 exp() is infinite, and nobody can tell the difference.
     made: Vector = (1 / (1 + np.exp(-np.clip(exact, -700, 700)))).astype(np.float32)
     return made
+
+
+@dataclass(frozen=True)
+class CrossEncoderFolder:
+    """The folder of a cross-encoder, read; a feature that this version does not have is refused by name.
+
+    `lowercase` is asked for besides what the tokenizer does by itself.
+    """
+
+    path: Path
+    shape: Shape
+    max_tokens: int
+    lowercase: bool
+
+    @property
+    def weights(self) -> Path:
+        """The file of its weights."""
+        return self.path / WEIGHTS
+
+    @classmethod
+    def read(cls, path: Path) -> "CrossEncoderFolder":
+        """Read the folder's JSON files.
+
+        NotSupported names what this version does not do; ModelUnavailable the file that is broken.
+        """
+        _refuse_modules(path)
+        file = path / "config.json"
+        config = read_json(file)
+        _refuse_other_heads(config, file)
+        shape = Shape.read(config, file)
+        sentence = _sentence(path / "sentence_bert_config.json")
+        _refuse_prompts(path / "config_sentence_transformers.json")
+        limit = min(token_limit(sentence, path), shape.max_tokens)
+        return cls(path, shape, limit, bool(sentence.get("do_lower_case", False)))
+
+
+def _refuse_modules(path: Path) -> None:
+    modules = read_modules(path)
+    if modules != [("Transformer", "")]:
+        names = ", ".join(kind for kind, _ in modules)
+        raise NotSupported(f"{path / 'modules.json'} has {names}, and is of no cross-encoder: that is one Transformer.")
+
+
+def _refuse_other_heads(config: Mapping[str, Any], file: Path) -> None:
+    """An encoder without a head, or one that chooses among several labels, gives no score."""
+    named = config.get("architectures") or []
+    names = [str(one) for one in named] if isinstance(named, list) else []
+    if names and not any(name.endswith(_CLASSIFIER) for name in names):
+        raise NotSupported(f"{file} is of a {names[0]}, which is no cross-encoder; those end in {_CLASSIFIER}.")
+    labels = config.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    if count != 1:
+        raise NotSupported(f"{file} has {count} labels; this version runs cross-encoders that give one score.")
+
+
+def _sentence(file: Path) -> Mapping[str, Any]:
+    sentence: Mapping[str, Any] = read_json(file, {})
+    for key, only in _SENTENCE_ONLY.items():
+        if sentence.get(key, only) != only:
+            raise NotSupported(f"{file} has {key} `{sentence[key]}`; this version runs `{only}` only.")
+    return sentence
+
+
+def _refuse_prompts(file: Path) -> None:
+    if read_json(file, {}).get("default_prompt_name"):
+        raise NotSupported(f"{file} has a prompt before each text, which this version does not do.")

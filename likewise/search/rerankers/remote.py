@@ -10,11 +10,10 @@ import orjson
 
 from likewise.cleaning import cleaned
 from likewise.embedding.models import Endpoint, ModelSpec
-from likewise.embedding.provider import Capacity, Vector
+from likewise.embedding.provider import Capacity, Vector, estimated_tokens
 from likewise.embedding.remote.client import ProviderClient
 from likewise.embedding.remote.errors import RequestFails, RequestRefused, WrongAnswer
 from likewise.embedding.remote.limits import RetryPolicy
-from likewise.embedding.texts import estimated_tokens
 from likewise.search.reranker import RerankerScores
 
 # At 4 characters each; as many as go in a request for vectors.

@@ -89,38 +89,25 @@ class PgvectorStore:
     ) -> Ranking:
         """See VectorStore.search. Whole collections go by the index once it is there, else by a scan."""
         asked: dict[str, Any] = {"query": HalfVector(query.astype(np.float16)), "k": k}
+        fits: Composable = ANY
+        statement, plan, name = NEAREST_OF_ALL, EVERY_ROW, "scan"
         if isinstance(among, IdSubset):
-            asked["among"] = among.ids
+            asked["among"], fits = among.ids, AMONG_BY_HASH
             if among.share < SCATTERED_SHARE or len(among.ids) <= FEW:
-                return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG, asked, Plan(), "among")
-            return await self._nearest(tx, generation, NEAREST_OF_ALL, AMONG_BY_HASH, asked, EVERY_ROW, "scan")
-        if isinstance(among, FilterSubset):
+                fits, plan, name = AMONG, Plan(), "among"
+        elif isinstance(among, FilterSubset):
             # Those whom the filter turns away are in view as well, half of all that have to be visited: of a million
             # that finds 0.985 of the nearest ten under a filter of a tenth, a third 0.978, all of them 0.995.
             in_view = max(2 * k, round(k / max(among.share, 1e-6) / (2 * IN_VIEW)))
-            plan = Plan(ef_search=ef_search(in_view, total), max_scanned=among.max_visited)
             where = among.where
             fits = FITTING.format(pointing=where.pointing, content=where.content, fits=where.sql)
             asked |= where.parameters | {"visits": among.max_visited}
-            return await self._nearest(tx, generation, NEAREST_FITTING, fits, asked, plan, "index")
-        if generation.index_state == "ready":
-            plan = Plan(ef_search=ef_search(k, total))
-            return await self._nearest(tx, generation, NEAREST_BY_INDEX, ANY, asked, plan, "index")
-        return await self._nearest(tx, generation, NEAREST_OF_ALL, ANY, asked, EVERY_ROW, "scan")
-
-    @staticmethod
-    async def _nearest(
-        tx: Tx,
-        generation: Generation,
-        statement: str,
-        fits: Composable,
-        parameters: Mapping[str, Any],
-        plan: Plan,
-        name: str,
-    ) -> Ranking:
+            plan = Plan(ef_search=ef_search(in_view, total), max_scanned=among.max_visited)
+            statement, name = NEAREST_FITTING, "index"
+        elif generation.index_state == "ready":
+            statement, plan, name = NEAREST_BY_INDEX, Plan(ef_search=ef_search(k, total)), "index"
         search_plan(name)
-        composed = SQL(statement).format(vectors=table("vec", generation.id), fits=fits)
-        rows = await tx.rows(composed, parameters, plan=plan)
+        rows = await tx.rows(_named(statement, generation, fits=fits), asked, plan=plan)
         return Ranking(tuple(row[0] for row in rows), tuple(row[1] for row in rows), plan=name)
 
     async def fetch(self, tx: Tx, generation: Generation, ids: Sequence[int]) -> Mapping[int, Vector]:
@@ -141,5 +128,5 @@ def ef_search(k: int, total: int) -> int:
     return min(MAX_EF_SEARCH, max(round(IN_VIEW * k), USUAL_EF_SEARCH + round(EF_TENFOLD * tenfolds)))
 
 
-def _named(statement: str, generation: Generation) -> Composed:
-    return SQL(statement).format(vectors=table("vec", generation.id))
+def _named(statement: str, generation: Generation, **parts: Composable) -> Composed:
+    return SQL(statement).format(vectors=table("vec", generation.id), **parts)

@@ -7,11 +7,10 @@ import typer
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
-from likewise.apps.answers import Answer
+from likewise.apps.answers import BODY_REFUSALS, Answer, refusals
 from likewise.apps.body import PARSED, RequestModel
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf
-from likewise.apps.problems import BODY_REFUSALS, refusals
 from tests.apps.postcards.service import PostcardsService
 
 router = APIRouter(prefix="/postcards", tags=["postcards"])

@@ -10,16 +10,13 @@ from itertools import islice
 from typing import Any, Literal
 
 from likewise.backoff import Backoff, Breaker
-from likewise.embedding.cache import Cached
-from likewise.embedding.caches.memory import OVERHEAD, bytes_of
+from likewise.embedding.cache import OVERHEAD, Cached
 from likewise.observe import steps
 from likewise.observe.logs import get_logger
 from likewise.stopping import stop
 
 CacheFault = Literal["away", "slow", "full", "refused"]
 
-# The longest wait of a caller for an answer that takes a Redis on the same network less than 1 ms.
-ANSWER_SECONDS = 0.010
 # For reading and unpacking a vector of 384 numbers: 512 of them took 8.5 ms, and 17 ms on a busy machine.
 KEY_SECONDS = 0.000_05
 # One late answer may have met a pause of the store, or of this process; so many in a row are no accident.
@@ -71,11 +68,7 @@ class StoreCircuit:
     """Closed while the store is asked; open after a fault, until a look finds it well. No request waits for a look."""
 
     def __init__(
-        self,
-        look: Callable[[], Awaitable[object]],
-        fault_of: Callable[[Exception], CacheFault],
-        *,
-        answer_seconds: float = ANSWER_SECONDS,
+        self, look: Callable[[], Awaitable[object]], fault_of: Callable[[Exception], CacheFault], answer_seconds: float
     ) -> None:
         """Guard a store.
 
@@ -254,7 +247,7 @@ class StoreWrites:
     def __init__(self, write: Write, circuit: StoreCircuit) -> None:
         self._write = write
         self._circuit = circuit
-        self._waiting: dict[bytes, Change] = {}
+        self.waiting: dict[bytes, Change] = {}
         self._some = asyncio.Event()
         self._settled = asyncio.Condition()
         self._failures = 0
@@ -262,18 +255,9 @@ class StoreWrites:
         self.dropped = 0
         self.fault: CacheFault | None = None
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._waiting
-
-    def __getitem__(self, key: bytes) -> Change:
-        return self._waiting[key]
-
     def add(self, key: bytes, change: Change) -> None:
         """Write a change some time soon."""
-        deletes = key in self._waiting and self._waiting[key] is None
+        deletes = key in self.waiting and self.waiting[key] is None
         self._remove(key)
         if change is not None and self.bytes + _size(change) > MAX_BYTES:
             self.dropped += 1
@@ -281,7 +265,7 @@ class StoreWrites:
             if not deletes:
                 return
             change = None
-        self._waiting[key] = change
+        self.waiting[key] = change
         self.bytes += _size(change)
         self._some.set()
 
@@ -303,33 +287,33 @@ class StoreWrites:
         """Wait so long for all to be written, less where the store takes nothing; return how many are not."""
         try:
             async with asyncio.timeout(seconds), self._settled:
-                await self._settled.wait_for(lambda: not self._waiting or self.fault is not None)
+                await self._settled.wait_for(lambda: not self.waiting or self.fault is not None)
         except TimeoutError:
             pass
-        return len(self._waiting)
+        return len(self.waiting)
 
     async def written(self, keys: Iterable[bytes], seconds: float) -> None:
         """Wait so long for these keys to be written, and no longer than the store is well."""
-        left = set(keys) & self._waiting.keys()
+        left = set(keys) & self.waiting.keys()
         ends = time.monotonic() + seconds
         while left and self.fault is None and self._circuit.closed and time.monotonic() < ends:
             # A store that hangs settles nothing: the circuit finds that out meanwhile.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS), self._settled:
                     await self._settled.wait()
-            left &= self._waiting.keys()
+            left &= self.waiting.keys()
 
     def drop_vectors(self) -> None:
         """Forget the vectors that wait to be written. One that may be on its way to the store is deleted there."""
-        for key in [key for key, change in self._waiting.items() if change is not None]:
+        for key in [key for key, change in self.waiting.items() if change is not None]:
             self.add(key, None)
 
     async def _write_some(self) -> None:
         # While the store takes nothing, one is enough to find out whether it does again.
-        batch = dict(islice(self._waiting.items(), 1 if self.fault else BATCH))
+        batch = dict(islice(self.waiting.items(), 1 if self.fault else BATCH))
         refused = await self._write(batch)
         for key, change in batch.items():
-            if key not in self._waiting or self._waiting[key] is not change:
+            if key not in self.waiting or self.waiting[key] is not change:
                 continue
             self._remove(key)
             if key in refused:
@@ -341,11 +325,11 @@ class StoreWrites:
             steps.cache_failed(self.fault)
 
     def _remove(self, key: bytes) -> None:
-        if key in self._waiting:
-            self.bytes -= _size(self._waiting.pop(key))
-        if not self._waiting:
+        if key in self.waiting:
+            self.bytes -= _size(self.waiting.pop(key))
+        if not self.waiting:
             self._some.clear()
 
 
 def _size(change: Change) -> int:
-    return OVERHEAD if change is None else bytes_of(change)
+    return OVERHEAD if change is None else change.memory_bytes

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from likewise.db.outage import why_no_connection
+from likewise.db.failures import why_no_connection
 from likewise.testing import ThrowawayPostgres
 
 BEGINNING = 'connection failed: connection to server at "10.0.0.7", port 5432 failed: '
