@@ -197,7 +197,8 @@ class _CountedBody:
             raise self.too_many()
 
     def _hold(self, count: int) -> None:
-        if not self._fits(count):
+        # A message without bytes always fits: that the caller has left is one.
+        if count and not self._fits(count):
             raise self.too_many()
         self._keep(count)
 
