@@ -133,7 +133,7 @@ def require_model(settings: Settings) -> ModelSpec:
 
 
 def require_reranker(settings: Settings) -> None:
-    """SettingsError if the settings name a reranker and there is none of that name."""
+    """Refuse a reranker that the settings name and that is none, with SettingsError."""
     spec = RerankerCatalogue(settings).default
     if spec is not None:
         _refuse_no_folder(spec, RERANKER, "reranker")
