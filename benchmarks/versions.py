@@ -15,7 +15,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from benchmarks.stored import ProcessorTime
 from benchmarks.surroundings import DATA, MODELS_FOLDER, Caller, lines, machine
 from likewise.testing import LiveServer, open_folder
 
-PARTS = ("embedding", "serving", "ingest", "search")
 COLLECTIONS = "/api/v1/collections"
 SEARCHED, QUERY_WORDS = 4_000, 12
 SECONDS_TO_EMBED = 600.0
@@ -239,17 +238,19 @@ async def _serving(tree: Path | None, settings: dict[str, str]) -> AsyncIterator
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
+PARTS: Mapping[str, Callable[[Comparison], Awaitable[None]]] = {
+    "embedding": Comparison.embedding,
+    "serving": Comparison.serving,
+    "ingest": Comparison.ingest,
+    "search": Comparison.search,
+}
+
+
 async def run(arguments: argparse.Namespace) -> None:
     """Measure the parts one after the other."""
     comparison = Comparison(arguments.other.absolute(), lines(arguments.passages), arguments.turns)
-    parts: dict[str, Callable[[], Awaitable[None]]] = {
-        "embedding": comparison.embedding,
-        "serving": comparison.serving,
-        "ingest": comparison.ingest,
-        "search": comparison.search,
-    }
     for part in arguments.only:
-        await parts[part]()
+        await PARTS[part](comparison)
 
 
 def main() -> None:
@@ -258,7 +259,7 @@ def main() -> None:
     parser.add_argument("other", type=Path, help="a checkout whose .venv is installed")
     parser.add_argument("passages", type=Path, nargs="?", default=DATA / "throughput-passages" / "passages.jsonl.gz")
     parser.add_argument("--turns", type=float, default=1.0, help="more or fewer turns of each")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
     if not (arguments.other / ".venv" / "bin" / "python").exists():
         sys.exit(f"{arguments.other} has no .venv: run `make .venv/installed` there.")

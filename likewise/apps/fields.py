@@ -1,7 +1,6 @@
 """Fields that the routes of several apps take, and the language of filters in JSON Schema."""
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +10,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from likewise.apps.body import wrong
 from likewise.cleaning import deeper_than
 from likewise.embedding.provider import MAX_CHARS
-from likewise.errors import Fault, Invalid
 from likewise.filters import KEY, MAX_DEPTH, MAX_NODES, MAX_VALUES, OPERATORS, TIMES, rfc_3339, why_no_time
 
 MAX_ITEMS = 1_000
@@ -84,22 +82,6 @@ Label = Annotated[
 ]
 Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=Annotated[str, WithJsonSchema(TIME)])]
 CheckedPayload = Annotated[dict[str, Any], AfterValidator(_bounded)]
-
-
-def refuse_repeats(ids: Sequence[str], pointer: str, message: str) -> None:
-    """Refuse texts with one id, of which none can be known to count: Invalid, with a fault for each repetition.
-
-    Args:
-        pointer: where an id is in the request, with `{}` for its place in the batch.
-    """
-    seen: set[str] = set()
-    faults = []
-    for place, one in enumerate(ids):
-        if one in seen:
-            faults.append(Fault(pointer.format(place), "duplicate_id", message))
-        seen.add(one)
-    if faults:
-        raise Invalid(message, faults=faults)
 
 
 def _schema_of_condition(name: str, value: dict[str, Any]) -> dict[str, Any]:

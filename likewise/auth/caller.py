@@ -1,4 +1,4 @@
-"""The caller of a request: a tenant, and what may be done there. And tenants by name: those that a JWT may name."""
+"""The caller of a request: a tenant, and what may be done there; and tenants by name, as a JWT names them."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from likewise.db import collections, tenants
 from likewise.db.pool import Pool
 from likewise.errors import Forbidden
 
-MAX_CHARACTERS = 512
+MAX_NAME_CHARACTERS = 512
 # An id never changes; asking again now and then costs nothing, and heals a database that was put back.
 REMEMBERED_SECONDS = 60.0
 MAX_REMEMBERED = 10_000
@@ -43,7 +43,7 @@ class Caller:
 
 def is_name(name: str) -> bool:
     """Return whether a tenant may have this name. Names are never changed to fit: two that differ are two tenants."""
-    return bool(name.strip()) and len(name) <= MAX_CHARACTERS and not _NO_NAME.search(name)
+    return bool(name.strip()) and len(name) <= MAX_NAME_CHARACTERS and not _NO_NAME.search(name)
 
 
 class Tenants:

@@ -1,9 +1,9 @@
-"""A JWT as it arrives: one compact, canonical serialisation, of its header just what decides who checks it, and of its
-claims what they grant: a tenant, scopes, and for how long.
+"""A JWT as it arrives, read: what its header says of who checks it, and what its claims grant, and for how long.
 
-Everything that a header could ask for beyond that is either refused or passed over: a key, or an address of one
-(`jwk`, `jku`, `x5c`, `x5u`), is never looked at. It is read here, and not by the library that checks its signature,
-since that takes a name that comes twice, and more than one spelling of the same bytes.
+It is one compact, canonical serialisation. Everything else that a header could ask for is either refused or passed
+over: a key, or an address of one (`jwk`, `jku`, `x5c`, `x5u`), is never looked at. It is read here, and not by the
+library that checks its signature, since that takes a name that comes twice, and more than one spelling of the same
+bytes.
 """
 
 import base64

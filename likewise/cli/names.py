@@ -2,13 +2,15 @@
 
 import typer
 
-from likewise.auth.caller import MAX_CHARACTERS, Scope, is_name
+from likewise.auth.caller import MAX_NAME_CHARACTERS, Scope, is_name
 
 
 def refuse_no_tenant(name: str, option: str | None = None) -> None:
     """Refuse a name that no tenant can have, in a JWT as on the command line."""
     if not is_name(name):
-        raise typer.BadParameter(f"A tenant's name has 1 to {MAX_CHARACTERS} printable characters.", param_hint=option)
+        raise typer.BadParameter(
+            f"A tenant's name has 1 to {MAX_NAME_CHARACTERS} printable characters.", param_hint=option
+        )
 
 
 def scopes_of(given: str) -> frozenset[Scope]:

@@ -212,11 +212,11 @@ class Pool:
             return await tx.rows(statement, parameters)
 
     async def row(self, statement: SQL, *parameters: object) -> Row | None:
-        """Return the first row of such a statement, or None."""
+        """Return the first row of one statement that reaches across tenants, or None."""
         return next(iter(await self.rows(statement, *parameters)), None)
 
     async def number(self, statement: SQL, *parameters: object) -> int:
-        """Return the whole number that such a statement gives, 0 for none."""
+        """Return the whole number that one statement gives which reaches across tenants, 0 for none."""
         row = await self.row(statement, *parameters)
         return int(row[0]) if row else 0
 

@@ -32,6 +32,22 @@ def refuse_unstorable(batch: Sequence[NewRecord]) -> None:
         raise Invalid(faults[0].message, faults=faults)
 
 
+def refuse_repeats(ids: Sequence[str], pointer: str, message: str) -> None:
+    """Refuse texts with one id, of which none can be known to count: Invalid, with a fault for each repetition.
+
+    Args:
+        pointer: where an id is in the request, with `{}` for its place in the batch.
+    """
+    seen: set[str] = set()
+    faults = []
+    for place, one in enumerate(ids):
+        if one in seen:
+            faults.append(Fault(pointer.format(place), "duplicate_id", message))
+        seen.add(one)
+    if faults:
+        raise Invalid(message, faults=faults)
+
+
 async def refuse_long(embedder: Embedder, collection: CollectionRow, kind: Kind, batch: Sequence[NewRecord]) -> None:
     """Raise Invalid with a fault for each text of which the model of its view would cut off the end."""
     await _refuse_long(embedder, collection.active.model, dict(enumerate(map(kind.text, batch))))

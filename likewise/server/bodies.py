@@ -147,21 +147,17 @@ class _CountedBody:
                 return message
             inflater.feed(message.get("body", b""))
             piece = inflater.piece()
-        refusal = self._refusal(inflater, len(piece))
-        if refusal is not None:
-            raise refusal
+        self._refuse_inflated(inflater)
         self._hold(len(piece))
         # Inflating is work of our own that nothing waits for: others have their turn between two pieces.
         await asyncio.sleep(0)
         return {"type": "http.request", "body": piece, "more_body": True}
 
-    def _refusal(self, inflater: Inflater, count: int) -> LikewiseError | None:
-        """Return why no `count` bytes more may be inflated."""
+    def _refuse_inflated(self, inflater: Inflater) -> None:
         if inflater.inflated > self.limit:
-            return self.too_large()
+            raise self.too_large()
         if inflater.is_bomb:
-            return TooLarge(f"The body inflates to more than {MAX_RATIO} times its bytes; send it uncompressed.")
-        return None if self._fits(count) else self.too_many()
+            raise TooLarge(f"The body inflates to more than {MAX_RATIO} times its bytes; send it uncompressed.")
 
     async def _next(self) -> Message:
         if self._complete:
@@ -201,7 +197,8 @@ class _CountedBody:
             raise self.too_many()
 
     def _hold(self, count: int) -> None:
-        if not self._fits(count):
+        # A message without bytes always fits: that the caller has left is one.
+        if count and not self._fits(count):
             raise self.too_many()
         self._keep(count)
 

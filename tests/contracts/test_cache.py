@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from likewise.embedding.cache import Cache, Cached
-from likewise.embedding.caches.opening import LayeredCache, MemoryCache
+from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.caches.opening import LayeredCache
 from likewise.embedding.caches.redis import RedisCache
 from likewise.testing.redis import RedisProcess, patient_cache, redis_cluster
 

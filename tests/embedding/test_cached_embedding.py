@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from likewise.embedding.caches.opening import LayeredCache, MemoryCache
+from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.caches.opening import LayeredCache
 from likewise.embedding.caches.redis import RedisCache
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.provider import Capacity, Lane, Role

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from likewise.embedding.cache import OVERHEAD, Cached, cache_key
-from likewise.embedding.caches.opening import MemoryCache, open_cache
+from likewise.embedding.caches.memory import MemoryCache
+from likewise.embedding.caches.opening import open_cache
 from likewise.errors import SettingsError
 from likewise.settings import load_settings
 

@@ -275,7 +275,38 @@ async def test_what_is_inflated_counts_among_all_bodies_until_it_is_answered() -
     assert (limit.held, limit.inflated) == (0, 0)
 
 
-def gzipped() -> dict[str, Any]:
-    scope: dict[str, Any] = {"type": "http", "headers": [(b"content-encoding", b"gzip")]}
-    keep_declaration(scope, RouteDeclaration(Load.WRITE, Body(others={RAW: {}}, encodings=("gzip",))))
+async def test_a_caller_that_leaves_is_heard_while_another_body_has_all_the_room() -> None:
+    heard: list[str] = []
+    of_small, of_large = asyncio.Queue[Any](), asyncio.Queue[Any]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        if scope["path"] == "/large":
+            of_small.put_nowait({"type": "http.disconnect"})
+            await small
+        else:
+            heard.append((await receive())["type"])
+
+    # Given a body that was taken, and after it a larger one of a route that takes more than may be inflated together
+    limit = BodyLimit(app, limit=2**10, inflated_total=2**11)
+    of_small.put_nowait({"type": "http.request", "body": gzip.compress(bytes(2**10)), "more_body": False})
+    of_large.put_nowait({"type": "http.request", "body": gzip.compress(bytes(2**12)), "more_body": False})
+    small = asyncio.create_task(limit(gzipped("/small"), of_small.get, ignore))
+    await until(lambda: limit.inflated == 2**10)
+    # When the caller of the first leaves
+    await limit(gzipped("/large", max_bytes=2**13), of_large.get, ignore)
+    # Then its route hears that, and no refusal
+    assert heard == ["http.disconnect"]
+    assert (limit.held, limit.inflated) == (0, 0)
+
+
+async def ignore(_: Any) -> None:
+    """Take a message of the server."""
+
+
+def gzipped(path: str = "/", *, max_bytes: int | None = None) -> dict[str, Any]:
+    scope: dict[str, Any] = {"type": "http", "path": path, "headers": [(b"content-encoding", b"gzip")]}
+    body = Body(others={RAW: {}}, encodings=("gzip",), max_bytes=max_bytes)
+    keep_declaration(scope, RouteDeclaration(Load.WRITE, body))
     return scope

@@ -8,13 +8,13 @@ from operator import attrgetter
 from typing import Any
 
 from likewise.apps.collections import schemas
-from likewise.apps.fields import refuse_repeats
 from likewise.db import collections, lookups, waiting
 from likewise.db.collections import CollectionRow
 from likewise.db.lookups import RecordFields, StoredRecord
 from likewise.db.pool import retried
 from likewise.db.records import BULK, INTERACTIVE, WriteOutcome
 from likewise.errors import Fault, Invalid, NotFound
+from likewise.ingest.batch import refuse_repeats
 from likewise.ingest.unit_of_work import AnswerStore, UnitOfWork
 from likewise.ingest.writer import Destination, NewCollection, refuse_other_kind
 from likewise.kind import BATCH, Kind, NewRecord, Policy

@@ -25,7 +25,7 @@ BEYOND = SQL("""
 """)
 OF_KIND = SQL("SELECT name FROM collections WHERE kind = %s ORDER BY name")
 TENANT_NAME = SQL("SELECT name FROM tenants WHERE id = %s")
-MAX_REMEMBERED = 10_000
+MAX_NAMES = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TenantNames:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._known: LRUCache[int, str] = LRUCache(MAX_REMEMBERED)
+        self._known: LRUCache[int, str] = LRUCache(MAX_NAMES)
 
     async def of(self, tenant: int) -> str:
         """Return the name of a tenant."""

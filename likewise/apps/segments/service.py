@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import orjson
 
 from likewise import filters
-from likewise.apps.fields import MAX_LIMIT, refuse_repeats
+from likewise.apps.fields import MAX_LIMIT
 from likewise.apps.segments import results, rows
 from likewise.apps.segments.documents import NewSegment, parts_of, segments_of
 from likewise.apps.segments.kind import KIND, collection_name, policy_of
@@ -21,7 +21,7 @@ from likewise.embedding.models import MOCK, ModelSpec
 from likewise.embedding.provider import refuse_unreadable
 from likewise.errors import Invalid, ModelNotAllowed, ModelUnavailable, NotFound
 from likewise.filters import All, Compare, Field, Filter
-from likewise.ingest.batch import BAD_ID
+from likewise.ingest.batch import BAD_ID, refuse_repeats
 from likewise.ingest.tasks import Progress
 from likewise.ingest.unit_of_work import AnswerStore, UnitOfWork
 from likewise.ingest.writer import Destination, NewCollection

@@ -1,1 +1,1 @@
-"""The caches: a file, or a folder, each; `likewise.embedding.cache` has their contract."""
+"""The caches, a file each; `likewise.embedding.cache` has their contract, and `opening` opens what settings ask for."""

@@ -130,7 +130,7 @@ class Encoder:
         return np.concatenate([query * scale, key, value])
 
     def _linear(self, state: Node, name: str, outputs: int, inputs: int) -> Node:
-        return _linear(state, self._tensors, self._prefix + name, outputs, inputs, int8=self._int8)
+        return _stored_linear(state, self._tensors, self._prefix + name, outputs, inputs, int8=self._int8)
 
     def _normed(self, state: Node, name: str) -> Node:
         """Normalise over the last axis."""
@@ -188,8 +188,10 @@ def scored(state: Node, shape: Shape, tensors: Tensors) -> Node:
     """Score the token states (n, length, hidden) of each pair: float32 (n,), a cross-encoder's logit."""
     head, hidden = shape.architecture.scoring, shape.hidden
     first = _first(state)
-    inner = _linear(first, tensors, head.inner, hidden, hidden)
-    made = _linear(ops.tanh(inner) if head.activation == "tanh" else ops.relu(inner), tensors, head.outer, 1, hidden)
+    inner = _stored_linear(first, tensors, head.inner, hidden, hidden)
+    made = _stored_linear(
+        ops.tanh(inner) if head.activation == "tanh" else ops.relu(inner), tensors, head.outer, 1, hidden
+    )
     return ops.squeeze(made, ints([1]))
 
 
@@ -197,7 +199,7 @@ def _first(state: Node) -> Node:
     return ops.squeeze(ops.gather(state, ints([0]), ints(1)), ints([1]))
 
 
-def _linear(state: Node, tensors: Tensors, name: str, outputs: int, inputs: int, *, int8: bool = False) -> Node:
+def _stored_linear(state: Node, tensors: Tensors, name: str, outputs: int, inputs: int, *, int8: bool = False) -> Node:
     weight, bias = tensors.read(f"{name}.weight", (outputs, inputs)), tensors.read(f"{name}.bias", (outputs,))
     return linear(state, weight, bias, int8=int8)
 

@@ -52,7 +52,8 @@ with _without_telemetry():
     import openvino
     from openvino import opset13 as ops
 
-__all__ = ["openvino", "ops"]  # to be imported from here; what is defined below needs no mention
+# Others import both from here, so without telemetry; what is defined below can be imported without a mention.
+__all__ = ["openvino", "ops"]
 
 PrecisionChoice = Literal["auto", "f32", "bf16", "int8"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from likewise.embedding.files.folder import read_json, read_modules, token_limit
 from likewise.embedding.files.weights import check_weights
-from likewise.embedding.graphs.architectures import Shape, broken
+from likewise.embedding.graphs.architectures import Shape, broken, refuse_others
 from likewise.embedding.graphs.encoder import Encoder, scored
 from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, compile_graph, openvino
 from likewise.embedding.graphs.safetensors import Tensors
@@ -192,7 +192,9 @@ class CrossEncoderFolder:
         config = read_json(file)
         _refuse_other_heads(config, file)
         shape = Shape.read(config, file)
-        sentence = _sentence(path / "sentence_bert_config.json")
+        sentence_file = path / "sentence_bert_config.json"
+        sentence = read_json(sentence_file, {})
+        refuse_others(sentence, _SENTENCE_ONLY, sentence_file)
         _refuse_prompts(path / "config_sentence_transformers.json")
         limit = min(token_limit(sentence, path), shape.max_tokens)
         return cls(path, shape, limit, bool(sentence.get("do_lower_case", False)))
@@ -215,14 +217,6 @@ def _refuse_other_heads(config: Mapping[str, Any], file: Path) -> None:
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if count != 1:
         raise NotSupported(f"{file} has {count} labels; this version runs cross-encoders that give one score.")
-
-
-def _sentence(file: Path) -> Mapping[str, Any]:
-    sentence: Mapping[str, Any] = read_json(file, {})
-    for key, only in _SENTENCE_ONLY.items():
-        if sentence.get(key, only) != only:
-            raise NotSupported(f"{file} has {key} `{sentence[key]}`; this version runs `{only}` only.")
-    return sentence
 
 
 def _refuse_prompts(file: Path) -> None:
