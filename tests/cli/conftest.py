@@ -11,9 +11,11 @@ import pytest
 
 from likewise.cli import terminal
 from likewise.testing import ThrowawayPostgres
+from tests.cli.warm import WarmProgram
 from tests.environment import without_settings
 
 PROGRAM = [sys.executable, "-c", "from likewise.cli.main import run; run()"]
+PATIENCE = 120.0
 ROOT = Path(__file__).parents[2]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -38,22 +40,14 @@ async def environment(
 
 
 @pytest.fixture(scope="module")
-def likewise_command(environment: dict[str, str]) -> Run:
+def likewise_command(environment: dict[str, str]) -> Iterator[Run]:
     """Runs the program to its end."""
+    with WarmProgram(environment, Path(environment["LIKEWISE_DATA_DIR"]), timeout=PATIENCE) as program:
 
-    def run(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PROGRAM, *arguments],
-            check=False,
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment | variables,
-            cwd=environment["LIKEWISE_DATA_DIR"],
-        )
+        def run(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+            return program.run(arguments, input, variables)
 
-    return run
+        yield run
 
 
 @pytest.fixture
