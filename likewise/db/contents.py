@@ -109,6 +109,11 @@ POINT_BESIDE = SQL("""
 """)
 
 
+def estimated_tokens(text: str) -> int:
+    """Estimate what a model will read of a text: 4 characters a token."""
+    return len(text) // CHARS_A_TOKEN + 1
+
+
 @dataclass(frozen=True)
 class PreparedContent:
     """The content that a record is to have in one view, and the request that it came with.
@@ -131,8 +136,8 @@ class PreparedContent:
 
     @property
     def tokens(self) -> int:
-        """An estimate of what the model will read: 4 characters a token."""
-        return len(self.text or "") // CHARS_A_TOKEN + 1
+        """An estimate of what the model will read."""
+        return estimated_tokens(self.text or "")
 
 
 @dataclass(frozen=True)

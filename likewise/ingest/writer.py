@@ -1,14 +1,15 @@
 """Writer: the one way in. A function of the app runs in a unit of work; the writer sees to all that is around it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import TypeVar
 
 from likewise.db import collections, deletions, records
 from likewise.db.collections import CollectionRow, DroppedCollection, NewView, RecentCollections
-from likewise.db.contents import ContentKey
+from likewise.db.contents import ContentKey, estimated_tokens
 from likewise.db.deletions import DeletionQuery
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
@@ -321,12 +322,13 @@ def refuse_other_kind(collection: CollectionRow, kind: Kind) -> None:
 
 def _tokens_of(
     collection: CollectionRow, prepared: Sequence[PreparedRecord], among: Collection[ContentKey] | None = None
-) -> dict[str, int]:
+) -> Counter[str]:
     """The tokens of texts that wait for each model: of all contents of a batch, or of those `among` them."""
-    tokens: dict[str, int] = {}
+    # Of the first view without an object for each record: most may be there already.
+    waiting = (one.text for one in prepared if among is None or (0, one.text_hash) in among)
+    tokens = Counter({collection.active.model: sum(map(estimated_tokens, waiting))})
     models = {view.number: view.generation.model for view in collection.views if view.generation is not None}
-    for record in prepared:
-        for one in (record.content, *record.beside) if record.beside else (record.content,):
-            if one.waits and (among is None or one.key in among):
-                tokens[models[one.view]] = tokens.get(models[one.view], 0) + one.tokens
-    return tokens
+    for one in chain.from_iterable(record.beside for record in prepared):
+        if one.waits and (among is None or one.key in among):
+            tokens[models[one.view]] += one.tokens
+    return +tokens
