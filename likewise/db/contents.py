@@ -114,7 +114,7 @@ def estimated_tokens(text: str) -> int:
     return len(text) // CHARS_A_TOKEN + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PreparedContent:
     """The content that a record is to have in one view, and the request that it came with.
 

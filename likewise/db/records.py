@@ -75,9 +75,9 @@ class PreparedRecord:
     request_id: str | None = None
     beside: tuple[PreparedContent, ...] = ()
 
-    @cached_property
+    @property
     def content(self) -> PreparedContent:
-        """Its content in the first view."""
+        """The content in the first view, made anew at each look."""
         return PreparedContent(0, self.text_hash, self.text, self.request_id)
 
 
@@ -98,6 +98,11 @@ class BatchDiff:
     left: AbstractSet[int]
     failed: Mapping[int, PreparedContent]
     beside: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    @cached_property
+    def contents(self) -> Sequence[PreparedContent]:
+        """The contents of fresh records, in all views."""
+        return [one for record in self.fresh for one in (record.content, *record.beside)]
 
 
 @dataclass(frozen=True)
@@ -271,13 +276,12 @@ async def write(
     others = left | compared.failed.keys() | (set(compared.unchanged.values()) if for_job else set())
     # How long a text waits sealed may be changed, which no worker and no other sender may do meanwhile.
     strength: Strength = "NO KEY UPDATE" if seal else "SHARE" if for_job else "KEY SHARE"
-    asked = [one for record in fresh for one in (record.content, *record.beside)]
-    stored = await contents.get_or_make(tx, collection, asked, seal, ContentLocks(left, others, strength))
+    stored = await contents.get_or_make(tx, collection, compared.contents, seal, ContentLocks(left, others, strength))
     if seal is not None and stored.there:
         await contents.wait_longer(tx, compared.generations, stored.there)
     revived = await contents.revive(tx, compared.generations, {**stored.failed, **compared.failed}, lane, seal)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
-    entering = contents.entries(tx, compared.generations, stored.added, asked, lane)
+    entering = contents.entries(tx, compared.generations, stored.added, compared.contents, lane)
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], stored, entering)
     await _change(tx, [record for record in fresh if record.id in old], compared, stored)
     pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}

@@ -84,9 +84,8 @@ class UnitOfWork:
             leaving: (record, content) of records that are deleted beside it.
         """
         number, storage = self.collection.id, self.target.storage
-        contents = [one for record in diff.fresh for one in (record.content, *record.beside)]
         # Postgres stores the records while this process reads their words and makes their vectors.
-        learning = asyncio.create_task(self._learn(contents))
+        learning = asyncio.create_task(self._learn(diff.contents))
         try:
             outcome = await records.write(
                 self.tx, number, diff, storage, lane=self.target.lane, for_job=for_job, leaving=leaving
