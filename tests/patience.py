@@ -7,8 +7,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+# What takes longer hangs, also beside several other suites on one machine.
+PATIENCE = 240.0
 
-async def until(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float = 60.0) -> None:
+
+async def until(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float = PATIENCE) -> None:
     """Until something holds; TimeoutError if it does not in time."""
     async with asyncio.timeout(seconds):
         while True:

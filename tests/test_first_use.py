@@ -21,7 +21,7 @@ from likewise.progress import Report
 from likewise.server.app import create_app
 from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 NOTES = [{"id": "1", "text": "the pump fails when it is cold"}, {"id": "2", "text": "invoices are sent monthly"}]
 
@@ -190,10 +190,10 @@ async def test_who_waits_for_a_model_when_the_program_closes_hears_of_it(
         # When Likewise is closed beside it
     # Then it does not wait for ever
     with pytest.raises(Unavailable):
-        await asyncio.wait_for(waiting, 60)
+        await asyncio.wait_for(waiting, PATIENCE)
     # And neither does who comes afterwards
     with pytest.raises(ModelUnavailable, match="shutting down"):
-        await asyncio.wait_for(lw.embedder.embed(1, ["a pump"]), 60)
+        await asyncio.wait_for(lw.embedder.embed(1, ["a pump"]), PATIENCE)
     assert fetch.times == 1
 
 

@@ -12,9 +12,9 @@ from typing import Self
 
 import orjson
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 # Longer than a server takes to drain; what is not over by then never is.
-STOP_SECONDS = 30.0
+STOP_SECONDS = 120.0
 
 
 class LiveProcess:
@@ -41,7 +41,7 @@ class LiveProcess:
         self._process: Process | None = None
 
     async def start(self) -> Self:
-        """Start it and wait until it says that it is there; TimeoutError if it does not in a minute."""
+        """Start it and wait until it says that it is there; TimeoutError if it does not in three minutes."""
         with contextlib.ExitStack() as stack:
             log = DEVNULL if self._log is None else stack.enter_context(self._log.open("ab"))
             self._process = await asyncio.create_subprocess_exec(
@@ -83,7 +83,7 @@ class LiveProcess:
         await self._ended()
 
     async def stop(self) -> int:
-        """SIGTERM, also if it is halted, and SIGKILL if it does not end in half a minute; returns its exit code."""
+        """SIGTERM, also if it is halted, and SIGKILL if it does not end in two minutes; returns its exit code."""
         self._signal(signal.SIGTERM)
         self._signal(signal.SIGCONT)
         try:

@@ -13,9 +13,9 @@ from likewise.cli import terminal
 from likewise.testing import ThrowawayPostgres
 from tests.cli.warm import WarmProgram
 from tests.environment import without_settings
+from tests.patience import PATIENCE
 
 PROGRAM = [sys.executable, "-c", "from likewise.cli.main import run; run()"]
-PATIENCE = 120.0
 ROOT = Path(__file__).parents[2]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -6,6 +6,7 @@ import re
 import subprocess
 
 from tests.cli.conftest import PROGRAM
+from tests.patience import PATIENCE
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -29,7 +30,7 @@ def on_a_terminal(environment: dict[str, str], *arguments: str) -> str:
     except OSError:
         # Linux tells of the other end's closing like this.
         pass
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
     os.close(leader)
     return shown.decode()
 

@@ -15,7 +15,7 @@ import pytest
 from likewise.testing import Upstream
 from tests.cli.conftest import PROGRAM, Run
 from tests.cli.screen import on_a_terminal
-from tests.patience import reads_standard_input
+from tests.patience import PATIENCE, reads_standard_input
 from tests.search.rerankers import BERT
 
 OK, FAILED, USAGE, NOT_STARTED, PARTLY = 0, 1, 2, 3, 4
@@ -299,7 +299,7 @@ def test_a_model_that_cannot_be_had_stops_the_start(likewise_command: Run, verb:
 def test_closed_standard_input_is_wrong_usage(environment: dict[str, str], verb: str) -> None:
     command = f"{PROGRAM[0]} -c '{PROGRAM[2]}' {verb}"
     done = subprocess.run(
-        ["bash", "-c", command], check=False, capture_output=True, text=True, env=environment, timeout=60
+        ["bash", "-c", command], check=False, capture_output=True, text=True, env=environment, timeout=PATIENCE
     )
     assert done.returncode == USAGE
     assert "Standard input is closed" in done.stderr
@@ -336,7 +336,7 @@ def test_a_closed_output_ends_quietly(environment: dict[str, str], likewise_comm
     likewise_command("index", "-", "-c", "closing", input='{"id": "x", "text": "text"}\n')
     command = f"{PROGRAM[0]} -c '{PROGRAM[2]}' search text -c closing {closing}"
     done = subprocess.run(
-        ["bash", "-c", command], check=False, capture_output=True, text=True, env=environment, timeout=60
+        ["bash", "-c", command], check=False, capture_output=True, text=True, env=environment, timeout=PATIENCE
     )
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
@@ -493,7 +493,7 @@ def test_ctrl_c_ends_what_waits_for_standard_input(environment: dict[str, str], 
     until_it_reads(process)
     # When
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
     # Then
     assert process.returncode == 130
     assert ended(process)[2] == ""
@@ -516,7 +516,7 @@ def started(environment: dict[str, str], *arguments: str, **options: Any) -> sub
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     return process.returncode, output, errors

@@ -33,6 +33,7 @@ from likewise.testing import DatabaseUrls, FakeIssuer, ScriptedReply, ThrowawayP
 from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.embedding.tiny import CONFIG, weights, write_folder
+from tests.patience import PATIENCE
 from tests.search.rerankers import BERT
 
 Examine = Callable[..., Awaitable[dict[str, Finding]]]
@@ -714,7 +715,7 @@ async def test_the_embedded_database_runs_and_does_not_answer(
             with suppress(ProcessLookupError):  # one that was at its end
                 os.kill(pid, signal.SIGSTOP)
         # When
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             found = await examine(
                 DATA_DIR=str(folder), DATABASE_URL="", DATABASE_SERVING_URL="", MODELS_DIR=str(tiny_model.parent)
             )

@@ -10,10 +10,11 @@ from likewise.cli.opening import until_embedded
 from likewise.db import collections
 from likewise.library import Likewise
 from likewise.vectors.admission import Admission
+from tests.patience import PATIENCE
 
 
 async def waited(likewise: Likewise) -> str | None:
-    return await asyncio.wait_for(until_embedded(likewise, "notes", quiet=True), 60)
+    return await asyncio.wait_for(until_embedded(likewise, "notes", quiet=True), PATIENCE)
 
 
 async def generation(likewise: Likewise) -> int:

@@ -22,7 +22,7 @@ from likewise.db.pool import Pool, retried
 from likewise.db.transaction import Tx
 from likewise.errors import DatabaseUnavailable, LikewiseError
 from likewise.testing import DatabaseUrls, ThrowawayPostgres
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 TENANT = SQL("SELECT nullif(current_setting('likewise.tenant', true), '')")
 CANARY = "canary-7f3a"
@@ -303,11 +303,11 @@ async def test_callers_that_are_cancelled_cost_no_connection(shared: DatabaseUrl
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(work(0.1) for _ in range(6)))
     # All three serve.
     held = [opened.tenant(8) for _ in range(3)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         for one in held:
             assert await tenant_in(await one.__aenter__()) == "8"
     for one in held:

@@ -1,6 +1,5 @@
 """A server without its model's weights: storing and searching by words go on, and vectors come when they are back."""
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +8,7 @@ import httpx2
 import pytest
 
 from likewise.testing import LiveServer, open_folder
+from tests.patience import until
 
 TEXTS = {"a": "the pump fails when it is cold", "b": "the valve leaks oil", "c": "a sensor reports wrong pressure"}
 
@@ -82,9 +82,8 @@ async def test_callers_with_keys_do_not_hear_where_on_the_machine_weights_are_lo
 
 
 async def _embedded(client: httpx2.AsyncClient) -> None:
-    for _ in range(300):
-        stats = (await client.get("/api/v1/collections/notes/stats")).json()
-        if stats["vectors"] == 3:
-            return
-        await asyncio.sleep(0.1)
-    pytest.fail("no vectors within 30 s")
+    async def all_there() -> bool:
+        vectors: int = (await client.get("/api/v1/collections/notes/stats")).json()["vectors"]
+        return vectors == 3
+
+    await until(all_there)

@@ -25,7 +25,7 @@ from likewise.postgres.server import EmbeddedServer
 from likewise.server.app import create_app
 from likewise.settings import load_settings
 from likewise.testing import FakeProvider, LiveServer, open_folder
-from tests.patience import hears_signals, until
+from tests.patience import PATIENCE, hears_signals, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
 
@@ -91,7 +91,7 @@ async def test_a_database_that_hangs_is_away_and_not_busy(
     told = {call.result().json()["code"] for call in calls if call.done()}
     # And others call once that is known
     monkeypatch.setattr(pool, "POOL_TIMEOUT_SECONDS", 600.0)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         told |= {(await stats(client)).json()["code"] for _ in range(4)}
     # Then
     assert told == {"database_unavailable"}
@@ -184,7 +184,7 @@ async def test_who_waits_for_another_to_start_postgres_can_give_up(folder: Path)
         # When
         starting.cancel()
         # Then
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.wait({starting})
 
 
@@ -209,6 +209,6 @@ async def test_a_signal_ends_who_waits_for_a_postgres_that_hangs(
         assert waiting.returncode is None
         waiting.send_signal(signal.SIGTERM)
         # Then
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             assert await waiting.wait() == 128 + signal.SIGTERM
         send(signal.SIGCONT)

@@ -28,6 +28,7 @@ from likewise.settings import Settings, load_settings
 from likewise.testing import DatabaseUrls, FakeProvider, open_folder
 from tests.files import files_with
 from tests.ingest.rows import asked
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 GONE = "quokkazanzibar"
@@ -96,7 +97,7 @@ def purged_by_command(settings: Settings) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LIKEWISE_")}
     environment = kept | {"PYTHONPATH": str(ROOT), "LIKEWISE_DATA_DIR": str(settings.data_dir)}
     return subprocess.run(
-        program, check=False, capture_output=True, text=True, timeout=100, env=environment, cwd=settings.data_dir
+        program, check=False, capture_output=True, text=True, timeout=PATIENCE, env=environment, cwd=settings.data_dir
     )
 
 

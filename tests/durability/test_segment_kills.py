@@ -16,7 +16,7 @@ from likewise.db.contents import text_hash
 from likewise.testing import LiveServer, LiveWorker
 from tests.flows.invariants import broken
 from tests.ingest.rows import asked, url_of
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 # Whom each kill: twenty times the server or the worker, and now and then their Postgres, which both survive.
 KILLS = "swswswwsswpwspwswpswsws"
@@ -41,7 +41,7 @@ class Writer:
         """Until it is told to stop."""
         self.dice = random.Random(self.number)
         deeds: list[Callable[[], Awaitable[None]]] = [self.one, self.one, self.batch, self.document, self.delete]
-        async with httpx2.AsyncClient(timeout=10) as self.client:
+        async with httpx2.AsyncClient(timeout=PATIENCE) as self.client:
             while not self.stopping:
                 await self.dice.choice(deeds)()
                 await asyncio.sleep(0.02)
@@ -138,7 +138,7 @@ async def _killed_under_writes(server: LiveServer, worker: LiveWorker) -> None:
         writer.stopping = True
     await asyncio.gather(*writing)
     # Then every job that anybody was told of ends, and what is stored is what was acknowledged
-    async with httpx2.AsyncClient(timeout=30, base_url=server.url) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE, base_url=server.url) as client:
         for job in {job for writer in writers for job in writer.jobs}:
             await _ends(client, job)
         await _is_stored_once(server, {key: text for writer in writers for key, text in writer.stored.items()})
@@ -158,7 +158,7 @@ async def _ends(client: httpx2.AsyncClient, job: str) -> None:
         assert answer.json()["status"] != "FAILED", answer.text
         return answer.json()["status"] in ENDED
 
-    await until(over, seconds=60)
+    await until(over)
 
 
 async def _is_stored_once(server: LiveServer, expected: dict[tuple[str, str], str]) -> None:

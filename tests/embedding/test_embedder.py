@@ -16,7 +16,7 @@ from likewise.embedding.space import PROBE_TEXTS
 from likewise.errors import Invalid, ModelUnavailable, Overloaded
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 
 async def settled() -> None:
@@ -273,7 +273,7 @@ async def test_bulk_does_not_starve(make_embedder: Any) -> None:
 
     askers = [asyncio.create_task(ask()) for _ in range(2)]
     await until(lambda: len(provider.calls) > 2)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await embedder.embed(2, ["bulk text"], lane="bulk")
     stop = True
     await asyncio.gather(*askers)

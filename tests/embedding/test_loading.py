@@ -15,7 +15,7 @@ from likewise.embedding.providers import openvino
 from likewise.errors import ModelUnavailable
 from likewise.settings import Settings
 from tests.embedding import tiny
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 Make = Callable[[Path], Embedder]
 
@@ -135,4 +135,4 @@ async def test_whoever_has_the_patience_waits_for_a_slow_model(make: Make, tmp_p
     with pytest.raises(ModelUnavailable, match="is still being loaded"):
         await embedder.opened(patience=0.0)
     # When it is asked for with more, then it is there
-    assert (await asyncio.wait_for(embedder.opened(patience=30.0), 60)).dimension == 32
+    assert (await asyncio.wait_for(embedder.opened(patience=30.0), PATIENCE)).dimension == 32

@@ -26,6 +26,7 @@ from likewise.errors import ModelUnavailable
 from likewise.progress import Report
 from likewise.settings import Settings
 from tests.embedding import tiny
+from tests.patience import PATIENCE
 
 DEFAULT = MODELS[0]
 BGE = next(spec for spec in MODELS if spec.name == "bge-small")
@@ -250,7 +251,7 @@ async def test_absent_weights_refuse_at_once_and_serve_when_they_are_back(
     assert embedder.spec().dimension == 384
     settings.models_folder.mkdir(parents=True)
     (settings.models_folder / "minilm-l6-v2").symlink_to(real_folder)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while embedder.states()[0].state != "ready":
             await asyncio.sleep(0.05)
     assert (await embedder.embed(1, ["text"])).vectors.shape == (1, 384)

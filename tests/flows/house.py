@@ -13,6 +13,7 @@ from likewise.testing import LiveServer, LiveWorker, Upstream, open_folder
 from tests.ingest.rows import asked, url_of
 from tests.jobs import ended_over_http
 from tests.models_file import models_file
+from tests.patience import PATIENCE
 
 
 @dataclass
@@ -69,7 +70,7 @@ async def open_house(tmp_path: Path, **more: str) -> AsyncIterator[House]:
             }
             async with (
                 LiveServer(folder, environment, log=log).running() as server,
-                httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+                httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE) as client,
             ):
                 house = House(folder, server, client, upstream, environment, log)
                 client.event_hooks = {"response": [house._keep]}

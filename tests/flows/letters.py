@@ -15,6 +15,7 @@ from likewise.kind import TEXT, Kind, NewRecord, Policy, View
 from likewise.library import Likewise
 from likewise.search.hits import RecordHit
 from likewise.search.options import RecordQuestion, SearchOptions, SearchQuestion, SearchRequest, TextQuestion
+from tests.patience import PATIENCE
 
 DIMENSION = 8
 
@@ -65,7 +66,7 @@ async def send(lw: Likewise, tenant: int, *batch: NewRecord, policy: Policy = LE
 
 async def all_embedded(lw: Likewise) -> None:
     """Wait until nothing waits for a vector any more, in any view."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while await waiting.models(lw.runtime.pool):
             await asyncio.sleep(0.02)
 

@@ -25,7 +25,7 @@ from likewise.settings import Settings
 from likewise.testing import DatabaseUrls, FakeProvider
 from tests.conftest import Opener
 from tests.flows.invariants import broken
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 MAKE_GENERATION = SQL("SELECT make_generation(%s, %s::smallint, %s, %s, %s, %s)")
 
@@ -43,7 +43,7 @@ async def jitter(most: float = 0.004) -> None:
 
 
 async def embedded(lw: Likewise, *names: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         for name in names:
             await lw.wait_until_embedded(name)
 
@@ -146,7 +146,7 @@ async def test_records_of_shared_texts_are_changed_at_once(lw: Likewise) -> None
         diff = await records.compare(tx, collection.id, ours)
         await records.write(tx, collection.id, diff, records.StoragePolicy(collection.views), lane=records.BULK)
         # Then others do not wait for it
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             changed = await notes.add([{"id": "b", "text": "shared", "payload": {"n": 2}}], wait=False)
             added = await notes.add([{"id": "d", "text": "shared"}, {"id": "e", "text": "other"}], wait=False)
             moved = await notes.add([{"id": "e", "text": "shared"}], wait=False)
@@ -449,7 +449,7 @@ async def test_callers_that_leave_at_any_moment_leave_nothing_behind(lw: Likewis
     for start in range(0, 240, 12):
         await asyncio.gather(*(leave(n) for n in range(start, start + 12)))
     # Then
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await lw.wait_until_embedded("notes")
     stats = await notes.stats()
     assert stats["records"] % 20 in (0, 1)

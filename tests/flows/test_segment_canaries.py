@@ -14,7 +14,7 @@ import pytest
 from likewise.testing import FakeProvider, LiveWorker, ReceivedRequest, ScriptedReply
 from tests.files import files_with
 from tests.flows.house import House, open_house
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 # In texts and queries; in ids, metadata and names of fields.
 TEXT, ID = "zwitscher", "trillerpfeife"
@@ -127,18 +127,18 @@ async def test_a_text_is_nowhere_in_clear_whatever_happens(house: House, worker:
     assert (await house.client.post("/vectors/search", json={"query_text": TEXT})).status_code == 503
     # When Postgres and the worker are killed, the worker with texts in the model
     os.kill(house.server.postmaster_pid(), signal.SIGKILL)
-    await until(lambda: _ready(house), seconds=40)
+    await until(lambda: _ready(house))
     house.upstream.asked.clear()
     house.upstream.gate = gate = asyncio.Event()
     house.upstream.always = _refuses_poison
-    await until(lambda: any(TEXT in str(one.texts) for one in house.upstream.asked), seconds=40)
+    await until(lambda: any(TEXT in str(one.texts) for one in house.upstream.asked))
     await worker.kill()
     house.upstream.gate = None
     gate.set()
     assert await on_disk(house, TEXT.encode()) == []
     await worker.start()
     # Then each job ends, the poisoned text's with a failure after as many tries as it has
-    await until(lambda: _hurried(house, jobs[1]), seconds=40)
+    await until(lambda: _hurried(house, jobs[1]))
     ends = [(await house.ended(job))["status"] for job in jobs]
     assert ends == ["SUCCEEDED", "FAILED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED"]
     assert len((await house.client.get("/jobs")).json()["jobs"]) > len(jobs)
@@ -179,7 +179,7 @@ async def test_after_a_purge_not_even_the_vectors_bytes_are_there(house: House, 
         sys.executable, "-m", "likewise", "db", "purge", "--json",
         env={**os.environ, "LIKEWISE_DATA_DIR": str(house.folder), **house.environment},
     )  # fmt: skip
-    assert await asyncio.wait_for(purge.wait(), 60) == 0
+    assert await asyncio.wait_for(purge.wait(), PATIENCE) == 0
     # Then it is gone from every file, and what was not deleted is there
     assert await on_disk(house, *slices) == []
     found = await house.client.post("/vectors/search", json={"query_text": "another one"})

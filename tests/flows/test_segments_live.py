@@ -10,6 +10,7 @@ import pytest
 
 from likewise.testing import LiveServer, LiveWorker, open_folder
 from tests.jobs import ended_over_http
+from tests.patience import PATIENCE
 
 COLD = "The pump fails when it is cold."
 PARAPHRASE = "In low temperatures the pump breaks down."
@@ -34,7 +35,7 @@ async def client(real_models: Path) -> AsyncIterator[httpx2.AsyncClient]:
         async with (
             LiveServer(folder, environment).running() as server,
             LiveWorker(folder, environment).running(),
-            httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+            httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE) as client,
         ):
             yield client
     finally:

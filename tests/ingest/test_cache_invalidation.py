@@ -30,7 +30,7 @@ from likewise.testing.redis import RedisProcess
 from tests.conftest import Opener
 from tests.ingest.notes import made
 from tests.ingest.workers import worker_of
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
@@ -280,7 +280,7 @@ async def listening(database: DatabaseUrls, sealing: Sealing) -> AsyncIterator[A
         await connection.execute("LISTEN likewise_forget")
 
         async def heard() -> AsyncIterator[tuple[str, bytes]]:
-            async for notice in connection.notifies(timeout=30, stop_after=3):
+            async for notice in connection.notifies(timeout=PATIENCE, stop_after=3):
                 assert len(notice.payload) < 8_000
                 tenant, _, digests = sealing.unseal_bytes(b64decode(notice.payload), b"notice").partition(b" ")
                 yield tenant.decode(), digests

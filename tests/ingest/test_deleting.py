@@ -14,7 +14,7 @@ from likewise.testing import DatabaseUrls
 from tests.conftest import Opener
 from tests.ingest.notes import made
 from tests.ingest.rows import asked
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
@@ -125,7 +125,7 @@ async def test_deleting_and_writing_the_same_at_once_leaves_the_rows_whole(open_
                 await asyncio.sleep(chance.uniform(0, 0.01))
 
         await asyncio.gather(write(here, "x"), write(there, "x"), write(there, "y"), delete(here), delete(there))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await here.wait_until_embedded("notes")
         stats = await here.collection("notes").stats()
         assert stats["vectors"] == stats["contents"]

@@ -15,7 +15,7 @@ from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeLoader
 from tests.ingest.workers import worker_of
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 DEFAULT, FIRST, SECOND = NAMES = ("minilm-l6-v2", "minilm-l12-v2", "multi-qa-minilm")
 
@@ -40,7 +40,7 @@ async def left(lw: Likewise, model: str) -> int:
 async def work(lw: Likewise) -> None:
     """Until nothing waits."""
     worker = worker_of(lw, claim_size=4, lease=LEASE)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while await waiting_models(lw.runtime.pool):
             await worker.step()
 

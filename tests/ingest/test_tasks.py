@@ -37,7 +37,7 @@ from likewise.sealing import Sealing, TextKey
 from likewise.stopping import stop
 from likewise.testing import DatabaseUrls
 from tests.ingest.rows import asked
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 # As they are where no test shortens them.
 RETRY = module.RETRY
@@ -504,7 +504,7 @@ async def test_another_takes_over_from_a_process_that_was_killed(idle: Likewise,
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROCESS, database.serving, stdout=PIPE)
     assert process.stdout is not None
     try:
-        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"begun\n"
+        assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == b"begun\n"
     finally:
         # When
         os.kill(process.pid, signal.SIGKILL)

@@ -39,7 +39,7 @@ from likewise.vectors.stores.pgvector import PgvectorStore
 from tests.conftest import Opener
 from tests.ingest.rows import asked
 from tests.ingest.workers import LEASE, worker_of
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("whole", "soon")
 
@@ -97,7 +97,7 @@ async def test_while_the_model_is_absent_texts_wait_and_words_find(
                 await notes.search("pump 7", **asked)
         # When it comes
         here = True
-        await asyncio.wait_for(lw.wait_until_embedded("notes"), 60)
+        await asyncio.wait_for(lw.wait_until_embedded("notes"), PATIENCE)
         assert (await notes.search("pump 7")).hits[0].found_by == ("dense", "lexical")
 
 
@@ -113,7 +113,7 @@ async def test_an_outage_of_the_model_is_no_failed_attempt(
         await until(lambda calls=calls: len(provider.calls) > calls + 6)
         assert [(attempts, alone) for _, _, attempts, alone, _, _ in await queue(database)] == [(0, False)]
         provider.fail = None
-        await asyncio.wait_for(lw.wait_until_embedded("notes"), 60)
+        await asyncio.wait_for(lw.wait_until_embedded("notes"), PATIENCE)
     assert (await notes.stats())["failed"] == 0
 
 
@@ -152,7 +152,7 @@ async def test_a_poisonous_text_fails_alone_after_three_tries(lw: Likewise, prov
     # When
     await notes.add([*good[:20], bad[0], *good[20:], bad[1]], wait=False)
     await until(lambda: _vectors(lw, 40))
-    await asyncio.wait_for(lw.wait_until_embedded("notes"), 60)
+    await asyncio.wait_for(lw.wait_until_embedded("notes"), PATIENCE)
     # Then
     stats = await notes.stats()
     assert (stats["contents"], stats["vectors"], stats["failed"], stats["waiting"]) == (42, 40, 2, 0)
@@ -200,7 +200,7 @@ async def test_a_text_that_fails_now_and_then_gets_its_vector(lw: Likewise, prov
 
     provider.poison = twice
     await lw.collection("notes").add([{"id": "a", "text": "moody"}], wait=False)
-    await asyncio.wait_for(lw.wait_until_embedded("notes"), 60)
+    await asyncio.wait_for(lw.wait_until_embedded("notes"), PATIENCE)
     assert (await lw.collection("notes").get("a")).vector == "ready"
 
 
@@ -213,7 +213,7 @@ async def test_answers_that_are_no_vectors_are_never_stored(lw: Likewise, provid
     await asyncio.sleep(0.3)
     assert (await notes.stats())["vectors"] == 1
     setattr(provider, knob, False)
-    await asyncio.wait_for(lw.wait_until_embedded("notes"), 60)
+    await asyncio.wait_for(lw.wait_until_embedded("notes"), PATIENCE)
     assert (await notes.stats())["vectors"] == 6
 
 
@@ -250,7 +250,7 @@ async def test_a_text_that_kills_its_worker_three_times_alone_is_failed(idle: Li
     await add(idle, await idle.tenant(), "notes", ["deadly", "good"])
     await claim(idle, alone=False, lease=timedelta())
     deaths = 0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (await notes.stats())["failed"] < 2:
             await waiting.sweep(idle.runtime.pool, 3)
             deaths += len(await claim(idle, alone=True, lease=timedelta()))
@@ -263,7 +263,7 @@ async def test_what_a_dead_worker_held_waits_no_longer_than_its_lease(idle: Like
     await claim(idle, alone=False)
     worker = asyncio.create_task(worker_of(idle).run())
     began = time.monotonic()
-    await asyncio.wait_for(idle.wait_until_embedded("notes"), 60)
+    await asyncio.wait_for(idle.wait_until_embedded("notes"), PATIENCE)
     assert time.monotonic() - began < LEASE.total_seconds() + 20
     assert [size for size in provider.calls if size != len(PROBE_TEXTS)] == [1] * 30
     worker.cancel()
@@ -329,7 +329,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
     stats = await idle.collection("notes").stats()
     assert (stats["vectors"], stats["waiting"]) == ((2, 0) if other_has_finished else (1, 1))
     provider.gate.set()
-    await asyncio.wait_for(idle.wait_until_embedded("notes"), 60)
+    await asyncio.wait_for(idle.wait_until_embedded("notes"), PATIENCE)
     async with idle.runtime.pool.tenant(await idle.tenant()) as tx:
         collection = await collections.named(tx, "notes")
         record = await lookups.one(tx, collection.id, collection.active.id, "text")

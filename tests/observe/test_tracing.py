@@ -23,6 +23,7 @@ from likewise.observe.steps import WorkerStep
 from likewise.observe.tracing import Span
 from likewise.testing import FakeProvider
 from tests.conftest import Opener
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 NOTES = "/api/v1/collections/notes"
@@ -161,7 +162,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         cwd=ROOT,
         env=kept | environment | {"PYTHONPATH": str(ROOT)},
     )

@@ -18,6 +18,7 @@ from likewise.search.options import MIN_RERANKED, SearchOptions, SearchRequest, 
 from likewise.settings import Settings
 from likewise.testing import FakeProvider, ScriptedReply, Upstream
 from likewise.testing.scripted import ReceivedRequest
+from tests.patience import PATIENCE
 from tests.search.rerankers import at
 
 NOTES = [
@@ -181,11 +182,11 @@ async def test_no_connection_is_held_meanwhile(lw: Likewise, upstream: Upstream)
     notes = lw.collection("notes")
     most = lw.settings.database_connections + 5
     searching = [asyncio.create_task(notes.search("pump", rerank=True)) for _ in range(most)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while upstream.under_way < 8:
             await asyncio.sleep(0.01)
     # When another asks for nothing of that, then it is answered
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert (await notes.search("pump")).hits
     upstream.gate.set()
     assert all(found.hits for found in await asyncio.gather(*searching))

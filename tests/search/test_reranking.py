@@ -14,7 +14,7 @@ from likewise.search.reranking import NoReranker, RerankerCatalogue, Rerankers
 from likewise.settings import Settings, load_settings
 from likewise.testing import ScriptedReply, Upstream
 from tests.models_file import models_file
-from tests.patience import until
+from tests.patience import PATIENCE, until
 from tests.search.rerankers import BERT, at, expected, reranking
 
 TENANT = 1
@@ -96,7 +96,7 @@ async def test_files_that_come_later_are_found(settings: Settings, closing: Asyn
         except ModelUnavailable:
             return False
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not await works():
             await asyncio.sleep(0.1)
 

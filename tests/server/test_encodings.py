@@ -23,7 +23,7 @@ from likewise.server.app import create_app
 from likewise.server.bodies import INFLATED_BYTES, BodyLimit
 from likewise.server.inflating import MAX_RATIO, MAX_SMALL_MEMBERS, RATIO_FROM_BYTES, SMALL_BYTES
 from likewise.server.process import bind, serve, url_of
-from tests.patience import until
+from tests.patience import PATIENCE, until
 from tests.server.conftest import BASE, MAX_BODY
 
 RAW = "application/x-protobuf"
@@ -93,7 +93,7 @@ async def on_a_socket(shared: Likewise) -> AsyncIterator[tuple[httpx2.AsyncClien
     ready, stop = asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(serve(app, shared.settings, listener, stop, ready.set))
     await ready.wait()
-    async with httpx2.AsyncClient(base_url=url_of(listener), timeout=60) as client:
+    async with httpx2.AsyncClient(base_url=url_of(listener), timeout=PATIENCE) as client:
         yield client, gate
     gate.opened.set()
     stop.set()

@@ -16,6 +16,7 @@ from likewise.db import collections, idempotency
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, DatabaseUnavailable, InProgress
 from likewise.library import Likewise
+from tests.patience import PATIENCE
 
 URL = "/api/v1/collections"
 RECORDS = f"{URL}/notes/records"
@@ -191,7 +192,7 @@ async def test_a_long_run_keeps_its_key(
     await begun.wait()
     await change(shared, "UPDATE idempotency SET lease_until = now()")
     # When it is renewed
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             async with shared.runtime.pool.tenant(await shared.tenant()) as tx:
                 if await tx.row(SQL("SELECT lease_until > now() FROM idempotency")) == (True,):

@@ -14,6 +14,7 @@ from likewise.library import Likewise
 from likewise.server.app import create_app
 from likewise.server.process import bind, serve, url_of
 from likewise.settings import Settings
+from tests.patience import PATIENCE
 
 
 @asynccontextmanager
@@ -26,7 +27,7 @@ async def serving(likewise: Likewise, settings: Settings) -> AsyncIterator[tuple
     async with httpx2.AsyncClient(base_url=url_of(listener)) as client:
         yield client, stop
     stop.set()
-    await asyncio.wait_for(task, 60)
+    await asyncio.wait_for(task, PATIENCE)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ async def test_an_opener_opens_and_closes_with_the_application(shared: Likewise,
     # When
     listener = bind("127.0.0.1", 0)
     stop = asyncio.Event()
-    await asyncio.wait_for(serve(app, shared_settings, listener, stop, stop.set), 60)
+    await asyncio.wait_for(serve(app, shared_settings, listener, stop, stop.set), PATIENCE)
     # Then
     assert seen == ["opened", "closed"]
 

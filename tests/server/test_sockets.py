@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from likewise.library import Likewise
 from likewise.server import bodies, process
+from tests.patience import PATIENCE
 
 RECORDS = "/api/v1/collections/notes/records"
 
@@ -90,7 +91,7 @@ async def test_the_sender_of_a_large_body_reads_the_answer(address: str) -> None
     writer.write(post(b" " * 2**24, f"Content-Length: {2**24}"))
     # When
     await writer.drain()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         received = await reader.read()
     writer.close()
     # Then
