@@ -112,13 +112,19 @@ def prepare(kind: Kind, record: NewRecord, beside: Sequence[tuple[ViewRow, View]
         status=None if record.status is None else cleaned(record.status),
         occurred_at=record.occurred_at,
         request_id=request_id,
-        beside=tuple(
-            content for row, view in beside if (content := _prepared_beside(row, view, record, request_id)) is not None
-        ),
+        beside=_prepared_beside(beside, record, request_id) if beside else (),
     )
 
 
-def _prepared_beside(row: ViewRow, view: View, record: NewRecord, request_id: str | None) -> PreparedContent | None:
+def _prepared_beside(
+    beside: Sequence[tuple[ViewRow, View]], record: NewRecord, request_id: str | None
+) -> tuple[PreparedContent, ...]:
+    """What a record has in the views beside the first."""
+    contents = (_prepared_in(row, view, record, request_id) for row, view in beside)
+    return tuple(one for one in contents if one is not None)
+
+
+def _prepared_in(row: ViewRow, view: View, record: NewRecord, request_id: str | None) -> PreparedContent | None:
     if view.vector is not None and view.made_from is not None:
         made_from = view.made_from(record)
         if made_from is None:
