@@ -1,10 +1,9 @@
 """Writer: the one way in. A function of the app runs in a unit of work; the writer sees to all that is around it."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from typing import TypeVar
 
 from likewise.db import collections, deletions, records
@@ -322,13 +321,16 @@ def refuse_other_kind(collection: CollectionRow, kind: Kind) -> None:
 
 def _tokens_of(
     collection: CollectionRow, prepared: Sequence[PreparedRecord], among: Collection[ContentKey] | None = None
-) -> Counter[str]:
+) -> dict[str, int]:
     """The tokens of texts that wait for each model: of all contents of a batch, or of those `among` them."""
     # Of the first view without an object for each record: most may be there already.
     waiting = (one.text for one in prepared if among is None or (0, one.text_hash) in among)
-    tokens = Counter({collection.active.model: sum(map(estimated_tokens, waiting))})
-    models = {view.number: view.generation.model for view in collection.views if view.generation is not None}
-    for one in chain.from_iterable(record.beside for record in prepared):
-        if one.waits and (among is None or one.key in among):
-            tokens[models[one.view]] += one.tokens
-    return +tokens
+    first = sum(map(estimated_tokens, waiting))
+    tokens = {collection.active.model: first} if first else {}
+    beside = [one for record in prepared for one in record.beside if one.waits]
+    if beside:
+        models = {view.number: view.generation.model for view in collection.views if view.generation is not None}
+        for one in beside:
+            if among is None or one.key in among:
+                tokens[models[one.view]] = tokens.get(models[one.view], 0) + one.tokens
+    return tokens
