@@ -119,7 +119,7 @@ def prepare(kind: Kind, record: NewRecord, beside: Sequence[tuple[ViewRow, View]
 def _prepared_beside(
     beside: Sequence[tuple[ViewRow, View]], record: NewRecord, request_id: str | None
 ) -> tuple[PreparedContent, ...]:
-    """What a record has in the views beside the first."""
+    """The contents of a record in the views beside the first."""
     contents = (_prepared_in(row, view, record, request_id) for row, view in beside)
     return tuple(one for one in contents if one is not None)
 
