@@ -5,13 +5,14 @@ Records point at their contents of the first view themselves; those that they ha
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from psycopg import sql
 from psycopg.sql import SQL
 
+from likewise.db.arrays import BigintArray, bytea_array, text_array
 from likewise.db.failures import Contended
 from likewise.db.transaction import Parameters, Row, Statement, Tx, table
 from likewise.embedding.provider import Vector
@@ -114,8 +115,7 @@ def estimated_tokens(text: str) -> int:
     return len(text) // CHARS_A_TOKEN + 1
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedContent:
+class PreparedContent(NamedTuple):
     """The content that a record is to have in one view, and the request that it came with.
 
     `waits` says whether a model is to embed its text. `text` is None where `vector` makes the vector of the record,
@@ -127,7 +127,7 @@ class PreparedContent:
     text: str | None
     request_id: str | None = None
     waits: bool = True
-    vector: Callable[[], Vector] | None = field(default=None, compare=False)
+    vector: Callable[[], Vector] | None = None
 
     @property
     def key(self) -> ContentKey:
@@ -142,11 +142,13 @@ class PreparedContent:
 
 @dataclass(frozen=True)
 class StoredContents:
-    """The contents that fresh records point at: all by their keys, those that were made, and those that were there.
+    """Contents that fresh records point at, as they were asked for and as they are stored, by their keys.
 
-    `failed` are those of the latter that are to be tried again.
+    `added` are those that were made, `there` those that were there, and `failed` those of the latter that are to be
+    tried again.
     """
 
+    asked: Mapping[ContentKey, PreparedContent]
     by_key: Mapping[ContentKey, int]
     added: Mapping[ContentKey, int]
     there: Sequence[int]
@@ -175,16 +177,18 @@ async def get_or_make(
     Raises:
         Contended: one that was there went meanwhile with its last record.
     """
-    asking = {one.key: one for one in fresh}
+    asked = {one.key: one for one in fresh}
     # In the order of their keys, so that two writers of the same texts wait for each other in one direction only.
-    keys = sorted(asking)
-    wanted = [asking[key] for key in keys]
+    keys = sorted(asked)
+    wanted = [asked[key] for key in keys]
+    texts = [one.text for one in wanted]
+    sealed = [seal(one.text_hash, one.text) if seal and one.waits and one.text is not None else None for one in wanted]
     columns = [
-        [one.view for one in wanted],
-        [one.text_hash for one in wanted],
-        [None if seal else one.text for one in wanted],
-        [seal(one.text_hash, one.text) if seal and one.waits and one.text is not None else None for one in wanted],
-        [len(one.text or "") for one in wanted],
+        BigintArray.of(one.view for one in wanted),
+        bytea_array([one.text_hash for one in wanted]),
+        text_array([None] * len(texts) if seal else texts),
+        bytea_array(sealed),
+        BigintArray.of(len(text or "") for text in texts),
     ]
     rows = await tx.rows(ADD, [tx.tenant, collection, *columns]) if keys else []
     added = {(int(view), bytes(key)): int(pk) for pk, view, key in rows}
@@ -197,8 +201,8 @@ async def get_or_make(
     if any(key not in by_key for key in keys):
         # One that was there when we inserted is gone now: its last record left.
         raise Contended("40001", "contents")
-    failed = {pk: asking[key] for pk, (key, failed) in found.items() if failed and key in asking}
-    return StoredContents(by_key, added, [by_key[key] for key in there], failed)
+    failed = {pk: asked[key] for pk, (key, failed) in found.items() if failed and key in asked}
+    return StoredContents(asked, by_key, added, [by_key[key] for key in there], failed)
 
 
 async def _lock(tx: Tx, collection: int, there: Sequence[ContentKey], locks: ContentLocks) -> list[Row]:
@@ -246,26 +250,19 @@ async def revive(
 
 
 def entries(
-    tx: Tx,
-    generations: Mapping[int, Sequence[int]],
-    added: Mapping[ContentKey, int],
-    fresh: Iterable[PreparedContent],
-    lane: int,
+    tx: Tx, generations: Mapping[int, Sequence[int]], stored: StoredContents, lane: int
 ) -> list[tuple[Statement, Parameters]]:
     """Return the statements that have contents which were made wait for their vectors."""
-    first: dict[ContentKey, PreparedContent] = {}
-    for one in fresh:
-        if one.waits:
-            first.setdefault(one.key, one)
     statements: list[tuple[Statement, Parameters]] = []
     for view, ids in generations.items():
-        waiting = sorted(
-            (pk, first[key].tokens, first[key].request_id)
-            for key, pk in added.items()
-            if key[0] == view and key in first
-        )
+        made = ((pk, stored.asked[key]) for key, pk in stored.added.items() if key[0] == view)
+        waiting = {pk: one for pk, one in made if one.waits}
         if waiting:
-            columns = [list(column) for column in zip(*waiting, strict=True)]
+            columns = [
+                BigintArray.of(waiting),
+                BigintArray.of(one.tokens for one in waiting.values()),
+                text_array([one.request_id for one in waiting.values()]),
+            ]
             statements.append((ADD_WAITING, [tx.tenant, lane, *columns, list(ids)]))
     return statements
 

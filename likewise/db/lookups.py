@@ -11,7 +11,8 @@ from pgvector import HalfVector
 from psycopg.sql import SQL, Composable
 
 from likewise.cleaning import storable
-from likewise.db.transaction import BY_VALUES, EVERY_ROW, ContentIds, Plan, Tx, table
+from likewise.db.arrays import BigintArray
+from likewise.db.transaction import BY_VALUES, EVERY_ROW, Plan, Tx, table
 from likewise.db.where import Where, json_value
 from likewise.filters import Field
 
@@ -257,7 +258,7 @@ async def expand(
 ) -> list[tuple[int, int]]:
     """Return (content, record) of the records of these contents that fit, of each the newest `limit`."""
     statement = EXPAND.format(pointing=where.pointing, content=where.content, condition=where.sql)
-    parameters = {**where.parameters, "contents": ContentIds.of(contents), "limit": limit, "without": without}
+    parameters = {**where.parameters, "contents": BigintArray.of(contents), "limit": limit, "without": without}
     return [(int(content), int(record)) for content, record in await tx.rows(statement, parameters, plan=Plan())]
 
 
@@ -268,7 +269,7 @@ async def of_records(
     statement = OF_RECORDS.format(
         columns=COLUMNS, vectors=table("vec", generation), **_compared(generation, where, wanted)
     )
-    parameters: dict[str, Any] = {"records": ContentIds.of(records)}
+    parameters: dict[str, Any] = {"records": BigintArray.of(records)}
     if wanted.similar_to is not None:
         parameters["query"] = HalfVector(wanted.similar_to.astype(np.float16))
     return [(StoredRecord(*row[:-2]), row[-2], row[-1]) for row in await tx.rows(statement, parameters, plan=Plan())]
@@ -294,7 +295,7 @@ def _compared(generation: int, where: Where, wanted: RecordQuery) -> dict[str, C
 def _parameters(contents: Sequence[int], where: Where, wanted: RecordQuery) -> dict[str, Any]:
     parameters = {
         **where.parameters,
-        "contents": ContentIds.of(contents),
+        "contents": BigintArray.of(contents),
         "limit": wanted.limit,
         "offset": wanted.offset,
         "without": wanted.without,
@@ -318,21 +319,21 @@ async def shared(tx: Tx, content: int, record: int, view: int = 0) -> bool:
     return await tx.row(SHARED_BESIDE if view else SHARED, [content, record]) is not None
 
 
-async def matching_contents(tx: Tx, matching: Where, *, max_rows: int | None = None) -> ContentIds | None:
+async def matching_contents(tx: Tx, matching: Where, *, max_rows: int | None = None) -> BigintArray | None:
     """Return the contents that a SELECT gives, each once; None for more than `max_rows`, repetitions included."""
     parameters = {**matching.parameters, "max_rows": None if max_rows is None else max_rows + 1}
     row = await tx.row(MATCHING.format(matching=matching.sql), parameters, plan=BY_VALUES)
-    found = ContentIds.of([]) if row is None else ContentIds(row[0])
-    return None if max_rows is not None and len(found) > max_rows else ContentIds.of(np.unique(found.numbers()))
+    found = BigintArray.of([]) if row is None else BigintArray(row[0])
+    return None if max_rows is not None and len(found) > max_rows else BigintArray.of(np.unique(found.numbers()))
 
 
-async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> ContentIds:
+async def sample_of(tx: Tx, generation: int, percent: float, max_rows: int) -> BigintArray:
     """Sample contents that have a vector, from about that share of the table."""
     rows = await tx.rows(SAMPLE.format(vectors=table("vec", generation)), [percent, max_rows], plan=EVERY_ROW)
-    return ContentIds.of(row[0] for row in rows)
+    return BigintArray.of(row[0] for row in rows)
 
 
-async def count_fitting(tx: Tx, sample: ContentIds, where: Where) -> int:
+async def count_fitting(tx: Tx, sample: BigintArray, where: Where) -> int:
     """Count those of these contents that have a record that fits."""
     statement = FITTING.format(condition=where.sql, pointing=where.pointing, content=where.content)
     return await tx.number(statement, {**where.parameters, "sample": sample}, plan=Plan())

@@ -18,8 +18,9 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.errors import PoolClosed, PoolTimeout, TooManyRequests
 
+from likewise.db.arrays import register_arrays
 from likewise.db.failures import FULL, STORAGE, Contended, NoConnection, busy, scrubbed, why_away, why_no_connection
-from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, Row, Tx, register_values
+from likewise.db.transaction import BEGIN, BEGIN_SNAPSHOT, Row, Tx
 from likewise.errors import DatabaseUnavailable, LikewiseError, SettingsError
 from likewise.observe.logs import get_logger
 from likewise.stopping import stop
@@ -322,7 +323,7 @@ async def settle(connection: AsyncConnection[Row]) -> None:
     # Postgres writes 1e308 out in full, which json would read as an integer that nobody can write again.
     set_json_loads(orjson.loads, connection)
     await register_vector_async(connection)
-    register_values(connection)
+    register_arrays(connection)
 
 
 async def _settle_in_time(connection: AsyncConnection[Row]) -> None:

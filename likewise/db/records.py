@@ -18,6 +18,7 @@ import orjson
 from psycopg.sql import SQL
 
 from likewise.db import collections, contents, deletions, fields, jobs
+from likewise.db.arrays import BigintArray, bytea_array, text_array
 from likewise.db.collections import ViewRow
 from likewise.db.contents import ContentKey, ContentLocks, PreparedContent, Seal, StoredContents, Strength
 from likewise.db.deletions import GoneContent
@@ -161,14 +162,14 @@ async def compare(
     Raises:
         CollectionGone: the collection was dropped.
     """
-    places, ids = list(range(len(records))), [record.id for record in records]
+    places, ids = BigintArray.of(range(len(records))), text_array([record.id for record in records])
     columns = [
         places,
         ids,
-        [record.text_hash for record in records],
-        [record.payload_json for record in records],
-        [record.parent for record in records],
-        [record.status for record in records],
+        bytea_array([record.text_hash for record in records]),
+        text_array([record.payload_json for record in records]),
+        text_array([record.parent for record in records]),
+        text_array([record.status for record in records]),
         [record.occurred_at for record in records],
     ]
     _, live, found, *beside = await tx.together(
@@ -281,7 +282,7 @@ async def write(
         await contents.wait_longer(tx, compared.generations, stored.there)
     revived = await contents.revive(tx, compared.generations, {**stored.failed, **compared.failed}, lane, seal)
     # New ones first: an insert waits for whoever changes a row of its id, and must keep nobody waiting meanwhile.
-    entering = contents.entries(tx, compared.generations, stored.added, compared.contents, lane)
+    entering = contents.entries(tx, compared.generations, stored, lane)
     made = await _add(tx, collection, [record for record in fresh if record.id not in old], stored, entering)
     await _change(tx, [record for record in fresh if record.id in old], compared, stored)
     pks = {**{id_: pk for id_, (pk, _) in old.items()}, **made}
@@ -307,7 +308,7 @@ async def _change(tx: Tx, changed: Sequence[PreparedRecord], compared: BatchDiff
     locked = {int(pk): int(content) for pk, content in rows}
     if any(locked.get(old[record.id][0]) != old[record.id][1] for record in changed):
         raise Contended("40001", "records")
-    columns = [[old[record.id][0] for record in changed], *_columns(changed, stored.by_key)]
+    columns = [BigintArray.of(old[record.id][0] for record in changed), *_columns(changed, stored.by_key)]
     await tx.execute(CHANGE_RECORDS, columns)
 
 
@@ -321,7 +322,7 @@ async def _add(
     """Add records, and the queue's entries of all contents that were made."""
     statements = list(entering)
     if new:
-        columns = [[record.id for record in new], *_columns(new, stored.by_key)]
+        columns = [text_array([record.id for record in new]), *_columns(new, stored.by_key)]
         statements.insert(0, (ADD_RECORDS, [tx.tenant, collection, *columns]))
     rows = await tx.together(*statements) if statements else []
     made = {str(id_): int(pk) for pk, id_ in rows[0]} if new else {}
@@ -353,13 +354,13 @@ async def _index(
         await fields.write_facts(tx, collection, keeping.facts, facts)
 
 
-def _columns(records: Sequence[PreparedRecord], by_key: Mapping[ContentKey, int]) -> list[list[Any]]:
+def _columns(records: Sequence[PreparedRecord], by_key: Mapping[ContentKey, int]) -> list[Any]:
     return [
-        [by_key[0, record.text_hash] for record in records],
-        [record.parent for record in records],
-        [record.status for record in records],
+        BigintArray.of(by_key[0, record.text_hash] for record in records),
+        text_array([record.parent for record in records]),
+        text_array([record.status for record in records]),
         [record.occurred_at for record in records],
-        [record.payload_json for record in records],
+        text_array([record.payload_json for record in records]),
     ]
 
 

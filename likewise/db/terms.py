@@ -19,7 +19,8 @@ import numpy as np
 from pgvector import SparseVector
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
-from likewise.db.transaction import BinaryValue, ContentIds, Plan, Tx, table, table_name
+from likewise.db.arrays import BigintArray, BinaryValue
+from likewise.db.transaction import Plan, Tx, table, table_name
 from likewise.db.where import Where
 
 # Tried on SciFact's training claims; see docs/benchmarks.md.
@@ -212,7 +213,7 @@ async def rank(
     *,
     view: int = 0,
     min_found: int = 0,
-    among: ContentIds | Where | None = None,
+    among: BigintArray | Where | None = None,
     share: float = 1.0,
 ) -> Matches:
     """Rank the contents that match best by words.
@@ -230,10 +231,10 @@ async def rank(
     # A count may be a minute old: a term that no text had then may be in one now, and is found.
     known = {term: max(1, n) for term, n in frequencies.items()}
     query = SparseVector({term - 1: inverse_frequency(n, total) for term, n in known.items()}, TERM_SPACE)
-    few = not isinstance(among, ContentIds) or len(among) * VISIT < sum(known.values())
+    few = not isinstance(among, BigintArray) or len(among) * VISIT < sum(known.values())
     ranked = partial(_rank, tx, table("terms", collection, view), query, limit, among, Plan() if few else BY_BITMAPS)
     everything = Candidates(tuple(known), complete=True)
-    candidates = everything if isinstance(among, ContentIds) else choose(known, total, min(1 / share, MAX_WIDENING))
+    candidates = everything if isinstance(among, BigintArray) else choose(known, total, min(1 / share, MAX_WIDENING))
     found = await ranked(candidates)
     if isinstance(among, Where) and min_found <= len(found) < min(limit, MIN_FITTING) and not candidates.complete:
         # Of what has the query's words fewer fit than of others.
@@ -310,13 +311,13 @@ async def _rank(
     stored: Identifier,
     query: SparseVector,
     limit: int,
-    among: ContentIds | Where | None,
+    among: BigintArray | Where | None,
     plan: Plan,
     candidates: Candidates,
 ) -> list[tuple[int, float]]:
     asked = Where(parameters={"query": query, "limit": limit}, prefix="term")
     test = _any_of(candidates, asked)
-    if isinstance(among, ContentIds):
+    if isinstance(among, BigintArray):
         test = SQL("{} AND content = ANY ({})").format(test, asked.bind(among))
     if isinstance(among, Where):
         asked.parameters |= among.parameters

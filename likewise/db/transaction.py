@@ -1,16 +1,11 @@
 """A transaction as a tenant, and the parts of its statements."""
 
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
 from psycopg.sql import SQL, Composed, Identifier
 
 # What most searches want, so that their statements need no other.
@@ -83,62 +78,6 @@ SET_TENANT = SQL("SELECT set_config('likewise.tenant', %s, true)")
 READER_SETTINGS = SQL("set_config('likewise.tenant', %s, true), set_config('statement_timeout', '30s', true)")
 SET_READER = SQL("SELECT {}").format(READER_SETTINGS)
 SET_READER_AND_PLAN = SQL("SELECT {}, {}").format(READER_SETTINGS, PLAN_SETTINGS)
-
-INT8_OID, INT8_ARRAY_OID = 20, 1016
-# int8[]: one dimension (none if empty), no nulls, the elements' type, their number, the lower bound.
-_HEAD = struct.Struct(">5i")
-_EMPTY = struct.pack(">3i", 0, 0, INT8_OID)
-_ELEMENT = np.dtype([("size", ">i4"), ("id", ">i8")])
-
-
-@dataclass(frozen=True)
-class BinaryValue:
-    """A value in Postgres's own binary form, of whatever type the statement wants in its place."""
-
-    value: bytes
-
-
-@dataclass(frozen=True)
-class ContentIds(BinaryValue):
-    """A list of ids in the binary format of `int8[]`, as `array_send` gives it.
-
-    Thousands come from one statement and go to the next without being read.
-    """
-
-    @classmethod
-    def of(cls, ids: Iterable[int]) -> "ContentIds":
-        """Return the list of these ids."""
-        numbers = np.fromiter(ids, np.int64)
-        if not len(numbers):
-            return cls(_EMPTY)
-        elements = np.empty(len(numbers), _ELEMENT)
-        elements["size"], elements["id"] = 8, numbers
-        return cls(_HEAD.pack(1, 0, INT8_OID, len(numbers), 1) + elements.tobytes())
-
-    def __len__(self) -> int:
-        return max(0, len(self.value) - _HEAD.size) // _ELEMENT.itemsize
-
-    def numbers(self) -> NDArray[np.int64]:
-        """Return the ids, int64 (n,)."""
-        return np.frombuffer(self.value, _ELEMENT, len(self), _HEAD.size if len(self) else 0)["id"].astype(np.int64)
-
-
-class _BinaryValueDumper(Dumper):
-    format = Format.BINARY
-    oid = 0
-
-    def dump(self, obj: BinaryValue) -> bytes:
-        return obj.value
-
-
-class _ContentIdsDumper(_BinaryValueDumper):
-    oid = INT8_ARRAY_OID
-
-
-def register_values(connection: AsyncConnection[Row]) -> None:
-    """Let statements on this connection take values in their binary form."""
-    connection.adapters.register_dumper(BinaryValue, _BinaryValueDumper)
-    connection.adapters.register_dumper(ContentIds, _ContentIdsDumper)
 
 
 class Tx:

@@ -8,7 +8,8 @@ from hashlib import sha256
 from cachetools import TTLCache
 
 from likewise.db import lookups
-from likewise.db.transaction import ContentIds, Tx
+from likewise.db.arrays import BigintArray
+from likewise.db.transaction import Tx
 from likewise.db.where import Where, exactly, matching_contents
 from likewise.filters import Filter
 from likewise.search.plan import SearchPlan, StepTiming
@@ -60,7 +61,7 @@ class CandidateSets:
     """Works out candidate sets, with what it remembers of the shares of filters."""
 
     def __init__(self) -> None:
-        self._samples: TTLCache[int, ContentIds] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
+        self._samples: TTLCache[int, BigintArray] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
         self._shares: TTLCache[tuple[int, bytes], float] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
 
     async def of(self, tx: Tx, plan: SearchPlan, tree: Filter | None) -> CandidateSet:
@@ -109,7 +110,7 @@ class CandidateSets:
             self._shares[key] = share
         return share
 
-    async def _sample(self, tx: Tx, plan: SearchPlan) -> ContentIds:
+    async def _sample(self, tx: Tx, plan: SearchPlan) -> BigintArray:
         sample = self._samples.get(plan.generation.id)
         if sample is not None:
             return sample
@@ -117,6 +118,6 @@ class CandidateSets:
         wanted = ROWS_OF_A_PAGE * SAMPLED
         percent = min(100.0, 100.0 * wanted / max(1, plan.view.contents_total))
         rows = (await lookups.sample_of(tx, plan.generation.id, percent, 4 * wanted)).numbers()
-        sample = ContentIds.of(random.sample(rows.tolist(), min(SAMPLED, len(rows))))
+        sample = BigintArray.of(random.sample(rows.tolist(), min(SAMPLED, len(rows))))
         self._samples[plan.generation.id] = sample
         return sample

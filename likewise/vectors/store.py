@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from likewise.db.arrays import BigintArray
 from likewise.db.collections import Generation
-from likewise.db.transaction import ContentIds, Tx
+from likewise.db.transaction import Tx
 from likewise.db.where import Where
 from likewise.embedding.provider import Matrix, Vector
 
@@ -26,7 +27,7 @@ class Ranking:
 class IdSubset:
     """The only contents to search: these ids, which are about `share` of all."""
 
-    ids: ContentIds
+    ids: BigintArray
     share: float
 
 

@@ -9,10 +9,11 @@ import pytest
 from psycopg.sql import SQL
 
 from likewise.db import collections
+from likewise.db.arrays import BigintArray
 from likewise.db.collections import Generation
 from likewise.db.deletions import DROP_VECTORS
 from likewise.db.pool import Pool
-from likewise.db.transaction import ContentIds, Tx, table
+from likewise.db.transaction import Tx, table
 from likewise.embedding.provider import Matrix
 from likewise.kind import Policy
 from likewise.library import Likewise
@@ -63,7 +64,7 @@ class Kept:
         self, generation: Generation, query: Matrix, k: int, among: Sequence[int] | None = None
     ) -> list[tuple[int, float]]:
         async with self.pool.tenant(self.tenant, snapshot=True) as tx:
-            only = None if among is None else IdSubset(ContentIds.of(among), 0.1)
+            only = None if among is None else IdSubset(BigintArray.of(among), 0.1)
             found = await self.store.search(tx, generation, query, k, only, total=1_000)
         return list(zip(found.contents, found.similarities, strict=True))
 
