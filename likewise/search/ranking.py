@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cachetools import TTLCache
+from cachetools import LRUCache
 
 from likewise.db import terms
 from likewise.db.pool import Pool
@@ -22,8 +22,8 @@ from likewise.vectors.store import FilterSubset, Ranking, VectorStore
 # Of the terms that are counted so many are ranked, the rarest: each costs time, and the hundredth changes nothing.
 MAX_RANKED_TERMS = 64
 REMEMBERED_SECONDS = 60.0
-# Views whose counts are remembered, and terms of each.
-MAX_REMEMBERED, MAX_TERMS = 500, 1_000
+# Counts that are remembered, of all views together.
+MAX_REMEMBERED = 100_000
 # Counting visits each content, 0.4 us each: of more the statistics of the table tell, to 20 % and mostly to 5 %, which
 # moves the rarity of so common a term by 2 %.
 MAX_COUNTED = 1_000
@@ -100,10 +100,19 @@ class ViewSearch:
 
 @dataclass
 class _Counts:
-    """The counts of one view: of terms, and the shares of its commonest."""
+    """The counts of one view: of terms, and the shares of its commonest; `began` by `time.monotonic`."""
 
     terms: dict[int, int] = field(default_factory=dict)
     common: Mapping[int, float] | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def __len__(self) -> int:
+        return len(self.terms) + len(self.common or ())
+
+    @property
+    def is_old(self) -> bool:
+        """True if they are counted anew."""
+        return time.monotonic() - self.began >= REMEMBERED_SECONDS
 
 
 class TermFrequencies:
@@ -113,15 +122,16 @@ class TermFrequencies:
     """
 
     def __init__(self) -> None:
-        # One entry a view: a look into the cache for each term of a question would cost more than all the rest.
-        self._counts: TTLCache[tuple[int, int], _Counts] = TTLCache(MAX_REMEMBERED, REMEMBERED_SECONDS)
+        # One entry a view, put back when it has grown: a look into the cache for each term would cost more than the
+        # rest.
+        self._counts: LRUCache[tuple[int, int], _Counts] = LRUCache(MAX_REMEMBERED, getsizeof=len)
 
     async def of(self, tx: Tx, plan: SearchPlan, wanted: Sequence[int]) -> dict[int, int]:
         """Return the number of contents that have each term."""
         collection, view, total = plan.collection.id, plan.view.number, plan.view.contents_total
         counts = self._counts.get((collection, view))
-        if counts is None or len(counts.terms) > MAX_TERMS:
-            counts = self._counts[collection, view] = _Counts()
+        if counts is None or counts.is_old:
+            counts = _Counts()
         known = counts.terms
         found = {term: known[term] for term in wanted if term in known}
         missing = [term for term in wanted if term not in found]
@@ -136,6 +146,9 @@ class TermFrequencies:
         rest = [term for term in missing if term not in likely]
         counted = likely | (await terms.count(tx, collection, rest, view=view) if rest else {})
         known.update(counted)
+        self._counts.pop((collection, view), None)
+        if len(counts) <= MAX_REMEMBERED:
+            self._counts[collection, view] = counts
         return found | counted
 
 
@@ -162,9 +175,7 @@ class Rankings:
         legs = [one.without(own) for one in legs]
         exhausted = _exhausted(plan, legs, depth - (own is not None))
         is_last = exhausted or (depth > MAX_HITS and not plan.passes_over)
-        order = dict(before.scores)
-        for content, score in _fused(plan, legs, depth):
-            order.setdefault(content, score)
+        order = {**before.scores, **dict(_fused(plan, legs, depth)), **before.scores}
         return replace(search, ranking=ContentRanking(order, legs, depth, exhausted, is_last))
 
     async def _side_by_side(self, tx: Tx, search: ViewSearch, depth: int) -> list[LegRanking]:
