@@ -200,7 +200,7 @@ class Comparison:
         asked = itertools.cycle(self._passages[SEARCHED : SEARCHED + 200])
         return lambda: [
             orjson.dumps({"query": " ".join(one["text"].split()[:QUERY_WORDS]), "limit": 10, **options})
-            for one in itertools.islice(asked, 20)
+            for one in itertools.islice(asked, 40)
         ]
 
 
