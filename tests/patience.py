@@ -21,6 +21,16 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float =
             await asyncio.sleep(0.005)
 
 
+async def until_none_left(left: Callable[[], Awaitable[int]], *, seconds: float = PATIENCE) -> None:
+    """Until nothing is left to do; TimeoutError if it does not become less in time, however much it is."""
+    fewest = await left()
+    while fewest:
+        async with asyncio.timeout(seconds):
+            while (now := await left()) >= fewest:
+                await asyncio.sleep(0.005)
+        fewest = now
+
+
 def hears_signals(pid: int) -> bool:
     """Return whether a process has a handler of its own for SIGTERM, which is when it begins its work; Linux knows."""
     status = Path(f"/proc/{pid}/status")

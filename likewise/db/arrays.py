@@ -1,4 +1,8 @@
-"""Arrays in Postgres's own binary form: psycopg looks at each element of a list several times before it sends it."""
+"""Arrays in Postgres's own binary form, for the columns of a batch and for ids that go from statement to statement.
+
+psycopg looks at each element of a list several times before it sends it: 0.1 to 0.3 us an element, here 0.02 to 0.15.
+What has few elements goes as a list.
+"""
 
 import struct
 from collections.abc import Iterable, Sequence
@@ -11,8 +15,9 @@ from psycopg import AsyncConnection
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-BYTEA_OID, INT8_OID, TEXT_OID, INT8_ARRAY_OID = 17, 20, 25, 1016
-# As `array_send` gives it: one dimension, whether nulls may follow, the elements' type, their number, the lower bound.
+# The oids of types, the same in every Postgres.
+BYTEA, INT8, INT4, TEXT, INT8_ARRAY = 17, 20, 23, 25, 1016
+# As `array_recv` takes it: one dimension, whether nulls may follow, the elements' type, their number, the lower bound.
 _HEAD = struct.Struct(">5i")
 _SIZE = struct.Struct(">i")
 _NULL = _SIZE.pack(-1)
@@ -36,7 +41,7 @@ class BigintArray(BinaryValue):
         taken = np.fromiter(numbers, np.int64)
         elements = np.empty(len(taken), _BIGINT)
         elements["size"], elements["number"] = _BIGINT["number"].itemsize, taken
-        return cls(_array(INT8_OID, len(taken), elements.tobytes()))
+        return cls(binary_array(INT8, len(taken), elements.tobytes()))
 
     def __len__(self) -> int:
         return max(0, len(self.value) - _HEAD.size) // _BIGINT.itemsize
@@ -48,19 +53,20 @@ class BigintArray(BinaryValue):
 
 
 def text_array(texts: Sequence[str | None]) -> BinaryValue:
-    """Return a `text[]`."""
+    """Return a `text[]`, for a statement that names the type: `%b::text[]`."""
     elements = [_NULL if one is None else _SIZE.pack(len(text := one.encode())) + text for one in texts]
-    return BinaryValue(_array(TEXT_OID, len(texts), b"".join(elements)))
+    return BinaryValue(binary_array(TEXT, len(texts), b"".join(elements)))
 
 
 def bytea_array(values: Sequence[bytes | None]) -> BinaryValue:
-    """Return a `bytea[]`."""
+    """Return a `bytea[]`, for a statement that names the type: `%b::bytea[]`."""
     elements = [_NULL if one is None else _SIZE.pack(len(one)) + one for one in values]
-    return BinaryValue(_array(BYTEA_OID, len(values), b"".join(elements)))
+    return BinaryValue(binary_array(BYTEA, len(values), b"".join(elements)))
 
 
-def _array(element: int, count: int, elements: bytes) -> bytes:
-    # An empty array has no dimension.
+def binary_array(element: int, count: int, elements: bytes) -> bytes:
+    """Return an array of one dimension of elements of a type, which come as the size and the bytes of each."""
+    # An empty one has no dimension.
     return _HEAD.pack(1, 1, element, count, 1) + elements if count else struct.pack(">3i", 0, 0, element)
 
 
@@ -73,7 +79,7 @@ class _BinaryValueDumper(Dumper):
 
 
 class _BigintArrayDumper(_BinaryValueDumper):
-    oid = INT8_ARRAY_OID
+    oid = INT8_ARRAY
 
 
 def register_arrays(connection: AsyncConnection[Any]) -> None:

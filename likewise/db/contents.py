@@ -15,7 +15,7 @@ from psycopg.sql import SQL
 from likewise.db.arrays import BigintArray, bytea_array, text_array
 from likewise.db.failures import Contended
 from likewise.db.transaction import Parameters, Row, Statement, Tx, table
-from likewise.embedding.provider import Vector
+from likewise.embedding.provider import Vector, estimated_tokens
 
 # From a text and its hash, what is stored of it while it waits.
 Seal = Callable[[bytes, str], bytes]
@@ -25,8 +25,6 @@ ContentKey = tuple[int, bytes]
 Pointers = Mapping[tuple[int, int], int]
 # How a content is locked, the strongest first.
 Strength = Literal["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"]
-# An estimate, for bounds and for turns: the model's own tokenizer counts when it reads.
-CHARS_A_TOKEN = 4
 
 ADD = SQL("""
     INSERT INTO contents (tenant, collection, view, text_hash, text, sealed, chars)
@@ -72,8 +70,9 @@ REVIVE = SQL("""
 """)
 WAIT_AGAIN = SQL("""
     INSERT INTO waiting (tenant, generation, content, lane, tokens, request_id, alone)
-    SELECT c.tenant, %b, c.pk, %b, c.chars / 4 + 1, i.request_id, true
-    FROM unnest(%b::bigint[], %b::text[]) AS i (content, request_id) JOIN contents c ON c.pk = i.content
+    SELECT c.tenant, %b, c.pk, %b, i.tokens, i.request_id, true
+    FROM unnest(%b::bigint[], %b::int[], %b::text[]) AS i (content, tokens, request_id)
+    JOIN contents c ON c.pk = i.content
     WHERE NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
     ON CONFLICT (generation, content) DO NOTHING
 """)
@@ -110,17 +109,14 @@ POINT_BESIDE = SQL("""
 """)
 
 
-def estimated_tokens(text: str) -> int:
-    """Estimate what a model will read of a text: 4 characters a token."""
-    return len(text) // CHARS_A_TOKEN + 1
-
-
 class PreparedContent(NamedTuple):
     """The content that a record is to have in one view, and the request that it came with.
 
     `waits` says whether a model is to embed its text. `text` is None where `vector` makes the vector of the record,
     when it turns out to be new, and then `text_hash` is of what it is made from.
     """
+
+    # A tuple, since a batch makes one for each record: 0.3 us, and 0.8 us as a frozen dataclass.
 
     view: int
     text_hash: bytes
@@ -243,9 +239,10 @@ async def revive(
     revived = await tx.column(REVIVE, [pks, pks, sealed])
     for view, ids in generations.items():
         again = [pk for pk in revived if failed[pk].view == view]
+        tokens, requests = [failed[pk].tokens for pk in again], [failed[pk].request_id for pk in again]
         for generation in ids if again else ():
             statement = WAIT_AGAIN.format(vectors=table("vec", generation))
-            await tx.execute(statement, [generation, lane, again, [failed[pk].request_id for pk in again]])
+            await tx.execute(statement, [generation, lane, again, tokens, requests])
     return revived
 
 

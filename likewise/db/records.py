@@ -304,12 +304,12 @@ async def _change(tx: Tx, changed: Sequence[PreparedRecord], compared: BatchDiff
     if not changed:
         return
     old = compared.old
-    rows = await tx.rows(LOCK_RECORDS, [[old[record.id][0] for record in changed]])
+    pks = BigintArray.of(old[record.id][0] for record in changed)
+    rows = await tx.rows(LOCK_RECORDS, [pks])
     locked = {int(pk): int(content) for pk, content in rows}
     if any(locked.get(old[record.id][0]) != old[record.id][1] for record in changed):
         raise Contended("40001", "records")
-    columns = [BigintArray.of(old[record.id][0] for record in changed), *_columns(changed, stored.by_key)]
-    await tx.execute(CHANGE_RECORDS, columns)
+    await tx.execute(CHANGE_RECORDS, [pks, *_columns(changed, stored.by_key)])
 
 
 async def _add(

@@ -19,7 +19,7 @@ import numpy as np
 from pgvector import SparseVector
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
-from likewise.db.arrays import BigintArray, BinaryValue
+from likewise.db.arrays import INT4, BigintArray, BinaryValue, binary_array
 from likewise.db.transaction import Plan, Tx, table, table_name
 from likewise.db.where import Where
 
@@ -33,7 +33,6 @@ TERM_BITS = 30
 # The format that COPY reads and writes with FORMAT binary: a signature, flags, no header extension; -1 ends it.
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_END = struct.pack(">h", -1)
-INT4_OID = 23
 # A COPY takes two round trips of its own, which are worth it from some dozens of rows on.
 FEW = 32
 
@@ -129,10 +128,9 @@ def encode(texts: Sequence[Sequence[int]], average: float) -> list[TermRow]:
 
 def _row(elements: bytes, indices: bytes, weights: bytes) -> TermRow:
     count = len(indices) // 4
-    # int4[]: one dimension (none if empty), no nulls, the type's oid, length, lower bound.
-    shape = struct.pack(">5i", 1, 0, INT4_OID, count, 1) if count else struct.pack(">3i", 0, 0, INT4_OID)
     # sparsevec: dimension, entries, zero; then the indices and the values.
-    return TermRow(shape + elements, struct.pack(">3i", TERM_SPACE, count, 0) + indices + weights)
+    sparse = struct.pack(">3i", TERM_SPACE, count, 0) + indices + weights
+    return TermRow(binary_array(INT4, count, elements), sparse)
 
 
 async def write(tx: Tx, collection: int, rows: Mapping[int, TermRow], *, view: int = 0) -> None:

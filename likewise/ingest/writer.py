@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
 from likewise.db import collections, deletions, records
 from likewise.db.collections import CollectionRow, DroppedCollection, NewView, RecentCollections
-from likewise.db.contents import ContentKey, estimated_tokens
+from likewise.db.contents import ContentKey
 from likewise.db.deletions import DeletionQuery
 from likewise.db.failures import CollectionGone
 from likewise.db.pool import Pool, retried
@@ -16,6 +17,7 @@ from likewise.db.records import PreparedRecord, StoragePolicy, WriteOutcome
 from likewise.db.text_key import TextKeys
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.models import ModelSpec
+from likewise.embedding.provider import estimated_tokens
 from likewise.errors import Conflict, NotFound
 from likewise.ingest.backlog import Backlog
 from likewise.ingest.batch import prepare_batch, refuse_long, refuse_unstorable, views_beside
@@ -113,12 +115,7 @@ class Writer:
             Overloaded: as many texts wait for their vectors as may.
             TooManyRequests: so many of this tenant's.
         """
-        try:
-            return await self._write(*await self._prepare(tenant, into, batch, lane))
-        except CollectionGone:
-            # It was dropped, and perhaps made again, since it was looked up.
-            self._recent.forget(tenant, into.name)
-            return await self._write(*await self._prepare(tenant, into, batch, lane))
+        return await self._with_prepared(tenant, into, batch, lane, self._write)
 
     async def transaction(
         self,
@@ -138,11 +135,8 @@ class Writer:
             lane: as in `write`, and so are the errors.
             answers: where `unit.save` keeps the answer.
         """
-        try:
-            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
-        except CollectionGone:
-            self._recent.forget(tenant, into.name)
-            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
+        commit = partial(self._commit, once=once, answers=answers)
+        return await self._with_prepared(tenant, into, batch, lane, commit)
 
     async def delete(self, tenant: int, collection: CollectionRow, record: str) -> bool:
         """Delete a record with everything that hangs on it alone; False if it was not there."""
@@ -183,6 +177,21 @@ class Writer:
         # Nothing is stored, in whichever lane.
         target = Target(tenant, collection.id, records.BULK, collection, StoragePolicy(collection.views))
         return await self._commit(target, [], once)
+
+    async def _with_prepared(
+        self,
+        tenant: int,
+        into: Destination,
+        batch: Sequence[NewRecord],
+        lane: int,
+        work: Callable[[Target, Sequence[PreparedRecord]], Awaitable[T]],
+    ) -> T:
+        """Prepare a batch and do a work with it; once more where the collection was dropped since it was looked up."""
+        try:
+            return await work(*await self._prepare(tenant, into, batch, lane))
+        except CollectionGone:
+            self._recent.forget(tenant, into.name)
+            return await work(*await self._prepare(tenant, into, batch, lane))
 
     async def _prepare(
         self, tenant: int, into: Destination, batch: Sequence[NewRecord], lane: int

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from cachetools import LRUCache
 
@@ -22,7 +23,7 @@ from likewise.vectors.store import FilterSubset, Ranking, VectorStore
 # Of the terms that are counted so many are ranked, the rarest: each costs time, and the hundredth changes nothing.
 MAX_RANKED_TERMS = 64
 REMEMBERED_SECONDS = 60.0
-# Counts that are remembered, of all views together.
+# Counts that are remembered, of all views together: about 10 MB.
 MAX_REMEMBERED = 100_000
 # Counting visits each content, 0.4 us each: of more the statistics of the table tell, to 20 % and mostly to 5 %, which
 # moves the rarity of so common a term by 2 %.
@@ -100,18 +101,20 @@ class ViewSearch:
 
 @dataclass
 class _Counts:
-    """The counts of one view: of terms, and the shares of its commonest; `began` by `time.monotonic`."""
+    """The counts of one view's terms; `has_common`: its commonest are among them. `began` by `time.monotonic`."""
 
     terms: dict[int, int] = field(default_factory=dict)
-    common: Mapping[int, float] | None = None
+    has_common: bool = False
     began: float = field(default_factory=time.monotonic)
 
-    def __len__(self) -> int:
-        return len(self.terms) + len(self.common or ())
+    @property
+    def size(self) -> int:
+        """The room that it takes; without terms too, or it would never leave."""
+        return 1 + len(self.terms)
 
     @property
     def is_old(self) -> bool:
-        """True if they are counted anew."""
+        """True if they are to be counted anew."""
         return time.monotonic() - self.began >= REMEMBERED_SECONDS
 
 
@@ -122,34 +125,33 @@ class TermFrequencies:
     """
 
     def __init__(self) -> None:
-        # One entry a view, put back when it has grown: a look into the cache for each term would cost more than the
-        # rest.
-        self._counts: LRUCache[tuple[int, int], _Counts] = LRUCache(MAX_REMEMBERED, getsizeof=len)
+        # One entry a view: a look into the cache for each term of a question would cost more than all the rest.
+        self._counts: LRUCache[tuple[int, int], _Counts] = LRUCache(MAX_REMEMBERED, getsizeof=attrgetter("size"))
 
     async def of(self, tx: Tx, plan: SearchPlan, wanted: Sequence[int]) -> dict[int, int]:
         """Return the number of contents that have each term."""
         collection, view, total = plan.collection.id, plan.view.number, plan.view.contents_total
         counts = self._counts.get((collection, view))
         if counts is None or counts.is_old:
-            counts = _Counts()
+            # Put at once: searches that come together count for each other.
+            counts = self._counts[collection, view] = _Counts()
         known = counts.terms
-        found = {term: known[term] for term in wanted if term in known}
-        missing = [term for term in wanted if term not in found]
-        if not missing:
-            return found
+        if all(term in known for term in wanted):
+            return {term: known[term] for term in wanted}
         # Where all are counted fast, nobody asks for the commonest.
-        if counts.common is None and total > MAX_COUNTED:
-            counts.common = await terms.commonest(tx, collection, view=view)
-        common = counts.common or {}
-        likely = {term: round(common[term] * total) for term in missing if term in common}
-        likely = {term: n for term, n in likely.items() if n > MAX_COUNTED}
-        rest = [term for term in missing if term not in likely]
-        counted = likely | (await terms.count(tx, collection, rest, view=view) if rest else {})
-        known.update(counted)
+        if not counts.has_common and total > MAX_COUNTED:
+            shares = await terms.commonest(tx, collection, view=view)
+            common = {term: round(share * total) for term, share in shares.items()}
+            known.update((term, n) for term, n in common.items() if n > MAX_COUNTED and term not in known)
+            counts.has_common = True
+        missing = [term for term in wanted if term not in known]
+        if missing:
+            known.update(await terms.count(tx, collection, missing, view=view))
+        # Its size is taken when it is put.
         self._counts.pop((collection, view), None)
-        if len(counts) <= MAX_REMEMBERED:
+        if counts.size <= MAX_REMEMBERED:
             self._counts[collection, view] = counts
-        return found | counted
+        return {term: known[term] for term in wanted}
 
 
 class Rankings:
@@ -175,7 +177,9 @@ class Rankings:
         legs = [one.without(own) for one in legs]
         exhausted = _exhausted(plan, legs, depth - (own is not None))
         is_last = exhausted or (depth > MAX_HITS and not plan.passes_over)
-        order = {**before.scores, **dict(_fused(plan, legs, depth)), **before.scores}
+        fused = _fused(plan, legs, depth)
+        # What was ranked before keeps its place and its score: pages that follow each other do not overlap.
+        order = {**before.scores, **{one: score for one, score in fused if one not in before.scores}}
         return replace(search, ranking=ContentRanking(order, legs, depth, exhausted, is_last))
 
     async def _side_by_side(self, tx: Tx, search: ViewSearch, depth: int) -> list[LegRanking]:

@@ -1,7 +1,6 @@
 """The process that serves: a socket, uvicorn, and an end that lets running requests finish."""
 
 import asyncio
-import gc
 import math
 import socket
 from collections.abc import Callable, Iterator
@@ -128,9 +127,6 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
-        # What has been loaded by now stays: a full collection would look through all of it, 70 ms each time.
-        gc.collect()
-        gc.freeze()
         self._on_ready()
 
     async def on_tick(self, counter: int) -> bool:

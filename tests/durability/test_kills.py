@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 
 from likewise.testing import LiveServer
-from tests.patience import PATIENCE, until
+from tests.patience import PATIENCE, until, until_none_left
 
 KILLS = 10
 # These of the ten kill Postgres and leave the server alive.
@@ -118,9 +118,9 @@ async def _are_there(client: httpx2.AsyncClient, server: LiveServer, expected: d
 async def _settled(client: httpx2.AsyncClient, server: LiveServer) -> dict[str, int]:
     stats: dict[str, int] = {}
 
-    async def nothing_waits() -> bool:
+    async def waiting() -> int:
         stats.update((await client.get(f"{server.url}/api/v1/collections/pumps/stats")).json())
-        return stats["waiting"] == 0
+        return stats["waiting"]
 
-    await until(nothing_waits)
+    await until_none_left(waiting)
     return stats
