@@ -68,11 +68,11 @@ REVIVE = SQL("""
     JOIN unnest(%s::bigint[], %s::bytea[]) AS i (pk, sealed) ON i.pk = held.pk
     WHERE c.pk = held.pk AND c.state = 'failed' RETURNING c.pk
 """)
+# Tokens as `estimated_tokens` has them.
 WAIT_AGAIN = SQL("""
     INSERT INTO waiting (tenant, generation, content, lane, tokens, request_id, alone)
-    SELECT c.tenant, %b, c.pk, %b, i.tokens, i.request_id, true
-    FROM unnest(%b::bigint[], %b::int[], %b::text[]) AS i (content, tokens, request_id)
-    JOIN contents c ON c.pk = i.content
+    SELECT c.tenant, %b, c.pk, %b, c.chars / 4 + 1, i.request_id, true
+    FROM unnest(%b::bigint[], %b::text[]) AS i (content, request_id) JOIN contents c ON c.pk = i.content
     WHERE NOT EXISTS (SELECT FROM {vectors} v WHERE v.content = c.pk) ORDER BY c.pk
     ON CONFLICT (generation, content) DO NOTHING
 """)
@@ -239,10 +239,9 @@ async def revive(
     revived = await tx.column(REVIVE, [pks, pks, sealed])
     for view, ids in generations.items():
         again = [pk for pk in revived if failed[pk].view == view]
-        tokens, requests = [failed[pk].tokens for pk in again], [failed[pk].request_id for pk in again]
         for generation in ids if again else ():
             statement = WAIT_AGAIN.format(vectors=table("vec", generation))
-            await tx.execute(statement, [generation, lane, again, tokens, requests])
+            await tx.execute(statement, [generation, lane, again, [failed[pk].request_id for pk in again]])
     return revived
 
 
