@@ -239,6 +239,8 @@ def rfc_3339(value: str) -> datetime | None:
 
 def why_no_time(value: object) -> str:
     """Explain to a caller what is wrong with a value that `rfc_3339` does not take."""
+    if isinstance(value, datetime) and value.utcoffset() is None:
+        return "This time has no zone: make it one with tzinfo, as datetime.now(UTC) is."
     if isinstance(value, datetime) or (isinstance(value, str) and _RFC_3339.fullmatch(value)):
         return (
             "This is not in the range of times that are kept: years 1 to 9999 in UTC, days that the month has, "

@@ -123,12 +123,20 @@ def _of_folder(folder: Path, owner: str) -> Iterator[Source]:
             path = Path(place, file)
             if _is_wanted(file):
                 name = _named(path, folder)
-                if path.resolve().is_relative_to(folder):
-                    yield source(path, name, owner)
-                else:
+                if _leads_out(path, folder):
                     yield Source(name).refuse("is a link that leads out of the folder")
+                else:
+                    yield source(path, name, owner)
     for error in failed:
         yield Source(_named(Path(error.filename), folder)).refuse(why_unreadable(error))
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    try:
+        return not path.resolve().is_relative_to(folder)
+    except RuntimeError:
+        # Until Python 3.13 so it says that links lead to each other; opening the file says it better.
+        return False
 
 
 def why_unreadable(error: OSError) -> str:

@@ -129,9 +129,13 @@ def test_links_are_followed_to_files_within_only(tmp_path: Path) -> None:
     (folder / "inside.txt").write_text("inside", "utf-8")
     (folder / "in.txt").symlink_to("inside.txt")
     (folder / "out.txt").symlink_to(tmp_path / "outside.txt")
+    (folder / "own.txt").symlink_to("own.txt")
     # Then
     assert ids(folder) == ["notes/in.txt", "notes/inside.txt"]
-    assert faults(folder) == ["notes/out.txt: is a link that leads out of the folder"]
+    assert faults(folder) == [
+        "notes/out.txt: is a link that leads out of the folder",
+        "notes/own.txt: too many levels of symbolic links",
+    ]
 
 
 def test_a_link_to_a_folder_is_that_folder(tmp_path: Path) -> None:

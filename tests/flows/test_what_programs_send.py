@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -97,6 +98,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a record's id with a null byte": (NewRecord("a\x00", "x"), "/1/id"),
     "a record's NaN": (NewRecord("a", "x", {"n": math.nan}), "/1/payload"),
     "a record's deep payload": (NewRecord("a", "x", DEEP), "/1/payload"),
+    "a record's payload that is a list": (NewRecord("a", "x", cast(Any, [1])), "/1/payload"),
+    "a record's long id": (NewRecord("x" * 513, "x"), "/1/id"),
+    "a record's blank text": (NewRecord("a", " "), "/1/text"),
+    "a record without a text": (NewRecord("a"), "/1/text"),
+    "a record's time without a zone": (NewRecord("a", "x", occurred_at=datetime(2026, 1, 31)), "/1/occurred_at"),  # noqa: DTZ001
+    "a record's time before the first year": (
+        NewRecord("a", "x", occurred_at=datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))),
+        "/1/occurred_at",
+    ),
     "the same id twice": ({"id": "good", "text": "x"}, "/1/id"),
 }
 

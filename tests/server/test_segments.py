@@ -178,6 +178,17 @@ async def test_fields_that_nobody_knows_are_ignored_and_not_kept(client: httpx2.
     assert SECRET not in found.text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("filter", {"asset_id": "a"}), ("where", {}), ("top_k", 3), ("k", 3), ("n_results", 3)]
+)
+async def test_the_fields_of_other_systems_are_refused_where_they_would_mislead(
+    client: httpx2.AsyncClient, name: str, value: Any
+) -> None:
+    refused = await client.post(SEARCH, json={"query_text": COLD, name: value})
+    assert (refused.status_code, faults(refused)) == (422, {f"/{name}": "not_supported"})
+    assert ("filters" if name in ("filter", "where") else "limit") in refused.json()["errors"][0]["message"]
+
+
 async def test_null_is_the_same_as_absent(client: httpx2.AsyncClient, asset: str) -> None:
     await stored(client, segment(asset, model=None, model_ver=None, metadata=None))
     names = ("limit", "asset_id", "segment_id", "model", "filters", "mode", "rerank", "threshold", "group_by")

@@ -69,7 +69,7 @@ def checked_records(records: Sequence[Mapping[str, Any] | NewRecord]) -> list[Ne
 
 def _given_record(one: Mapping[str, Any] | NewRecord, place: int) -> NewRecord:
     if isinstance(one, NewRecord):
-        return one
+        one = {name: value for name, value in vars(one).items() if value is not None}
     if not isinstance(one, Mapping):
         raise Invalid.at(f"/{place}", "A record is an object with an id and a text.", "wrong_type")
     if not is_json(one.get("payload", {})):

@@ -5,10 +5,11 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.answers import BODY_REFUSALS, Answer, refusals
-from likewise.apps.body import PARSED, OldRequest, parsed
+from likewise.apps.body import PARSED, OldRequest, parsed, wrong
 from likewise.apps.collections.schemas import SearchFields
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, CanWrite, Metered, ServiceOf, runtime_of
@@ -76,10 +77,29 @@ class SegmentDocumentIn(OldRequest):
     )
 
 
+def _called(name: str) -> BeforeValidator:
+    def refuse(value: object) -> object:
+        if value is not None:
+            raise wrong("not_supported", f"This is called {name} here.")
+        return value
+
+    return BeforeValidator(refuse)
+
+
+# Fields that other systems have: a search that ignored them would find what was not asked for.
+CalledFilters = Annotated[SkipJsonSchema[None], _called("filters")]
+CalledLimit = Annotated[SkipJsonSchema[None], _called("limit")]
+
+
 class SegmentSearchIn(SearchFields, OldRequest):
     """A search among the segments of one model."""
 
     query_text: Text
+    filter: CalledFilters = None
+    where: CalledFilters = None
+    top_k: CalledLimit = None
+    k: CalledLimit = None
+    n_results: CalledLimit = None
     asset_id: Label | None = None
     segment_id: Label | None = None
     model: Model = None
