@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -115,7 +114,12 @@ class Writer:
             Overloaded: as many texts wait for their vectors as may.
             TooManyRequests: so many of this tenant's.
         """
-        return await self._with_prepared(tenant, into, batch, lane, self._write)
+        try:
+            return await self._write(*await self._prepare(tenant, into, batch, lane))
+        except CollectionGone:
+            # It was dropped, and perhaps made again, since it was looked up.
+            self._recent.forget(tenant, into.name)
+            return await self._write(*await self._prepare(tenant, into, batch, lane))
 
     async def transaction(
         self,
@@ -135,8 +139,11 @@ class Writer:
             lane: as in `write`, and so are the errors.
             answers: where `unit.save` keeps the answer.
         """
-        commit = partial(self._commit, once=once, answers=answers)
-        return await self._with_prepared(tenant, into, batch, lane, commit)
+        try:
+            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
+        except CollectionGone:
+            self._recent.forget(tenant, into.name)
+            return await self._commit(*await self._prepare(tenant, into, batch, lane), once, answers)
 
     async def delete(self, tenant: int, collection: CollectionRow, record: str) -> bool:
         """Delete a record with everything that hangs on it alone; False if it was not there."""
@@ -177,21 +184,6 @@ class Writer:
         # Nothing is stored, in whichever lane.
         target = Target(tenant, collection.id, records.BULK, collection, StoragePolicy(collection.views))
         return await self._commit(target, [], once)
-
-    async def _with_prepared(
-        self,
-        tenant: int,
-        into: Destination,
-        batch: Sequence[NewRecord],
-        lane: int,
-        work: Callable[[Target, Sequence[PreparedRecord]], Awaitable[T]],
-    ) -> T:
-        """Prepare a batch and do a work with it; once more where the collection was dropped since it was looked up."""
-        try:
-            return await work(*await self._prepare(tenant, into, batch, lane))
-        except CollectionGone:
-            self._recent.forget(tenant, into.name)
-            return await work(*await self._prepare(tenant, into, batch, lane))
 
     async def _prepare(
         self, tenant: int, into: Destination, batch: Sequence[NewRecord], lane: int
