@@ -343,21 +343,23 @@ async def test_two_workers_share_a_queue_and_embed_nothing_twice(
     open_likewise: Opener, provider: FakeProvider, settings: Settings
 ) -> None:
     # Given
+    def texts_of(one: FakeProvider) -> list[str]:
+        return [text for text in one.texts if text.startswith("text ")]
+
     others = FakeProvider()
     embedder = Embedder(settings, providers={settings.model: lambda spec: others})
-    provider.delay = others.delay = 0.01
+    provider.gate = others.gate = asyncio.Event()
     async with open_likewise(worker=False) as writing:
         notes = writing.collection("notes")
         await notes.add([{"id": str(n), "text": f"text {n}"} for n in range(2_000)], wait=False)
-        # When
+        # When both are at work before either has done anything
         async with open_likewise() as _, open_likewise(embedder=embedder) as _:
+            await until(lambda: all(texts_of(each) for each in (provider, others)))
+            provider.gate.set()
             await embedded(writing, "notes")
         # Then
         assert (await notes.stats())["vectors"] == 2_000
-        ours, theirs = ([one for one in each.texts if one.startswith("text ")] for each in (provider, others))
-        assert ours
-        assert theirs
-        assert sorted(ours + theirs) == sorted(f"text {n}" for n in range(2_000))
+        assert sorted(texts_of(provider) + texts_of(others)) == sorted(f"text {n}" for n in range(2_000))
 
 
 @pytest.mark.parametrize("with_terms", [True, False])
