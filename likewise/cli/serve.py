@@ -25,7 +25,7 @@ PortOption = Annotated[
 def serve(host: HostOption = None, port: PortOption = None, as_json: AsJson = False) -> None:
     settings = command_settings(serving=True, host=host, port=port)
     listener = listen(settings)
-    keep_modules()
+    freeze_modules()
 
     async def work(interruption: Interruption) -> None:
         async with open_library(settings, worker=settings.embed_worker, wait_for_models=False) as likewise:
@@ -37,7 +37,7 @@ def serve(host: HostOption = None, port: PortOption = None, as_json: AsJson = Fa
 
 def worker(as_json: AsJson = False) -> None:
     settings = command_settings(serving=True)
-    keep_modules()
+    freeze_modules()
 
     async def work(interruption: Interruption) -> None:
         stop = asyncio.Event()
@@ -50,7 +50,7 @@ def worker(as_json: AsJson = False) -> None:
     run(work)
 
 
-def keep_modules() -> None:
+def freeze_modules() -> None:
     """Leave what was imported out of garbage collection: to look through all of it takes 60 ms each time."""
     gc.collect()
     gc.freeze()
