@@ -185,7 +185,7 @@ async def test_the_fields_of_other_systems_are_refused_where_they_would_mislead(
     client: httpx2.AsyncClient, name: str, value: Any
 ) -> None:
     refused = await client.post(SEARCH, json={"query_text": COLD, name: value})
-    assert (refused.status_code, faults(refused)) == (422, {f"/{name}": "not_supported"})
+    assert (refused.status_code, faults(refused)) == (422, {f"/{name}": "unknown_field"})
     assert ("filters" if name in ("filter", "where") else "limit") in refused.json()["errors"][0]["message"]
 
 

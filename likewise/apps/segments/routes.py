@@ -80,7 +80,7 @@ class SegmentDocumentIn(OldRequest):
 def _called(name: str) -> BeforeValidator:
     def refuse(value: object) -> object:
         if value is not None:
-            raise wrong("not_supported", f"This is called {name} here.")
+            raise wrong("unknown_field", f"This request has no such field: send {name}.")
         return value
 
     return BeforeValidator(refuse)
