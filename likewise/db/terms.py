@@ -9,6 +9,7 @@ on 100,000 contents this finds all of the best hundred of short queries, where r
 queries of common words only.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -246,7 +247,7 @@ async def rank(
 
 def inverse_frequency(containing: int, total: int) -> float:
     """Compute BM25's idf in the form that is never negative: ln(1 + (N - n + 0.5) / (n + 0.5))."""
-    return float(np.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5)))
+    return math.log1p((max(total, containing) - containing + 0.5) / (containing + 0.5))
 
 
 def choose(frequencies: Mapping[int, int], total: int, wider: float = 1.0) -> Candidates:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import structlog
 from opentelemetry import trace
 from structlog.stdlib import BoundLogger
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 # The id that follows one request through answers, jobs and log lines.
 REQUEST_ID: ContextVar[str | None] = ContextVar("likewise_request_id", default=None)
@@ -65,10 +65,8 @@ def get_logger(name: str) -> BoundLogger:
     Pass an error as `error=`; its type and place are logged, never its message. A program that uses the library decides
     itself, by the standard `logging`, whether and where lines appear.
     """
-    logger: BoundLogger = structlog.wrap_logger(
-        logging.getLogger(name), processors=[structlog.stdlib.filter_by_level, _hand_over], wrapper_class=BoundLogger
-    )
-    return logger
+    processors: list[Processor] = [structlog.stdlib.filter_by_level, _hand_over]
+    return BoundLogger(logging.getLogger(name), processors, {})
 
 
 def request_id_for(offered: str | None) -> str:
@@ -126,7 +124,7 @@ class JsonLines(logging.Formatter):
         line.update(_fields(record))
         if record.exc_info and record.exc_info[1] is not None:
             line.update(_described(record.exc_info[1]))
-        return json.dumps(line, ensure_ascii=True, default=_type_only)
+        return _LINES.encode(line)
 
 
 def _hand_over(_logger: WrappedLogger, _method: str, event: EventDict) -> tuple[tuple[Any], dict[str, Any]]:
@@ -170,6 +168,9 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 def _type_only(value: object) -> str:
     return f"<{type(value).__name__}>"
+
+
+_LINES = json.JSONEncoder(ensure_ascii=True, default=_type_only)
 
 
 def describe(error: BaseException, *, trace: bool = False) -> dict[str, Any]:

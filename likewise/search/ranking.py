@@ -78,11 +78,14 @@ class ContentRanking:
 
     def found_by(self, content: int) -> tuple[str, ...]:
         """Return the names of the legs that found a content."""
-        return tuple(FOUND_BY[one.leg.by] for one in self.legs if content in one.scores)
+        return tuple([FOUND_BY[one.leg.by] for one in self.legs if content in one.scores])
 
     def lexical_score(self, content: int) -> float | None:
         """Return the score of a content by words, None where they did not find it."""
-        return next((one.scores.get(content) for one in self.legs if one.leg.by == "words"), None)
+        for one in self.legs:
+            if one.leg.by == "words":
+                return one.scores.get(content)
+        return None
 
 
 # Before the legs have gone anywhere.

@@ -82,7 +82,8 @@ def create_app(source: Likewise | Opener, settings: Settings, *, apps: Sequence[
     if not callable(source):
         app.state.likewise = source
     for router in (*ROUTERS, *(row.load(name) for row in rows for name in row.routers)):
-        app.include_router(router)
+        # Not included: FastAPI then looks for the route of each request twice, in every router before its own.
+        app.router.routes.extend(router.routes)
     table.read(app)
     openapi.describe(app, settings.auth)
     return app

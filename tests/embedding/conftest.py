@@ -7,7 +7,7 @@ import pytest
 
 from likewise.embedding.embedder import Embedder
 from likewise.embedding.files import weights
-from likewise.embedding.graphs.openvino import openvino
+from likewise.embedding.graphs.openvino import able
 from likewise.embedding.models import MODELS
 from likewise.embedding.providers.openvino import OpenVinoProvider, load
 from likewise.settings import Settings, load_settings
@@ -59,7 +59,7 @@ async def f32(real_folder: Path) -> AsyncIterator[OpenVinoProvider]:
 @pytest.fixture(scope="session")
 async def bf16(real_folder: Path) -> AsyncIterator[OpenVinoProvider]:
     """The default model in bfloat16, where the processor has that."""
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in able():
         pytest.skip("this processor has no bfloat16")
     provider = load(MODELS[0], real_folder, load_settings(precision="bf16"))
     yield provider

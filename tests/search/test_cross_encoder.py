@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from likewise.embedding.graphs.openvino import openvino as runtime
+from likewise.embedding.graphs.openvino import able
 from likewise.errors import LikewiseError, ModelUnavailable, NotSupported
 from likewise.search.rerankers import openvino
 from likewise.search.rerankers.openvino import CrossEncoderFolder, PairTokenizer, shares
@@ -53,7 +53,7 @@ async def test_scores_are_those_of_transformers(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("precision", "most"), [("bf16", 0.06), ("int8", 0.12)])
 async def test_in_fewer_bits_scores_are_near_those(tmp_path: Path, name: str, precision: str, most: float) -> None:
-    if precision.upper() not in runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision.upper() not in able():
         pytest.skip(f"this processor has no {precision}")
     pairs, _, scores, _ = expected(name)
     reranker = load(FOLDER / name, tmp_path, precision)

@@ -119,6 +119,9 @@ class CollectionIn(RequestModel):
     policy: PolicyIn | None = None
 
 
+_OPTIONS = frozenset(field.name for field in fields(SearchOptions))
+
+
 class SearchFields(RequestModel):
     """The options that searches of all apps take."""
 
@@ -137,8 +140,7 @@ class SearchFields(RequestModel):
 
     def options(self) -> dict[str, Any]:
         """Return the fields of SearchOptions that were given."""
-        given = {one.name: getattr(self, one.name, None) for one in fields(SearchOptions)}
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in self if name in _OPTIONS and value is not None}
 
 
 class SearchIn(SearchFields):

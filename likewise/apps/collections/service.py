@@ -3,14 +3,13 @@
 import builtins
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
+from dataclasses import dataclass, replace
 from typing import Any
 
 from likewise.apps.collections import schemas
 from likewise.db import collections, lookups, waiting
 from likewise.db.collections import CollectionRow
-from likewise.db.lookups import RecordFields, StoredRecord
+from likewise.db.lookups import StoredRecord
 from likewise.db.pool import retried
 from likewise.db.records import BULK, INTERACTIVE, WriteOutcome
 from likewise.errors import Fault, Invalid, NotFound
@@ -56,10 +55,6 @@ class SearchResult:
     degraded: tuple[str, ...] = ()
     more: bool = False
     explanation: dict[str, Any] | None = None
-
-
-_RECORD_FIELDS = [field.name for field in fields(RecordFields)]
-_values = attrgetter(*_RECORD_FIELDS)
 
 
 class CollectionsService:
@@ -267,15 +262,22 @@ def _collection_view(one: CollectionRow) -> schemas.CollectionAnswer:
     )
 
 
-def _as_they_stand(one: RecordFields) -> dict[str, Any]:
-    return dict(zip(_RECORD_FIELDS, _values(one), strict=True))
-
-
 def _record_view(one: StoredRecord) -> schemas.RecordView:
     state: schemas.VectorState = (
         "ready" if one.truncated is not None else "failed" if one.state == "failed" else "waiting"
     )
-    return schemas.RecordView(**_as_they_stand(one), vector=state, truncated_tokens=one.truncated)
+    return schemas.RecordView(
+        one.id,
+        one.text,
+        one.payload,
+        one.parent,
+        one.status,
+        one.occurred_at,
+        one.created_at,
+        one.updated_at,
+        state,
+        one.truncated,
+    )
 
 
 def _hit(one: RecordHit) -> schemas.HitAnswer:
