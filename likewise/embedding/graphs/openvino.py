@@ -30,9 +30,9 @@ QUANTISATION_GROUP = 128  # numbers that share a scale; 32 and 384 are 13 % slow
 # after 59,000 texts of random lengths. To compile anew costs a millisecond: nothing beside the batch of a call, and up
 # to a tenth of a short query, so that the graph of queries keeps more.
 MAX_SHAPES: dict[Hint, int] = {"THROUGHPUT": 16, "LATENCY": 32}
-# A text alone is padded to a multiple of so many tokens: the lengths of queries are then few shapes. With 32 of them
-# kept queries of 2 to 250 tokens take 1.01 to 1.03 times as long as with 5,000; without padding, with 64, 1.01 to 1.05.
-SINGLE_STEP = 8
+# A text alone is padded to a multiple of so many tokens: 32 shapes are then all lengths of queries up to 64. With
+# multiples of 8 those of 8 to 24 tokens take 1.11 times as long, of 4 to 60 1.06 times; without padding as long as now.
+SINGLE_STEP = 2
 
 
 @contextmanager
