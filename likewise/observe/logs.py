@@ -124,7 +124,7 @@ class JsonLines(logging.Formatter):
         line.update(_fields(record))
         if record.exc_info and record.exc_info[1] is not None:
             line.update(_described(record.exc_info[1]))
-        return _LINES.encode(line)
+        return _ENCODER.encode(line)
 
 
 def _hand_over(_logger: WrappedLogger, _method: str, event: EventDict) -> tuple[tuple[Any], dict[str, Any]]:
@@ -170,7 +170,7 @@ def _type_only(value: object) -> str:
     return f"<{type(value).__name__}>"
 
 
-_LINES = json.JSONEncoder(ensure_ascii=True, default=_type_only)
+_ENCODER = json.JSONEncoder(ensure_ascii=True, default=_type_only)
 
 
 def describe(error: BaseException, *, trace: bool = False) -> dict[str, Any]:
