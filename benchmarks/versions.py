@@ -1,6 +1,6 @@
 """Two versions of Likewise beside each other: this tree, and another checkout of it with an environment of its own.
 
-    python -m benchmarks.versions ../other [passages.jsonl.gz] [--turns 1.0] [--only embedding serving ingest search]
+    python -m benchmarks.versions ../other [passages.jsonl.gz] [--turns 1.0] [--only embedding ingest search]
 
 A server of each is asked the same over HTTP, in turns of a fraction of a second, so that other load on the machine
 falls on both. A ratio is the other's time over this one's: above 1 this tree is faster. The first is the median of all
@@ -178,25 +178,29 @@ class Comparison:
         return {**record(passage), "id": str(number), "text": f"{passage['text']} {number}"}
 
     async def search(self) -> None:
-        """Searches in each mode, with queries that are embedded and with known ones, and with a filter."""
-        for queries, cache in (("new queries", "0"), ("known queries", "100000000")):
-            async with self._servers(LIKEWISE_CACHE_BYTES=cache) as pair:
-                await _make(pair, "searched", {"policy": {"indexed": ["kind"]}})
-                for one in pair:
-                    bodies = in_bodies([record(passage) for passage in self._passages[:SEARCHED]])
-                    await one.ask(f"{COLLECTIONS}/searched/records", bodies, 2)
-                    await one.until_embedded("searched")
-                for name, options in (
-                    ("hybrid", {}),
-                    ("dense", {"mode": "dense"}),
-                    ("lexical", {"mode": "lexical"}),
-                    ("hybrid, filtered", {"filters": {"kind": self._passages[0]["kind"]}}),
-                    ("hybrid, 8 callers", {}),
-                ):
-                    turn = _asked(
-                        f"{COLLECTIONS}/searched/search", self._questions(options), 8 if "callers" in name else 1
-                    )
-                    await self._compare(f"search, {name}, {queries}", pair, 60, turn)
+        """Searches in each mode, with a filter, and from many callers; each query is embedded."""
+        await self._searches("new queries", cache_bytes=0)
+
+    async def repeated(self) -> None:
+        """The same searches, whose queries were asked before."""
+        await self._searches("known queries", cache_bytes=100_000_000)
+
+    async def _searches(self, queries: str, cache_bytes: int) -> None:
+        async with self._servers(LIKEWISE_CACHE_BYTES=str(cache_bytes)) as pair:
+            await _make(pair, "searched", {"policy": {"indexed": ["kind"]}})
+            for one in pair:
+                bodies = in_bodies([record(passage) for passage in self._passages[:SEARCHED]])
+                await one.ask(f"{COLLECTIONS}/searched/records", bodies, 2)
+                await one.until_embedded("searched")
+            for name, options in (
+                ("hybrid", {}),
+                ("dense", {"mode": "dense"}),
+                ("lexical", {"mode": "lexical"}),
+                ("hybrid, filtered", {"filters": {"kind": self._passages[0]["kind"]}}),
+                ("hybrid, 8 callers", {}),
+            ):
+                turn = _asked(f"{COLLECTIONS}/searched/search", self._questions(options), 8 if "callers" in name else 1)
+                await self._compare(f"search, {name}, {queries}", pair, 60, turn)
 
     def _questions(self, options: dict[str, Any]) -> Callable[[], list[bytes]]:
         asked = itertools.cycle(self._passages[SEARCHED : SEARCHED + 200])
@@ -245,6 +249,7 @@ PARTS: Mapping[str, Callable[[Comparison], Awaitable[None]]] = {
     "serving": Comparison.serving,
     "ingest": Comparison.ingest,
     "search": Comparison.search,
+    "repeated": Comparison.repeated,
 }
 
 
