@@ -13,6 +13,8 @@ from likewise.embedding.splitting import TextSpan, spans
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 
 CALLERS = 4  # calls at a time: some are tokenised while others are in the model
+# The largest call may take so long: a second of a new processor is ten of an old one, and minutes beside other load.
+CALL_SECONDS = 600.0
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

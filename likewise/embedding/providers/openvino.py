@@ -16,7 +16,7 @@ from likewise.embedding.graphs.openvino import CompiledGraph, able, choose, comp
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Matrix, Role, prefixes
-from likewise.embedding.providers.local import CALLERS, LocalProvider
+from likewise.embedding.providers.local import CALL_SECONDS, CALLERS, LocalProvider
 from likewise.embedding.space import space_of
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.settings import Settings
@@ -47,7 +47,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "OpenVinoProvider
         numerics=f"openvino-{_version()}/{precision.name}",
         dimension=facts.dimension,
         max_tokens=facts.max_tokens,
-        capacity=Capacity(_call_tokens(facts.shape)),
+        capacity=Capacity(_call_tokens(facts.shape), seconds=CALL_SECONDS),
         tokenizer=tokenizer,
         before=before,
         batch_tokens=BATCH_TOKENS,

@@ -18,7 +18,7 @@ from likewise.embedding.graphs.architectures import broken
 from likewise.embedding.graphs.safetensors import Tensors
 from likewise.embedding.models import ModelSpec
 from likewise.embedding.provider import Capacity, Matrix, Role, prefixes
-from likewise.embedding.providers.local import LocalProvider
+from likewise.embedding.providers.local import CALL_SECONDS, LocalProvider
 from likewise.embedding.space import space_of, space_of_files
 from likewise.embedding.tokenizing import Ids, TextTokenizer
 from likewise.errors import ModelUnavailable, NotSupported, SettingsError
@@ -127,7 +127,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings) -> "TorchProvider":
         numerics=_numerics(device, dtype),
         dimension=first.shape[1],
         max_tokens=limit,
-        capacity=Capacity(model.call_tokens),
+        capacity=Capacity(model.call_tokens, seconds=CALL_SECONDS),
         tokenizer=tokenizer,
         before=before,
         batch_tokens=model.batch_tokens,
