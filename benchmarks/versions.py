@@ -1,6 +1,6 @@
 """Two versions of Likewise beside each other: this tree, and another checkout of it with an environment of its own.
 
-    python -m benchmarks.versions ../other [passages.jsonl.gz] [--turns 1.0] [--only embedding ingest search]
+    python -m benchmarks.versions ../other [passages.jsonl.gz] [--turns 1.0] [--only PART ...]
 
 A server of each is asked the same over HTTP, in turns of a fraction of a second, so that other load on the machine
 falls on both. A ratio is the other's time over this one's: above 1 this tree is faster. The first is the median of all

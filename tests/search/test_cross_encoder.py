@@ -84,9 +84,8 @@ def test_what_is_cut_is_what_tokenizers_cut(room: int) -> None:
     made = Tokenizer.from_file(str(BERT / "tokenizer.json"))
     made.no_padding()
     made.enable_truncation(room + 3, strategy="longest_first")
-    lengths = range(1, 2 * room + 2, -(-room // 10))
-    for query in lengths:
-        for text in lengths:
+    for query in range(1, 2 * room + 2):
+        for text in range(1, 2 * room + 2):
             of_both = made.encode("stone " * query, "stone " * text).sequence_ids
             assert shares(query, text, room) == (of_both.count(0), of_both.count(1)), (query, text)
 

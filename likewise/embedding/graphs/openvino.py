@@ -31,7 +31,8 @@ QUANTISATION_GROUP = 128  # numbers that share a scale; 32 and 384 are 13 % slow
 # to a tenth of a short query, so that the graph of queries keeps more.
 MAX_SHAPES: dict[Hint, int] = {"THROUGHPUT": 16, "LATENCY": 32}
 # A text alone is padded to a multiple of so many tokens: 32 shapes are then all lengths of queries up to 64. With
-# multiples of 8 those of 8 to 24 tokens take 1.11 times as long, of 4 to 60 1.06 times; without padding as long as now.
+# multiples of 8 those of 8 to 24 tokens take 1.1 times as long, of 4 to 60 1.06 times (f32, without AVX-512), without
+# padding as long as now.
 SINGLE_STEP = 2
 
 
