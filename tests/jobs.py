@@ -11,7 +11,7 @@ from tests.patience import until
 OPEN = ("PENDING", "RUNNING")
 
 
-async def ended_over_http(client: httpx2.AsyncClient, job: str, *, seconds: float = 40.0) -> dict[str, Any]:
+async def ended_over_http(client: httpx2.AsyncClient, job: str) -> dict[str, Any]:
     """What GET /jobs/{job_id} answers once the job has ended; `job` is its id."""
     found: dict[str, Any] = {}
 
@@ -21,15 +21,15 @@ async def ended_over_http(client: httpx2.AsyncClient, job: str, *, seconds: floa
         found.update(answer.json())
         return found["status"] not in OPEN
 
-    await until(over, seconds=seconds)
+    await until(over)
     return found
 
 
-async def ended(lw: Likewise, tenant: int, job: UUID, *, seconds: float = 20.0) -> Any:
+async def ended(lw: Likewise, tenant: int, job: UUID) -> Any:
     """The tenant's job, once it has ended."""
 
     async def over() -> bool:
         return (await lw.jobs.get(tenant, job)).status not in OPEN
 
-    await until(over, seconds=seconds)
+    await until(over)
     return await lw.jobs.get(tenant, job)

@@ -11,9 +11,9 @@ from pathlib import Path
 PATIENCE = 240.0
 
 
-async def until(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float = PATIENCE) -> None:
+async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
     """Until something holds; TimeoutError if it does not in time."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE):
         while True:
             answer = holds()
             if await answer if inspect.isawaitable(answer) else answer:
@@ -21,11 +21,11 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float =
             await asyncio.sleep(0.005)
 
 
-async def until_none_left(left: Callable[[], Awaitable[int]], *, seconds: float = PATIENCE) -> None:
+async def until_none_left(left: Callable[[], Awaitable[int]]) -> None:
     """Until nothing is left to do; TimeoutError if it does not become less in time, however much it is."""
     fewest = await left()
     while fewest:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             while (now := await left()) >= fewest:
                 await asyncio.sleep(0.005)
         fewest = now

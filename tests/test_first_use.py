@@ -79,7 +79,7 @@ def settings(database: DatabaseUrls, tmp_path: Path, monkeypatch: pytest.MonkeyP
 async def program(settings: Settings, fetch: SlowFetch) -> AsyncIterator[Likewise]:
     """The library as a program opens it, with the fetch under way."""
     async with likewise.open(settings) as lw:
-        assert await asyncio.to_thread(fetch.begun.wait, 60)
+        assert await asyncio.to_thread(fetch.begun.wait, PATIENCE)
         yield lw
 
 
@@ -168,7 +168,7 @@ async def test_a_program_that_ends_ends_its_fetch(settings: Settings, fetch: Slo
     with pytest.raises(TimeoutError):
         async with likewise.open(settings) as lw, asyncio.timeout(1):
             await lw.embed(["a pump"])
-    assert await asyncio.to_thread(fetch.ended.wait, 60)
+    assert await asyncio.to_thread(fetch.ended.wait, PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ async def test_without_a_terminal_one_line_tells_of_the_fetch(
 async def test_a_server_refuses_at_once_while_the_model_is_being_fetched(settings: Settings, fetch: SlowFetch) -> None:
     # Given a server whose model is on its way
     async with likewise.open(settings, wait_for_models=False) as lw:
-        assert await asyncio.to_thread(fetch.begun.wait, 60)
+        assert await asyncio.to_thread(fetch.begun.wait, PATIENCE)
         transport = httpx2.ASGITransport(create_app(lw, lw.settings))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             # When it is asked, then it answers, and does not wait

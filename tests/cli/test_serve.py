@@ -16,6 +16,7 @@ from likewise.settings import Settings
 from tests.cli.conftest import PROGRAM, Run
 from tests.conftest import Opener
 from tests.embedding import tiny
+from tests.patience import PATIENCE
 
 SERVE, WORKER = ["serve", "--port", "0"], ["worker"]
 
@@ -27,11 +28,11 @@ def serving(environment: dict[str, str]) -> Iterator[None]:
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             assert process.stdout is not None
-            assert select.select([process.stdout], [], [], 60)[0], "it says nothing"
+            assert select.select([process.stdout], [], [], PATIENCE)[0], "it says nothing"
             assert orjson.loads(process.stdout.readline())["status"] == "listening"
             yield
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
 

@@ -31,7 +31,7 @@ from tests.environment import without_settings
 from tests.flows.invariants import broken
 from tests.ingest.rows import asked
 from tests.jobs import ended
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 TEXT = "a text that waits \ud800 sealed"
 
@@ -554,7 +554,7 @@ async def test_a_change_that_is_killed_leaves_a_state_that_starts(
         check=False,
         env=environment,
         cwd=settings.data_dir,
-        timeout=60,
+        timeout=PATIENCE,
     )
     # Then
     assert done.returncode == -9

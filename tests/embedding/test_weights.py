@@ -275,11 +275,11 @@ async def test_a_fetch_does_not_hold_up_requests_and_ends_with_the_embedder(
     monkeypatch.setattr(hub, "download", endless)
     embedder = Embedder(online)
     await embedder.start()
-    assert await asyncio.to_thread(begun.wait, 60)
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
     with pytest.raises(ModelUnavailable, match="being fetched"):
         await embedder.embed(1, ["text"])
     await embedder.close()
-    assert await asyncio.to_thread(ended.wait, 60)
+    assert await asyncio.to_thread(ended.wait, PATIENCE)
 
 
 async def test_only_start_may_fetch(online: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -470,7 +469,5 @@ async def test_closing_while_everything_is_busy(settings: Settings, provider: Fa
             batches = [[{"id": f"{round_} {m} {k}", "text": f"{round_} {m} {k}"} for k in range(3)] for m in range(12)]
             tasks = [asyncio.create_task(notes.add(batch, wait=False)) for batch in batches]
             await asyncio.sleep(chance.uniform(0.0, 0.1))
-            closing = time.monotonic()
-        assert time.monotonic() - closing < 60
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             assert not isinstance(outcome, BaseException) or isinstance(outcome, Unavailable), outcome

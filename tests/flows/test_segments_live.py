@@ -19,7 +19,6 @@ OTHERS = (
     "The choir meets on Thursdays.",
     "Cats sleep most of the day.",
 )
-SECONDS = 90.0
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ async def embedded(client: httpx2.AsyncClient, body: dict[str, Any], path: str =
     """The job of a request, once it has ended."""
     accepted = await client.post(path, json=body)
     assert accepted.status_code in (200, 202), accepted.text
-    told = await ended_over_http(client, accepted.json()["job_id"], seconds=SECONDS)
+    told = await ended_over_http(client, accepted.json()["job_id"])
     assert told["status"] == "SUCCEEDED", told
     return told
 

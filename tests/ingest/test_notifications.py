@@ -10,7 +10,7 @@ from likewise.db.contents import text_hash
 from likewise.library import Likewise
 from likewise.testing import DatabaseUrls
 from tests.conftest import Opener
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("whole")
 
@@ -23,7 +23,7 @@ async def test_who_may_only_connect_hears_no_digest_of_a_text(lw: Likewise, data
         await connection.execute("LISTEN likewise_forget")
         # When
         await notes.delete("a")
-        heard = [notice async for notice in connection.notifies(timeout=10, stop_after=1)]
+        heard = [notice async for notice in connection.notifies(timeout=PATIENCE, stop_after=1)]
     # Then
     (notice,) = heard
     for told in (digest.hex(), b64encode(digest).decode()[:20], b64encode(b"1 " + digest).decode()[:20]):

@@ -6,11 +6,12 @@ import pytest
 
 from likewise.embedding.embedder import Embedder
 from likewise.errors import ModelUnavailable
+from likewise.ingest import worker
 from likewise.library import Likewise
 from likewise.settings import Settings
 from likewise.testing import FakeProvider
 from tests.conftest import Opener
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 
 async def test_a_model_that_fails_is_not_asked_again_and_again(lw: Likewise, provider: FakeProvider) -> None:
@@ -80,11 +81,15 @@ async def test_unchanged_records_that_wait_are_waited_for(lw: Likewise, provider
     assert (await lw.collection("notes").get("x")).vector == "ready"
 
 
-async def test_who_waits_for_a_model_that_is_away_hears_it_at_once(lw: Likewise, provider: FakeProvider) -> None:
+async def test_who_waits_for_a_model_that_is_away_hears_it_at_once(
+    lw: Likewise, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a model that went away, and callers that wait for vectors for longer than this test does
+    monkeypatch.setattr(worker, "WAIT_SECONDS", 10 * PATIENCE)
     await lw.collection("notes").add([{"id": "first", "text": "first"}])
     provider.fail = ModelUnavailable("away")
-    # Less than the vectors are waited for where the model is there.
-    async with asyncio.timeout(20):
+    # When one writes, then it hears so
+    async with asyncio.timeout(PATIENCE):
         with pytest.raises(ModelUnavailable, match="are stored and wait"):
             await lw.collection("notes").add([{"id": "x", "text": "text"}])
     assert (await lw.collection("notes").get("x")).vector == "waiting"

@@ -416,7 +416,7 @@ async def test_one_whose_lease_ran_out_writes_nothing(idle: Likewise, database: 
 
     async def hold(tenant: int, input: bytes | None, progress: Progress) -> Mapping[str, Any]:
         reached.set()
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE)
         return {"by": "the first"}
 
     def lost() -> float:

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
+
 IS_ROOT = os.geteuid() == 0
 # Everything is imported before the user changes: a plain user may not be able to read this Python's own files.
 PROGRAM = """
@@ -95,10 +97,10 @@ class LikewiseProcess:
             },
         )
 
-    def said(self, seconds: float = 30) -> Any:
+    def said(self) -> Any:
         """The next thing that the process says."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], seconds)
+        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         assert readable, "the process says nothing"
         line = self.process.stdout.readline()
         assert line, "the process has ended"
@@ -125,14 +127,14 @@ class LikewiseProcess:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to it alone and wait for its end."""
         self.process.send_signal(number)
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
 
     def end(self) -> None:
         """Close its input and wait until it has left."""
         if self.process.poll() is None:
             assert self.process.stdin is not None
             self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
 
 
 @contextmanager
@@ -206,7 +208,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
     """Whether something becomes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

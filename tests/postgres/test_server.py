@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.postgres.server_process import IS_ROOT, LikewiseProcess, eventually, lives, made_folder, scratch_folder
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
@@ -163,7 +164,7 @@ def test_a_busy_orphan_of_a_killed_postmaster_is_ended_before_the_next_start(sta
     # When the postmaster is killed
     os.kill(pid_of(process), signal.SIGKILL)
     # Then the server is started again and the orphan is gone
-    assert eventually(lambda: works(process), 20)
+    assert eventually(lambda: works(process))
     assert process.ask(count) == 1
 
 
@@ -206,7 +207,7 @@ def test_ctrl_c_in_one_of_two(start: Starter) -> None:
     postmaster = pid_of(second)
     # When SIGINT goes to the whole process group of the first, as from a terminal
     os.killpg(first.process.pid, signal.SIGINT)
-    first.process.wait(30)
+    first.process.wait(PATIENCE)
     # Then the other works on with the same server
     assert works(second)
     assert pid_of(second) == postmaster
@@ -216,7 +217,7 @@ def test_ctrl_c_during_the_first_start_leaves_nothing_running(start: Starter, ne
     process = start(new_folder)
     assert eventually(lambda: [*new_folder.glob("postgres/data.new-*")])
     os.killpg(process.process.pid, signal.SIGINT)
-    process.process.wait(30)
+    process.process.wait(PATIENCE)
     assert not (new_folder / "postgres" / "data" / "postmaster.pid").exists()
     assert works(start(new_folder).started())
 

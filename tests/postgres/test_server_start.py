@@ -15,6 +15,7 @@ from likewise.postgres import account, binaries
 from likewise.postgres.cluster import Cluster
 from likewise.postgres.server import EmbeddedServer
 from likewise.postgres.tuning import MIB, shared_memory_type, sizes
+from tests.patience import PATIENCE
 from tests.postgres.server_process import IS_ROOT, PROGRAM, LikewiseProcess, scratch_folder
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
@@ -47,7 +48,7 @@ def refusal_as(folder: Path, user: str | None = None, uid: int | None = None) ->
     """What a start in a process of another user is refused with."""
     process = LikewiseProcess(folder, user, uid=uid)
     said = process.said()
-    process.process.wait(30)
+    process.process.wait(PATIENCE)
     assert "error" in said, said
     return str(said["error"])
 

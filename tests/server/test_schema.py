@@ -34,6 +34,7 @@ from likewise.server.process import bind, serve, url_of
 from likewise.settings import Settings, load_settings
 from likewise.testing import FakeProvider, ThrowawayPostgres
 from tests.auth.keys import make_key
+from tests.patience import PATIENCE
 from tests.search.rerankers import BERT
 
 # Hypothesis sees that somebody uses `random` while it draws: that is the server, in its thread.
@@ -43,7 +44,6 @@ COLLECTIONS = "/api/v1/collections"
 NAME, RECORD = "notes", {"id": "a", "text": "the pump fails when it is cold", "payload": {"site": "north"}}
 MODEL = load_settings().model
 METRICS_TOKEN = "a token for the scraper"
-SECONDS_TO_START = 30.0
 
 # The fields with texts, by the models that have them.
 TEXTS = (
@@ -207,7 +207,7 @@ def served(settings: Settings) -> Iterator[str]:
     thread = threading.Thread(target=loop.run_until_complete, args=[serving()])
     thread.start()
     try:
-        assert ready.wait(SECONDS_TO_START)
+        assert ready.wait(PATIENCE)
         yield url_of(listener)
     finally:
         loop.call_soon_threadsafe(stop.set)

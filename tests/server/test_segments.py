@@ -20,7 +20,7 @@ from likewise.embedding.splitting import TextSpan, spans
 from likewise.library import Likewise
 from likewise.settings import Settings
 from tests.embedding import tiny
-from tests.patience import until
+from tests.patience import PATIENCE, until
 from tests.server.conftest import calling
 
 EMBED, BATCH, DOCUMENTS, SEARCH = "/vectors/embed", "/vectors/embed/batch", "/vectors/documents", "/vectors/search"
@@ -465,7 +465,7 @@ async def test_who_cuts_a_long_text_answers_the_others(
 
     def held(text: str, splitter: TextSplitter) -> list[TextSpan]:
         cutting.set()
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENCE)
         return spans(text, splitter)
 
     monkeypatch.setattr(local, "spans", held)

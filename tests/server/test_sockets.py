@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 RECORDS = "/api/v1/collections/notes/records"
 
 
-async def exchange(address: str, *parts: bytes, pause: float = 0.0, seconds: float = 60.0) -> bytes:
+async def exchange(address: str, *parts: bytes, pause: float = 0.0) -> bytes:
     """Send raw bytes, part by part, while reading what comes back, until an answer is whole or the server closes."""
     where = urlsplit(address)
     reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=2**20)
@@ -27,7 +27,7 @@ async def exchange(address: str, *parts: bytes, pause: float = 0.0, seconds: flo
     except ConnectionError:
         pass
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             return await reading
     finally:
         writer.close()
