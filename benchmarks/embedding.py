@@ -1,4 +1,4 @@
-"""Texts to vectors: speed beside sentence-transformers, agreement with it, and one query's time, alone and under load.
+"""Texts to vectors: speed beside sentence-transformers, agreement with it, and how long one query or long text takes.
 
     python -m benchmarks.embedding [folder with throughput-passages/ and sts-benchmark-dev/]
 
@@ -29,7 +29,7 @@ from likewise.embedding.files import weights
 from likewise.embedding.files.folder import ModelFolder
 from likewise.embedding.graphs.openvino import able, openvino, ops
 from likewise.embedding.models import MODELS
-from likewise.embedding.provider import Matrix
+from likewise.embedding.provider import MAX_CHARS, Matrix
 from likewise.settings import Settings, load_settings
 
 SEED, PASSAGES, LEAST_WORDS = 7, 2_000, 20
@@ -38,6 +38,19 @@ QUERY = "how do I find out whether two short sentences mean the same simple thin
 QUERIES = 400
 BULK = 2_048  # texts of one request, the most that the API takes
 PAUSE = 0.02  # seconds between queries under load
+# Each as long as a text may be: plain words, then what tokenizers may take more than linear time for.
+LONG_TEXTS = {
+    "words": "a " * (MAX_CHARS // 2),
+    "one word": "a" * MAX_CHARS,
+    "one word of marks": "a" + "\u0301" * (MAX_CHARS - 1),
+    "underscores": "_" * MAX_CHARS,
+    "ideographs": "中" * MAX_CHARS,
+    "emoji": "😀" * MAX_CHARS,
+    "characters that become 18": "\ufdfa" * MAX_CHARS,
+    "words of 1,000": ("a" * 999 + " ") * (MAX_CHARS // 1_000),
+    "blanks": " " * (MAX_CHARS - 1) + "a",
+}
+LONG_ROUNDS = 5
 MATRIX, PRODUCTS = 2_048, 5  # rows and columns of the product that is the peak; the best of so many, each time
 
 Side = Callable[[Sequence[str]], Awaitable[Matrix]]
@@ -214,6 +227,19 @@ async def queries(embedders: dict[str, Embedder], texts: Sequence[str]) -> None:
             print(f"likewise {precision:13} beside requests of {at_once:5,} texts: {percentiles(times)}")
 
 
+async def long_texts(embedder: Embedder) -> None:
+    """Print the processor time of the longest texts, in milliseconds, and how many times plain words that is."""
+    used: dict[str, list[float]] = {name: [] for name in LONG_TEXTS}
+    for _ in range(LONG_ROUNDS):
+        for name, text in LONG_TEXTS.items():
+            started = time.process_time()
+            await embedder.embed(1, [text], use_cache=False)
+            used[name].append(1_000 * (time.process_time() - started))
+    medians = {name: statistics.median(times) for name, times in used.items()}
+    for name, median in medians.items():
+        print(f"{MAX_CHARS:,} characters, {name:25} {median:6.0f} ms  x{median / medians['words']:.2f}")
+
+
 async def main(data: Path) -> None:
     """Run all."""
     threads = os.cpu_count() or 1
@@ -238,6 +264,7 @@ async def main(data: Path) -> None:
         for name, embed in sides.items():
             print(f"{name:22} STS-B dev, Spearman {await spearman(embed, pairs):.2f}")
         await queries(embedders, texts)
+        await long_texts(embedders["f32"])
         for embedder in embedders.values():
             await embedder.close()
 
