@@ -15,7 +15,7 @@ _IN_LIBRARY = frozenset({"Collection", "Likewise", "open"})
 
 
 def __getattr__(name: str) -> Any:
-    # The library brings Postgres, OpenVINO and a web framework along, which `likewise --help` has no use for.
+    # The library brings Postgres and OpenVINO along, which `likewise --help` has no use for.
     if name not in _IN_LIBRARY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("likewise.library"), name)

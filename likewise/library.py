@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 
-from likewise.apps.body import checked
-from likewise.apps.collections.batches import checked_records
+from likewise.apps.checking import checked
+from likewise.apps.collections.arrays import checked_records
 from likewise.apps.collections.schemas import CollectionAnswer, CollectionIn, RecordView, SearchIn
 from likewise.apps.collections.service import CollectionsService, SearchResult, WriteAnswer
 from likewise.apps.embed.usage import GroupBy, UsageReport, UsageService

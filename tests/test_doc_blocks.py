@@ -22,7 +22,7 @@ from dotenv import dotenv_values
 
 import likewise
 from likewise import filters
-from likewise.apps.body import checked
+from likewise.apps.checking import checked
 from likewise.apps.collections.schemas import CollectionIn, SearchIn
 from likewise.cli import main
 from likewise.embedding.models import Catalogue

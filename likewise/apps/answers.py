@@ -15,7 +15,7 @@ from fastapi import Response
 from pydantic import BaseModel, Field
 from starlette.types import Scope
 
-from likewise.apps.body import MAX_FAULTS
+from likewise.apps.checking import MAX_FAULTS
 from likewise.errors import Fault, LikewiseError
 from likewise.observe.logs import REQUEST_ID
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from likewise.apps.body import wrong
+from likewise.apps.checking import wrong
 from likewise.cleaning import deeper_than
 from likewise.embedding.provider import MAX_CHARS
 from likewise.filters import KEY, MAX_DEPTH, MAX_NODES, MAX_VALUES, OPERATORS, TIMES, rfc_3339, why_no_time

@@ -67,7 +67,7 @@ APPS = (
     App(
         name="embed",
         package="likewise.apps.embed",
-        routers=("routes:router", "openai:router", "rerank:router", "usage:router"),
+        routers=("routes:router", "openai:router", "rerank:router", "usage_routes:router"),
         service="usage:UsageService",
         errors={"/v1/": "openai:openai_error"},
     ),

@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from likewise.apps.body import parse_json
+from likewise.apps.checking import parse_json
 from likewise.cleaning import cleaned
 from likewise.cli.files import LINES, Unreadable, open_regular, why_unreadable
 from likewise.cli.models import require_model_files

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from likewise.apps.body import NUMBER_TOO_LARGE, faults_of, parse_json
+from likewise.apps.checking import NUMBER_TOO_LARGE, faults_of, parse_json
 from likewise.apps.collections.schemas import RecordIn
 from likewise.errors import LikewiseError, Malformed
 from likewise.kind import NewRecord

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
+from likewise.apps.checking import fault_of
 from likewise.apps.registry import APPS, load
 from likewise.cli.running import FAILED, NOT_STARTED
 from likewise.errors import LikewiseError, StartError
@@ -113,9 +114,6 @@ def _in_our_words(error: typer.BadParameter) -> str:
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
         return error.message
-    # Imported here, as it needs the web framework: `--help` need not wait for that.
-    from likewise.apps.body import fault_of  # noqa: PLC0415
-
     details = cause.errors(include_url=False)[0]
     # What our own and typer's functions raise is a sentence of itself.
     raised = details.get("ctx", {}).get("error")

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from likewise.apps.answers import ErrorShape, problem
-from likewise.apps.body import fault_of, invalid
+from likewise.apps.checking import fault_of, invalid
 from likewise.apps.registry import App, loaded
 from likewise.errors import Fault, Internal, LikewiseError, Malformed, MethodNotAllowed, NotFound, Unauthorized
 

@@ -9,7 +9,8 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 
 import likewise
-from likewise.apps.body import PARSED, RequestModel
+from likewise.apps.body import PARSED
+from likewise.apps.checking import RequestModel
 from likewise.apps.declaration import Body as RouteBody
 from likewise.apps.declaration import Load, declares
 from likewise.apps.deps import Anyone, CanRead

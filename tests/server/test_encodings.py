@@ -14,7 +14,8 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from likewise.apps.answers import Answer
-from likewise.apps.body import PARSED, RequestModel
+from likewise.apps.body import PARSED
+from likewise.apps.checking import RequestModel
 from likewise.apps.declaration import Body, Load, RouteDeclaration, declares, keep_declaration
 from likewise.apps.deps import CanWrite
 from likewise.apps.registry import App

@@ -11,7 +11,6 @@ import pytest
 from psycopg.sql import SQL
 
 from likewise.apps import idempotency as runs
-from likewise.apps.collections import batches
 from likewise.db import collections, idempotency
 from likewise.db.transaction import Tx
 from likewise.errors import Conflict, DatabaseUnavailable, InProgress
@@ -260,7 +259,7 @@ async def test_lines_that_could_not_be_stored_are_not_the_last_word(
     client: httpx2.AsyncClient, shared: Likewise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a database that goes away after the first lines
-    monkeypatch.setattr(batches, "BATCH", 1)
+    monkeypatch.setattr("likewise.apps.collections.lines.BATCH", 1)
     write, calls = shared.runtime.writer.write, []
 
     async def once(*arguments: Any, **named: Any) -> Any:

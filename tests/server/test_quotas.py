@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from likewise.apps.collections import batches
 from likewise.auth.quotas import Quotas
 from likewise.library import Likewise
 
@@ -65,7 +64,7 @@ async def test_lines_beyond_the_quota_are_named(
     client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, characters: int, words: str
 ) -> None:
     # Given lines that are stored two at a time
-    monkeypatch.setattr(batches, "BATCH", 2)
+    monkeypatch.setattr("likewise.apps.collections.lines.BATCH", 2)
     lines = [json.dumps({"id": str(n), "text": "x" * (160 if n < 2 else characters)}) for n in range(5)]
     # When
     answer = await client.post(f"{URL}/records", content="\n".join(lines), headers=NDJSON)

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from likewise.apps.body import MAX_LINE_BYTES, Lines
-from likewise.apps.collections import batches
+from likewise.apps.collections.lines import write_lines
+from likewise.apps.collections.service import WriteAnswer
 from likewise.apps.declaration import Body, Load, RouteDeclaration, keep_declaration
 from likewise.auth.quotas import Quotas
 from likewise.kind import BATCH
@@ -134,7 +135,7 @@ async def test_bad_lines_keep_their_numbers_however_the_body_is_cut(client: http
 
 async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an application that takes lines as the routes do
-    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 50_000)
+    monkeypatch.setattr("likewise.apps.collections.lines.MAX_BATCH_BYTES", 50_000)
     held: list[int] = []
 
     class Service:
@@ -143,11 +144,11 @@ async def test_what_is_held_of_a_body_does_not_grow_with_it(monkeypatch: pytest.
 
         async def write(self, tenant: int, name: str, records: list[Any]) -> Any:
             held.append(limit.held)
-            return batches.WriteAnswer(len(records), 0, 0, [])
+            return WriteAnswer(len(records), 0, 0, [])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         lines = Lines(Request(scope, receive))
-        done = await batches.write_lines(Service(), 1, "notes", lines, Quotas(0))  # type: ignore[arg-type]
+        done = await write_lines(Service(), 1, "notes", lines, Quotas(0))  # type: ignore[arg-type]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(done.created + done.failed.__len__()).encode()})
 

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from likewise.apps.answers import BODY_REFUSALS, Answer, refusals
 from likewise.apps.body import PARSED, Lines, read_json
 from likewise.apps.collections import schemas
-from likewise.apps.collections.batches import Array, checked_array, complete, write_array, write_lines
+from likewise.apps.collections.arrays import Array, checked_array, write_array
+from likewise.apps.collections.lines import complete, write_lines
 from likewise.apps.collections.service import CollectionsService, WriteAnswer
 from likewise.apps.declaration import NDJSON, Body, Load, declares, media_type
 from likewise.apps.deps import CanAdminister, CanRead, CanWrite, Metered, ServiceOf, cursor_for, page_of, position_of

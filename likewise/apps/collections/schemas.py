@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from likewise.apps.body import RequestModel, wrong
+from likewise.apps.checking import RequestModel, wrong
 from likewise.apps.fields import AS_WHOLE_NUMBER, KEY_PATTERN, MAX_ITEMS, MAX_LIMIT, CheckedPayload, Label, Moment, Text
 from likewise.db.lookups import RecordFields
 from likewise.kind import NewRecord, Policy

@@ -8,7 +8,8 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from starlette.types import Scope
 
 from likewise.apps.answers import REFUSALS, Answer, as_base64, json_answer, with_rows
-from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, PARSED, OldRequest, wrong
+from likewise.apps.body import PARSED
+from likewise.apps.checking import LIST_OF_IT, ONE_OF_IT, OldRequest, wrong
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, Metered, ProcessEmbedder
 from likewise.apps.embed.routes import MAX_TEXTS

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from likewise.apps.answers import json_answer, written
-from likewise.apps.body import LIST_OF_IT, ONE_OF_IT, PARSED, OldRequest, wrong
+from likewise.apps.body import PARSED
+from likewise.apps.checking import LIST_OF_IT, ONE_OF_IT, OldRequest, wrong
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, Metered, runtime_of
 from likewise.apps.embed.openai import REFUSED, ModelNotFound, UsageOut, known_model

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BaseModel, Field
 
 from likewise.apps.answers import BODY_REFUSALS, Answer, json_answer, refusals, with_rows, written
-from likewise.apps.body import PARSED, OldRequest
+from likewise.apps.body import PARSED
+from likewise.apps.checking import OldRequest
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import Anyone, CanRead, Metered, ProcessEmbedder
 from likewise.apps.embed.service import (

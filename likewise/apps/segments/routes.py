@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from likewise.apps.answers import BODY_REFUSALS, Answer, refusals
-from likewise.apps.body import PARSED, OldRequest, parsed, wrong
+from likewise.apps.body import PARSED, parsed
+from likewise.apps.checking import OldRequest, wrong
 from likewise.apps.collections.schemas import SearchFields
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, CanWrite, Metered, ServiceOf, runtime_of

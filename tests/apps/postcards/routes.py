@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
 from likewise.apps.answers import BODY_REFUSALS, Answer, refusals
-from likewise.apps.body import PARSED, RequestModel
+from likewise.apps.body import PARSED
+from likewise.apps.checking import RequestModel
 from likewise.apps.declaration import Body, Load, declares
 from likewise.apps.deps import CanRead, CanWrite, ServiceOf
 from tests.apps.postcards.service import PostcardsService
