@@ -17,7 +17,7 @@ import orjson
 FORKING = """
 import os, random, socket, sys
 import orjson
-import likewise.library
+import likewise.cli.serve
 from likewise.cli.main import run
 
 door = socket.socket(fileno=int(sys.argv[1]))
