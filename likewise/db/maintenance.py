@@ -32,7 +32,7 @@ GRAPH_BYTES = 1_200
 MIN_MEMORY = 64 * 2**20
 
 MIN_FOR_BACKGROUND = 100
-BACKGROUND_PAIRS = 1000
+BACKGROUND_SAMPLE = 2_000
 
 # Statistics of the tables, not counts: looking must cost nothing with thousands of collections. A crash resets those of
 # activity; then the last ANALYZE tells, and before any the table's size (60 bytes a row beside the vector).
@@ -211,15 +211,14 @@ class Maintenance:
         await connection.execute(SET_INDEX_DELETES, [vectors.deletes, vectors.generation])
 
     async def _measure_background(self, connection: AsyncConnection[Row], generation: int, vectors: int) -> None:
-        """Measure the mean cosine of random pairs: what `not alike` looks like in this space."""
-        wanted = 2 * BACKGROUND_PAIRS
-        share = min(100.0, 100.0 * 1.5 * wanted / vectors)
+        """Measure the mean cosine of all pairs of a sample: what `not alike` looks like in this space."""
+        share = min(100.0, 100.0 * 1.5 * BACKGROUND_SAMPLE / vectors)
         statement = SAMPLE.format(vectors=table("vec", generation))
-        rows = await (await connection.execute(statement, [share, wanted])).fetchall()
+        rows = await (await connection.execute(statement, [share, BACKGROUND_SAMPLE])).fetchall()
         sample = np.array([row[0].to_numpy() for row in rows], np.float32)
         if len(sample) < MIN_FOR_BACKGROUND:
             return
-        shuffled = np.random.default_rng().permutation(sample)
-        half = len(shuffled) // 2
-        background = float(np.mean(np.sum(shuffled[:half] * shuffled[half : 2 * half], axis=1)))
+        # The square of the sum of all vectors is that of each with each, itself included.
+        of_pairs = np.sum(sample.sum(axis=0) ** 2) - np.sum(sample**2)
+        background = float(of_pairs / (len(sample) * (len(sample) - 1)))
         await connection.execute(SET_BACKGROUND, [background, vectors, generation])
