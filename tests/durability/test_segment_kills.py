@@ -24,8 +24,9 @@ pytestmark = pytest.mark.timeout(1_800)
 # Whom each kill: twenty times the server or the worker, and now and then their Postgres, which both survive.
 KILLS = "swswswwsswpwspwswpswsws"
 WRITERS = 3
+# What a writer writes around each kill, however long a slow machine takes to start what was killed: vectors keep up.
+DEEDS = 15
 ENDED = {"SUCCEEDED", "FAILED", "CANCELLED"}
-# Little enough to embed that vectors keep up with the writes, also on a slow machine beside other load.
 WORDS_A_TEXT = 3
 WORDS = "pump valve rotor cold freeze leak start stop alarm pressure motor shaft bearing flow sensor".split()
 
@@ -40,6 +41,7 @@ class Writer:
     points: dict[tuple[str, str], str] = field(default_factory=dict)
     jobs: list[str] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)
+    allowed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     stopping: bool = False
 
     async def run(self) -> None:
@@ -47,9 +49,14 @@ class Writer:
         self.dice = random.Random(self.number)
         deeds: list[Callable[[], Awaitable[None]]] = [self.one, self.one, self.batch, self.document, self.delete]
         async with httpx2.AsyncClient(timeout=PATIENCE) as self.client:
-            while not self.stopping:
+            while await self.allowed.acquire() and not self.stopping:
                 await self.dice.choice(deeds)()
                 await asyncio.sleep(self.dice.uniform(0.02, 0.2))
+
+    def may(self, deeds: int) -> None:
+        """Let it do so many more."""
+        for _ in range(deeds):
+            self.allowed.release()
 
     def asset(self) -> str:
         return f"w{self.number}/asset {self.dice.randint(0, 5)}"
@@ -134,6 +141,8 @@ async def _killed_under_writes(server: LiveServer, worker: LiveWorker) -> None:
     writing = [asyncio.create_task(writer.run()) for writer in writers]
     # When one of them is killed, time after time
     for whom in KILLS:
+        for writer in writers:
+            writer.may(DEEDS)
         await asyncio.sleep(random.uniform(0.2, 0.9))
         if whom == "p":
             os.kill(server.postmaster_pid(), signal.SIGKILL)
@@ -143,6 +152,7 @@ async def _killed_under_writes(server: LiveServer, worker: LiveWorker) -> None:
         await killed.start()
     for writer in writers:
         writer.stopping = True
+        writer.may(1)
     await asyncio.gather(*writing)
     # Then every job that anybody was told of ends, and what is stored is what was acknowledged
     async with httpx2.AsyncClient(timeout=PATIENCE, base_url=server.url) as client:
