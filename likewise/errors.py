@@ -140,7 +140,7 @@ class Conflict(LikewiseError):
 
 
 class InProgress(Conflict):
-    """The same request is still running; ask again for its answer."""
+    """An equal request is still running; ask again for its answer."""
 
     code = "request_in_progress"
     retryable = True

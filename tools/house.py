@@ -16,14 +16,16 @@ from pathlib import Path
 from statistics import median, quantiles
 
 QUESTION_WORDS = frozenset("what who whose whom which where when whether why how that".split())
-# Where a record comes in, from the services of the apps to the rows.
+# Where a record comes in, from the services of the apps to the rows: files of this tree, and of those before it.
 WRITE_PATH = (
     "ingest/writer.py",
     "ingest/unit_of_work.py",
     "ingest/grouping.py",
     "ingest/group_commit.py",
     "ingest/batch.py",
+    "apps/collections/arrays.py",
     "apps/collections/batches.py",
+    "apps/collections/lines.py",
     "apps/collections/service.py",
     "apps/collections/writing.py",
     "apps/segments/service.py",

@@ -108,7 +108,7 @@ def _numbered(block: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 async def hold(request: Request, max_bytes: int) -> bytes:
-    """The whole body, kept for whoever reads it next; TooLarge if it has more than `max_bytes`.
+    """Read the whole body and keep it for whoever reads it next; TooLarge if it has more than `max_bytes`.
 
     It counts as held until the request is answered.
     """

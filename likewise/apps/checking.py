@@ -46,8 +46,12 @@ class OldRequest(RequestModel):
 def parse_json(raw: bytes) -> Any:
     """Return the value of a JSON document in UTF-8 of at most 32 levels.
 
-    Refused are NaN, infinities, numbers beyond a double, and a byte order mark; of equal keys the last counts. Half a
-    surrogate pair, which is no character, becomes U+FFFD.
+    Of equal keys the last counts. Half a surrogate pair, which is no character, becomes U+FFFD. An integer of more than
+    64 bits becomes a double.
+
+    Raises:
+        Malformed: for what is no JSON, as NaN, infinities, numbers beyond a double, and a byte order mark.
+        Invalid: for more levels.
     """
     try:
         value = _loads(raw)

@@ -106,8 +106,8 @@ async def test_a_query_is_not_held_up_by_bulk(f32: OpenVinoProvider) -> None:
         await f32.embed(["how are vectors compared with each other"], "query")
         answered += not bulk.done()
     await bulk
-    # Behind the bulk it would be answered after all of it.
-    assert answered
+    # Each takes less than a fourth of the bulk, however fast the machine is: behind it the first would take all of it.
+    assert answered >= 4
 
 
 async def test_calls_at_the_same_time_do_not_mix(f32: OpenVinoProvider) -> None:

@@ -459,7 +459,7 @@ async def test_callers_that_leave_at_any_moment_leave_nothing_behind(lw: Likewis
 
 
 async def test_closing_while_everything_is_busy(settings: Settings, provider: FakeProvider) -> None:
-    """However busy: closing ends soon, and whoever comes too late hears so."""
+    """However busy: closing ends, and whoever comes too late hears so."""
     chance = random.Random(8)
     for round_ in range(15):
         embedder = Embedder(settings, providers={settings.model: lambda spec: provider})

@@ -7,6 +7,7 @@ import json
 import random
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, count
 from typing import Any
 
@@ -136,7 +137,11 @@ async def _made(house: House, teller: type[Teller], call: Call) -> None:
     if call.key in token:
         headers["authorization"] = f"Bearer {token[call.key]}"
     content = sent.body if isinstance(sent.body, str) else json.dumps(sent.body)
-    answer = await house.client.request(sent.method, sent.path, headers=headers, content=content)
+    ask = partial(house.client.request, sent.method, sent.path, headers=headers, content=content)
+    # A busy server says so to anybody, before it asks who that is.
+    while (answer := await ask()).status_code == 503:
+        _shows_ones_own(house, call, sent, answer.text + str(answer.headers), request_id)
+        await asyncio.sleep(0.05)
     house.statuses[answer.status_code] = house.statuses.get(answer.status_code, 0) + 1
     _as_who_may(house, call, sent, answer)
     said = answer.json() if answer.headers.get("content-type") == "application/json" else None
@@ -156,9 +161,6 @@ def _credentials(house: House) -> dict[str, list[str]]:
 def _as_who_may(house: House, call: Call, sent: Sent, answer: httpx2.Response) -> None:
     """Who may not call hears just that, and what is the other's is not there."""
     other = 1 - call.tenant
-    if answer.status_code == 503:
-        # All hands or connections of a busy server are full, which anybody may hear, whoever it is.
-        return
     if sent.scope is not None and call.key in ("none", "wrong"):
         assert answer.status_code == 401, sent
     elif sent.scope in (Scope.WRITE, Scope.ADMIN) and call.key == "reader":

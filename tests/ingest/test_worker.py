@@ -257,7 +257,9 @@ async def test_a_text_that_kills_its_worker_three_times_alone_is_failed(idle: Li
     assert {(await notes.get(one)).vector for one in ("deadly", "good")} == {"failed"}
 
 
-async def test_what_a_dead_worker_held_waits_no_longer_than_its_lease(idle: Likewise, provider: FakeProvider) -> None:
+async def test_what_a_dead_worker_held_is_embedded_once_its_lease_is_over(
+    idle: Likewise, provider: FakeProvider
+) -> None:
     await add(idle, await idle.tenant(), "notes", [f"text {n}" for n in range(30)])
     await claim(idle, alone=False)
     worker = asyncio.create_task(worker_of(idle).run())

@@ -84,8 +84,10 @@ def test_what_is_cut_is_what_tokenizers_cut(room: int) -> None:
     made = Tokenizer.from_file(str(BERT / "tokenizer.json"))
     made.no_padding()
     made.enable_truncation(room + 3, strategy="longest_first")
-    # Every length of small rooms; of a large one each seventh, and those around it and its half.
-    lengths = {n for n in range(1, 2 * room + 2) if room < 10 or n % 7 == 0 or min(n % room, abs(n - room // 2)) < 2}
+    # Every length of small rooms; of a large one each seventh, and those around it, its half and its double.
+    edges = (1, room // 2, room, 2 * room)
+    all_of_them = range(1, 2 * room + 2)
+    lengths = [n for n in all_of_them if room < 10 or n % 7 == 0 or any(abs(n - edge) < 2 for edge in edges)]
     for query in lengths:
         for text in lengths:
             of_both = made.encode("stone " * query, "stone " * text).sequence_ids

@@ -28,7 +28,7 @@ class Array:
 
 
 def checked_array(body: Any) -> Array:
-    """The records of a JSON document; Invalid with pointers into that document."""
+    """Return the records of a JSON document; Invalid with pointers into that document."""
     bare = isinstance(body, list)
     try:
         records = checked(RecordsIn, {"records": body} if bare else body).records
