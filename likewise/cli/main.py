@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -121,13 +124,28 @@ def _in_our_words(error: typer.BadParameter) -> str:
 
 
 def _imported(row: CommandRow) -> Any:
-    found = load(row.target)
+    with _ended_by_interrupts():
+        found = load(row.target)
     holder = typer.Typer(rich_markup_mode=None)
     if isinstance(found, typer.Typer):
         holder.add_typer(found, name=row.name, help=row.help or found.info.help, no_args_is_help=True)
     else:
         holder.command(row.name, help=row.help)(found)
     return get_group(holder).commands[row.name]
+
+
+@contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    # An extension module that is being imported may turn the exception of a Ctrl-C into an ImportError of its own.
+    # Nothing is open yet, so the process may as well end.
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 app = typer.Typer(

@@ -1,7 +1,10 @@
 """The list of commands: each is imported when it is called, and apps bring their own."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -91,3 +94,28 @@ def test_help_does_not_wait_for_what_commands_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_during_an_import_ends_it_quietly(tmp_path: Path) -> None:
+    # Given: a module that tells of an interrupt as of a failure to import it, as extension modules do
+    (tmp_path / "extended.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise ImportError('initialization failed') from None\n"
+    )
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from likewise.cli import main; main.COMMANDS += (main.CommandRow('extended', 'extended:command'),); main.run()"
+    )
+    # When
+    done = subprocess.run(
+        [sys.executable, "-c", program, "extended"],
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    # Then
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
