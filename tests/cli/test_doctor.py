@@ -734,7 +734,7 @@ async def test_a_database_that_does_not_come_to_an_end(
     # Given: somebody has locked what the doctor would read
     async with open_likewise(worker=False) as lw:
         await lw.collection("notes").create()
-    monkeypatch.setattr(database_checks, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(database_checks, "LOOK_SECONDS", 1.0)
     async with await psycopg.AsyncConnection.connect(database.owner) as other:
         await other.execute("LOCK TABLE likewise.waiting, likewise.contents IN ACCESS EXCLUSIVE MODE")
         # When

@@ -387,10 +387,10 @@ async def test_a_connection_is_not_closed_while_a_statement_is_on_it(shared: Dat
 async def test_who_waits_too_long_for_a_connection_hears_that_all_are_busy(
     shared: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likewise.db.pool.POOL_TIMEOUT_SECONDS", 0.2)
     opened = await Pool(shared.serving, max_size=1).open()
     async with opened.nobody() as tx:
         await tenant_in(tx)
+        monkeypatch.setattr("likewise.db.pool.POOL_TIMEOUT_SECONDS", 0.2)
         with pytest.raises(DatabaseUnavailable) as raised:
             async with opened.nobody():
                 pass

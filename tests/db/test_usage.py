@@ -124,10 +124,10 @@ async def test_what_is_lost_at_the_end_is_said(
     wire: Wire, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given
-    monkeypatch.setattr("likewise.db.pool.POOL_TIMEOUT_SECONDS", 0.5)
     async with over(wire, settings) as lw:
         await lw.embed(["one two", "three"])
         # When the connection is lost at the commit, and comes back no more
+        monkeypatch.setattr("likewise.db.pool.POOL_TIMEOUT_SECONDS", 0.5)
         wire.cut = "before"
     # Then
     told = [record.msg for record in caplog.records if "usage_lost" in str(record.msg)]

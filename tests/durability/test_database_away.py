@@ -164,6 +164,7 @@ async def test_what_is_used_while_the_database_is_away_is_kept_when_it_is_back(
         assert {one.result().status_code for one in asked if one.done()} == {503}
         send(signal.SIGCONT)
     await asyncio.gather(*asked)
+    monkeypatch.undo()
 
     async def works() -> bool:
         return (await client.get("/embed/metrics")).status_code == 200

@@ -410,14 +410,14 @@ async def test_a_busy_process_does_not_take_redis_for_slow(
     redis: RedisProcess, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a deadline that is shorter than each turn of a loop that is busy
-    monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("likewise.embedding.caches.redis.ANSWER_SECONDS", 0.1)
     embedder = make(redis.url, cache_bytes=0)
     texts = THERE[: traffic.MAX_LATE + 1]
     await embedder.embed(1, texts)
     await until_redis_has(redis, len(texts))
     await until(lambda: embedder.cache_fault is None and embedder.cache_bytes == 0)
     late = errors("slow")
-    busy = asyncio.create_task(_hold_the_loop(0.1))
+    busy = asyncio.create_task(_hold_the_loop(0.2))
     # When
     try:
         hits = [await known(embedder, [text]) for text in texts]

@@ -63,7 +63,6 @@ async def open_house(tmp_path: Path, **more: str) -> AsyncIterator[House]:
             environment = {
                 "LIKEWISE_MODELS_FILE": str(models_file(tmp_path, upstream.url)),
                 "LIKEWISE_MODEL": "ours",
-                "LIKEWISE_LEASE_SECONDS": "2",
                 "LIKEWISE_EMBED_WORKER": "false",
                 "LIKEWISE_LOG_LEVEL": "debug",
                 **more,

@@ -24,8 +24,8 @@ AWAY = ScriptedReply.of({"error": "away"}, 503)
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    """As it is by default: no text is kept."""
-    async with open_house(tmp_path) as house:
+    """As it is by default: no text is kept. What a killed worker held is soon done by another."""
+    async with open_house(tmp_path, LIKEWISE_LEASE_SECONDS="2") as house:
         yield house
 
 

@@ -53,7 +53,7 @@ async def _sent(house: House, asset: str) -> tuple[list[str], list[str]]:
 
 async def test_a_worker_that_slept_past_its_lease_writes_nothing(house: House, tmp_path: Path) -> None:
     log = tmp_path / "sleeper"
-    sleeper = house.worker(log)
+    sleeper = house.worker(log, LIKEWISE_LEASE_SECONDS="2")
     async with sleeper.running():
         # Given a worker that is stopped while its text is in the model
         await house.ended(await house.embed("warm", ["warm"]))

@@ -9,7 +9,6 @@ import likewise
 from likewise.db import collections
 from likewise.db.waiting import models as waiting_models
 from likewise.embedding.embedder import Embedder
-from likewise.ingest.worker import LEASE
 from likewise.kind import NewRecord
 from likewise.library import Likewise
 from likewise.settings import Settings
@@ -39,7 +38,7 @@ async def left(lw: Likewise, model: str) -> int:
 
 async def work(lw: Likewise) -> None:
     """Until nothing waits."""
-    worker = worker_of(lw, claim_size=4, lease=LEASE)
+    worker = worker_of(lw, claim_size=4)
     async with asyncio.timeout(PATIENCE):
         while await waiting_models(lw.runtime.pool):
             await worker.step()
@@ -71,7 +70,7 @@ async def test_no_model_is_kept_from_its_turn(settings: Settings, monkeypatch: p
         for model in (FIRST, SECOND):
             await add(lw, model, 40)
         # When both have more to do than a turn takes
-        worker = worker_of(lw, claim_size=4, lease=LEASE)
+        worker = worker_of(lw, claim_size=4)
         for _ in range(4):
             await worker.step()
         # Then each had its turns
@@ -94,7 +93,7 @@ async def test_a_model_that_is_busy_elsewhere_holds_up_nobody(
         busy = asyncio.create_task(embedder.embed(1, ["long text"], model=FIRST))
         await until(lambda: loaders[FIRST].made[0].calls)
         # When the worker works, then it tries that one once, and works for the others
-        worker = worker_of(lw, claim_size=4, lease=LEASE)
+        worker = worker_of(lw, claim_size=4)
         for _ in range(6):
             await worker.step()
         assert (await left(lw, DEFAULT), await left(lw, SECOND)) == (0, 24)

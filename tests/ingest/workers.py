@@ -1,6 +1,5 @@
 """Workers that work when a test says so, beside a Likewise that has none."""
 
-from datetime import timedelta
 from typing import Any
 
 from likewise.ingest.worker import Worker
@@ -8,16 +7,12 @@ from likewise.library import Likewise
 from likewise.sealing import Sealing
 from likewise.vectors.store import VectorStore
 
-# A test can wait for its end.
-LEASE = timedelta(seconds=0.4)
-
 
 def worker_of(
     lw: Likewise,
     *,
     store: VectorStore | None = None,
     sealing: Sealing | None = None,
-    lease: timedelta = LEASE,
     **options: Any,
 ) -> Worker:
     """A worker on the parts of a Likewise; `options` are the Worker's own."""
@@ -29,6 +24,5 @@ def worker_of(
         store or runtime.store,
         runtime.wake_signal,
         sealing or runtime.sealing,
-        lease=lease,
         **options,
     )

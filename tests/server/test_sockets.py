@@ -77,10 +77,11 @@ async def test_a_declared_length_over_the_limit_is_413(address: str) -> None:
 
 
 @pytest.mark.parametrize("path", [RECORDS, "/api/v1/collections"])
-async def test_a_declared_length_over_the_limit_is_answered_without_its_body(address: str, path: str) -> None:
-    started = asyncio.get_running_loop().time()
+async def test_a_declared_length_over_the_limit_is_answered_without_its_body(
+    address: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(bodies, "DRAIN_SECONDS", 600)
     received = await exchange(address, post(b"", "Content-Length: 1000000", path=path))
-    assert asyncio.get_running_loop().time() - started < 1
     assert status(received) == 413
     assert b"connection: close" in received
 
@@ -125,14 +126,13 @@ async def test_a_body_without_a_length_is_counted(address: str) -> None:
 async def test_a_body_for_which_there_is_no_room_is_503_at_once(
     app: FastAPI, address: str, monkeypatch: pytest.MonkeyPatch, headers: tuple[str, ...]
 ) -> None:
-    # Given
+    # Given: one who waited for the body would not answer in time
+    monkeypatch.setattr(bodies, "DRAIN_SECONDS", 600)
     monkeypatch.setattr(body_limit(app), "total", 100)
     body = b" " * 50_000 if "chunked" not in headers[0] else b"c350\r\n" + b" " * 50_000 + b"\r\n0\r\n\r\n"
     # When
-    started = asyncio.get_running_loop().time()
     received = await exchange(address, post(body, *headers))
     # Then
-    assert asyncio.get_running_loop().time() - started < 1
     assert status(received) == 503
     assert b'"code":"overloaded"' in received
     assert b"retry-after: 1" in received
