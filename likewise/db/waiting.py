@@ -148,8 +148,11 @@ async def texts(tx: Tx, contents: Sequence[int]) -> list[WaitingText]:
 
 
 async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:
-    """Keep a claim for one lease more."""
-    await tx.execute(RENEW, [lease, claim_id, tx.tenant])
+    """Keep a claim for one lease more; it is committed in the same round trip.
+
+    A process that is stopped between the two would hold the rows against those who take over from it.
+    """
+    await tx.execute(RENEW, [lease, claim_id, tx.tenant], commit=True)
 
 
 async def take(tx: Tx, generation: int, contents: Sequence[int], claim_id: UUID) -> list[int]:

