@@ -20,7 +20,7 @@ from likewise.kind import BATCH
 from likewise.library import Likewise
 from likewise.server.bodies import BodyLimit
 from likewise.server.middleware import Errors
-from tests.patience import until
+from tests.patience import dropped, until
 from tests.server.conftest import BASE, MAX_BODY
 
 NDJSON = {"content-type": "application/x-ndjson"}
@@ -35,7 +35,7 @@ async def fresh(shared: Likewise) -> AsyncIterator[str]:
     """The name of an empty collection."""
     await shared.collection("streamed").create()
     yield "streamed"
-    await shared.collection("streamed").drop()
+    await dropped(shared.collection("streamed"))
 
 
 def taking_lines(app: ASGIApp) -> ASGIApp:
