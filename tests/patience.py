@@ -7,9 +7,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from likewise.errors import DatabaseUnavailable
-from likewise.library import Collection
-
 # What takes longer hangs, also beside several other suites on one machine.
 PATIENCE = 240.0
 
@@ -50,15 +47,3 @@ def reads_standard_input(pid: int) -> bool:
 
 def _field(status: str, name: str) -> str:
     return status.partition(f"{name}:")[2].split()[0]
-
-
-async def dropped(collection: Collection) -> None:
-    """Drop a collection, whose vectors a worker may be writing for longer than a caller waits for a lock."""
-
-    async def drop() -> bool:
-        with suppress(DatabaseUnavailable):
-            await collection.drop()
-            return True
-        return False
-
-    await until(drop)

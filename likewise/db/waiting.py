@@ -148,10 +148,7 @@ async def texts(tx: Tx, contents: Sequence[int]) -> list[WaitingText]:
 
 
 async def renew(tx: Tx, claim_id: UUID, lease: timedelta) -> None:
-    """Keep a claim for one lease more; it is committed in the same round trip.
-
-    A process that is stopped between the two would hold the rows against those who take over from it.
-    """
+    """Keep a claim for one lease more, and commit: who is stopped before that would keep the rows locked."""
     await tx.execute(RENEW, [lease, claim_id, tx.tenant], commit=True)
 
 

