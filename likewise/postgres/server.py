@@ -256,26 +256,13 @@ async def create_database(superuser_url: str, name: str) -> None:
     """Make the roles and the database if absent; any number of processes may do so at once.
 
     The database belongs to `likewise_owner` and has pgvector in the schema `likewise`; nobody but the two roles may
-    connect. An older pgvector in it is updated to the one that is installed.
+    connect. An older pgvector in it is updated to the one that is installed. A server that starts, or that recovers
+    from a crash of one of its processes, is waited for.
     """
-    url = make_conninfo(superuser_url, dbname=name)
-    if await _exists(superuser_url, name) and await _is_furnished(url):
-        return
-    async with await connect(superuser_url) as connection:
-        await connection.execute(LOCK, (LOCK_KEY,))
-        await _make_roles(connection)
-        if not await _found(connection, DATABASE_EXISTS, name):
-            await connection.execute(SQL(MAKE_DATABASE).format(database=Identifier(name)))
-        if not await _is_furnished(url):
-            await _furnish(url, name)
-
-
-async def connect(url: str) -> psycopg.AsyncConnection:
-    """Connect in autocommit; wait while the server starts or recovers from a crash of one of its processes."""
     end = asyncio.get_running_loop().time() + WAIT_SECONDS
     while True:
         try:
-            return await psycopg.AsyncConnection.connect(url, autocommit=True)
+            return await _create_database(superuser_url, name)
         except psycopg.OperationalError as error:
             # libpq gives no SQLSTATE for a refused connection; the embedded server's messages are English.
             passing = any(sign in str(error) for sign in PASSING)
@@ -284,8 +271,26 @@ async def connect(url: str) -> psycopg.AsyncConnection:
         await asyncio.sleep(0.02)
 
 
+async def _create_database(superuser_url: str, name: str) -> None:
+    """Do what is left of it: who was cut off at any statement begins again."""
+    url = make_conninfo(superuser_url, dbname=name)
+    if await _exists(superuser_url, name) and await _is_furnished(url):
+        return
+    async with await _connect(superuser_url) as connection:
+        await connection.execute(LOCK, (LOCK_KEY,))
+        await _make_roles(connection)
+        if not await _found(connection, DATABASE_EXISTS, name):
+            await connection.execute(SQL(MAKE_DATABASE).format(database=Identifier(name)))
+        if not await _is_furnished(url):
+            await _furnish(url, name)
+
+
+async def _connect(url: str) -> psycopg.AsyncConnection:
+    return await psycopg.AsyncConnection.connect(url, autocommit=True)
+
+
 async def _exists(superuser_url: str, name: str) -> bool:
-    async with await connect(superuser_url) as connection:
+    async with await _connect(superuser_url) as connection:
         return await _found(connection, DATABASE_EXISTS, name)
 
 
@@ -296,7 +301,7 @@ async def _make_roles(connection: psycopg.AsyncConnection) -> None:
 
 
 async def _is_furnished(url: str) -> bool:
-    async with await connect(url) as connection:
+    async with await _connect(url) as connection:
         versions = await (await connection.execute(VECTOR_VERSIONS)).fetchone()
         if versions is not None and versions[0] != versions[1]:
             await connection.execute(UPDATE_VECTOR)
@@ -304,7 +309,7 @@ async def _is_furnished(url: str) -> bool:
 
 
 async def _furnish(url: str, name: str) -> None:
-    async with await connect(url) as connection, connection.transaction():
+    async with await _connect(url) as connection, connection.transaction():
         for statement in FURNISH:
             await connection.execute(SQL(statement).format(database=Identifier(name)))
 

@@ -9,10 +9,13 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from likewise.postgres.server import EmbeddedServer, create_database
+from likewise.postgres.server import LOCK_KEY, EmbeddedServer, create_database
+from tests.patience import until
 from tests.postgres.server_process import scratch_folder
 
 CANARY = "canary-7f3a"
+# The process that writes checkpoints is a new one after each recovery.
+RECOVERIES = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,16 @@ async def one(url: str, statement: str) -> object:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         row = await (await connection.execute(statement)).fetchone()
         return row[0] if row else None
+
+
+async def until_one_waits(server: EmbeddedServer, event: str) -> None:
+    """Until one session is in a statement that waits for an event, by the name that Postgres has for it."""
+
+    async def waits() -> bool:
+        count = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = '{event}'"
+        return await one(server.superuser_url(), count) == 1
+
+    await until(waits)
 
 
 async def test_the_roles_may_do_no_more_than_they_must(server: EmbeddedServer) -> None:
@@ -60,6 +73,19 @@ async def test_a_database_is_made_once_however_many_ask(server: EmbeddedServer) 
     url = server.url(database='odd "name"')
     assert await one(url, "SELECT current_database()") == 'odd "name"'
     assert await one(url, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+
+
+async def test_who_makes_a_database_while_a_session_crashes_makes_it_all_the_same(server: EmbeddedServer) -> None:
+    # Given one who is in the middle of it, behind another session
+    other = await psycopg.AsyncConnection.connect(server.superuser_url(), autocommit=True)
+    await other.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+    making = asyncio.create_task(create_database(server.superuser_url(), "crashed"))
+    await until_one_waits(server, "advisory")
+    # When the process of that session is killed, and Postgres ends all sessions
+    os.kill(other.info.backend_pid, signal.SIGKILL)
+    # Then
+    await making
+    assert await one(server.url(database="crashed"), "SELECT 1 FROM pg_extension WHERE extname = 'vector'") == 1
 
 
 async def test_the_server_is_reached_by_its_socket_only(server: EmbeddedServer) -> None:
@@ -105,17 +131,24 @@ async def test_bound_parameters_do_not_reach_the_log(server: EmbeddedServer) -> 
 
 async def test_the_statement_of_a_crashed_session_does_not_reach_the_log(server: EmbeddedServer) -> None:
     # Given a session in the middle of a statement
+    before = await one(server.superuser_url(), RECOVERIES)
     connection = await psycopg.AsyncConnection.connect(server.url(), autocommit=True)
     pid = connection.info.backend_pid
     running = asyncio.create_task(connection.execute(f"SELECT pg_sleep(30), '{CANARY}'"))
-    await asyncio.sleep(0.2)
+    await until_one_waits(server, "PgSleep")
     # When its process is killed, Postgres ends all sessions and recovers
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(psycopg.OperationalError):
         await running
-    # Then an attach waits for that, and the log is clean
+
+    async def has_recovered() -> bool:
+        with suppress(psycopg.OperationalError):
+            return await one(server.superuser_url(), RECOVERIES) != before
+        return False
+
+    # Then an attach meanwhile is let in, and the log is clean
     again = await EmbeddedServer.start(server.data_directory.parent.parent, durable=False)
-    assert await one(again.url(), "SELECT 1") == 1
+    await until(has_recovered)
     await again.close()
     assert_log_is_clean(server)
 
