@@ -15,7 +15,7 @@ from tests.postgres.server_process import scratch_folder
 
 CANARY = "canary-7f3a"
 # The process that writes checkpoints is a new one after each recovery.
-RECOVERIES = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+CHECKPOINTER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ async def test_bound_parameters_do_not_reach_the_log(server: EmbeddedServer) -> 
 
 async def test_the_statement_of_a_crashed_session_does_not_reach_the_log(server: EmbeddedServer) -> None:
     # Given a session in the middle of a statement
-    before = await one(server.superuser_url(), RECOVERIES)
+    before = await one(server.superuser_url(), CHECKPOINTER)
     connection = await psycopg.AsyncConnection.connect(server.url(), autocommit=True)
     pid = connection.info.backend_pid
     running = asyncio.create_task(connection.execute(f"SELECT pg_sleep(30), '{CANARY}'"))
@@ -143,7 +143,7 @@ async def test_the_statement_of_a_crashed_session_does_not_reach_the_log(server:
 
     async def has_recovered() -> bool:
         with suppress(psycopg.OperationalError):
-            return await one(server.superuser_url(), RECOVERIES) != before
+            return await one(server.superuser_url(), CHECKPOINTER) != before
         return False
 
     # Then an attach meanwhile is let in, and the log is clean
