@@ -272,7 +272,7 @@ async def create_database(superuser_url: str, name: str) -> None:
 
 
 async def _create_database(superuser_url: str, name: str) -> None:
-    """Make the database with its roles and extension, or the part of them that is missing after a cut."""
+    """Make what is missing of the roles, the database and its extension."""
     url = make_conninfo(superuser_url, dbname=name)
     if await _exists(superuser_url, name) and await _is_furnished(url):
         return

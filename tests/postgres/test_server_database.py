@@ -85,6 +85,7 @@ async def test_who_makes_a_database_while_a_session_crashes_makes_it_all_the_sam
     os.kill(other.info.backend_pid, signal.SIGKILL)
     # Then
     await making
+    await other.close()
     assert await one(server.url(database="crashed"), "SELECT 1 FROM pg_extension WHERE extname = 'vector'") == 1
 
 
