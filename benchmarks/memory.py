@@ -117,6 +117,8 @@ def main() -> None:
     """Measure, or serve with another capacity."""
     if sys.argv[1:2] == ["--serve-with"]:
         openvino.MAX_SHAPES.update(dict.fromkeys(openvino.MAX_SHAPES, int(sys.argv[2])))
+        if int(sys.argv[2]) == DEFAULT_CAPACITY:
+            openvino.MAX_PRIMITIVES = 1_024  # what oneDNN keeps where nobody says anything else
         sys.argv[1:] = sys.argv[3:]
         likewise_program()
         return

@@ -6,6 +6,7 @@ benchmarks/reference_vectors.py made the references.
 import asyncio
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from likewise.embedding.provider import ProviderResult
 from likewise.embedding.providers.local import pack
 from likewise.embedding.providers.openvino import OpenVinoProvider
 from likewise.settings import Settings, load_settings
+from tests.embedding import tiny
 from tests.embedding.references import REFERENCE, TEXTS, cosines
 
 LIMIT = 256
@@ -146,3 +148,31 @@ def test_openvino_does_not_call_home(tmp_path: Path, settings: Settings) -> None
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "False"
     assert not (tmp_path / "intel").exists()
+
+
+@pytest.mark.parametrize(("said", "made_again"), [({}, True), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, False)])
+def test_few_primitives_are_kept_unless_the_environment_says_so(
+    tmp_path: Path, said: dict[str, str], made_again: bool
+) -> None:
+    # Given a process that tells which primitives it makes, and more shapes of batches than those kept are for
+    folder = tiny.write_folder(tmp_path / "own", tiny.weights())
+    code = (
+        "import os, sys; from pathlib import Path; from likewise.embedding.models import local_spec;"
+        "from likewise.embedding.providers.openvino import load; from likewise.settings import load_settings;"
+        "path = Path(sys.argv[1]);"
+        "provider = load(local_spec('own', path), path, load_settings(precision='f32', data_dir=sys.argv[2]));"
+        "batches = [[[2, *[4] * length, 3]] * texts for texts in range(1, 10) for length in range(1, 11)];"
+        "[provider.query.run(batch) for batch in 2 * batches];"
+        "print('left', os.environ.get('ONEDNN_PRIMITIVE_CACHE_CAPACITY'))"
+    )
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "ONEDNN_VERBOSE": "2", **said}
+    # When each shape comes twice
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "data")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path.cwd())
+    # Then what was made for the first is gone by the second, or is not
+    lines = done.stdout.splitlines()
+    made = Counter(line.rpartition(",")[0] for line in lines if "primitive,create:cache_miss" in line)
+    assert made
+    assert (max(made.values()) > 1) == made_again
+    # and the environment is as it was
+    assert f"left {said.get('ONEDNN_PRIMITIVE_CACHE_CAPACITY')}" in lines
