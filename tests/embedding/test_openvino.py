@@ -161,7 +161,7 @@ def test_few_primitives_are_kept_unless_the_environment_says_so(
         "from likewise.embedding.providers.openvino import load; from likewise.settings import load_settings;"
         "path = Path(sys.argv[1]);"
         "provider = load(local_spec('own', path), path, load_settings(precision='f32', data_dir=sys.argv[2]));"
-        "batches = [[[2, *[4] * length, 3]] * texts for texts in range(1, 10) for length in range(1, 11)];"
+        "batches = [[[2, *[4] * length, 3]] * texts for texts in range(1, 15) for length in range(1, 11)];"
         "[provider.query.run(batch) for batch in 2 * batches];"
         "print('left', os.environ.get('ONEDNN_PRIMITIVE_CACHE_CAPACITY'))"
     )

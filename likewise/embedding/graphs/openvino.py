@@ -37,10 +37,10 @@ MAX_SHAPES: dict[Hint, int] = {"THROUGHPUT": 16, "LATENCY": 32}
 # multiples of 8 those of 8 to 24 tokens take 1.1 times as long, of 4 to 60 1.06 times (f32, without AVX-512), without
 # padding as long as now.
 SINGLE_STEP = 2
-# oneDNN, in the CPU plugin, keeps what it makes too, 1,024 primitives of any shape by default: a server without
-# AVX-512 grew from 640 to 780 MiB. With 64 a query of up to 64 tokens takes as long, one of a shape that is made anew
-# 1.04 times as long, as with none at all.
-MAX_PRIMITIVES = 64
+# oneDNN, in the CPU plugin, keeps what it makes too, 1,024 primitives of any shape by default: a server without AVX-512
+# grew from 640 to 780 MiB. With 256 it holds 630, with 64 580, but then batches of ever new shapes, as of many callers
+# with one text each, take up to 1.04 times as long.
+MAX_PRIMITIVES = 256
 _PRIMITIVES_SETTING = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 _MAKING_FIRST = Lock()
 
