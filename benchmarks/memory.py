@@ -3,8 +3,9 @@
     python -m benchmarks.memory [--requests 3000] [--capacity -1 0]
 
 3,000 requests of 1 to 16 texts of 3 to 300 words in random order, the same for each server, without a cache of vectors.
-With more than one `--capacity` (shapes of batches that each graph keeps ready, 0: the runtime's own default, -1: what
-Likewise says) a server of each runs, and they are asked in turns; rates are compared with that of the last.
+With more than one `--capacity` (shapes of batches that each graph keeps ready, 0: the runtime's own defaults, those of
+its primitives too, -1: what Likewise says) a server of each runs, and they are asked in turns; rates are compared with
+that of the last.
 """
 
 import argparse
@@ -32,6 +33,7 @@ CALLERS = 2
 TOLD_EVERY = 500
 # As many as the runtime keeps where nobody says anything else.
 DEFAULT_CAPACITY = 5_000
+DEFAULT_PRIMITIVES = 1_024
 NAMES = {0: "runtime's", -1: "Likewise's"}
 
 
@@ -118,7 +120,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--serve-with"]:
         openvino.MAX_SHAPES.update(dict.fromkeys(openvino.MAX_SHAPES, int(sys.argv[2])))
         if int(sys.argv[2]) == DEFAULT_CAPACITY:
-            openvino.MAX_PRIMITIVES = 1_024  # what oneDNN keeps where nobody says anything else
+            openvino.MAX_PRIMITIVES = DEFAULT_PRIMITIVES
         sys.argv[1:] = sys.argv[3:]
         likewise_program()
         return

@@ -38,11 +38,12 @@ MAX_SHAPES: dict[Hint, int] = {"THROUGHPUT": 16, "LATENCY": 32}
 # padding as long as now.
 SINGLE_STEP = 2
 # oneDNN, in the CPU plugin, keeps what it makes too, 1,024 primitives of any shape by default: a server without AVX-512
-# grew from 640 to 780 MiB. With 256 it holds 630, with 64 580, but then batches of ever new shapes, as of many callers
-# with one text each, take up to 1.04 times as long.
+# grew from 640 to 780 MiB. With 256 it holds 630 MiB; with 64 it holds 580, but batches of ever new shapes, as of many
+# callers with one text each, take up to 1.04 times as long (docs/benchmarks.md, Memory).
 MAX_PRIMITIVES = 256
-_PRIMITIVES_SETTING = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-_MAKING_FIRST = Lock()
+_CAPACITY_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+_OLDER_CAPACITY_VARIABLE = "DNNL_PRIMITIVE_CACHE_CAPACITY"  # oneDNN reads it too
+_ENVIRONMENT_LOCK = Lock()
 
 
 @contextmanager
@@ -173,16 +174,17 @@ def compile_graph(
 def _bound_primitives() -> None:
     """Have oneDNN keep MAX_PRIMITIVES, unless the environment says how many.
 
-    It reads that once, with its first primitive, and nowhere else; so one is made here. What else in this process has a
-    oneDNN of its own, as torch, keeps its own number.
+    The CPU plugin exports no function for it: its oneDNN reads a variable once, with the process's first primitive.
+    So one is made here. Where other code ran OpenVINO before, its number stays. The variable is removed again, because
+    libraries such as torch have a oneDNN of their own that reads it too.
     """
-    with _MAKING_FIRST:
-        if _PRIMITIVES_SETTING in os.environ:
+    with _ENVIRONMENT_LOCK:  # @cache lets several threads in at first
+        if _CAPACITY_VARIABLE in os.environ or _OLDER_CAPACITY_VARIABLE in os.environ:
             return
-        os.environ[_PRIMITIVES_SETTING] = str(MAX_PRIMITIVES)
+        os.environ[_CAPACITY_VARIABLE] = str(MAX_PRIMITIVES)
         try:
-            # not a product of matrices, which another library may make
+            # oneDNN makes a softmax; a product of matrices OpenVINO may give to another library
             numbers = ops.parameter([1, 2], np.float32)
             openvino.Core().compile_model(openvino.Model([ops.softmax(numbers, 1)], [numbers]), "CPU")
         finally:
-            del os.environ[_PRIMITIVES_SETTING]
+            os.environ.pop(_CAPACITY_VARIABLE, None)
