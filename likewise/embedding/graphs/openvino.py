@@ -38,9 +38,9 @@ MAX_SHAPES: dict[Hint, int] = {"THROUGHPUT": 16, "LATENCY": 32}
 # padding as long as now.
 SINGLE_STEP = 2
 # oneDNN, in the CPU plugin, keeps what it makes too, 1,024 primitives of any shape by default: a server without AVX-512
-# grew from 640 to 780 MiB. With 256 it holds 630 MiB; with 64 it holds 580, but batches of ever new shapes, as of many
-# callers with one text each, take up to 1.04 times as long (docs/benchmarks.md, Memory).
-MAX_PRIMITIVES = 256
+# grew from 640 to 780 MiB. With 512 it holds 680 MiB, and answers take as long as with 1,024. With 256 it holds 630,
+# but one new text takes 1.04 times as long (docs/benchmarks.md, Memory).
+MAX_PRIMITIVES = 512
 _CAPACITY_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 _OLDER_CAPACITY_VARIABLE = "DNNL_PRIMITIVE_CACHE_CAPACITY"  # oneDNN reads it too
 _ENVIRONMENT_LOCK = Lock()
